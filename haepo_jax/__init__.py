@@ -1,0 +1,61 @@
+"""haepo_jax: functional reinforcement learning around HAEPO in JAX.
+
+The names below are the public surface. They are loaded on first use, so that a command line can check its input before
+it pays for importing jax.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from haepo_jax.algorithms.dpo import DPO as DPO
+    from haepo_jax.algorithms.grpo import GRPO as GRPO
+    from haepo_jax.algorithms.haepo import HAEPO as HAEPO
+    from haepo_jax.algorithms.hyperparameters import HyperparameterError as HyperparameterError
+    from haepo_jax.algorithms.ppo import PPO as PPO
+    from haepo_jax.envs import list_envs as list_envs
+    from haepo_jax.envs import make_env as make_env
+    from haepo_jax.losses import dpo_loss as dpo_loss
+    from haepo_jax.losses import generalized_advantage_estimation as generalized_advantage_estimation
+    from haepo_jax.losses import grpo_loss as grpo_loss
+    from haepo_jax.losses import haepo_loss as haepo_loss
+    from haepo_jax.losses import haepo_prefix_loss as haepo_prefix_loss
+    from haepo_jax.losses import plackett_luce_weights as plackett_luce_weights
+    from haepo_jax.losses import ppo_loss as ppo_loss
+    from haepo_jax.losses import trajectory_log_likelihood as trajectory_log_likelihood
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "HAEPO": "haepo_jax.algorithms.haepo",
+    "PPO": "haepo_jax.algorithms.ppo",
+    "GRPO": "haepo_jax.algorithms.grpo",
+    "DPO": "haepo_jax.algorithms.dpo",
+    "HyperparameterError": "haepo_jax.algorithms.hyperparameters",
+    "make_env": "haepo_jax.envs",
+    "list_envs": "haepo_jax.envs",
+    "trajectory_log_likelihood": "haepo_jax.losses",
+    "plackett_luce_weights": "haepo_jax.losses",
+    "haepo_loss": "haepo_jax.losses",
+    "haepo_prefix_loss": "haepo_jax.losses",
+    "ppo_loss": "haepo_jax.losses",
+    "grpo_loss": "haepo_jax.losses",
+    "dpo_loss": "haepo_jax.losses",
+    "generalized_advantage_estimation": "haepo_jax.losses",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'haepo_jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

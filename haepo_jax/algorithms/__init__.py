@@ -1,0 +1,1 @@
+"""The algorithms; each is a frozen pytree with `init`, `train_step`, `train` and `evaluate`."""

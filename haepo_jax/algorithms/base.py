@@ -1,0 +1,270 @@
+"""What every algorithm shares: the train state, schedules, the optimiser, evaluation and the loop over updates.
+
+An algorithm is a frozen pytree. Its methods are pure, so they jit, vmap and scan; its numeric hyperparameters are
+leaves, so `jax.vmap(lambda lr: algo.replace(learning_rate=lr).train(key))(rates)` trains them all at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from haepo_jax.algorithms import hyperparameters
+from haepo_jax.counting import StepCount
+from haepo_jax.distributions import Distribution, action_distribution
+from haepo_jax.envs.base import as_environment, check_environment
+from haepo_jax.losses import AUTO
+from haepo_jax.networks import Policy, as_policy, default_policy
+from haepo_jax.normalization import RunningStatistics
+from haepo_jax.rollout import collect_episodes, lane_keys
+from haepo_jax.spaces import Box
+from haepo_jax.unbatched import any_lane
+
+Metrics = dict[str, jax.Array]
+
+_EVALUATION_SEED = 0x5EED
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that one update needs from the one before.
+
+    Attributes:
+      params: of the policy being optimised, and of the value function where there is one.
+      opt_state: of optax.
+      reference: parameters of the frozen policy that a KL or a preference is measured against; None where it is always
+        the policy that collected the batch.
+      normalizer: running statistics of observations, or None where they are not normalised.
+      extra: what one algorithm alone keeps, such as PPO's environments in mid-episode.
+      key: the run's typed PRNG key, never changed; randomness is folded in from it by update and lane.
+      update: () int32, updates done.
+      env_steps: live environment steps done.
+    """
+
+    params: Any
+    opt_state: Any
+    reference: Any
+    normalizer: RunningStatistics | None
+    extra: Any
+    key: jax.Array
+    update: jax.Array
+    env_steps: StepCount
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm(hyperparameters.Common):
+    """The base of `HAEPO`, `PPO`, `GRPO` and `DPO`, which add `train_step`.
+
+    Attributes:
+      env: an environment, or its name; see `make_env`.
+      policy: a Flax Linen module, a function rngs -> NNX module, or an object with `init` and `apply`; None: the default
+        network for the environment's spaces.
+
+    Raises:
+      HyperparameterError: at construction, for a value that cannot be used.
+    """
+
+    env: Any
+    policy: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        # jax rebuilds the object with tracers and placeholders in its leaves, so every step here leaves those alone.
+        if isinstance(self.env, str) or jax.tree_util.all_leaves([self.env]):
+            object.__setattr__(self, "env", as_environment(self.env))
+        if self.policy is not None:
+            object.__setattr__(self, "policy", as_policy(self.policy))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.metadata.get("kind") is tuple and isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+            elif field.metadata.get("scheduled") and callable(value) and not isinstance(value, jax.tree_util.Partial):
+                object.__setattr__(self, field.name, jax.tree_util.Partial(value))
+            elif isinstance(value, str) and value == "auto" and field.metadata.get("word") == "auto":
+                object.__setattr__(self, field.name, AUTO)
+        self.check()
+
+    def replace(self, **changes: Any) -> Self:
+        """The same algorithm with some hyperparameters changed; numbers may be tracers."""
+        return dataclasses.replace(self, **changes)
+
+    # Parts that follow from the environment and the hyperparameters.
+
+    @property
+    def network(self) -> Policy:
+        """The policy as a pair of pure functions."""
+        env = self.env
+        return self.policy or default_policy(env.observation_space, env.action_space, self.hidden_sizes, self.activation)
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Clipping and Adam, without the step size, which follows the share of live steps done."""
+        return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), optax.scale_by_adam(eps=1e-5))
+
+    def scheduled(self, progress: jax.Array) -> Self:
+        """This algorithm with every schedule replaced by its value at `progress` () in [0, 1]."""
+        values = {}
+        for field in dataclasses.fields(self):
+            if field.metadata.get("scheduled"):
+                value = getattr(self, field.name)
+                if field.name == "learning_rate" and self.anneal_learning_rate and not isinstance(value, tuple) and not callable(value):
+                    value = (value, 0.0)
+                if isinstance(value, tuple):
+                    value = optax.linear_schedule(*value, transition_steps=1)(progress)
+                elif callable(value):
+                    value = value(progress)
+                values[field.name] = value
+        return self.replace(**values)
+
+    # The life of a run.
+
+    def init(self, key: jax.Array) -> TrainState:
+        """A fresh train state from a typed PRNG key (`jax.random.key(seed)`)."""
+        check_environment(self.env)
+        params_key, run_key = jax.random.split(key)
+        observation = self._example_observation()
+        params = self._init_params(params_key, observation)
+        normalize = self.normalize_observations
+        if normalize is None:
+            normalize = isinstance(self.env.action_space, Box)
+        return TrainState(
+            params=params,
+            opt_state=self.optimizer.init(params),
+            reference=self._init_reference(params),
+            normalizer=RunningStatistics.of(observation) if normalize else None,
+            extra=self._init_extra(run_key),
+            key=run_key,
+            update=jnp.int32(0),
+            env_steps=StepCount.of(0),
+        )
+
+    def train_step(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        """One update: rollout, loss, optimisation. The metrics are float32 scalars with one fixed set of names."""
+        raise TypeError(f"{type(self).__name__} has no train_step of its own")
+
+    def advance(self, state: TrainState, until: StepCount) -> tuple[TrainState, Metrics]:
+        """Updates until `until` live steps are done; the metrics are the last update's (NaN where there was none)."""
+
+        def unfinished(loop: tuple[TrainState, Metrics]) -> jax.Array:
+            return any_lane(loop[0].env_steps < until)
+
+        def step(loop: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            # Under vmap other lanes may still be at work; one that has finished stays as it is.
+            more = loop[0].env_steps < until
+            return jax.tree.map(lambda new, old: jnp.where(more, new, old), self.train_step(loop[0]), loop)
+
+        shapes = jax.eval_shape(self.train_step, state)[1]
+        nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+        return jax.lax.while_loop(unfinished, step, (state, nothing))
+
+    def evaluate(
+        self, state: TrainState, *, episodes: int = 128, greedy: bool = False, key: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """Plays complete episodes with the current policy.
+
+        Args:
+          state: of the run.
+          episodes: how many, side by side.
+          greedy: take each distribution's mode instead of a sample.
+          key: of starts, actions and transitions; by default one fixed key, shared by all runs and seeds, so that
+            differences between them are not differences of luck.
+
+        Returns:
+          `return` (episodes,) float32 and `length` (episodes,) int32.
+        """
+        return self._evaluate(state, episodes, jnp.bool_(greedy), jax.random.key(_EVALUATION_SEED) if key is None else key)
+
+    def _evaluate(self, state: TrainState, episodes: int, greedy: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        reset_key, step_key = jax.random.split(key)
+
+        def act(carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array) -> tuple[Any, jax.Array, None]:
+            carry, distribution = self.act_distribution(state, carry, observation, is_first, action_mask)
+            return carry, jnp.where(greedy, distribution.mode(), distribution.sample(key)), None
+
+        _, returns, lengths = collect_episodes(
+            self.env, act, self.initial_carry(), lane_keys(reset_key, episodes), lane_keys(step_key, episodes), record=False
+        )
+        return {"return": returns, "length": lengths}
+
+    def train(self, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+        """The whole run, one compiled program under `jax.jit`.
+
+        Returns:
+          The final state, and a history of `log_points` rows evenly spaced in live steps: the metrics of the last update
+          before each point, `env_steps` (a `StepCount`), `update`, and the mean `eval_return`, `eval_return_greedy`
+          and `eval_length` of `eval_episodes` episodes. Where one update passes several points, their rows repeat.
+        """
+        points = [-(-self.total_steps * (row + 1) // self.log_points) for row in range(self.log_points)]
+        until = StepCount(jnp.array([p >> 32 for p in points], jnp.uint32), jnp.array([p & 0xFFFFFFFF for p in points], jnp.uint32))
+        state = self.init(key)
+        shapes = jax.eval_shape(self.train_step, state)[1]
+
+        def row(loop: tuple[TrainState, Metrics], until: StepCount) -> tuple[tuple[TrainState, Metrics], dict[str, Any]]:
+            state, metrics = self.advance(loop[0], until)
+            passed = state.update > loop[0].update
+            metrics = jax.tree.map(lambda new, old: jnp.where(passed, new, old), metrics, loop[1])
+            return (state, metrics), {**metrics, **self.progress(state)}
+
+        nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+        (state, _), history = jax.lax.scan(row, (state, nothing), until)
+        return state, history
+
+    def progress(self, state: TrainState) -> dict[str, Any]:
+        """What a row of the history has beside the metrics: counters, and an evaluation where `eval_episodes` > 0."""
+        row: dict[str, Any] = {"env_steps": state.env_steps, "update": state.update}
+        if self.eval_episodes:
+            # Both kinds in one loop: it then takes as many steps as the longest episode, not as the two longest.
+            both = jax.vmap(lambda greedy: self._evaluate(state, self.eval_episodes, greedy, jax.random.key(_EVALUATION_SEED)))
+            played = both(jnp.array([False, True]))
+            row["eval_return"], row["eval_return_greedy"] = jnp.mean(played["return"], axis=1)
+            row["eval_length"] = jnp.mean(played["length"][0].astype(jnp.float32))
+        return row
+
+    # The policy as a function.
+
+    def initial_carry(self) -> Any:
+        """The carry of one environment's policy before its first step."""
+        # The carry holds no parameters, so under jit the initialisation of those is dead code.
+        return self.network.init(jax.random.key(0), self._example_observation())[1]
+
+    def act_distribution(
+        self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array, action_mask: jax.Array | None = None
+    ) -> tuple[Any, Distribution]:
+        """The action distribution of the current policy in one environment, and its next carry."""
+        observation = self.normalized(state.normalizer, observation)
+        carry, output = self.network.apply(self.policy_params(state.params), carry, observation, is_first)
+        return carry, action_distribution(self.env.action_space, output, action_mask)
+
+    @staticmethod
+    def policy_params(params: Any) -> Any:
+        """The policy's part of the parameters."""
+        return params
+
+    @staticmethod
+    def normalized(normalizer: RunningStatistics | None, observation: Any) -> Any:
+        """An observation as the networks see it."""
+        return observation if normalizer is None else normalizer.normalize(observation)
+
+    # What an algorithm may override.
+
+    def _init_params(self, key: jax.Array, observation: Any) -> Any:
+        return self.network.init(key, observation)[0]
+
+    def _init_reference(self, params: Any) -> Any:
+        return None
+
+    def _init_extra(self, key: jax.Array) -> Any:
+        return None
+
+    def _example_observation(self) -> Any:
+        shapes = jax.eval_shape(self.env.reset, jax.random.key(0))[1]
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def _optimize(self, params: Any, opt_state: Any, gradients: Any) -> tuple[Any, Any]:
+        """One optimiser step; `self` must be `scheduled`."""
+        updates, opt_state = self.optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, jax.tree.map(lambda u: -self.learning_rate * u, updates)), opt_state

@@ -1,0 +1,42 @@
+"""DPO: Direct Preference Optimization (Rafailov et al. 2023, arXiv 2305.18290), online, on pairs of episodes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from haepo_jax import losses
+from haepo_jax.algorithms import hyperparameters
+from haepo_jax.algorithms.base import Metrics, TrainState
+from haepo_jax.algorithms.trajectory import Batch, TrajectoryAlgorithm
+from haepo_jax.losses._numerics import masked_mean
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DPO(hyperparameters.DPO, TrajectoryAlgorithm):
+    """In each group the episode with the higher return is preferred; see `dpo_loss`.
+
+    The reference policy is frozen for `reference_interval` updates and then moves to the current one.
+    """
+
+    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        steps = batch.steps
+        current = self.sequence_distribution(params, batch.observation, steps)
+        # Relative to the reference from the first step on: two long sums subtracted would lose digits.
+        log_ratio = current.log_prob(steps.action) - batch.reference.log_prob(steps.action)
+        return losses.dpo_loss(
+            losses.trajectory_log_likelihood(log_ratio, steps.mask), jnp.sum(steps.reward, axis=0),
+            reference_log_likelihood=jnp.zeros(steps.mask.shape[1:]), beta=self.beta, mask=jnp.any(steps.mask, axis=0),
+            entropy_coef=self.entropy_coef, policy_entropy=masked_mean(current.entropy(), steps.mask),
+        )  # fmt: skip
+
+    def _init_reference(self, params: Any) -> Any:
+        return jax.tree.map(jnp.copy, params)
+
+    def _next_reference(self, state: TrainState, params: Any) -> Any:
+        move = (state.update + 1) % self.reference_interval == 0
+        return jax.tree.map(lambda new, old: jnp.where(move, new, old), params, state.reference)

@@ -1,0 +1,237 @@
+"""PPO: Proximal Policy Optimization (Schulman et al. 2017, arXiv 1707.06347)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from haepo_jax import losses
+from haepo_jax.algorithms import hyperparameters
+from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
+from haepo_jax.distributions import Distribution, action_distribution
+from haepo_jax.networks import Policy, as_policy, default_value
+from haepo_jax.normalization import RunningStatistics
+from haepo_jax.rollout import Lanes, Segment, collect_segment, lane_keys, start_lanes
+from haepo_jax.unbatched import any_lane
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Extra:
+    """What PPO keeps between updates: environments in mid-episode, and the scale of rewards (None: not normalised)."""
+
+    lanes: Lanes
+    reward_scale: RewardScale | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RewardScale:
+    """Running statistics of the discounted return, and that return so far in each lane (B,)."""
+
+    statistics: RunningStatistics
+    discounted_return: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What a minibatch is taken from; leading axes (T, N), where a feed-forward network has T = 1: every step alone.
+
+    Attributes:
+      carry: (N, ...) of the networks at the start of each sequence.
+    """
+
+    observation: Any
+    is_first: jax.Array
+    action: jax.Array
+    action_mask: jax.Array | None
+    log_prob: jax.Array
+    value: jax.Array
+    advantage: jax.Array
+    value_target: jax.Array
+
+    def sequences(self, indices: jax.Array) -> Batch:
+        """The sequences of these indices (M,)."""
+        return jax.tree.map(lambda x: jnp.take(x, indices, axis=1), self)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PPO(hyperparameters.PPO, Algorithm):
+    """Clipped surrogate on fixed-length segments with generalised advantage estimation; see `ppo_loss`.
+
+    Policy and value function are separate networks.
+
+    Attributes:
+      value: the value function, in any form that `policy` may have, with a scalar output; None: the default network.
+    """
+
+    value: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.value is not None:
+            object.__setattr__(self, "value", as_policy(self.value))
+
+    @property
+    def value_network(self) -> Policy:
+        """The value function as a pair of pure functions."""
+        return self.value or default_value(self.env.observation_space, self.hidden_sizes, self.activation)
+
+    def train_step(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        """One update: num_steps of every lane, advantages, then num_epochs passes in shuffled minibatches."""
+        now = self.scheduled(state.env_steps.share_of(self.total_steps))
+        step_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.update))
+
+        start = state.extra.lanes
+        segment, lanes = now.collect(state, step_key)
+        rewards, reward_scale = now._scaled_rewards(segment, state.extra.reward_scale)
+        batch, carry = now._batch(state, start, lanes, segment, rewards)
+        params, opt_state, learning = now.learn(state, batch, carry, learn_key)
+
+        normalizer = state.normalizer
+        if normalizer is not None:
+            normalizer = normalizer.update(segment.steps.observation, segment.steps.mask)
+        new_state = dataclasses.replace(
+            state,
+            params=params,
+            opt_state=opt_state,
+            normalizer=normalizer,
+            extra=Extra(lanes, reward_scale),
+            update=state.update + 1,
+            env_steps=state.env_steps + jnp.int32(self.num_envs * self.num_steps),
+        )
+        ended = segment.terminated | segment.truncated
+        metrics = {
+            **learning,
+            "learning_rate": jnp.asarray(now.learning_rate, jnp.float32),
+            "episode_return": jnp.mean(segment.episode_return, where=ended),
+            "episode_length": jnp.mean(segment.episode_length.astype(jnp.float32), where=ended),
+            "episodes": jnp.sum(ended, dtype=jnp.float32),
+        }
+        return new_state, metrics
+
+    def collect(self, state: TrainState, key: jax.Array) -> tuple[Segment, Lanes]:
+        """Steps every lane num_steps times with the current policy, keeping log-probability and value of each step."""
+
+        def act(carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array) -> tuple[Any, jax.Array, Any]:
+            policy_carry, distribution = self.act_distribution(state, carry[0], observation, is_first, action_mask)
+            value_carry, value = self._value(state, carry[1], observation, is_first)
+            action = distribution.sample(key)
+            return (policy_carry, value_carry), action, (distribution.log_prob(action), value)
+
+        def final_value(carry: Any, observation: Any) -> jax.Array:
+            return self._value(state, carry[1], observation, jnp.bool_(False))[1]
+
+        step_keys = lane_keys(key, self.num_envs)
+        return collect_segment(self.env, act, final_value, state.extra.lanes, state.key, step_keys, self.num_steps)
+
+    def learn(self, state: TrainState, batch: Batch, carry: Any, key: jax.Array) -> tuple[Any, Any, Metrics]:
+        """The epochs of one update; `self` must be `scheduled`. Returns parameters, optimiser state and mean metrics."""
+        num_sequences = batch.is_first.shape[1]
+        orders = jax.vmap(lambda key: jax.random.permutation(key, num_sequences))(jax.random.split(key, self.num_epochs))
+        minibatches = orders.reshape(self.num_epochs * self.num_minibatches, -1)
+
+        def step(loop: tuple[Any, Any], indices: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
+            params, opt_state = loop
+            own_carry = jax.tree.map(lambda x: jnp.take(x, indices, axis=0), carry)
+            gradients, metrics = jax.grad(self.loss, has_aux=True)(params, batch.sequences(indices), own_carry)
+            params, opt_state = self._optimize(params, opt_state, gradients)
+            return (params, opt_state), {**metrics, "grad_norm": optax.global_norm(gradients)}
+
+        def step_below_target(loop: tuple[Any, Any, Metrics], indices: jax.Array) -> tuple[tuple[Any, Any, Metrics], Metrics]:
+            # Once the KL has passed the target in one minibatch, the later ones repeat its metrics and change nothing.
+            params, opt_state, last = loop
+            below = last["kl"] <= self.target_kl
+
+            def go() -> tuple[tuple[Any, Any], Metrics]:
+                new, metrics = step((params, opt_state), indices)
+                return jax.tree.map(lambda x, old: jnp.where(below, x, old), (new, metrics), ((params, opt_state), last))
+
+            (params, opt_state), metrics = jax.lax.cond(any_lane(below), go, lambda: ((params, opt_state), last))
+            return (params, opt_state, metrics), metrics
+
+        if self.target_kl is None:
+            (params, opt_state), metrics = jax.lax.scan(step, (state.params, state.opt_state), minibatches)
+        else:
+            shapes = jax.eval_shape(step, (state.params, state.opt_state), minibatches[0])[1]
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            (params, opt_state, _), metrics = jax.lax.scan(step_below_target, (state.params, state.opt_state, nothing), minibatches)
+        return params, opt_state, jax.tree.map(jnp.mean, metrics)
+
+    def loss(self, params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Metrics]:
+        """The scalar to minimise, and metrics, on sequences (T, M)."""
+        distribution, values = self._sequence_outputs(params, batch, carry)
+        flat = lambda x: x.reshape(-1)  # noqa: E731
+        return losses.ppo_loss(
+            flat(distribution.log_prob(batch.action)), flat(batch.log_prob), flat(batch.advantage), values=flat(values),
+            value_targets=flat(batch.value_target), behaviour_values=flat(batch.value), clip_eps=self.clip_eps,
+            value_coef=self.value_coef, value_clip_eps=self.value_clip_eps, entropy_coef=self.entropy_coef,
+            policy_entropy=jnp.mean(distribution.entropy()), normalize_advantages=self.normalize_advantages,
+        )  # fmt: skip
+
+    def _batch(self, state: TrainState, start: Lanes, end: Lanes, segment: Segment, rewards: jax.Array) -> tuple[Batch, Any]:
+        """Advantages and value targets of a segment, laid out as sequences with the carry that each starts from."""
+        log_probs, values = segment.steps.extras
+        last = jax.vmap(lambda carry, observation, is_first: self._value(state, carry[1], observation, is_first)[1])
+        following = jnp.concatenate([values[1:], last(end.carry, end.observation, end.is_first)[None]])
+        bootstrap = jnp.where(segment.truncated, segment.final_value, following)
+        advantages, value_targets = losses.generalized_advantage_estimation(
+            rewards, values, bootstrap, segment.terminated, segment.truncated,
+            discount=self.discount, gae_lambda=self.gae_lambda,
+        )  # fmt: skip
+        batch = Batch(
+            observation=self.normalized(state.normalizer, segment.steps.observation), is_first=segment.is_first,
+            action=segment.steps.action, action_mask=segment.steps.action_mask, log_prob=log_probs, value=values,
+            advantage=advantages, value_target=value_targets,
+        )  # fmt: skip
+        if jax.tree.leaves(start.carry):
+            return batch, start.carry
+        return jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), batch), start.carry
+
+    def _scaled_rewards(self, segment: Segment, scale: RewardScale | None) -> tuple[jax.Array, RewardScale | None]:
+        rewards = segment.steps.reward
+        if scale is None:
+            return rewards, None
+
+        def accumulate(total: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            reward, is_first = now
+            total = jnp.where(is_first, 0, total) * self.discount + reward
+            return total, total
+
+        last, totals = jax.lax.scan(accumulate, scale.discounted_return, (rewards, segment.is_first))
+        statistics = scale.statistics.update(totals, segment.steps.mask)
+        deviation = jnp.sqrt(statistics.squares / jnp.maximum(statistics.count, 1))
+        return jnp.clip(rewards / (deviation + 1e-8), -10, 10), RewardScale(statistics, last)
+
+    def _sequence_outputs(self, params: Any, batch: Batch, carry: Any) -> tuple[Distribution, jax.Array]:
+        def sequence(observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any) -> tuple[Distribution, jax.Array]:
+            output = self.network.apply(params["policy"], carry[0], observation, is_first)[1]
+            values = self.value_network.apply(params["value"], carry[1], observation, is_first)[1]
+            return action_distribution(self.env.action_space, output, action_mask), values
+
+        return jax.vmap(sequence, (1, 1, 1, 0), 1)(batch.observation, batch.is_first, batch.action_mask, carry)
+
+    def _value(self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, jax.Array]:
+        observation = self.normalized(state.normalizer, observation)
+        return self.value_network.apply(state.params["value"], carry, observation, is_first)
+
+    @staticmethod
+    def policy_params(params: Any) -> Any:
+        return params["policy"]
+
+    def _init_params(self, key: jax.Array, observation: Any) -> Any:
+        policy_key, value_key = jax.random.split(key)
+        policy, value = self.network.init(policy_key, observation)[0], self.value_network.init(value_key, observation)[0]
+        return {"policy": policy, "value": value}
+
+    def _init_extra(self, key: jax.Array) -> Extra:
+        value_carry = self.value_network.init(jax.random.key(0), self._example_observation())[1]
+        lanes = start_lanes(self.env, (self.initial_carry(), value_carry), key, self.num_envs)
+        scale = RewardScale(RunningStatistics.of(jnp.float32(0)), jnp.zeros(self.num_envs)) if self.normalize_rewards else None
+        return Extra(lanes, scale)

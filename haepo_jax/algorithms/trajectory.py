@@ -1,0 +1,171 @@
+"""One update of the methods that learn from groups of complete episodes: HAEPO, GRPO and DPO.
+
+They see the same batches and differ in `loss` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from haepo_jax.algorithms import hyperparameters
+from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
+from haepo_jax.distributions import Distribution, action_distribution
+from haepo_jax.rollout import Trajectory, collect_episodes, lane_keys
+from haepo_jax.unbatched import any_lane, max_lane
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Groups of complete episodes, leading axes (T, G, K): time, group, member.
+
+    Attributes:
+      steps: the trajectory; `steps.extras` holds the behaviour policy's log-probabilities.
+      observation: as the networks see it.
+      reference: the reference policy's action distributions.
+    """
+
+    steps: Trajectory
+    observation: Any
+    reference: Distribution
+
+    def groups(self, indices: jax.Array) -> Batch:
+        """The groups of these indices (M,)."""
+        return jax.tree.map(lambda x: jnp.take(x, indices, axis=1), self)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
+    """The base of the algorithms that add a `loss` on a `Batch`."""
+
+    def train_step(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        """One update: num_envs complete episodes, then num_epochs passes over them in minibatches of whole groups."""
+        now = self.scheduled(state.env_steps.share_of(self.total_steps))
+        rollout_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.update))
+
+        steps, returns, lengths, invalid = now.collect(state, rollout_key)
+        params, opt_state, learning = on_live_steps(lambda steps: now.learn(state, steps, learn_key), steps)
+
+        normalizer = state.normalizer
+        if normalizer is not None:
+            normalizer = normalizer.update(steps.observation, steps.mask)
+        new_state = dataclasses.replace(
+            state,
+            params=params,
+            opt_state=opt_state,
+            reference=now._next_reference(state, params),
+            normalizer=normalizer,
+            update=state.update + 1,
+            env_steps=state.env_steps + jnp.sum(lengths),
+        )
+        valid = ~invalid
+        metrics = {
+            **learning,
+            "learning_rate": jnp.asarray(now.learning_rate, jnp.float32),
+            "episode_return": jnp.mean(returns, where=valid),
+            "episode_length": jnp.mean(lengths.astype(jnp.float32), where=valid),
+            "episodes": jnp.sum(valid, dtype=jnp.float32),
+            "invalid_episodes": jnp.sum(invalid, dtype=jnp.float32),
+        }
+        return new_state, metrics
+
+    def collect(self, state: TrainState, key: jax.Array) -> tuple[Trajectory, jax.Array, jax.Array, jax.Array]:
+        """Plays num_envs episodes with the current policy, the behaviour policy of this update.
+
+        Returns:
+          The steps (T, G, K); returns, lengths, and whether an episode is invalid (num_envs,): one with a non-finite
+          observation or reward leaves its group.
+        """
+        reset_key, step_key = jax.random.split(key)
+        num_groups = self.num_envs // self.group_size
+        if self.shared_start:
+            reset_keys = jnp.repeat(lane_keys(reset_key, num_groups), self.group_size)
+        else:
+            reset_keys = lane_keys(reset_key, self.num_envs)
+
+        def act(carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+            carry, distribution = self.act_distribution(state, carry, observation, is_first, action_mask)
+            action = distribution.sample(key)
+            return carry, action, distribution.log_prob(action)
+
+        steps, returns, lengths = collect_episodes(
+            self.env, act, self.initial_carry(), reset_keys, lane_keys(step_key, self.num_envs)
+        )
+        assert steps is not None
+        steps, invalid = drop_invalid(steps)
+        grouped = lambda x: x.reshape(x.shape[0], num_groups, self.group_size, *x.shape[2:])  # noqa: E731
+        return jax.tree.map(grouped, steps), returns, lengths, invalid
+
+    def learn(self, state: TrainState, steps: Trajectory, key: jax.Array) -> tuple[Any, Any, Metrics]:
+        """The epochs of one update; `self` must be `scheduled`. Returns parameters, optimiser state and mean metrics."""
+        observation = self.normalized(state.normalizer, steps.observation)
+        reference_params = state.params if state.reference is None else state.reference
+        batch = Batch(steps, observation, self.sequence_distribution(reference_params, observation, steps))
+
+        num_groups = self.num_envs // self.group_size
+        orders = jax.vmap(lambda key: jax.random.permutation(key, num_groups))(jax.random.split(key, self.num_epochs))
+        minibatches = orders.reshape(self.num_epochs * self.num_minibatches, -1)
+
+        def step(carry: tuple[Any, Any], groups: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
+            params, opt_state = carry
+            gradients, metrics = jax.grad(self.loss, has_aux=True)(params, batch.groups(groups))
+            params, opt_state = self._optimize(params, opt_state, gradients)
+            return (params, opt_state), {**metrics, "grad_norm": optax.global_norm(gradients)}
+
+        (params, opt_state), metrics = jax.lax.scan(step, (state.params, state.opt_state), minibatches)
+        return params, opt_state, jax.tree.map(jnp.mean, metrics)
+
+    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        """The scalar to minimise, and metrics."""
+        raise TypeError(f"{type(self).__name__} has no loss of its own")
+
+    def sequence_distribution(self, params: Any, observation: Any, steps: Trajectory) -> Distribution:
+        """Action distributions (T, G, K) under `params` for whole episodes."""
+        carry = self.initial_carry()
+        is_first = jnp.arange(steps.mask.shape[0]) == 0
+
+        def lane(observation: Any, action_mask: jax.Array | None) -> Distribution:
+            output = self.network.apply(params, carry, observation, is_first)[1]
+            return action_distribution(self.env.action_space, output, action_mask)
+
+        return jax.vmap(jax.vmap(lane, 1, 1), 1, 1)(observation, steps.action_mask)
+
+    def _init_reference(self, params: Any) -> Any:
+        # None stands for the policy that collected the batch.
+        return jax.tree.map(jnp.copy, params) if getattr(self, "reference", None) == "initial" else None
+
+    def _next_reference(self, state: TrainState, params: Any) -> Any:
+        return state.reference
+
+
+def on_live_steps(function: Callable[[Trajectory], Any], steps: Trajectory) -> Any:
+    """`function(steps)` on the shortest of three prefixes (1/8, 1/3, all) that holds every live step.
+
+    Episodes end long before the horizon in most environments, and the steps behind the last live one would cost as much
+    as the live ones.
+    """
+    horizon = steps.mask.shape[0]
+    sizes = sorted({-(-horizon // parts) for parts in (8, 3, 1)})
+    longest = max_lane(jnp.sum(jnp.any(steps.mask, axis=(1, 2))))
+    branches = [lambda steps, size=size: function(jax.tree.map(lambda x: x[:size], steps)) for size in sizes]
+    return jax.lax.switch(jnp.searchsorted(jnp.array(sizes), longest), branches, steps)
+
+
+def drop_invalid(steps: Trajectory) -> tuple[Trajectory, jax.Array]:
+    """Masks out whole episodes (T, B) that hold a non-finite observation or reward; returns those lanes (B,) too."""
+    finite = jnp.isfinite(steps.reward)
+    for x in jax.tree.leaves(steps.observation):
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            finite &= jnp.all(jnp.isfinite(x), axis=tuple(range(2, x.ndim)))
+    invalid = ~jnp.all(finite, axis=0)
+
+    def drop(x: jax.Array) -> jax.Array:
+        return jnp.where(jnp.expand_dims(invalid, tuple(range(1, x.ndim - 1))), jnp.zeros_like(x), x)
+
+    return jax.lax.cond(any_lane(invalid), lambda: jax.tree.map(drop, steps), lambda: steps), invalid

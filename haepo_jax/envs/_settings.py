@@ -1,0 +1,56 @@
+"""Checks of the keyword arguments of `make_env`, in one line each and without jax."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from haepo_jax.envs.names import near_matches
+
+
+def constructor_settings(factory: Callable[..., Any]) -> dict[str, Any]:
+    """The named keyword arguments of `factory` and their defaults (None where there is none)."""
+    return {
+        name: None if parameter.default is parameter.empty else parameter.default
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+
+def check_settings(env: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse settings that `defaults` does not name, or whose type differs from the default's.
+
+    Raises:
+        ValueError: a name is unknown; near matches and all valid names are in the message.
+        TypeError: a value has the wrong type.
+    """
+    for name, value in given.items():
+        if name not in defaults:
+            matches = near_matches(name, list(defaults))
+            hint = f"did you mean {' or '.join(map(repr, matches))}? " if matches else ""
+            valid = ", ".join(defaults) or "none"
+            raise ValueError(f"{env} has no setting {name!r}; {hint}(settings: {valid})")
+        check_type(f"{env}: {name}", value, defaults[name])
+
+
+def check_type(what: str, value: Any, default: Any) -> None:
+    """Refuse a `value` of another kind than a bool, int, float or str `default`; other defaults accept anything."""
+    if isinstance(default, bool):
+        expected, fits = "true or false", isinstance(value, bool)
+    elif isinstance(default, Integral):
+        expected, fits = "an integer", isinstance(value, Integral) and not isinstance(value, bool)
+        if fits and abs(int(value)) >= 2**31:
+            raise ValueError(f"{what} does not fit in 32 bits, got {value}")
+    elif isinstance(default, Real):
+        expected, fits = "a number", isinstance(value, Real) and not isinstance(value, bool)
+    elif isinstance(default, str):
+        expected, fits = "a string", isinstance(value, str)
+    else:
+        return
+    if not fits:
+        raise TypeError(f"{what} must be {expected}, got {value!r}")
+
+
+def freeze(value: Any) -> Any:
+    """Lists, as config files give them, become tuples, so that equal settings hash equal."""
+    return tuple(freeze(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,279 @@
+"""The environment protocol: all that the rest of the library knows about environments.
+
+Every function is for one environment; the library vmaps. An environment never resets itself.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haepo_jax.spaces import Box, Discrete, Space
+
+Array: TypeAlias = jax.Array
+PyTree: TypeAlias = Any
+
+
+class TimeStep(NamedTuple):
+    """What a step returns. `terminated`: the episode's natural end; `truncated`: the time limit, and not terminated."""
+
+    state: PyTree
+    observation: PyTree
+    reward: Array  # float32 ()
+    terminated: Array  # bool ()
+    truncated: Array  # bool ()
+
+
+class Environment(Protocol):
+    """One environment.
+
+    Optional, for a `Discrete` action space: `action_mask(state) -> bool (n,)`, the valid actions.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def horizon(self) -> int:
+        """No episode is longer than this many steps."""
+        ...
+
+    @property
+    def observation_space(self) -> Space:
+        """A `Discrete`, a `Box`, or a nested dict or tuple of them."""
+        ...
+
+    @property
+    def action_space(self) -> Discrete | Box: ...
+
+    def reset(self, key: Array) -> tuple[PyTree, PyTree]:
+        """Start an episode: (state, observation)."""
+        ...
+
+    def step(self, key: Array, state: PyTree, action: Array) -> TimeStep:
+        """One step with an action in the environment's own units. The state keeps its structure, shapes and dtypes."""
+        ...
+
+
+class Replaceable:
+    """Gives a frozen dataclass `replace`."""
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed. `env.replace(params=...)` may carry traced or batched parameters."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+def static_field(**kwargs: Any) -> Any:
+    """A dataclass field that is part of the pytree's structure, not a leaf."""
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+class _ByIdentity:
+    """Holds any object as static metadata: hashable whatever it is, and equal only to a holder of the same object."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByIdentity) and other.value is self.value
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlainEnvironment(Replaceable):
+    """A user's ordinary object that follows the protocol, made a pytree without leaves; its numbers stay constants.
+
+    Rewards are cast to float32, flags to bool, and state leaves to the dtypes they had before the step.
+    """
+
+    holder: _ByIdentity = static_field()
+
+    @property
+    def name(self) -> str:
+        return self.holder.value.name
+
+    @property
+    def horizon(self) -> int:
+        return self.holder.value.horizon
+
+    @property
+    def observation_space(self) -> Any:
+        return self.holder.value.observation_space
+
+    @property
+    def action_space(self) -> Discrete | Box:
+        return self.holder.value.action_space
+
+    def reset(self, key: Array) -> tuple[PyTree, PyTree]:
+        state, observation = self.holder.value.reset(key)
+        return strongly_typed(state), strongly_typed(observation)
+
+    def step(self, key: Array, state: PyTree, action: Array) -> TimeStep:
+        result = self.holder.value.step(key, state, action)
+        if not isinstance(result, tuple) or len(result) != len(TimeStep._fields):
+            raise TypeError(f"{self.name}: step must return a TimeStep({', '.join(TimeStep._fields)})")
+        return finish_step(self.name, state, *result)
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for what is not defined above: action_mask, if the object has one, and its own extras.
+        if name.startswith("__") or name == "holder":
+            raise AttributeError(name)
+        return getattr(self.holder.value, name)
+
+
+def as_environment(obj: Any) -> Environment:
+    """An environment from a name, or from an object that follows the protocol.
+
+    A registered pytree is returned as it is; a plain object is wrapped (see `PlainEnvironment`).
+
+    Raises:
+        TypeError: a member is missing, or what reset or step returns does not fit the protocol.
+        ValueError: unknown name, or a horizon below 1.
+    """
+    if isinstance(obj, str):
+        from haepo_jax.envs import make_env
+
+        return make_env(obj)
+    members = ("name", "horizon", "observation_space", "action_space", "reset", "step")
+    missing = [member for member in members if not hasattr(obj, member)]
+    if missing:
+        raise TypeError(f"{type(obj).__name__} is no environment: it has no {', '.join(missing)}")
+    if isinstance(obj, type):
+        raise TypeError(f"{obj.__name__} is a class: pass an instance")
+    env = PlainEnvironment(_ByIdentity(obj)) if jax.tree_util.all_leaves([obj]) else obj
+    check_environment(env)
+    return env
+
+
+def has_action_mask(env: Environment) -> bool:
+    """Whether the environment tells which of its discrete actions are valid."""
+    return callable(getattr(env, "action_mask", None))
+
+
+def check_environment(env: Environment) -> None:
+    """Trace one reset and one step abstractly (nothing is computed) and say in one line what breaks the protocol.
+
+    Raises:
+        TypeError: a space, observation, state, reward, flag or mask is not what the protocol says.
+        ValueError: a horizon below 1.
+    """
+    name = env.name
+    if isinstance(env.horizon, bool) or not isinstance(env.horizon, int | np.integer):
+        raise TypeError(f"{name}: horizon must be an integer, got {env.horizon!r}")
+    if env.horizon < 1:
+        raise ValueError(f"{name}: horizon must be at least 1, got {env.horizon}")
+    if not isinstance(env.action_space, Discrete | Box):
+        raise TypeError(f"{name}: action_space must be a Discrete or a Box, got {type(env.action_space).__name__}")
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    start = jax.eval_shape(env.reset, key)
+    if not isinstance(start, tuple) or len(start) != 2:
+        raise TypeError(f"{name}: reset must return (state, observation)")
+    state, observation = start
+    action = jax.ShapeDtypeStruct(env.action_space.shape, env.action_space.dtype)
+    result = jax.eval_shape(env.step, key, state, action)
+    if not isinstance(result, TimeStep):
+        raise TypeError(f"{name}: step must return a TimeStep({', '.join(TimeStep._fields)})")
+    _check_observation(f"{name}: the observation of reset", env.observation_space, observation)
+    _check_observation(f"{name}: the observation of step", env.observation_space, result.observation)
+    _check_same(f"{name}: the state", state, result.state)
+    for field, dtype in (("reward", np.float32), ("terminated", np.bool_), ("truncated", np.bool_)):
+        value = getattr(result, field)
+        if getattr(value, "shape", None) != () or value.dtype != dtype:
+            raise TypeError(f"{name}: {field} must be a {np.dtype(dtype).name} scalar, got {_describe(value)}")
+    if has_action_mask(env):
+        if not isinstance(env.action_space, Discrete):
+            raise TypeError(f"{name}: action_mask needs a Discrete action space")
+        mask = jax.eval_shape(env.action_mask, state)  # type: ignore[attr-defined]
+        if getattr(mask, "shape", None) != (env.action_space.n,) or mask.dtype != np.bool_:
+            raise TypeError(f"{name}: action_mask must be bool ({env.action_space.n},), got {_describe(mask)}")
+
+
+def strongly_typed(tree: PyTree) -> PyTree:
+    """The same tree of arrays without JAX's weak types, which would make a loop's carry change type."""
+    return jax.tree.map(lambda leaf: _cast(jnp.asarray(leaf), jnp.asarray(leaf).dtype), tree)
+
+
+def finish_step(
+    name: str, old_state: PyTree, state: PyTree, observation: PyTree, reward: Any, terminated: Any, truncated: Any
+) -> TimeStep:
+    """A `TimeStep` in the protocol's types: state leaves in the dtypes of `old_state`, truncation never beside
+    termination.
+
+    Raises:
+        TypeError: the state changed its structure, a shape, or from an integer to a float; reward or a flag is no
+            scalar.
+    """
+    if jax.tree.structure(old_state) != jax.tree.structure(state):
+        raise TypeError(f"{name}: the state's structure differs between reset and step")
+    state = jax.tree_util.tree_map_with_path(lambda path, old, new: _cast_like(name, path, old, new), old_state, state)
+    reward, terminated, truncated = jnp.asarray(reward), jnp.asarray(terminated), jnp.asarray(truncated)
+    for field, value in (("reward", reward), ("terminated", terminated), ("truncated", truncated)):
+        if value.shape != ():
+            raise TypeError(f"{name}: {field} must be a scalar, got {_describe(value)}")
+    terminated = _cast(terminated, np.bool_)
+    truncated = jnp.logical_and(_cast(truncated, np.bool_), jnp.logical_not(terminated))
+    return TimeStep(state, strongly_typed(observation), _cast(reward, np.float32), terminated, truncated)
+
+
+def space_of(example: PyTree) -> PyTree:
+    """Unbounded boxes in the shapes and dtypes of an observation (arrays or `jax.ShapeDtypeStruct`s)."""
+    return jax.tree.map(lambda leaf: Box(-np.inf, np.inf, leaf.shape, leaf.dtype), example)
+
+
+def _cast(leaf: Array, dtype: Any) -> Array:
+    # Typed PRNG keys have no numeric dtype to convert to.
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else jax.lax.convert_element_type(leaf, dtype)
+
+
+def _cast_like(name: str, path: Any, old: Any, new: Any) -> Array:
+    old, new = jnp.asarray(old), jnp.asarray(new)
+    loses = _rank(new.dtype) > _rank(old.dtype)
+    if old.shape != new.shape or loses:
+        where = f"the state{jax.tree_util.keystr(path)}"
+        raise TypeError(f"{name}: {where} is {_describe(old)} before a step and {_describe(new)} after it")
+    return _cast(new, old.dtype)
+
+
+def _rank(dtype: Any) -> int:
+    if jnp.issubdtype(dtype, jnp.bool_):
+        return 0
+    return 1 if jnp.issubdtype(dtype, jnp.integer) else 2
+
+
+def _describe(value: Any) -> str:
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        return type(value).__name__
+    weak = ", weakly typed" if getattr(value, "weak_type", False) else ""
+    return f"{value.dtype} {tuple(value.shape)}{weak}"
+
+
+def _check_observation(what: str, space: Any, observation: PyTree) -> None:
+    spaces, expected = jax.tree.flatten(space)
+    if not all(isinstance(leaf, Discrete | Box) for leaf in spaces):
+        raise TypeError(f"{what}: observation_space must be made of Discrete and Box, got {space!r}")
+    leaves, structure = jax.tree.flatten(observation)
+    if structure != expected:
+        raise TypeError(f"{what} has another structure than observation_space: {structure} and {expected}")
+    for leaf_space, leaf in zip(spaces, leaves, strict=True):
+        fits = (
+            jnp.issubdtype(leaf.dtype, jnp.integer)
+            if isinstance(leaf_space, Discrete)
+            else leaf.dtype == leaf_space.dtype
+        )
+        if leaf.shape != leaf_space.shape or not fits:
+            raise TypeError(f"{what} is {_describe(leaf)}, but its space {leaf_space}")
+
+
+def _check_same(what: str, before: PyTree, after: PyTree) -> None:
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise TypeError(f"{what} has another structure after step than after reset")
+    leaves = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
+    for (path, old), new in leaves:
+        if _describe(old) != _describe(new):
+            where = f"{what}{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{where} is {_describe(old)} after reset and {_describe(new)} after step")

@@ -1,0 +1,81 @@
+"""Brax tasks under the environment protocol.
+
+Freeman et al., "Brax - A Differentiable Physics Engine for Large Scale Rigid Body Simulation" (2021). Upstream no
+longer maintains these tasks; MuJoCo Playground (`haepo_jax.envs.playground`) is where they went.
+"""
+
+import functools
+import inspect
+from typing import Any
+
+import jax.numpy as jnp
+
+from haepo_jax.envs._physics import PhysicsEnv, make_physics, quiet
+from haepo_jax.envs._settings import check_settings, constructor_settings, freeze
+
+BACKENDS = ("generalized", "spring", "positional", "mjx")
+
+
+def make_brax(task: str, *, episode_length: int = 1000, **kwargs: Any) -> PhysicsEnv:
+    """Build the Brax task `task` (`ant`, not `brax/ant`).
+
+    Args:
+        task: one of `names.BRAX`.
+        episode_length: the time limit in control steps.
+        **kwargs: `backend` (one of `BACKENDS`; Brax's default, `generalized`, serves every task), `n_frames` and
+            `debug`, and the task's own constructor arguments.
+
+    Raises:
+        ValueError: an unknown setting, or a value that the task refuses (`swimmer` has the generalized backend only).
+        TypeError: a setting of the wrong type.
+        ImportError: Brax is not installed.
+    """
+    name = f"brax/{task}"
+    factory = _registry(name)[task]
+    settings = {"episode_length": 1000, **constructor_settings(factory.__init__)}
+    if "backend" in settings:
+        settings |= {"n_frames": None, "debug": False}
+    check_settings(name, {"episode_length": episode_length, **kwargs}, settings)
+    if kwargs.get("backend", BACKENDS[0]) not in BACKENDS:
+        raise ValueError(f"{name}: backend must be one of {', '.join(BACKENDS)}, got {kwargs['backend']!r}")
+    arguments = tuple(sorted((key, freeze(value)) for key, value in kwargs.items()))
+    try:
+        inner = _build(name, task, arguments)
+        return make_physics(name, inner, "sys" if hasattr(inner, "sys") else "", episode_length)
+    except Exception as error:
+        if not kwargs:
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{name} cannot be built with {kwargs}: {reason}") from error
+
+
+@functools.cache
+def _build(name: str, task: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
+    """Brax's environment object: the same one for the same arguments, because JAX's caches know it by identity."""
+    registry = _registry(name)
+    with quiet():
+        return registry[task](**dict(arguments))
+
+
+@functools.cache
+def _registry(name: str) -> dict[str, Any]:
+    try:
+        with quiet():
+            from brax import envs, fluid
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{name} needs Brax, and {error.name} is not installed: pip install brax") from error
+    if "a_min" not in inspect.signature(jnp.clip).parameters:
+        # The swimmer's fluid forces call jnp.clip by a keyword that newer JAX has dropped.
+        fluid.jp = _NumpyWithOldClip()
+    return envs._envs
+
+
+class _NumpyWithOldClip:
+    """`jax.numpy`, with `clip` also taking its former keyword `a_min`."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(jnp, name)
+
+    @staticmethod
+    def clip(array: Any, a_min: Any = None, max: Any = None, *, min: Any = None) -> Any:
+        return jnp.clip(array, a_min if min is None else min, max)

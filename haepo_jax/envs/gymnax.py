@@ -1,0 +1,203 @@
+"""gymnax tasks (1.x and 0.0.9) under the environment protocol.
+
+Lange, "gymnax: A JAX-based Reinforcement Learning Environment Library" (2022). The two versions differ in what
+`step_env` calls done: 1.x keeps the time limit apart, 0.0.9 folds it in.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haepo_jax.envs._settings import check_settings, constructor_settings, freeze
+from haepo_jax.envs.base import (
+    Array,
+    Box,
+    Discrete,
+    PyTree,
+    Replaceable,
+    TimeStep,
+    finish_step,
+    static_field,
+    strongly_typed,
+)
+
+# Tasks that end by themselves long before their declared limit. A rollout's arrays are as long as the horizon, and
+# Catch's 1000 declared steps for episodes of 9 would make every update a hundred times as costly.
+_LONGEST_EPISODE: dict[str, Callable[[Any, Any], int]] = {
+    "Catch-bsuite": lambda inner, params: inner.rows - 1,
+    "DeepSea-bsuite": lambda inner, params: inner.size,
+    "MemoryChain-bsuite": lambda inner, params: int(params.memory_length) + 1,
+    "SimpleBandit-bsuite": lambda inner, params: 1,
+    "UmbrellaChain-bsuite": lambda inner, params: int(params.chain_length),
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class GymnaxEnv(Replaceable):
+    """A gymnax task. Its leaves are `params`, gymnax's own `EnvParams`, so `env.replace(params=...)` vmaps.
+
+    `horizon` was fixed when the environment was made: params with a smaller `max_steps_in_episode` shorten episodes, a
+    larger one does not lengthen them.
+    """
+
+    params: Any
+    inner: Any = static_field()
+    name: str = static_field()
+    horizon: int = static_field()
+    observation_space: Any = static_field()
+    action_space: Discrete | Box = static_field()
+
+    def reset(self, key: Array) -> tuple[PyTree, PyTree]:
+        """Start an episode: gymnax's own state, and an observation in the dtype that the task really yields."""
+        return _reset(self.inner, self.params, key)
+
+    def step(self, key: Array, state: PyTree, action: Array) -> TimeStep:
+        """One step without gymnax's automatic reset."""
+        action = jnp.asarray(action, self.action_space.dtype)
+        with _quiet():
+            observation, new_state, reward, done, _ = self.inner.step_env(key, state, action, self.params)
+            new_state = _in_declared_order(new_state)
+            if hasattr(self.inner, "is_truncated"):
+                terminated, truncated = done, self.inner.is_truncated(new_state, self.params)
+            else:
+                terminated = self.inner.is_terminal(new_state, _without_limit(self.params))
+                truncated = new_state.time >= self.params.max_steps_in_episode
+        truncated = jnp.logical_or(truncated, new_state.time >= self.horizon)
+        return finish_step(self.name, state, new_state, observation, reward, terminated, truncated)
+
+
+def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
+    """Build the gymnax task `name`; `kwargs` are its constructor's arguments and fields of its `EnvParams`.
+
+    Raises:
+        ValueError: an unknown setting, a value the task refuses, or a task that the installed gymnax does not have.
+        TypeError: a setting of the wrong type.
+        ImportError: gymnax is not installed.
+    """
+    default = _build(name, ())
+    constructor = constructor_settings(type(default).__init__)
+    fields = {
+        field.name: getattr(default.default_params, field.name) for field in dataclasses.fields(default.default_params)
+    }
+    # A few tasks store a whole number in a float: the limit is a count all the same.
+    fields["max_steps_in_episode"] = int(fields["max_steps_in_episode"])
+    check_settings(name, kwargs, {**constructor, **fields})
+    if kwargs.get("max_steps_in_episode", 1) < 1:
+        raise ValueError(f"{name}: max_steps_in_episode must be at least 1, got {kwargs['max_steps_in_episode']}")
+
+    arguments = tuple(sorted((key, freeze(value)) for key, value in kwargs.items() if key in constructor))
+    try:
+        inner = default if not arguments else _build(name, arguments)
+        params = _parameters(name, inner.default_params, {key: kwargs[key] for key in kwargs if key not in constructor})
+        _, observation = jax.eval_shape(
+            functools.partial(_reset, inner, params), jax.eval_shape(lambda: jax.random.key(0))
+        )
+    except Exception as error:
+        if not kwargs:
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{name} cannot be built with {kwargs}: {reason}") from error
+
+    horizon = int(params.max_steps_in_episode)
+    if name in _LONGEST_EPISODE:
+        horizon = min(horizon, _LONGEST_EPISODE[name](inner, params))
+    return GymnaxEnv(
+        params=params,
+        inner=inner,
+        name=name,
+        horizon=horizon,
+        observation_space=jax.tree.map(_space, _plain(inner.observation_space(params)), observation),
+        action_space=_space(inner.action_space(params)),
+    )
+
+
+def _build(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
+    """gymnax's environment object: the same one for the same arguments, because JAX's caches know it by identity."""
+    try:
+        hash(arguments)
+    except TypeError:  # an array among the arguments
+        return _construct(name, arguments)
+    return _construct_once(name, arguments)
+
+
+def _construct(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
+    try:
+        from gymnax import registration
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{name} needs gymnax, and {error.name} is not installed: pip install gymnax six") from error
+    if name not in registration.registered_envs:
+        raise ValueError(f"{name} needs gymnax 1.x, and the gymnax installed is older: pip install -U gymnax")
+    return registration.make(name, **dict(arguments))[0]
+
+
+_construct_once = functools.cache(_construct)
+
+
+def _reset(inner: Any, params: Any, key: Array) -> tuple[PyTree, PyTree]:
+    with _quiet():
+        observation, state = inner.reset_env(key, params)
+    return strongly_typed(_in_declared_order(state)), strongly_typed(observation)
+
+
+def _parameters(name: str, defaults: Any, overrides: dict[str, Any]) -> Any:
+    """gymnax's parameters as arrays: Python numbers would be weakly typed, and no leaves to batch over."""
+    changes = {}
+    for field in dataclasses.fields(defaults):
+        default = jnp.asarray(getattr(defaults, field.name))
+        value = jnp.asarray(overrides.get(field.name, default), default.dtype)
+        if value.shape != default.shape:
+            raise ValueError(f"{field.name} must have shape {default.shape}, got {value.shape}")
+        changes[field.name] = jax.lax.convert_element_type(value, default.dtype)
+    return defaults.replace(**changes)
+
+
+def _without_limit(params: Any) -> Any:
+    limit = params.max_steps_in_episode
+    largest = jnp.finfo(limit.dtype).max if jnp.issubdtype(limit.dtype, jnp.floating) else jnp.iinfo(limit.dtype).max
+    return params.replace(max_steps_in_episode=jnp.full_like(limit, largest))
+
+
+def _in_declared_order(state: Any) -> Any:
+    """Undo a slip of gymnax 0.0.9: SimpleBandit puts (rewards, total_regret, time) into fields that begin with time."""
+    if jnp.ndim(state.time) == 0:
+        return state
+    return type(state)(rewards=state.time, total_regret=state.rewards, time=state.total_regret)
+
+
+def _plain(space: Any) -> Any:
+    """gymnax's Dict and Tuple spaces as dicts and tuples."""
+    children = getattr(space, "spaces", None)
+    if children is None:
+        return space
+    if isinstance(children, dict):
+        return {key: _plain(child) for key, child in children.items()}
+    return tuple(_plain(child) for child in children)
+
+
+def _space(space: Any, actual: jax.ShapeDtypeStruct | None = None) -> Discrete | Box:
+    """Our space for gymnax's. Declared dtypes are not to be trusted for observations: `actual` decides."""
+    if hasattr(space, "n"):
+        return Discrete(int(space.n))
+    shape = tuple(space.shape) if actual is None else actual.shape
+    dtype = np.dtype(np.float32) if actual is None else actual.dtype
+    # gymnax, as Gym, writes the largest float for no bound at all.
+    largest = float(np.finfo(np.float32).max)
+    low, high = (np.asarray(bound, np.float64) for bound in (space.low, space.high))
+    return Box(np.where(low <= -largest, -np.inf, low), np.where(high >= largest, np.inf, high), shape, dtype)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what gymnax 0.0.9's own type conversions make JAX warn of, once per trace."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="scatter inputs have incompatible types", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Explicitly requested dtype", category=UserWarning)
+        yield

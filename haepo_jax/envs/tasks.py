@@ -1,0 +1,190 @@
+"""The two small tasks of the source paper's own experiments (arXiv 2508.18884), written for this library."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from haepo_jax.envs._settings import check_settings, constructor_settings
+from haepo_jax.envs.base import Array, Box, Discrete, Replaceable, TimeStep, static_field
+
+
+class BanditParams(NamedTuple):
+    """means: (num_arms,) mean reward of each arm; noise_std: () standard deviation of a pull about it."""
+
+    means: Array
+    noise_std: Array
+
+
+class BanditState(NamedTuple):
+    """pulls: int32 () made so far."""
+
+    pulls: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bandit(Replaceable):
+    """A stationary k-armed bandit with Gaussian rewards, several pulls an episode (see `make_bandit`)."""
+
+    params: BanditParams
+    num_arms: int = static_field()
+    horizon: int = static_field()
+
+    @property
+    def name(self) -> str:
+        return "haepo/bandit"
+
+    @property
+    def observation_space(self) -> Box:
+        return Box(-jnp.inf, jnp.inf, (self.num_arms + 2,))
+
+    @property
+    def action_space(self) -> Discrete:
+        return Discrete(self.num_arms)
+
+    def reset(self, key: Array) -> tuple[BanditState, Array]:
+        """Start an episode; the arms are the same in all of them."""
+        state = BanditState(jnp.zeros((), jnp.int32))
+        return state, self._observe(state, jnp.zeros((self.num_arms,)), jnp.zeros(()))
+
+    def step(self, key: Array, state: BanditState, action: Array) -> TimeStep:
+        """Pull an arm. The last pull ends the task, so it terminates: nothing follows that could be cut off."""
+        noise = self.params.noise_std * jax.random.normal(key, dtype=jnp.float32)
+        reward = self.params.means[action] + noise
+        state = BanditState(state.pulls + 1)
+        observation = self._observe(state, jax.nn.one_hot(action, self.num_arms), reward)
+        return TimeStep(state, observation, reward, state.pulls >= self.horizon, jnp.zeros((), bool))
+
+    def _observe(self, state: BanditState, last_action: Array, last_reward: Array) -> Array:
+        remaining = 1.0 - state.pulls / self.horizon
+        return jnp.concatenate([last_action, jnp.stack([last_reward, remaining])]).astype(jnp.float32)
+
+
+def make_bandit(*, num_arms: int = 10, num_pulls: int = 10, noise_std: float = 1.0, seed: int = 0) -> Bandit:
+    """A k-armed bandit whose mean rewards are drawn once, from a standard normal, when it is made.
+
+    The observation, (num_arms + 2,), is the last arm pulled as one-hot (zeros at the start), its reward, and the share
+    of pulls left. The best return is `num_pulls * env.params.means.max()` on average.
+
+    Args:
+        num_arms: number of arms.
+        num_pulls: pulls in an episode, the horizon.
+        noise_std: standard deviation of a reward about its arm's mean (leaf `params.noise_std`).
+        seed: draws the means (leaf `params.means`).
+
+    Raises:
+        ValueError: fewer than one arm or pull, or a negative noise_std.
+    """
+    _at_least(
+        "haepo/bandit", num_arms=(num_arms, 1), num_pulls=(num_pulls, 1), noise_std=(noise_std, 0), seed=(seed, 0)
+    )
+    means = jax.random.normal(jax.random.key(seed), (num_arms,), jnp.float32)
+    return Bandit(BanditParams(means, jnp.asarray(noise_std, jnp.float32)), num_arms, num_pulls)
+
+
+class RandomWalkParams(NamedTuple):
+    """reward: () at the far end; slip: () probability that a move goes the other way."""
+
+    reward: Array
+    slip: Array
+
+
+class RandomWalkState(NamedTuple):
+    """position: int32 () from the left; steps: int32 () taken."""
+
+    position: Array
+    steps: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class RandomWalk(Replaceable):
+    """A chain walked left (action 0) and right (1), with the only reward at its right end (see `make_random_walk`)."""
+
+    params: RandomWalkParams
+    length: int = static_field()
+    horizon: int = static_field()
+
+    @property
+    def name(self) -> str:
+        return "haepo/random_walk"
+
+    @property
+    def observation_space(self) -> Box:
+        return Box(0.0, 1.0, (self.length,))
+
+    @property
+    def action_space(self) -> Discrete:
+        return Discrete(2)
+
+    def reset(self, key: Array) -> tuple[RandomWalkState, Array]:
+        """Start at the left end."""
+        zero = jnp.zeros((), jnp.int32)
+        state = RandomWalkState(zero, zero)
+        return state, self._observe(state)
+
+    def step(self, key: Array, state: RandomWalkState, action: Array) -> TimeStep:
+        """Move by one; the left end is a wall, the right end terminates, the horizon truncates."""
+        slips = jax.random.bernoulli(key, self.params.slip)
+        right = jnp.logical_xor(action == 1, slips)
+        position = jnp.clip(state.position + jnp.where(right, 1, -1), 0, self.length - 1).astype(jnp.int32)
+        state = RandomWalkState(position, state.steps + 1)
+        arrived = position == self.length - 1
+        reward = jnp.where(arrived, self.params.reward, 0.0).astype(jnp.float32)
+        truncated = jnp.logical_and(state.steps >= self.horizon, jnp.logical_not(arrived))
+        return TimeStep(state, self._observe(state), reward, arrived, truncated)
+
+    def _observe(self, state: RandomWalkState) -> Array:
+        return jax.nn.one_hot(state.position, self.length, dtype=jnp.float32)
+
+
+def make_random_walk(*, length: int = 10, horizon: int = 100, reward: float = 1.0, slip: float = 0.0) -> RandomWalk:
+    """A chain of `length` cells; the walk starts at the left end and is paid once, at the right end, which ends the
+    episode.
+
+    The observation, (length,), is the position as one-hot. The best return is `reward`, after length - 1 steps. A
+    policy that moves at random needs about (length - 1)^2 steps, so length and horizon together set how rare the first
+    reward is.
+
+    Args:
+        length: number of cells, at least 2.
+        horizon: time limit in steps, at least length - 1.
+        reward: paid at the right end (leaf `params.reward`).
+        slip: probability that a move goes the other way (leaf `params.slip`).
+
+    Raises:
+        ValueError: a value out of range, or a right end out of reach.
+    """
+    _at_least("haepo/random_walk", length=(length, 2), horizon=(horizon, 1), slip=(slip, 0))
+    if slip > 1:
+        raise ValueError(f"haepo/random_walk: slip must be at most 1, got {slip}")
+    if horizon < length - 1:
+        raise ValueError(
+            f"haepo/random_walk: the far end of length={length} is out of reach in horizon={horizon} steps"
+        )
+    params = RandomWalkParams(jnp.asarray(reward, jnp.float32), jnp.asarray(slip, jnp.float32))
+    return RandomWalk(params, length, horizon)
+
+
+_TASKS: dict[str, Callable[..., Any]] = {"bandit": make_bandit, "random_walk": make_random_walk}
+
+
+def make_task(task: str, **kwargs: Any) -> Bandit | RandomWalk:
+    """Build one of our own tasks by the last part of its name, checking the settings' names and types.
+
+    Raises:
+        ValueError: an unknown setting, or a value out of range.
+        TypeError: a setting of the wrong type.
+    """
+    factory = _TASKS[task]
+    check_settings(f"haepo/{task}", kwargs, constructor_settings(factory))
+    return factory(**kwargs)
+
+
+def _at_least(name: str, **limits: tuple[float, float]) -> None:
+    for setting, (value, lowest) in limits.items():
+        if not value >= lowest:
+            raise ValueError(f"{name}: {setting} must be at least {lowest}, got {value}")

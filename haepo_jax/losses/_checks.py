@@ -1,0 +1,192 @@
+"""What every loss asks of its arguments, refused by name: function, argument, what came and what would be right."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from haepo_jax.losses._numerics import accumulate
+
+
+@dataclasses.dataclass(frozen=True)
+class Checks:
+    """The checks of one public function; ``function`` is the name that its error messages start with.
+
+    Only shapes, dtypes and Python numbers are looked at, so every check also works on tracers under ``jit`` and
+    ``vmap``.
+    """
+
+    function: str
+
+    def floats(
+        self,
+        name: str,
+        value: ArrayLike,
+        shape: tuple[int, ...] | None = None,
+        *,
+        like: str = "",
+        min_ndim: int = 0,
+        integers: bool = False,
+    ) -> jax.Array:
+        """Returns ``value`` in at least float32, or refuses its dtype or shape.
+
+        Args:
+          name: the argument's name.
+          value: the argument.
+          shape: the shape that it must have; ``None`` accepts every shape without an empty axis.
+          like: the argument that set ``shape``, for the message.
+          min_ndim: the smallest number of axes.
+          integers: whether integers and booleans are cast (returns, rewards) or refused (log-probabilities).
+
+        Raises:
+          TypeError: neither floating nor, where allowed, integer.
+          ValueError: another shape than asked for.
+        """
+        array = self._array(name, value)
+        kinds = (jnp.floating, jnp.integer, jnp.bool_) if integers else (jnp.floating,)
+        if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+            wanted = "real numbers" if integers else "floating point"
+            raise TypeError(f"{self.function}: {name} must be {wanted}, got dtype {array.dtype}")
+        self._shape(name, array, shape, like)
+        if array.ndim < min_ndim:
+            axes = "axis" if min_ndim == 1 else "axes"
+            raise ValueError(f"{self.function}: {name} must have at least {min_ndim} {axes}, got shape {array.shape}")
+        if 0 in array.shape:
+            raise ValueError(f"{self.function}: {name} must not have an empty axis, got shape {array.shape}")
+        return accumulate(array)
+
+    def mask(self, name: str, value: ArrayLike | None, shape: tuple[int, ...], *, like: str) -> jax.Array:
+        """Returns a bool array of ``shape``: ``value != 0``, or all True for ``None``.
+
+        Raises:
+          TypeError: neither bool, integer nor floating.
+          ValueError: another shape than ``shape``.
+        """
+        if value is None:
+            return jnp.ones(shape, bool)
+        array = self._array(name, value)
+        if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
+            raise TypeError(f"{self.function}: {name} must be bool, or 0 and 1, got dtype {array.dtype}")
+        self._shape(name, array, shape, like)
+        return array != 0
+
+    def option(self, name: str, value: object, options: tuple[str, ...]) -> None:
+        """Refuses a string option that does not exist, naming the nearest.
+
+        Raises:
+          ValueError: ``value`` is not among ``options``.
+        """
+        if isinstance(value, str) and value in options:
+            return
+        near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{self.function}: {name} must be one of {', '.join(map(repr, options))}, got {value!r}{hint}")
+
+    def number(
+        self,
+        name: str,
+        value: ArrayLike,
+        *,
+        low: float = -np.inf,
+        high: float = np.inf,
+        open_low: bool = False,
+        shape: tuple[int, ...] = (),
+    ) -> jax.Array:
+        """Returns a hyperparameter as a constant of the differentiation, its range checked where it is a Python number.
+
+        Arrays and tracers are trusted: looking at their values would break ``jit``.
+
+        Args:
+          name: the argument's name.
+          value: a real scalar, or an array that broadcasts to ``shape``.
+          low: the smallest value allowed, itself refused where ``open_low``.
+          high: the largest value allowed.
+          open_low: whether ``low`` itself is out of range.
+          shape: what the value must broadcast to; ``()`` asks for a scalar.
+
+        Raises:
+          TypeError: no real number.
+          ValueError: out of range, or a shape that does not broadcast.
+        """
+        array = self.broadcastable(name, value, shape)
+        if isinstance(value, (int, float, np.number)):
+            number = float(value)
+            if not low <= number <= high or np.isinf(number) or (open_low and number == low):
+                least = f"above {low:g}" if open_low else f"at least {low:g}"
+                bounds = [least] if low > -np.inf else []
+                bounds += [f"at most {high:g}"] if high < np.inf else []
+                raise ValueError(f"{self.function}: {name} must be {' and '.join(bounds) or 'finite'}, got {value!r}")
+        return jax.lax.stop_gradient(array)
+
+    def broadcastable(self, name: str, value: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
+        """Returns ``value`` as floating point, or refuses one that does not broadcast to ``shape``.
+
+        Raises:
+          TypeError: no real numbers.
+          ValueError: does not broadcast to ``shape``.
+        """
+        array = self._array(name, value)
+        if jnp.issubdtype(array.dtype, jnp.integer):
+            # A Python int stays weakly typed as a float, so that it does not set the dtype of the loss.
+            array = jnp.asarray(float(value)) if isinstance(value, int) else array.astype(jnp.result_type(float))
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"{self.function}: {name} must be real numbers, got dtype {array.dtype}")
+        try:
+            fits = jnp.broadcast_shapes(array.shape, shape) == shape
+        except ValueError:
+            fits = False
+        if not fits:
+            wanted = f"broadcast to shape {shape}" if shape else "be a scalar"
+            raise ValueError(f"{self.function}: {name} must {wanted}, got shape {array.shape}")
+        return array
+
+    def average(
+        self,
+        name: str,
+        value: ArrayLike,
+        shape: tuple[int, ...],
+        dtype: jnp.dtype,
+        *,
+        whole: bool = False,
+        like: str = "",
+    ) -> jax.Array:
+        """Returns an entropy or a divergence, which the loss is going to average, as an array of ``shape``.
+
+        Args:
+          name: the argument's name.
+          value: a scalar or an array; gradients flow through it.
+          shape: the shape to broadcast to.
+          dtype: what a Python number becomes.
+          whole: whether an array must have ``shape`` itself, because to broadcast a part of it would hide a mistake.
+          like: the argument that set ``shape``, for the message.
+
+        Raises:
+          TypeError: no real numbers.
+          ValueError: another shape.
+        """
+        array = self.broadcastable(name, value, shape)
+        if whole and array.ndim > 0:
+            self._shape(name, array, shape, like)
+        array = array.astype(dtype) if isinstance(value, (int, float)) else accumulate(array)
+        return jnp.broadcast_to(array, shape)
+
+    def _array(self, name: str, value: Any) -> jax.Array:
+        if value is None or isinstance(value, (str, bytes)):
+            raise TypeError(f"{self.function}: {name} must be an array or a number, got {value!r}")
+        try:
+            return jnp.asarray(value)
+        except TypeError as error:
+            dtype = getattr(value, "dtype", type(value).__name__)
+            raise TypeError(f"{self.function}: {name} must be an array or a number, got dtype {dtype}") from error
+        except ValueError as error:
+            raise ValueError(f"{self.function}: {name} must be an array with one shape: {error}") from error
+
+    def _shape(self, name: str, array: jax.Array, shape: tuple[int, ...] | None, like: str) -> None:
+        if shape is not None and array.shape != shape:
+            raise ValueError(f"{self.function}: {name} must have shape {shape}, {like}, got {array.shape}")

@@ -1,0 +1,106 @@
+"""GRPO: the group's standardised return is every step's advantage."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from haepo_jax.losses._checks import Checks
+from haepo_jax.losses._numerics import clipped_surrogate, k3, masked_mean, select
+from haepo_jax.losses.returns import normalize_returns
+
+
+def grpo_loss(
+    log_probs: ArrayLike,
+    behaviour_log_probs: ArrayLike,
+    returns: ArrayLike,
+    mask: ArrayLike,
+    *,
+    reference_log_probs: ArrayLike | None = None,
+    clip_eps: ArrayLike = 0.2,
+    kl_coef: ArrayLike = 0.04,
+    entropy_coef: ArrayLike = 0.0,
+    policy_entropy: ArrayLike = 0.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """GRPO's loss over groups of whole trajectories (Shao 2024, arXiv 2402.03300, eq. 3 and 4).
+
+    Inside each group, over its K valid members (alive at one step at least) of lengths n:
+
+        A[k] = (R[k] - mean R) / (std R + 1e-8)      rho[t,k] = exp(l[t,k] - l_behaviour[t,k])
+        J = (1/K) sum_k (1/n[k]) sum_t min(rho A, clip(rho, 1 - eps, 1 + eps) A)
+        KL = (1/K) sum_k (1/n[k]) sum_t exp(-d) - 1 + d,  d = l - l_reference
+        loss = -J + kl_coef * KL - entropy_coef * H
+
+    and the loss is the mean over the groups that have a valid member. Both exponentials continue as their tangents
+    beyond an exponent of 20, so value and gradient stay finite.
+
+    Args:
+      log_probs: (T, ..., K), log-probability (nats) of each action under the policy being optimised; time first, then
+        groups, then members.
+      behaviour_log_probs: (T, ..., K), the same under the policy that collected the batch; a constant.
+      returns: (..., K), the return of each trajectory; integers are cast; a constant.
+      mask: (T, ..., K), bool or 0/1: whether the trajectory is alive at that step, its last step included. What is
+        masked changes neither value nor gradient, NaN included.
+      reference_log_probs: (T, ..., K), the same under the frozen reference; ``None``: KL is 0.
+      clip_eps: scalar eps >= 0.
+      kl_coef: scalar, weight of KL; the paper's beta.
+      entropy_coef: scalar, weight of H, which the paper does not have.
+      policy_entropy: the policy's entropy: a scalar (a mean over live steps), or (T, ..., K), which is averaged over
+        all live steps.
+
+    Returns:
+      The loss, a scalar in at least float32, and metrics, scalars without gradient: "loss"; "objective" (J); "entropy"
+      (H); "kl" (KL); "clip_fraction", the share of ratios outside the clip range.
+
+    Raises:
+      TypeError: log-probabilities are not floating point, or another array not a real number.
+      ValueError: shapes do not fit, or a number is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from haepo_jax.losses import grpo_loss
+      >>> behaviour = jnp.log(jnp.array([[0.5, 0.5], [0.5, 0.5]]))  # two steps of two trajectories
+      >>> current = jnp.log(jnp.array([[0.55, 0.5], [0.8, 0.5]]))
+      >>> loss, metrics = grpo_loss(current, behaviour, jnp.array([1.0, 0.0]), jnp.ones((2, 2)))
+      >>> print(round(float(loss), 3))  # -((1.1 + 1.2) / 2 - 1) / 2: the ratio 1.6 counts as 1.2
+      -0.075
+    """
+    check = Checks("grpo_loss")
+    like = "the shape of log_probs"
+    current = check.floats("log_probs", log_probs, min_ndim=2)
+    shape = current.shape
+    live = check.mask("mask", mask, shape, like=like)
+    current = select(live, current)
+
+    def constant(name: str, value: ArrayLike) -> jax.Array:
+        return jax.lax.stop_gradient(select(live, check.floats(name, value, shape, like=like)))
+
+    behaviour = constant("behaviour_log_probs", behaviour_log_probs)
+    rewards = check.floats("returns", returns, shape[1:], like="the shape of log_probs without time", integers=True)
+    members = jnp.any(live, axis=0)
+    valid = jnp.any(members, axis=-1)
+    advantages = jnp.broadcast_to(normalize_returns(rewards, mask=members), shape)
+
+    def per_trajectory(x: jax.Array) -> jax.Array:
+        return masked_mean(masked_mean(masked_mean(x, live, axis=0), members, axis=-1), valid)
+
+    eps = check.number("clip_eps", clip_eps, low=0)
+    surrogate, clipped = clipped_surrogate(current - behaviour, advantages, eps)
+    objective = per_trajectory(surrogate)
+    kl = jnp.zeros_like(objective)
+    if reference_log_probs is not None:
+        kl = per_trajectory(k3(constant("reference_log_probs", reference_log_probs) - current))
+    entropies = check.average("policy_entropy", policy_entropy, shape, current.dtype, whole=True, like=like)
+    entropy = masked_mean(entropies, live)
+
+    penalty = check.number("kl_coef", kl_coef) * kl
+    loss = penalty - objective - check.number("entropy_coef", entropy_coef) * entropy
+    metrics = {
+        "loss": loss,
+        "objective": objective,
+        "entropy": entropy,
+        "kl": kl,
+        "clip_fraction": masked_mean(clipped.astype(loss.dtype), live),
+    }
+    return loss, jax.lax.stop_gradient(metrics)

@@ -1,0 +1,203 @@
+"""PPO: generalized advantage estimation and the clipped surrogate."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from haepo_jax.losses._checks import Checks
+from haepo_jax.losses._numerics import centre, clipped_surrogate, divide, k3, masked_mean, select
+from haepo_jax.losses.returns import normalize_returns
+
+
+def generalized_advantage_estimation(
+    rewards: ArrayLike,
+    values: ArrayLike,
+    bootstrap_values: ArrayLike,
+    terminated: ArrayLike,
+    truncated: ArrayLike,
+    *,
+    discount: ArrayLike,
+    gae_lambda: ArrayLike,
+) -> tuple[jax.Array, jax.Array]:
+    """Advantages of a segment and the targets of the value function (Schulman 2016, arXiv 1506.02438, eq. 16; PPO's eq.
+    11 and 12).
+
+        delta[t] = r[t] + gamma (1 - terminated[t]) bootstrap[t] - v[t]
+        A[t] = delta[t] + gamma lambda (1 - terminated[t] or truncated[t]) A[t+1]
+
+    A terminated step is worth nothing after its reward; a truncated one is worth the value of the observation it was
+    cut off at.
+
+    Args:
+      rewards: (T, ...), reward of each step, time first; integers are cast.
+      values: (T, ...), value of the observation acted on; floating point.
+      bootstrap_values: (T, ...), value of the observation that follows each step, before any reset: the next step's
+        value, or that of the final observation where an episode ends. It is not read where ``terminated``.
+      terminated: (T, ...), bool or 0/1: the episode came to its natural end with this step.
+      truncated: (T, ...), bool or 0/1: the episode was cut off after this step.
+      discount: scalar gamma in [0, 1].
+      gae_lambda: scalar lambda in [0, 1].
+
+    Returns:
+      Advantages and value targets (advantage + value), each (T, ...), at least float32, without gradient.
+
+    Raises:
+      TypeError: values are not floating point, or another array not a real number.
+      ValueError: shapes differ, or a number is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from haepo_jax.losses import generalized_advantage_estimation
+      >>> advantages, targets = generalized_advantage_estimation(
+      ...     rewards=jnp.array([1.0, 1.0, 1.0]),
+      ...     values=jnp.array([0.0, 0.0, 0.0]),
+      ...     bootstrap_values=jnp.array([0.0, 9.0, 10.0]),
+      ...     terminated=jnp.array([False, True, False]),
+      ...     truncated=jnp.array([False, False, True]),
+      ...     discount=0.5,
+      ...     gae_lambda=1.0,
+      ... )
+      >>> print(advantages)  # 1 + 0.5 * 1; then 1, as nothing follows the end; then 1 + 0.5 * 10
+      [1.5 1.  6. ]
+    """
+    check = Checks("generalized_advantage_estimation")
+    baseline = check.floats("values", values, min_ndim=1)
+    like = "the shape of values"
+    reward = check.floats("rewards", rewards, baseline.shape, like=like, integers=True)
+    following = check.floats("bootstrap_values", bootstrap_values, baseline.shape, like=like)
+    ended = check.mask("terminated", terminated, baseline.shape, like=like)
+    cut = ended | check.mask("truncated", truncated, baseline.shape, like=like)
+    gamma = check.number("discount", discount, low=0, high=1)
+    lam = check.number("gae_lambda", gae_lambda, low=0, high=1)
+
+    deltas = reward + gamma * select(~ended, following) - baseline
+
+    def step(advantage: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        delta, last = now
+        advantage = (delta + gamma * lam * select(~last, advantage)).astype(delta.dtype)
+        return advantage, advantage
+
+    advantages = jax.lax.scan(step, jnp.zeros_like(deltas[0]), (deltas, cut), reverse=True)[1]
+    return jax.lax.stop_gradient((advantages, advantages + baseline))
+
+
+def ppo_loss(
+    log_probs: ArrayLike,
+    behaviour_log_probs: ArrayLike,
+    advantages: ArrayLike,
+    *,
+    values: ArrayLike,
+    value_targets: ArrayLike,
+    behaviour_values: ArrayLike | None = None,
+    clip_eps: ArrayLike = 0.2,
+    value_coef: ArrayLike = 0.5,
+    value_clip_eps: ArrayLike | None = None,
+    entropy_coef: ArrayLike = 0.0,
+    policy_entropy: ArrayLike = 0.0,
+    normalize_advantages: bool = True,
+    mask: ArrayLike | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """PPO's loss on a minibatch of steps (Schulman 2017, arXiv 1707.06347, eq. 7 and 9).
+
+        J = mean min(rho A, clip(rho, 1 - eps, 1 + eps) A), rho = exp(l - l_behaviour)
+        loss = -J + value_coef * mean (v - target)^2 / 2 - entropy_coef * H
+
+    Means are over live steps; no order of the steps is assumed. Beyond log rho = 20 the ratio continues as its tangent,
+    so value and gradient stay finite.
+
+    Args:
+      log_probs: (...), log-probability (nats) of each action under the policy being optimised; any shape.
+      behaviour_log_probs: (...), the same under the policy that collected the batch; a constant.
+      advantages: (...), a constant; see ``generalized_advantage_estimation``.
+      values: (...), the value function's estimate.
+      value_targets: (...), what it should be; a constant.
+      behaviour_values: (...), the estimate when the batch was collected; needed for ``value_clip_eps``.
+      clip_eps: scalar eps >= 0.
+      value_coef: scalar, weight of the value loss.
+      value_clip_eps: scalar > 0: the value loss becomes the larger of the plain one and that of ``behaviour_values`` +
+        the change clipped to +-``value_clip_eps``; ``None``: no clipping.
+      entropy_coef: scalar, weight of H.
+      policy_entropy: the policy's entropy: a scalar (a mean over live steps), or (...), which is averaged over live
+        steps.
+      normalize_advantages: whether advantages are standardised over the live steps of this minibatch (population std +
+        1e-8).
+      mask: (...), bool or 0/1: which steps are live; default all.
+
+    Returns:
+      The loss, a scalar in at least float32, and metrics, scalars without gradient: "loss"; "objective" (J);
+      "value_loss"; "entropy" (H); "kl", the k3 estimate of KL(behaviour || theta); "clip_fraction", the share of ratios
+      outside the clip range; "explained_variance", 1 - Var(target - v) / Var(target), 0 where the targets are all
+      equal.
+
+    Raises:
+      TypeError: log-probabilities or values are not floating point, or another array not a real number.
+      ValueError: shapes differ, a number is out of range, or ``value_clip_eps`` comes without ``behaviour_values``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from haepo_jax.losses import ppo_loss
+      >>> loss, metrics = ppo_loss(
+      ...     jnp.log(jnp.array([0.9, 0.5])),
+      ...     jnp.log(jnp.array([0.6, 0.5])),
+      ...     jnp.array([1.0, -1.0]),
+      ...     values=jnp.array([0.0, 2.0]),
+      ...     value_targets=jnp.array([0.0, 0.0]),
+      ... )
+      >>> print(round(float(metrics["objective"]), 3))  # (1.2 - 1) / 2: the ratio 1.5 counts as 1.2
+      0.1
+      >>> print(round(float(metrics["value_loss"]), 3), round(float(loss), 3))
+      1.0 0.4
+    """
+    check = Checks("ppo_loss")
+    like = "the shape of log_probs"
+    current = check.floats("log_probs", log_probs)
+    shape = current.shape
+    live = check.mask("mask", mask, shape, like=like)
+    current = select(live, current)
+
+    def floats(name: str, value: ArrayLike) -> jax.Array:
+        return select(live, check.floats(name, value, shape, like=like))
+
+    behaviour = jax.lax.stop_gradient(floats("behaviour_log_probs", behaviour_log_probs))
+    advantage = jax.lax.stop_gradient(floats("advantages", advantages))
+    value = floats("values", values)
+    target = jax.lax.stop_gradient(floats("value_targets", value_targets))
+    if normalize_advantages:
+        advantage = normalize_returns(advantage.reshape(-1), mask=live.reshape(-1)).reshape(shape)
+
+    surrogate, clipped = clipped_surrogate(current - behaviour, advantage, check.number("clip_eps", clip_eps, low=0))
+    squares = (value - target) ** 2
+    if value_clip_eps is not None:
+        if behaviour_values is None:
+            raise ValueError("ppo_loss: value_clip_eps needs behaviour_values")
+        limit = check.number("value_clip_eps", value_clip_eps, low=0, open_low=True)
+        before = jax.lax.stop_gradient(floats("behaviour_values", behaviour_values))
+        near = before + jnp.clip(value - before, -limit, limit)
+        squares = jnp.maximum(squares, (near - target) ** 2)
+    entropies = check.average("policy_entropy", policy_entropy, shape, current.dtype, whole=True, like=like)
+
+    objective = masked_mean(surrogate, live)
+    value_loss = masked_mean(squares, live) / 2
+    entropy = masked_mean(entropies, live)
+    weight = check.number("value_coef", value_coef)
+    loss = weight * value_loss - objective - check.number("entropy_coef", entropy_coef) * entropy
+
+    total = _variance(target, live)
+    explained = divide(total - _variance(target - value, live), total)
+    metrics = {
+        "loss": loss,
+        "objective": objective,
+        "value_loss": value_loss,
+        "entropy": entropy,
+        "kl": masked_mean(k3(current - behaviour), live),
+        "clip_fraction": masked_mean(clipped.astype(loss.dtype), live),
+        "explained_variance": explained,
+    }
+    return loss, jax.lax.stop_gradient(metrics)
+
+
+def _variance(x: jax.Array, live: jax.Array) -> jax.Array:
+    flat = live.reshape(-1)
+    return masked_mean(centre(x.reshape(-1), flat) ** 2, flat)

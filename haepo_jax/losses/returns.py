@@ -1,0 +1,56 @@
+"""Returns made comparable inside a group."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from haepo_jax.losses._checks import Checks
+from haepo_jax.losses._numerics import centre, centred_ranks, masked_mean, select
+
+NORMALIZATIONS = ("none", "center", "standardize", "rank")
+
+
+def normalize_returns(
+    returns: ArrayLike, *, normalize: str = "standardize", mask: ArrayLike | None = None
+) -> jax.Array:
+    """Normalised returns R~ over the valid members of each group, as a constant of the differentiation.
+
+    Args:
+      returns: (..., K), one return per trajectory, leading axes are groups; integers are cast.
+      normalize: "none"; "center" subtracts the group's mean; "standardize" also divides by its population standard
+        deviation + 1e-8 (GRPO, arXiv 2402.03300, section 4.1.2); "rank" gives centred ranks in [-0.5, 0.5], ties
+        sharing their mean rank, as evolution strategies use them (Salimans 2017, arXiv 1703.03864).
+      mask: (..., K), bool or 0/1: which members are valid; default all.
+
+    Returns:
+      (..., K), at least float32, 0 where masked. Equal returns give exactly 0 (except with "none"), and so does a
+      single member.
+
+    Raises:
+      TypeError: ``returns`` or ``mask`` holds no real numbers.
+      ValueError: shapes differ, or ``normalize`` is unknown.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from haepo_jax.losses import normalize_returns
+      >>> print(normalize_returns(jnp.array([1, 2, 2, 100]), normalize="rank").round(3))
+      [-0.5  0.   0.   0.5]
+      >>> print(normalize_returns(jnp.array([1.0, 3.0]), normalize="standardize"))
+      [-1.  1.]
+    """
+    check = Checks("normalize_returns")
+    check.option("normalize", normalize, NORMALIZATIONS)
+    values = check.floats("returns", returns, min_ndim=1, integers=True)
+    live = check.mask("mask", mask, values.shape, like="the shape of returns")
+    values = select(live, jax.lax.stop_gradient(values))
+    if normalize == "none":
+        return values
+    if normalize == "rank":
+        return centred_ranks(values, live)
+    centred = centre(values, live)
+    if normalize == "center":
+        return centred
+    deviation = jnp.sqrt(masked_mean(centred**2, live, -1))
+    return centred / (deviation[..., None] + 1e-8)

@@ -1,0 +1,126 @@
+"""Cumulative log-likelihoods and the Plackett-Luce weights that HAEPO makes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from haepo_jax.losses._checks import Checks
+from haepo_jax.losses._numerics import lowest, select
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Auto:
+    """The temperature "auto" as a pytree without leaves, so that it can stand in a pytree where a number would be a
+    leaf."""
+
+
+AUTO = Auto()
+
+Temperature = ArrayLike | Literal["auto"] | Auto
+
+
+def trajectory_log_likelihood(log_probs: ArrayLike, mask: ArrayLike) -> jax.Array:
+    """Cumulative log-likelihood L = sum_t m[t] l[t]: the whole history in one number (HAEPO, arXiv 2508.18884).
+
+    Args:
+      log_probs: (T, ..., K), log-probability of each action; time first; floating point. What is masked may be
+        anything, NaN included.
+      mask: (T, ..., K), bool or 0/1: whether the trajectory is alive at that step, its last step included.
+
+    Returns:
+      (..., K), summed in at least float32.
+
+    Raises:
+      TypeError: ``log_probs`` is not floating point, or ``mask`` neither bool nor a real number.
+      ValueError: the shapes differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from haepo_jax.losses import trajectory_log_likelihood
+      >>> log_probs = jnp.log(jnp.array([[0.5, 0.5], [0.5, 0.9]]))  # two steps of two trajectories
+      >>> mask = jnp.array([[True, True], [True, False]])  # the second one ended after one step
+      >>> print(np.asarray(trajectory_log_likelihood(log_probs, mask)).round(3))
+      [-1.386 -0.693]
+    """
+    check = Checks("trajectory_log_likelihood")
+    steps = check.floats("log_probs", log_probs, min_ndim=1)
+    live = check.mask("mask", mask, steps.shape, like="the shape of log_probs")
+    return jnp.sum(select(live, steps), axis=0)
+
+
+def plackett_luce_weights(
+    scores: ArrayLike, *, temperature: Temperature = 1.0, mask: ArrayLike | None = None
+) -> jax.Array:
+    """Weights w = softmax(s / tau) over the valid members of each group (HAEPO, arXiv 2508.18884).
+
+    ``temperature="auto"`` sets tau = max(1, (max s - min s) / 2) over the valid members. The weights then differ by a
+    factor of at most e^2, and by Kantorovich's inequality the effective sample size (sum w)^2 / sum w^2 is at least 4
+    e^2 / (1 + e^2)^2 = 42 % of the valid members, however long the trajectories are; scores closer together than that
+    keep tau = 1.
+
+    Args:
+      scores: (..., K), one score per trajectory, leading axes are groups; floating point.
+      temperature: tau > 0: a scalar, an array that broadcasts to the leading axes, or "auto" (or ``AUTO``). No gradient
+        flows into it.
+      mask: (..., K), bool or 0/1: which members are valid; default all.
+
+    Returns:
+      (..., K), at least float32: the valid weights of a group sum to 1, a masked weight is exactly 0, and so is every
+      weight of a group without a valid member.
+
+    Raises:
+      TypeError: ``scores`` is not floating point, or another argument is not a real number.
+      ValueError: shapes do not fit, ``temperature`` is not above 0 or an unknown rule.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from haepo_jax.losses import plackett_luce_weights
+      >>> scores = jnp.array([-1000.0, -1001.0, jnp.nan])
+      >>> print(np.asarray(plackett_luce_weights(scores, mask=jnp.array([1, 1, 0]))).round(3))
+      [0.731 0.269 0.   ]
+      >>> print(np.asarray(plackett_luce_weights(jnp.array([-1000.0, 0.0]), temperature="auto")).round(3))
+      [0.119 0.881]
+    """
+    check = Checks("plackett_luce_weights")
+    logits = check.floats("scores", scores, min_ndim=1)
+    live = check.mask("mask", mask, logits.shape, like="the shape of scores")
+    tau = resolve_temperature(check, temperature, logits, live, logits.shape[:-1])
+    return log_softmax(logits, live, tau)[0]
+
+
+def resolve_temperature(
+    check: Checks, temperature: Temperature, scores: jax.Array, live: jax.Array, groups: tuple[int, ...]
+) -> jax.Array:
+    """The temperature as a constant that broadcasts against ``scores``: a rule applied to them, or numbers for
+    ``groups``, checked."""
+    if isinstance(temperature, str):
+        check.option("temperature", temperature, ("auto",))
+        temperature = AUTO
+    if isinstance(temperature, Auto):
+        scores = jax.lax.stop_gradient(scores)
+        spread = -lowest(-scores, live) - lowest(scores, live)
+        return jnp.maximum(spread / 2, 1)
+    return check.number("temperature", temperature, low=0, open_low=True, shape=groups)[..., None]
+
+
+def log_softmax(scores: jax.Array, live: jax.Array, tau: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Softmax of scores / tau over the live members of the last axis, and its logarithm; (..., K) each, both 0 where
+    masked.
+
+    The logarithm stays finite where the weight itself underflows, so entropies and divergences do too.
+    """
+    top = -lowest(-jax.lax.stop_gradient(scores), live)
+    # The maximum goes before the division: two scores of -1e6 that differ by 1 keep that 1 at any temperature.
+    scaled = select(live, jnp.where(live, scores, top) - top) / tau
+    exponentials = select(live, jnp.exp(scaled))
+    total = jnp.sum(exponentials, axis=-1, keepdims=True)
+    total = jnp.where(total == 0, 1, total)  # nothing is live
+    return exponentials / total, select(live, scaled - jnp.log(total))

@@ -1,0 +1,193 @@
+"""Policies and value functions.
+
+A policy is a pair of pure functions for ONE environment, which the library vmaps:
+
+    init(key, observation) -> (params, carry)
+    apply(params, carry, observation, is_first) -> (carry, output)
+
+`is_first` is () for a single step and (T,) for a whole sequence, whose observations then have a leading T axis; it
+marks the first step of an episode, where a recurrent policy starts again from its initial carry. The carry of a
+feed-forward network is the empty tuple. `output` is what `action_distribution` takes: logits (n,) for a `Discrete`
+space, a pair of mean and log-std for a `Box`. A value function has the same form with a scalar output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import flax.core
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from haepo_jax.distributions import LOG_STD_MAX, LOG_STD_MIN
+from haepo_jax.spaces import Box, Discrete, Space, space_leaves
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
+
+
+class Policy(Protocol):
+    """See the module's docstring. An object must be hashable, since it is compiled in."""
+
+    def init(self, key: jax.Array, observation: Any) -> tuple[Any, Any]: ...
+
+    def apply(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LinenPolicy:
+    """A Flax Linen module that maps an observation to an output, whatever the leading axes."""
+
+    module: nn.Module
+
+    def init(self, key: jax.Array, observation: Any) -> tuple[Any, Any]:
+        return self.module.init(key, observation), ()
+
+    def apply(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:
+        return carry, self.module.apply(params, observation)
+
+
+@dataclasses.dataclass(frozen=True)
+class NNXPolicy:
+    """A Flax NNX module class or factory, `create(rngs) -> module`; the module maps an observation to an output."""
+
+    create: Callable[[nnx.Rngs], nnx.Module]
+
+    def init(self, key: jax.Array, observation: Any) -> tuple[Any, Any]:
+        return nnx.state(self.create(nnx.Rngs(key)), nnx.Param), ()
+
+    def apply(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:
+        abstract = nnx.eval_shape(lambda: self.create(nnx.Rngs(0)))
+        graph, own = nnx.split(abstract)
+        if len(jax.tree.leaves(own)) != len(jax.tree.leaves(params)):
+            raise TypeError("an NNX policy may hold nnx.Param only: no BatchNorm statistics, no Dropout, no random state")
+        return carry, nnx.merge(graph, params)(observation)
+
+
+def as_policy(policy: Any) -> Policy:
+    """Turns what a user may pass into a `Policy`.
+
+    Args:
+      policy: a Flax Linen module; a Flax NNX module class (or any function) that takes `rngs` and returns a module; or
+        an object with `init` and `apply`, which is taken as it is.
+
+    Raises:
+      TypeError: for anything else, an NNX instance included: it holds one set of weights, and every seed needs its own.
+    """
+    if isinstance(policy, nn.Module):
+        return LinenPolicy(policy)
+    if isinstance(policy, nnx.Module):
+        raise TypeError(
+            f"policy={type(policy).__name__} is an NNX module that has its weights already; "
+            "pass a function of rngs that creates it, such as lambda rngs: MyModule(rngs=rngs)"
+        )
+    if callable(getattr(policy, "init", None)) and callable(getattr(policy, "apply", None)):
+        return policy
+    if callable(policy):
+        return NNXPolicy(policy)
+    raise TypeError(
+        f"policy={policy!r} must be a Flax Linen module, a function rngs -> Flax NNX module, or an object with init and apply"
+    )
+
+
+class Encoder(nn.Module):
+    """Observation -> feature vector: (..., *shape) of any space -> (..., features), float32.
+
+    Integers become one-hot (`Discrete`) or are scaled by their bounds to [-1, 1]; images (three axes) go through
+    convolutions; everything else is flattened. The parts of a dict or tuple space are concatenated.
+    """
+
+    space: Space
+
+    @nn.compact
+    def __call__(self, observation: Any) -> jax.Array:
+        pairs = zip(space_leaves(self.space), jax.tree.leaves(observation), strict=True)
+        return jnp.concatenate([self._encode(space, x) for space, x in pairs], axis=-1)
+
+    def _encode(self, space: Box | Discrete, x: jax.Array) -> jax.Array:
+        if isinstance(space, Discrete):
+            return jax.nn.one_hot(x, space.n)
+        lead = x.shape[: x.ndim - len(space.shape)]
+        if jnp.issubdtype(x.dtype, jnp.integer) and space.bounded:
+            low, high = jnp.asarray(space.low, jnp.float32), jnp.asarray(space.high, jnp.float32)
+            x = 2 * (x.astype(jnp.float32) - low) / jnp.maximum(high - low, 1) - 1
+        x = x.astype(jnp.float32)
+        if len(space.shape) == 3:
+            # MinAtar's own network: one 3x3 convolution of 16 channels; larger images are halved until they are as small.
+            x = x.reshape(-1, *space.shape)
+            while max(x.shape[1:3]) > 16:
+                x = nn.relu(nn.Conv(16, (3, 3), strides=(2, 2))(x))
+            x = nn.relu(nn.Conv(16, (3, 3), padding="VALID")(x))
+        return x.reshape(*lead, math.prod(x.shape[1:]) if len(space.shape) == 3 else math.prod(space.shape))
+
+
+class MLP(nn.Module):
+    """Encoder, hidden layers with orthogonal weights of gain sqrt(2), and a linear output of `output_gain`."""
+
+    space: Space
+    num_outputs: int
+    hidden_sizes: Sequence[int]
+    activation: str
+    output_gain: float
+
+    @nn.compact
+    def __call__(self, observation: Any) -> jax.Array:
+        x = Encoder(self.space)(observation)
+        for size in self.hidden_sizes:
+            x = _ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=nn.initializers.orthogonal(math.sqrt(2)))(x))
+        return nn.Dense(self.num_outputs, kernel_init=nn.initializers.orthogonal(self.output_gain))(x)
+
+
+class ActionNetwork(nn.Module):
+    """The default policy network: logits for a `Discrete` space; for a `Box` mean and a log-std that is one parameter."""
+
+    observation_space: Space
+    action_space: Discrete | Box
+    hidden_sizes: Sequence[int]
+    activation: str
+
+    @nn.compact
+    def __call__(self, observation: Any) -> Any:
+        discrete = isinstance(self.action_space, Discrete)
+        size = self.action_space.n if discrete else math.prod(self.action_space.shape)
+        # Nearly equal logits at the start: exploration, and no chance preference that the first updates must undo.
+        output = MLP(self.observation_space, size, self.hidden_sizes, self.activation, 0.01)(observation)
+        if discrete:
+            return output
+        # A squashed parameter rather than a clipped one: it has a gradient everywhere, so it can come back from an end.
+        middle, half = (LOG_STD_MAX + LOG_STD_MIN) / 2, (LOG_STD_MAX - LOG_STD_MIN) / 2
+        raw = self.param("raw_log_std", nn.initializers.constant(math.atanh(-middle / half)), (size,))
+        return output, middle + half * nn.tanh(raw)
+
+
+class ValueNetwork(nn.Module):
+    """The default value function: observation -> (...,)."""
+
+    observation_space: Space
+    hidden_sizes: Sequence[int]
+    activation: str
+
+    @nn.compact
+    def __call__(self, observation: Any) -> jax.Array:
+        return MLP(self.observation_space, 1, self.hidden_sizes, self.activation, 1.0)(observation)[..., 0]
+
+
+def default_policy(observation_space: Space, action_space: Discrete | Box, hidden_sizes: tuple[int, ...], activation: str) -> Policy:
+    """The policy used where none is given; see `ActionNetwork`."""
+    return LinenPolicy(ActionNetwork(_frozen(observation_space), action_space, hidden_sizes, activation))
+
+
+def default_value(observation_space: Space, hidden_sizes: tuple[int, ...], activation: str) -> Policy:
+    """The value function used where none is given; see `ValueNetwork`."""
+    return LinenPolicy(ValueNetwork(_frozen(observation_space), hidden_sizes, activation))
+
+
+def _frozen(space: Any) -> Any:
+    """The same space with hashable dicts: a Linen module's fields are compiled in."""
+    if isinstance(space, dict):
+        return flax.core.FrozenDict({name: _frozen(part) for name, part in space.items()})
+    return tuple(map(_frozen, space)) if isinstance(space, tuple) else space

@@ -1,0 +1,57 @@
+"""Running statistics of observations, carried in the train state and frozen within a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RunningStatistics:
+    """Count () and, for every leaf of an observation, mean and sum of squared deviations (*shape), float32."""
+
+    count: jax.Array
+    mean: Any
+    squares: Any
+
+    @classmethod
+    def of(cls, observation: Any) -> RunningStatistics:
+        """Statistics of nothing yet, for observations like this one; they normalise to the identity."""
+        zeros = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), observation)
+        return cls(jnp.float32(0), zeros, jax.tree.map(jnp.zeros_like, zeros))
+
+    def update(self, observations: Any, mask: jax.Array) -> RunningStatistics:
+        """Adds the observations (..., *shape) where mask (...) is true.
+
+        The parallel form of Welford's algorithm (Chan, Golub & LeVeque 1983), so a batch is one merge.
+        """
+        added = jnp.sum(mask, dtype=jnp.float32)
+        count = self.count + added
+        axes = tuple(range(mask.ndim))
+
+        def merge(mean: jax.Array, squares: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            live = jnp.expand_dims(mask, tuple(range(mask.ndim, x.ndim)))
+            x = jnp.where(live, x, 0).astype(jnp.float32)
+            batch_mean = jnp.sum(x, axes) / jnp.maximum(added, 1)
+            batch_squares = jnp.sum(jnp.where(live, x - batch_mean, 0) ** 2, axes)
+            delta = batch_mean - mean
+            share = added / jnp.maximum(count, 1)
+            return mean + delta * share, squares + batch_squares + delta**2 * self.count * share
+
+        merged = jax.tree.map(merge, self.mean, self.squares, observations)
+        outer, inner = jax.tree.structure(self.mean), jax.tree.structure((0, 0))
+        mean, squares = jax.tree.transpose(outer, inner, merged)
+        return RunningStatistics(count, mean, squares)
+
+    def normalize(self, observation: Any) -> Any:
+        """(x - mean) / std clipped to [-10, 10], for x (..., *shape)."""
+
+        def standardise(x: jax.Array, mean: jax.Array, squares: jax.Array) -> jax.Array:
+            variance = jnp.where(self.count > 0, squares / jnp.maximum(self.count, 1), 1.0)
+            return jnp.clip((x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + 1e-8), -10, 10)
+
+        return jax.tree.map(standardise, observation, self.mean, self.squares)

@@ -1,0 +1,60 @@
+"""Draws the learning curves of runs in one figure: `python -m haepo_jax.plot run_dir=A,B out=curves.png`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from haepo_jax import config as configuration
+from haepo_jax.config import ConfigError, setting
+from haepo_jax.training.entry import entry_point
+from haepo_jax.training.run_dir import RunDir
+
+HELP = """\
+Draws the learning curves of one or more runs in one figure: interquartile means, with bands over seeds.
+
+usage: python -m haepo_jax.plot run_dir=<directory>[,<directory>...] [out=curves.png]
+
+settings (key, default, meaning):
+{settings}
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlotConfig:
+    """The settings of `python -m haepo_jax.plot`."""
+
+    run_dir: tuple[str, ...] = setting((), list, "the directories of the runs, finished or not")
+    out: str = setting("curves.png", str, "the PNG file to write")
+    title: str = setting("", str, "above the figure")
+
+
+@entry_point
+def main(argv: list[str]) -> int:
+    """Runs the command line; returns its exit status."""
+    if "--help" in argv or "-h" in argv:
+        print(HELP.format(settings=configuration.settings_table(dataclasses.fields(PlotConfig))), end="")
+        return 0
+    config = configuration.compose(configuration.read_arguments(argv).overrides, PlotConfig)
+    if not config.run_dir:
+        raise ConfigError("run_dir= is missing: name the directory of a run")
+    out = Path(config.out)
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"out={config.out!r} must end in .png")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"out={config.out!r}: there is no directory {str(out.parent)!r}")
+
+    from haepo_jax.training.plots import curves_figure, read_curve, write_figure
+
+    curves = [read_curve(RunDir(Path(path))) for path in config.run_dir]
+    try:
+        write_figure(curves_figure(curves, title=config.title), out)
+    except OSError as error:
+        raise ConfigError(f"out={config.out!r} cannot be written: {error.strerror}") from None
+    print(f"wrote {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

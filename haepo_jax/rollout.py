@@ -1,0 +1,264 @@
+"""Collecting experience: complete episodes for trajectory methods, fixed-length segments with auto-reset for PPO.
+
+Environments and policies are functions for one environment; here they are vmapped over B lanes and stepped together.
+A lane's randomness is folded in from its own key and its own step number, so a lane's result depends neither on how
+many others run beside it nor on how a run is cut.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from haepo_jax.envs.base import has_action_mask
+from haepo_jax.spaces import Box
+from haepo_jax.unbatched import any_lane
+
+Act = Callable[[Any, Any, jax.Array, Any, jax.Array], tuple[Any, jax.Array, Any]]
+"""(carry, observation, is_first, action_mask, key) -> (carry, action, extras): one decision in one environment. The action is in policy units;
+`extras` is any pytree worth storing with it, such as its log-probability."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """Steps with leading axes (T, B), time first.
+
+    Attributes:
+      observation: what the decision was based on, in the environment's own dtype.
+      action: in policy units.
+      reward: float32.
+      mask: true while the episode is alive, its last step included; every other array is 0 where it is false.
+      action_mask: valid actions (..., n), or None where the environment has no such notion.
+      extras: what the policy stored with its action.
+    """
+
+    observation: Any
+    action: jax.Array
+    reward: jax.Array
+    mask: jax.Array
+    action_mask: jax.Array | None
+    extras: Any
+
+
+def lane_keys(key: jax.Array, num_lanes: int) -> jax.Array:
+    """One key for each lane, (num_lanes,)."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_lanes))
+
+
+def collect_episodes(
+    env: Any, act: Act, initial_carry: Any, reset_keys: jax.Array, step_keys: jax.Array, *, record: bool = True
+) -> tuple[Trajectory | None, jax.Array, jax.Array]:
+    """Plays one complete episode in each lane and stops when the last one ends.
+
+    Args:
+      env: an `Environment`.
+      act: the policy.
+      initial_carry: of one lane's policy.
+      reset_keys: (B,); lanes with equal keys start in the same state.
+      step_keys: (B,), of actions and transitions.
+      record: whether to keep the steps; evaluation needs only the sums.
+
+    Returns:
+      The steps (T = env.horizon, B) or None; returns (B,) float32; lengths (B,) int32. An episode still alive after
+      env.horizon steps ends there.
+    """
+    num_lanes = reset_keys.shape[0]
+    state, observation = jax.vmap(env.reset)(reset_keys)
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_lanes, *jnp.shape(x))), initial_carry)
+    one_step = jax.vmap(lambda *lane: _step(env, act, *lane), in_axes=(0, 0, 0, None, 0, 0))
+
+    def step(loop: _Loop) -> _Loop:
+        is_first = loop.time == 0
+        keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, loop.time)
+        stepped = one_step(loop.state, loop.observation, loop.carry, is_first, loop.alive, keys)
+        buffers = jax.tree.map(lambda buffer, x: buffer.at[loop.time].set(x), loop.buffers, stepped.transition if record else None)
+        return _Loop(
+            time=loop.time + 1,
+            state=stepped.state,
+            observation=stepped.observation,
+            carry=stepped.carry,
+            alive=loop.alive & ~stepped.done,
+            buffers=buffers,
+            returns=loop.returns + stepped.transition.reward,
+            lengths=loop.lengths + loop.alive.astype(jnp.int32),
+        )
+
+    alive = jnp.ones(num_lanes, bool)
+    buffers = None
+    if record:
+        shapes = jax.eval_shape(one_step, state, observation, carry, jnp.bool_(True), alive, step_keys).transition
+        buffers = jax.tree.map(lambda x: jnp.zeros((env.horizon, *x.shape), x.dtype), shapes)
+    start = _Loop(
+        time=jnp.int32(0), state=state, observation=observation, carry=carry, alive=alive, buffers=buffers,
+        returns=jnp.zeros(num_lanes), lengths=jnp.zeros(num_lanes, jnp.int32),
+    )  # fmt: skip
+    end = jax.lax.while_loop(lambda loop: (loop.time < env.horizon) & any_lane(loop.alive), step, start)
+    return end.buffers, end.returns, end.lengths
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    time: jax.Array
+    state: Any
+    observation: Any
+    carry: Any
+    alive: jax.Array
+    buffers: Trajectory | None
+    returns: jax.Array
+    lengths: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Stepped:
+    transition: Trajectory
+    state: Any
+    observation: Any
+    carry: Any
+    terminated: jax.Array
+    truncated: jax.Array
+
+    @property
+    def done(self) -> jax.Array:
+        return self.terminated | self.truncated
+
+
+def _step(env: Any, act: Act, state: Any, observation: Any, carry: Any, is_first: jax.Array, alive: jax.Array, key: jax.Array) -> _Stepped:
+    """One decision and one transition of one lane. What a dead lane computes is selected away, NaN included."""
+    action_key, env_key = jax.random.split(key)
+    action_mask = env.action_mask(state) if has_action_mask(env) else None
+    carry, action, extras = act(carry, observation, is_first, action_mask, action_key)
+    after = env.step(env_key, state, to_env_action(env, action))
+    live = lambda tree: jax.tree.map(lambda x: jnp.where(alive, x, jnp.zeros_like(x)), tree)  # noqa: E731
+    transition = Trajectory(
+        observation=live(observation), action=live(action), reward=live(after.reward), mask=alive,
+        action_mask=live(action_mask), extras=live(extras),
+    )  # fmt: skip
+    return _Stepped(transition, after.state, after.observation, carry, after.terminated, after.truncated)
+
+
+def to_env_action(env: Any, action: jax.Array) -> jax.Array:
+    """An action in policy units -> in the environment's own."""
+    space = env.action_space
+    return space.from_unit(action.reshape(space.shape)) if isinstance(space, Box) else action
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Lanes:
+    """B environments in mid-episode, with leading axis B.
+
+    Each lane keeps one spare start, drawn from its own key and episode number. A lane that finishes takes its spare;
+    spares are drawn again, all that are missing at once, only on the rare step where a lane finishes without one. So
+    every episode starts from a fresh draw, and hardly a step pays for one.
+    """
+
+    state: Any
+    observation: Any
+    carry: Any
+    is_first: jax.Array
+    spare: tuple[Any, Any]
+    spare_used: jax.Array
+    episodes: jax.Array
+    episode_return: jax.Array
+    episode_length: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A `Trajectory` (T, B) whose steps are all alive, and where its episodes end.
+
+    Attributes:
+      steps: the trajectory.
+      is_first: (T, B) true at the first step of an episode.
+      terminated, truncated: (T, B) the episode ended after this step, by itself or by its time limit; never both.
+      final_value: (T, B) value of the observation that a truncated episode ended with; 0 elsewhere.
+      episode_return, episode_length: (T, B) of the episode that ended after this step; 0 elsewhere.
+    """
+
+    steps: Trajectory
+    is_first: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    final_value: jax.Array
+    episode_return: jax.Array
+    episode_length: jax.Array
+
+
+def start_lanes(env: Any, initial_carry: Any, reset_key: jax.Array, num_lanes: int) -> Lanes:
+    """Lanes at the start of their first episode; `reset_key` must be the same in every `collect_segment`."""
+    state, observation = _draw_starts(env, reset_key, jnp.zeros(num_lanes, jnp.int32))
+    spare = _draw_starts(env, reset_key, jnp.ones(num_lanes, jnp.int32))
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_lanes, *jnp.shape(x))), initial_carry)
+    return Lanes(
+        state=state, observation=observation, carry=carry, is_first=jnp.ones(num_lanes, bool), spare=spare,
+        spare_used=jnp.zeros(num_lanes, bool), episodes=jnp.zeros(num_lanes, jnp.int32),
+        episode_return=jnp.zeros(num_lanes), episode_length=jnp.zeros(num_lanes, jnp.int32),
+    )  # fmt: skip
+
+
+def collect_segment(
+    env: Any, act: Act, value: Callable[[Any, Any], jax.Array], lanes: Lanes, reset_key: jax.Array, step_keys: jax.Array, num_steps: int
+) -> tuple[Segment, Lanes]:
+    """Steps every lane `num_steps` times, starting a new episode where one ends.
+
+    Args:
+      env: an `Environment`.
+      act: the policy.
+      value: (carry, observation) -> (), of one environment; computed only at steps where a lane is truncated.
+      lanes: from `start_lanes` or the segment before.
+      reset_key: of the starts.
+      step_keys: (B,), of actions and transitions, new for every segment.
+      num_steps: T.
+    """
+    one_step = jax.vmap(lambda *lane: _step(env, act, *lane))
+    alive = jnp.ones_like(lanes.is_first)
+
+    def step(lanes: Lanes, time: jax.Array) -> tuple[Lanes, Segment]:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, time)
+        stepped = one_step(lanes.state, lanes.observation, lanes.carry, lanes.is_first, alive, keys)
+        done = stepped.done
+        final_value = jax.lax.cond(
+            any_lane(stepped.truncated),
+            lambda: jnp.where(stepped.truncated, jax.vmap(value)(stepped.carry, stepped.observation), 0.0),
+            lambda: jnp.zeros(done.shape),
+        )
+        spare, spare_used = jax.lax.cond(
+            any_lane(done & lanes.spare_used),
+            lambda: (_select(lanes.spare_used, _draw_starts(env, reset_key, lanes.episodes + 1), lanes.spare), jnp.zeros_like(done)),
+            lambda: (lanes.spare, lanes.spare_used),
+        )
+        state, observation = _select(done, spare, (stepped.state, stepped.observation))
+        episode_return = lanes.episode_return + stepped.transition.reward
+        episode_length = lanes.episode_length + 1
+        segment = Segment(
+            steps=stepped.transition, is_first=lanes.is_first, terminated=stepped.terminated, truncated=stepped.truncated,
+            final_value=final_value, episode_return=jnp.where(done, episode_return, 0),
+            episode_length=jnp.where(done, episode_length, 0),
+        )  # fmt: skip
+        lanes = Lanes(
+            state=state, observation=observation, carry=stepped.carry, is_first=done, spare=spare, spare_used=spare_used | done,
+            episodes=lanes.episodes + done, episode_return=jnp.where(done, 0, episode_return),
+            episode_length=jnp.where(done, 0, episode_length),
+        )  # fmt: skip
+        return lanes, segment
+
+    lanes, segment = jax.lax.scan(step, lanes, jnp.arange(num_steps))
+    return segment, lanes
+
+
+def _draw_starts(env: Any, reset_key: jax.Array, episodes: jax.Array) -> tuple[Any, Any]:
+    keys = jax.vmap(jax.random.fold_in)(lane_keys(reset_key, episodes.shape[0]), episodes)
+    return jax.vmap(env.reset)(keys)
+
+
+def _select(flags: jax.Array, on_true: Any, on_false: Any) -> Any:
+    """`where` over the leading axis of two trees."""
+    return jax.tree.map(lambda x, y: jnp.where(jnp.expand_dims(flags, tuple(range(1, x.ndim))), x, y), on_true, on_false)

@@ -1,0 +1,45 @@
+"""What every command line shares: one-line errors, their exit statuses, and no traceback for what is not a bug."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from haepo_jax.config import ConfigError, one_line
+
+REFUSED = 2
+"""Exit status of a command whose settings cannot be used."""
+FAILED = 1
+INTERRUPTED = 130
+
+
+class RunError(RuntimeError):
+    """A run that could not go on for a reason outside the program, such as a full disk; the message is one line."""
+
+
+def entry_point(command: Callable[[list[str]], int]) -> Callable[[Sequence[str] | None], int]:
+    """Makes `main(argv) -> exit status` of a command; `argv` is `sys.argv[1:]` where it is None."""
+
+    @functools.wraps(command)
+    def main(argv: Sequence[str] | None = None) -> int:
+        try:
+            status = command(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+            return status
+        except ConfigError as error:
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
+            return REFUSED
+        except RunError as error:
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
+            return FAILED
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except BrokenPipeError:
+            # The reader (`| head`) has gone. Python would complain again when it flushes stdout at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
+
+    return main

@@ -1,0 +1,179 @@
+"""A run's directory: what lies where, and how it is made and written."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import itertools
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from haepo_jax.config import ConfigError, RunConfig, from_dict, one_line, short
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDir:
+    """The files of one run, by name. Creating the object touches nothing."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings, as `--cfg job` prints them."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line for each logged update."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curve(self) -> Path:
+        """Return against steps."""
+        return self.path / "curve.png"
+
+    @property
+    def summary(self) -> Path:
+        """How the run ended."""
+        return self.path / "summary.json"
+
+    def holds_run(self) -> bool:
+        """Whether a run has left something here."""
+        return any(file.exists() for file in (self.config, self.metrics, self.summary))
+
+    def read_config(self) -> RunConfig:
+        """The settings of the run; raises ConfigError."""
+        values = self._read(self.config, yaml.safe_load)
+        if not isinstance(values, dict):
+            raise ConfigError(f"{str(self.config)!r} holds no settings")
+        return from_dict(values, RunConfig)
+
+    def read_summary(self) -> dict[str, Any]:
+        """The summary of a run that has ended; raises ConfigError."""
+        summary: dict[str, Any] = self._read(self.summary, json.loads)
+        return summary
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows logged so far; raises ConfigError."""
+        rows: list[dict[str, Any]] = self._read(
+            self.metrics, lambda text: [json.loads(line) for line in text.splitlines() if line.strip()]
+        )
+        return rows
+
+    def _read(self, file: Path, parse: Any) -> Any:
+        if not self.path.is_dir():
+            raise ConfigError(f"run_dir={str(self.path)!r} is no directory")
+        try:
+            return parse(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"run_dir={str(self.path)!r} holds no readable {file.name}: {error.strerror}") from None
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read {str(file)!r}: {one_line(str(error), 120)}") from None
+
+    def remove_if_empty(self) -> None:
+        """Takes back a directory that nothing has been written to."""
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+
+def check_run_dir(config: RunConfig) -> None:
+    """Raises ConfigError where the run's directory cannot be used, as far as can be told without making it."""
+    name = config.run_dir if config.run_dir is not None else "runs"
+    path = Path(name)
+    with _refusing(name):
+        if _exists(path) and not path.is_dir():
+            raise ConfigError(f"run_dir={short(name)} is a file, not a directory")
+        if config.run_dir is not None and RunDir(path).holds_run():
+            raise ConfigError(f"run_dir={short(name)} already holds a run: choose another directory")
+        nearest = next(parent for parent in (path, *path.absolute().parents) if _exists(parent))
+        if not nearest.is_dir():
+            raise ConfigError(f"run_dir={short(name)} cannot be made: {str(nearest)!r} is not a directory")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise ConfigError(f"run_dir={short(name)} cannot be written: no permission in {str(nearest)!r}")
+
+
+def _exists(path: Path) -> bool:
+    """Whether anything has that name; unlike `Path.exists` this lets other errors, such as too long a name, through."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def create_run_dir(config: RunConfig) -> RunDir:
+    """Makes the run's directory and makes sure that it can be written; raises ConfigError.
+
+    A directory without a name is new, whatever else starts at the same second.
+    """
+    check_run_dir(config)
+    with _refusing(config.run_dir or "runs"):
+        path = _new_directory(config) if config.run_dir is None else Path(config.run_dir)
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(b"x")
+    return RunDir(path)
+
+
+def _new_directory(config: RunConfig) -> Path:
+    time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    stem = f"{config.env.replace('/', '-')}-{config.algo.name}-{config.seed}-{time}"
+    Path("runs").mkdir(exist_ok=True)
+    for count in itertools.count(1):
+        path = Path("runs") / (stem if count == 1 else f"{stem}-{count}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"run_dir={short(name)} cannot be written: {error.strerror or error}") from None
+    except ValueError as error:  # a null byte in the name
+        raise ConfigError(f"run_dir={short(name)} cannot be written: {error}") from None
+
+
+def config_text(config: RunConfig) -> str:
+    """The settings as YAML."""
+    text: str = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return text
+
+
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """Replaces a file in one step: a reader, or a crash, meets the old content or the new."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON in which a number that is not finite is null, as it is in every reader."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,61 @@
+"""Statistics over seeds that Agarwal et al. (arXiv 2108.13264) recommend: interquartile means, bootstrap intervals."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+def mean_of_known(values: npt.ArrayLike, axis: int = -1) -> Array:
+    """The mean over an axis of the values that are not NaN; NaN where there is none: (..., N) -> (...)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.asarray(np.nanmean(np.asarray(values, np.float64), axis=axis))
+
+
+def interquartile_mean(values: npt.ArrayLike) -> Array:
+    """The mean of the middle half over the last axis, of all where N < 4: (..., N) -> (...). NaN where any value is."""
+    values = np.asarray(values, np.float64)
+    if values.shape[-1] < 4:
+        return np.asarray(np.mean(values, axis=-1))
+    from scipy.stats import trim_mean
+
+    return np.asarray(trim_mean(values, 0.25, axis=-1))
+
+
+def bootstrap_interval(
+    values: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[Array, Array]:
+    """Percentile bootstrap of the interquartile mean over the last axis: (..., N) -> low (...), high (...).
+
+    Seeds are what is resampled. One seed says nothing about others: its interval is NaN. A seed without a value (NaN)
+    is left out of its row.
+    """
+    values = np.asarray(values, np.float64)
+    rows = values.reshape(-1, values.shape[-1])
+    limits = np.full((2, len(rows)), np.nan)
+    for index, row in enumerate(rows):
+        known = row[~np.isnan(row)]
+        if len(known) > 1:
+            limits[:, index] = _bootstrap(known, confidence, resamples, seed)
+    low, high = limits.reshape(2, *values.shape[:-1])
+    return low, high
+
+
+def _bootstrap(values: Array, confidence: float, resamples: int, seed: int) -> tuple[float, float]:
+    from scipy.stats import bootstrap
+
+    result = bootstrap(
+        (values,),
+        lambda sample, axis: interquartile_mean(np.moveaxis(sample, axis, -1)),
+        vectorized=True,
+        confidence_level=confidence,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)

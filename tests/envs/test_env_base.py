@@ -1,0 +1,164 @@
+"""Spaces, and objects of the user's own as environments."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from haepo_jax.envs import Box, Discrete, TimeStep, as_environment, check_environment, has_action_mask, make_env
+
+
+class Countdown:
+    """A plain object: integer rewards, weakly typed state, a dictionary observation and an action mask."""
+
+    name = "countdown"
+    horizon = 7
+    observation_space = {"left": Box(-np.inf, np.inf, ()), "parity": Discrete(2)}
+    action_space = Discrete(3)
+
+    def reset(self, key):
+        state = {"left": 5, "key": key}
+        return state, self._observe(state)
+
+    def step(self, key, state, action):
+        state = {"left": state["left"] - action, "key": key}
+        return TimeStep(state, self._observe(state), -1, state["left"] <= 0, False)
+
+    def action_mask(self, state):
+        return jnp.arange(3) <= state["left"]
+
+    def _observe(self, state):
+        return {"left": 1.0 * state["left"], "parity": jnp.asarray(state["left"]) % 2}
+
+
+def test_plain_object_becomes_a_pytree_without_leaves():
+    obj = Countdown()
+    env = as_environment(obj)
+    assert jax.tree.leaves(env) == [] and (env.name, env.horizon) == ("countdown", 7)
+    assert has_action_mask(env) and not has_action_mask(make_env("haepo/bandit"))
+    # The same object twice is the same static structure: no second compilation.
+    assert jax.tree.structure(env) == jax.tree.structure(as_environment(obj))
+    assert jax.tree.structure(env) != jax.tree.structure(as_environment(Countdown()))
+
+    @jax.jit
+    def episode(env, key):
+        state, _ = env.reset(key)
+
+        def body(carry):
+            state, total, _ = carry
+            step = env.step(state["key"], state, jnp.int32(2))
+            return step.state, total + step.reward, step.terminated
+
+        return jax.lax.while_loop(lambda carry: ~carry[2], body, (state, jnp.float32(0), jnp.bool_(False)))
+
+    state, total, _ = jax.vmap(episode, (None, 0))(env, jax.random.split(jax.random.key(0), 3))
+    assert total.tolist() == [-3, -3, -3] and state["left"].tolist() == [-1, -1, -1]
+    assert env.action_mask({"left": 1}).tolist() == [True, True, False]
+
+
+def test_registered_pytree_is_returned_as_it_is():
+    env = make_env("haepo/random_walk")
+    assert as_environment(env) is env
+    assert as_environment("haepo/random_walk").name == env.name
+
+
+def spoilt(**changes):
+    obj = Countdown()
+    for name, value in changes.items():
+        setattr(obj, name, value)
+    return obj
+
+
+def step_with(**changes):
+    def step(key, state, action):
+        return Countdown().step(key, state, action)._replace(**changes)
+
+    return spoilt(step=step)
+
+
+@pytest.mark.parametrize(
+    ("obj", "error", "message"),
+    [
+        (SimpleNamespace(name="x", reset=None), TypeError, "no horizon, observation_space, action_space, step"),
+        (None, TypeError, "NoneType is no environment"),
+        (Countdown, TypeError, "pass an instance"),
+        (spoilt(horizon=0), ValueError, "horizon must be at least 1"),
+        (spoilt(horizon="7"), (TypeError, ValueError), ""),
+        (spoilt(action_space=3), TypeError, "action_space must be a Discrete or a Box"),
+        (spoilt(observation_space=Box(0, 1, (2,))), TypeError, "another structure than observation_space"),
+        (spoilt(observation_space=SimpleNamespace(n=2)), TypeError, "must be made of Discrete and Box"),
+        (
+            spoilt(observation_space={"left": Box(0, 1, (2,)), "parity": Discrete(2)}),
+            TypeError,
+            "observation of reset is float32",
+        ),
+        (spoilt(step=lambda key, state, action: (state, 0)), TypeError, "step must return a TimeStep"),
+        (step_with(reward=jnp.zeros(3)), TypeError, "reward must be a scalar"),
+        (step_with(terminated=jnp.zeros(2, bool)), TypeError, "terminated must be a scalar"),
+        (step_with(state={"left": 0}), TypeError, "structure differs between reset and step"),
+        (
+            step_with(state={"left": 1.5, "key": jax.random.key(0)}),
+            TypeError,
+            r"the state\['left'\] is int32 \(\).* before a step and float32",
+        ),
+        (spoilt(action_mask=lambda state: jnp.ones(2, bool)), TypeError, r"action_mask must be bool \(3,\)"),
+    ],
+)
+def test_objects_that_break_the_protocol(obj, error, message):
+    with pytest.raises(error, match=message) as raised:
+        as_environment(obj)
+    assert "\n" not in str(raised.value)
+
+
+def test_check_of_a_registered_environment():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Weak:
+        gain: jax.Array
+        name: str = dataclasses.field(default="weak", metadata={"static": True})
+        horizon: int = dataclasses.field(default=3, metadata={"static": True})
+        observation_space = Box(-np.inf, np.inf, ())
+        action_space = Box(-1.0, 1.0, ())
+
+        def reset(self, key):
+            return jnp.float32(0), jnp.float32(0)
+
+        def step(self, key, state, action):
+            return TimeStep(jnp.asarray(1.0), self.gain, jnp.int32(0), jnp.bool_(True), jnp.bool_(False))
+
+    with pytest.raises(TypeError, match="weakly typed after step|reward must be a float32 scalar"):
+        check_environment(Weak(jnp.float32(1)))
+
+
+def test_spaces_hash_equal_and_refuse_nonsense():
+    a = Box(np.array([-1.0, -2.0]), jnp.array([1.0, 2.0]), [2], "float32")
+    assert a == Box([-1, -2], [1, 2], (2,)) and hash(a) == hash(Box([-1, -2], [1, 2], (2,)))
+    assert Box(np.zeros(3), np.ones(3), (3,)) == Box(0.0, 1.0, (3,), jnp.float32)
+    assert a.bounded and not Box(-np.inf, 1, ()).bounded
+    assert Discrete(3).shape == () and Discrete(3).dtype == np.int32
+    for build in (lambda: Discrete(0), lambda: Box(1, 0, ()), lambda: Box([0, 0], [1, 1], (3,))):
+        with pytest.raises(ValueError):
+            build()
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3), st.floats(-2, 2))
+def test_from_unit_stays_in_range(low: float, width: float, action: float):
+    box = Box(low, low + width, (1,))
+    result = np.asarray(box.from_unit(jnp.asarray([action, -1.0, 1.0, 0.0], jnp.float32)[:, None]))[:, 0]
+    bottom, top = np.float32(low), np.float32(low + width)
+    slack = 4 * np.spacing(max(abs(bottom), abs(top)))
+    assert result[1] == bottom and result[2] == top
+    assert bottom - slack <= result[0] <= top + slack
+    np.testing.assert_allclose(result[3], (bottom + top) / 2, atol=slack)
+
+
+def test_from_unit_leaves_unbounded_actions_alone():
+    action = jnp.asarray([3.0, -7.0])
+    assert Box(-np.inf, np.inf, (2,)).from_unit(action) is action
+    per_element = Box([-1, 0], [1, 10], (2,)).from_unit(jnp.asarray([[1.0, 0.0], [-5.0, 5.0]]))
+    assert per_element.tolist() == [[1, 5], [-1, 10]]
