@@ -29,6 +29,30 @@ Metrics = dict[str, jax.Array]
 _EVALUATION_SEED = 0x5EED
 
 
+CAUSES = ("the loss", "the gradients", "the parameters after the step", "the optimiser's state")
+"""What `Health.cause` counts: bit i is set where the i-th was not finite."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Health:
+    """What became of updates that were not finite; all () int32.
+
+    Attributes:
+      skipped: how many were dropped (`on_nan="skip"`).
+      diverged_at: the update that ended the run (`on_nan="stop"`), or -1; the state stays as it was before that update.
+      cause: of the last one; see `CAUSES`.
+    """
+
+    skipped: jax.Array
+    diverged_at: jax.Array
+    cause: jax.Array
+
+    @property
+    def diverged(self) -> jax.Array:
+        return self.diverged_at >= 0
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
@@ -44,6 +68,7 @@ class TrainState:
       key: the run's typed PRNG key, never changed; randomness is folded in from it by update and lane.
       update: () int32, updates done.
       env_steps: live environment steps done.
+      health: whether an update went wrong.
     """
 
     params: Any
@@ -54,11 +79,12 @@ class TrainState:
     key: jax.Array
     update: jax.Array
     env_steps: StepCount
+    health: Health
 
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm(hyperparameters.Common):
-    """The base of `HAEPO`, `PPO`, `GRPO` and `DPO`, which add `train_step`.
+    """The base of `HAEPO`, `PPO`, `GRPO` and `DPO`, which add `_update`.
 
     Attributes:
       env: an environment, or its name; see `make_env`.
@@ -140,26 +166,48 @@ class Algorithm(hyperparameters.Common):
             key=run_key,
             update=jnp.int32(0),
             env_steps=StepCount.of(0),
+            health=Health(jnp.int32(0), jnp.int32(-1), jnp.int32(0)),
         )
 
     def train_step(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """One update: rollout, loss, optimisation. The metrics are float32 scalars with one fixed set of names."""
-        raise TypeError(f"{type(self).__name__} has no train_step of its own")
+        """One update: rollout, loss, optimisation. The metrics are float32 scalars with one fixed set of names.
+
+        An update whose loss, gradients or result is not finite is dropped. With `on_nan="skip"` it is counted and the
+        run goes on with new episodes; with `on_nan="stop"` the state is frozen as it was before it.
+        """
+        new, metrics = self._update(state)
+        finite = jnp.stack([_all_finite(x) for x in (metrics["loss"], metrics["grad_norm"], new.params, new.opt_state)])
+        sick = ~jnp.all(finite)
+        cause = jnp.where(sick, jnp.sum(~finite * 2 ** jnp.arange(len(CAUSES))), state.health.cause).astype(jnp.int32)
+        if self.on_nan == "skip":
+            health = Health(state.health.skipped + sick, state.health.diverged_at, cause)
+            dropped = dataclasses.replace(state, extra=new.extra, update=new.update, env_steps=new.env_steps)
+        else:
+            frozen_already = state.health.diverged
+            sick |= frozen_already
+            diverged_at = jnp.where(frozen_already | ~sick, state.health.diverged_at, state.update)
+            health = Health(state.health.skipped, diverged_at, jnp.where(frozen_already, state.health.cause, cause))
+            dropped = state
+        kept = jax.tree.map(lambda x, old: jnp.where(sick, old, x), new, dropped)
+        return dataclasses.replace(kept, health=health), metrics
+
+    def _update(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        raise TypeError(f"{type(self).__name__} has no _update of its own")
 
     def advance(self, state: TrainState, until: StepCount) -> tuple[TrainState, Metrics]:
         """Updates until `until` live steps are done; the metrics are the last update's (NaN where there was none)."""
 
-        def unfinished(loop: tuple[TrainState, Metrics]) -> jax.Array:
-            return any_lane(loop[0].env_steps < until)
+        def unfinished(state: TrainState) -> jax.Array:
+            return (state.env_steps < until) & ~state.health.diverged
 
         def step(loop: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             # Under vmap other lanes may still be at work; one that has finished stays as it is.
-            more = loop[0].env_steps < until
+            more = unfinished(loop[0])
             return jax.tree.map(lambda new, old: jnp.where(more, new, old), self.train_step(loop[0]), loop)
 
         shapes = jax.eval_shape(self.train_step, state)[1]
         nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
-        return jax.lax.while_loop(unfinished, step, (state, nothing))
+        return jax.lax.while_loop(lambda loop: any_lane(unfinished(loop[0])), step, (state, nothing))
 
     def evaluate(
         self, state: TrainState, *, episodes: int = 128, greedy: bool = False, key: jax.Array | None = None
@@ -268,3 +316,8 @@ class Algorithm(hyperparameters.Common):
         """One optimiser step; `self` must be `scheduled`."""
         updates, opt_state = self.optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, jax.tree.map(lambda u: -self.learning_rate * u, updates)), opt_state
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))

@@ -154,6 +154,11 @@ class Common:
         16, int, "episodes of each kind, sampled and greedy, at every row of the history; 0: none", within=Range(0, 2**31 - 1)
     )
 
+    on_nan: str = static(
+        "stop", str, "an update that is not finite ends the run, its state kept as before; or is dropped and counted",
+        choices=("stop", "skip"),
+    )
+
     def check(self) -> None:
         """Raises HyperparameterError at the first value that cannot be used."""
         for field in dataclasses.fields(self):

@@ -83,7 +83,7 @@ class PPO(hyperparameters.PPO, Algorithm):
         """The value function as a pair of pure functions."""
         return self.value or default_value(self.env.observation_space, self.hidden_sizes, self.activation)
 
-    def train_step(self, state: TrainState) -> tuple[TrainState, Metrics]:
+    def _update(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """One update: num_steps of every lane, advantages, then num_epochs passes in shuffled minibatches."""
         now = self.scheduled(state.env_steps.share_of(self.total_steps))
         step_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.update))

@@ -44,7 +44,7 @@ class Batch:
 class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
     """The base of the algorithms that add a `loss` on a `Batch`."""
 
-    def train_step(self, state: TrainState) -> tuple[TrainState, Metrics]:
+    def _update(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """One update: num_envs complete episodes, then num_epochs passes over them in minibatches of whole groups."""
         now = self.scheduled(state.env_steps.share_of(self.total_steps))
         rollout_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.update))

@@ -51,14 +51,17 @@ class PhysicsEnv(Replaceable):
 
     def reset(self, key: Array) -> tuple[PyTree, PyTree]:
         """Start an episode: (`PhysicsState`, observation)."""
-        inner = strongly_typed(self._with_params().reset(key))
+        with _quiet_trace():
+            inner = strongly_typed(self._with_params().reset(key))
         return PhysicsState(inner, jnp.zeros((), jnp.int32)), inner.obs
 
     def step(self, key: Array, state: PhysicsState, action: Array) -> TimeStep:
         """One control step; the physics draws no random numbers, so `key` is not used."""
         action = jnp.asarray(action, self.action_space.dtype)
         # Some tasks write into state.metrics, a dict: give them a copy of the containers.
-        inner = self._with_params().step(jax.tree.map(lambda leaf: leaf, state.inner), action)
+        inner_state = jax.tree.map(lambda leaf: leaf, state.inner)
+        with _quiet_trace():
+            inner = self._with_params().step(inner_state, action)
         new_state = PhysicsState(inner, state.steps + 1)
         terminated, truncated = inner.done > 0.5, new_state.steps >= self.horizon
         return finish_step(self.name, state, new_state, inner.obs, inner.reward, terminated, truncated)
@@ -92,6 +95,14 @@ def make_physics(name: str, inner: Any, model_attribute: str, horizon: int) -> P
     )
     _, observation = jax.eval_shape(env.reset, jax.eval_shape(lambda: jax.random.key(0)))
     return env.replace(observation_space=space_of(observation))
+
+
+@contextlib.contextmanager
+def _quiet_trace() -> Iterator[None]:
+    """Brax reads MuJoCo's data by names that MuJoCo warns it will drop."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 @contextlib.contextmanager

@@ -165,13 +165,16 @@ def resolve_name(name: str) -> str:
 
 
 def near_matches(word: str, choices: tuple[str, ...] | list[str], count: int = 3) -> list[str]:
-    """At most `count` of `choices` that look like `word`, best first; case and a missing prefix or suffix are forgiven."""
+    """At most `count` of `choices` that look like `word`, best first; case and missing ends are forgiven."""
     short_forms: dict[str, str] = {}
     for choice in choices:
         for form in (choice, choice.split("/")[-1], choice.split("/")[-1].split("-")[0]):
             short_forms.setdefault(form.lower(), choice)
     found = difflib.get_close_matches(word.lower(), short_forms, n=2 * count, cutoff=0.7)
-    return list(dict.fromkeys(short_forms[form] for form in found))[:count]
+    matches = [short_forms[form] for form in found]
+    if len(word) >= 3:
+        matches += [choice for choice in choices if word.lower() in choice.lower()]
+    return list(dict.fromkeys(matches))[:count]
 
 
 def gymnax_is_modern() -> bool:

@@ -237,14 +237,15 @@ def _train(program: Program, observers: Sequence[Observer]) -> dict[str, Any]:
     state = program.init()
     update, env_steps = program.counters(state)
     metrics: dict[str, np.ndarray[Any, Any]] = {}
-    row_steps = index = 0
+    first_steps, row_steps, index = min(env_steps), sum(env_steps), 0
     while min(env_steps) < total:
         # The next of the evenly spaced points that not every seed has passed, so an update past several makes one row.
         point = min(env_steps) * points // total + 1
         until = -(-total * point // points)
         while min(env_steps) < until:
             slice_begin = time.perf_counter()
-            state, latest = program.advance(state, _slice_end(min(env_steps), until, train_seconds))
+            end = _slice_end(min(env_steps), min(env_steps) - first_steps, train_seconds)
+            state, latest = program.advance(state, min(until, end))
             before = update
             update, env_steps = program.counters(state)
             advanced = np.array(update) > np.array(before)
@@ -294,11 +295,12 @@ def _train(program: Program, observers: Sequence[Observer]) -> dict[str, Any]:
     }
 
 
-def _slice_end(done: int, until: int, seconds: float) -> int:
-    """Where to stop the next compiled call so that it takes about SLICE_SECONDS. How a run is cut changes no result."""
-    if not done:
-        return 1
-    return min(until, done + max(1, int(done / seconds * SLICE_SECONDS)))
+def _slice_end(done: int, gained: int, seconds: float) -> int:
+    """Where to stop the next compiled call so that it takes about SLICE_SECONDS, judged by `gained` steps in `seconds`.
+
+    How a run is cut changes no result, so this may depend on the clock. The first call makes one update.
+    """
+    return done + max(1, int(gained / seconds * SLICE_SECONDS) if seconds else 1)
 
 
 @contextlib.contextmanager

@@ -64,7 +64,8 @@ def draw_curve(axes: Axes, curve: Curve, colour: str | None = None) -> None:
 
 
 def curves_figure(curves: Sequence[Curve], title: str = "") -> Figure:
-    """One figure with every curve."""
+    """One figure with every curve; a single curve's label is its title where none is given."""
+    title = title or (curves[0].label if len(curves) == 1 else "")
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -102,7 +102,7 @@ def test_time_limit_truncates_and_a_fall_terminates():
 
 
 @pytest.mark.parametrize(
-    "name", ["CartPole-v1", "Pendulum-v1", "FourRooms-misc", "Asterix-MinAtar", "DiscountingChain-bsuite"]
+    "name", ["CartPole-v1", "Pendulum-v1", "FourRooms-misc", "Catch-bsuite", "DiscountingChain-bsuite"]
 )
 def test_same_trajectory_as_gymnax(name: str):
     from gymnax.registration import make
@@ -167,7 +167,7 @@ def test_equal_arguments_compile_once():
     ):
         assert reset(make(), jax.random.key(0)).shape == (4,)
     assert traces == ["FourRooms-misc"]
-    assert make_env("FourRooms-misc", use_visual_obs=True).observation_space.shape == (13, 13, 3)
+    assert make_env("FourRooms-misc", use_visual_obs=True).observation_space.shape == (13, 13, 2)
 
 
 @pytest.mark.parametrize(

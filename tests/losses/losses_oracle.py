@@ -152,7 +152,7 @@ def haepo_prefix(
     policy_kl: Array,
 ) -> dict[str, float]:
     m = np.asarray(mask, bool)
-    l, lb, lr, r = (np.where(m, f64(x), 0.0) for x in (log_probs, behaviour, reference, rewards))
+    now, lb, lr, r = (np.where(m, f64(x), 0.0) for x in (log_probs, behaviour, reference, rewards))
     T = m.shape[0]
     rows: dict[str, list[float]] = {k: [] for k in ("objective", "entropy", "kl", "ess", "max_weight", "alignment")}
     for g, valid in groups(m.any(0)):
@@ -168,7 +168,7 @@ def haepo_prefix(
         s, s_ref = [0.0] * len(valid), [0.0] * len(valid)
         objective, steps = 0.0, []
         for t in range(T):
-            s = [history_decay * s[i] + l[t][g][k] - lb[t][g][k] for i, k in enumerate(valid)]
+            s = [history_decay * s[i] + now[t][g][k] - lb[t][g][k] for i, k in enumerate(valid)]
             s_ref = [history_decay * s_ref[i] + lr[t][g][k] - lb[t][g][k] for i, k in enumerate(valid)]
             tau = auto_tau(s) if temperature == "auto" else float(temperature)
             w = softmax(s, tau)
@@ -178,7 +178,7 @@ def haepo_prefix(
         rows["objective"].append(objective / (sigma * alive) if sigma > 0 else 0.0)
         for name, column in zip(("ess", "max_weight", "entropy", "kl"), zip(*steps, strict=True), strict=True):
             rows[name].append(mean(list(column)))
-        total = [math.fsum(l[t][g][k] - lb[t][g][k] for t in range(T)) for k in valid]
+        total = [math.fsum(now[t][g][k] - lb[t][g][k] for t in range(T)) for k in valid]
         rows["alignment"].append(spearman(total, [sum(r[t][g][k] for t in range(T)) for k in valid]))
     out = {name: mean(values) for name, values in rows.items()}
     if entropy == "policy":
@@ -225,12 +225,13 @@ def ppo(
     normalize_advantages: bool,
 ) -> dict[str, float]:
     live = np.asarray(mask, bool)
-    l, lb, a, v, y, vb, h = (
-        list(f64(x)[live]) for x in (log_probs, behaviour, advantages, values, targets, behaviour_values, policy_entropy)
+    lp, lb, a, v, y, vb, h = (
+        list(f64(x)[live])
+        for x in (log_probs, behaviour, advantages, values, targets, behaviour_values, policy_entropy)
     )
     if normalize_advantages and a:
         a = normalized(a, "standardize")
-    ratios = [math.exp(p - q) for p, q in zip(l, lb, strict=True)]
+    ratios = [math.exp(p - q) for p, q in zip(lp, lb, strict=True)]
     squares = []
     for now, target, before in zip(v, y, vb, strict=True):
         square = (now - target) ** 2
@@ -263,19 +264,19 @@ def grpo(
     policy_entropy: Array,
 ) -> dict[str, float]:
     m = np.asarray(mask, bool)
-    l, lb, R = f64(log_probs), f64(behaviour), f64(returns)
+    lp, lb, R = f64(log_probs), f64(behaviour), f64(returns)
     objectives, divergences = [], []
     for g, valid in groups(m.any(0)):
         terms, penalties = [], []
         for k, advantage in zip(valid, normalized([R[g][k] for k in valid], "standardize"), strict=True):
             steps = [t for t in range(m.shape[0]) if m[t][g][k]]
-            terms.append(mean([surrogate(math.exp(l[t][g][k] - lb[t][g][k]), advantage, clip_eps) for t in steps]))
+            terms.append(mean([surrogate(math.exp(lp[t][g][k] - lb[t][g][k]), advantage, clip_eps) for t in steps]))
             if reference is not None:
-                gaps = [f64(reference)[t][g][k] - l[t][g][k] for t in steps]
+                gaps = [f64(reference)[t][g][k] - lp[t][g][k] for t in steps]
                 penalties.append(mean([math.exp(d) - d - 1 for d in gaps]))
         objectives.append(mean(terms))
         divergences.append(mean(penalties))
-    ratios = np.exp(l[m] - lb[m])
+    ratios = np.exp(lp[m] - lb[m])
     out = {
         "objective": mean(objectives),
         "kl": mean(divergences),

@@ -63,10 +63,19 @@ def test_by_hand() -> None:
         beta=0.5,
     )
     np.testing.assert_allclose(loss, 0.3377451, rtol=1e-6)
-    expected = {"loss": 0.3377451, "objective": -0.3377451, "accuracy": 1.0, "margin": 1.0, "pairs": 2.0, "entropy": 0.0}
+    expected = {
+        "loss": 0.3377451,
+        "objective": -0.3377451,
+        "accuracy": 1.0,
+        "margin": 1.0,
+        "pairs": 2.0,
+        "entropy": 0.0,
+    }
     oracle.close(metrics, expected, atol=1e-6)
     # On the reference itself every margin is 0: the loss is log 2, whatever the returns, and no pair is ranked yet.
-    at_reference = losses.dpo_loss(jnp.array([-1.0, -2.0]), jnp.array([0.0, 1.0]), reference_log_likelihood=jnp.array([-1.0, -2.0]))
+    at_reference = losses.dpo_loss(
+        jnp.array([-1.0, -2.0]), jnp.array([0.0, 1.0]), reference_log_likelihood=jnp.array([-1.0, -2.0])
+    )
     np.testing.assert_allclose(at_reference[0], math.log(2), rtol=1e-6)
     assert at_reference[1]["accuracy"] == 0
 
@@ -75,7 +84,12 @@ def test_by_hand() -> None:
 def test_without_a_pair_loss_and_gradient_are_zero(returns: list[float]) -> None:
     mask = [1, 1, 1, 1] if len(set(returns)) == 1 else [0, 0, 1, 0]
     f = lambda x: losses.dpo_loss(  # noqa: E731
-        x, jnp.array(returns), reference_log_likelihood=jnp.zeros(4), mask=jnp.array(mask), entropy_coef=0.5, policy_entropy=x.sum()
+        x,
+        jnp.array(returns),
+        reference_log_likelihood=jnp.zeros(4),
+        mask=jnp.array(mask),
+        entropy_coef=0.5,
+        policy_entropy=x.sum(),
     )[0]
     loss, grad = jax.value_and_grad(f)(jnp.arange(4.0))
     assert loss == 0 and np.all(np.asarray(grad) == 0)

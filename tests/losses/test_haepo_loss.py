@@ -65,7 +65,13 @@ OPTIONS = [
     for (s, n), (h, d, t) in zip(
         itertools.product(("likelihood", "mean_likelihood", "log_ratio"), ("none", "center", "standardize", "rank")),
         itertools.cycle(
-            [("policy", "policy", 1.0), ("weights", "weights", 1.0), ("weights", "policy", "auto"), ("policy", "weights", "auto"), ("weights", "weights", "auto")]
+            [
+                ("policy", "policy", 1.0),
+                ("weights", "weights", 1.0),
+                ("weights", "policy", "auto"),
+                ("policy", "weights", "auto"),
+                ("weights", "weights", "auto"),
+            ]
         ),
     )
 ]
@@ -136,7 +142,9 @@ BOUND = 4 * math.e**2 / (1 + math.e**2) ** 2
 
 @oracle.SOME
 @given(
-    scores=st.lists(st.one_of(st.floats(-1e6, 1e6, width=32), st.sampled_from([0.0, 2.0, -1e6, 1e6])), min_size=6, max_size=6),
+    scores=st.lists(
+        st.one_of(st.floats(-1e6, 1e6, width=32), st.sampled_from([0.0, 2.0, -1e6, 1e6])), min_size=6, max_size=6
+    ),
     members=st.integers(1, 6),
 )
 def test_auto_temperature_keeps_the_effective_sample_size(scores: list[float], members: int) -> None:
@@ -155,7 +163,9 @@ def test_auto_temperature_reaches_its_bound_and_its_name_is_a_static_pytree() ->
     by_instance = jax.jit(lambda s, tau: losses.plackett_luce_weights(s, temperature=tau))(scores, losses.AUTO)
     np.testing.assert_array_equal(by_instance, weights)
     near = jnp.array([0.3, 0.1, 1.9])
-    np.testing.assert_array_equal(losses.plackett_luce_weights(near, temperature="auto"), losses.plackett_luce_weights(near))
+    np.testing.assert_array_equal(
+        losses.plackett_luce_weights(near, temperature="auto"), losses.plackett_luce_weights(near)
+    )
 
 
 def test_scores_far_from_zero_keep_their_difference() -> None:
@@ -200,7 +210,10 @@ def test_gradient_equals_finite_differences(options: dict[str, Any]) -> None:
         data = batch(5, (2, 4), np.float64) | {"mask": np.array([[1, 1, 1, 0], [1, 1, 1, 1]])}
         f = lambda x: call(data | {"log_likelihood": x}, **options)[0]  # noqa: E731
         np.testing.assert_allclose(
-            jax.grad(f)(data["log_likelihood"]), oracle.numeric_gradient(f, data["log_likelihood"]), rtol=1e-6, atol=1e-8
+            jax.grad(f)(data["log_likelihood"]),
+            oracle.numeric_gradient(f, data["log_likelihood"]),
+            rtol=1e-6,
+            atol=1e-8,
         )
 
 
@@ -218,7 +231,11 @@ def test_auto_temperature_is_a_constant_of_the_differentiation() -> None:
 def test_no_gradient_reaches_what_is_constant() -> None:
     data = batch(7, (2, 4)) | {"mask": np.ones((2, 4), bool), "temperature": jnp.float32(2.0)}
     for name in ("returns", "behaviour", "reference", "temperature"):
-        grad = jax.grad(lambda x: call(data | {name: x}, score="log_ratio", entropy="weights", kl="weights", entropy_coef=1.0, kl_coef=1.0)[0])(data[name])  # noqa: B023
+        grad = jax.grad(
+            lambda x: call(
+                data | {name: x}, score="log_ratio", entropy="weights", kl="weights", entropy_coef=1.0, kl_coef=1.0
+            )[0]
+        )(data[name])  # noqa: B023
         assert np.all(np.asarray(grad) == 0), name
     grad = jax.grad(lambda x: call(data | {"policy_entropy": x}, entropy_coef=2.0)[0])(data["policy_entropy"])
     np.testing.assert_allclose(grad, [-1.0, -1.0])  # the mean over two groups, times -entropy_coef

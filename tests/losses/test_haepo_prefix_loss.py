@@ -184,7 +184,9 @@ def test_scalar_regularisers_and_default_reference() -> None:
 def test_no_gradient_reaches_what_is_constant() -> None:
     data = batch(7, (5, 2, 3))
     for name in ("behaviour", "rewards", "reference", "temperature", "history_decay"):
-        grad = jax.grad(lambda x: call(data | {name: x}, entropy="weights", kl="weights", entropy_coef=1.0, kl_coef=1.0)[0])(jnp.asarray(data[name]))  # noqa: B023
+        grad = jax.grad(
+            lambda x: call(data | {name: x}, entropy="weights", kl="weights", entropy_coef=1.0, kl_coef=1.0)[0]
+        )(jnp.asarray(data[name]))  # noqa: B023
         assert np.all(np.asarray(grad) == 0), name
 
 
