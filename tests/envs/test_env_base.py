@@ -146,7 +146,7 @@ def test_spaces_hash_equal_and_refuse_nonsense():
             build()
 
 
-@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3), st.floats(-2, 2))
+@given(st.floats(-1e3, 1e3, allow_subnormal=False), st.floats(1e-3, 1e3), st.floats(-2, 2))
 def test_from_unit_stays_in_range(low: float, width: float, action: float):
     box = Box(low, low + width, (1,))
     result = np.asarray(box.from_unit(jnp.asarray([action, -1.0, 1.0, 0.0], jnp.float32)[:, None]))[:, 0]

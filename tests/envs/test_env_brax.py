@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from haepo_jax.envs import Box, check_environment, make_env, names
+from haepo_jax.envs.brax import BACKENDS
 
 pytest.importorskip("brax")
 
-BACKENDS = ("generalized", "spring", "positional", "mjx")
+QUICK = ("fast", "inverted_pendulum", "swimmer", "ant")
 
 
-@pytest.mark.parametrize("task", names.BRAX)
+@pytest.mark.parametrize("task", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names.BRAX])
 def test_protocol(task: str, capfd: pytest.CaptureFixture[str]):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -52,8 +52,14 @@ def run(env, key, steps):
 def test_protocol(name: str):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        check_environment(make_env(name))
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if "MinAtar" in n else n for n in TASKS])
+def test_episodes(name: str):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         env = make_env(name, max_steps_in_episode=12)
-        check_environment(env)
         keys = jax.random.split(jax.random.key(0), 4)
         length, terminated, truncated, total = jax.vmap(run, (None, 0, None))(env, keys, 20)
     assert env.horizon <= 12 and np.all(length <= env.horizon)
