@@ -54,17 +54,23 @@ class RunConfig:
     """The settings of one training run (`python -m haepo_jax.train`)."""
 
     env: str = setting("", str, "the environment, such as CartPole-v1, brax/ant or haepo/bandit (required)")
-    algo: AlgoConfig = setting(None, AlgoConfig, f"the algorithm or preset: {', '.join(ALGORITHM_NAMES)}")
+    algo: AlgoConfig = setting(None, AlgoConfig, f"the algorithm or preset: {', '.join(ALGORITHM_NAMES)}")  # noqa: RUF009
     seed: int = setting(0, int, "the first seed", within=hp.Range(0, 2**31 - 1))
     num_seeds: int = setting(1, int, "seeds trained side by side in one compiled call", within=hp.Range(1, 2**31 - 1))
-    total_steps: int = dataclasses.field(
-        default=hp.Common.total_steps, metadata=hp.Common.__dataclass_fields__["total_steps"].metadata
-    )
+    total_steps: int = dataclasses.field(default=hp.Common.total_steps, metadata=hp.Common.__dataclass_fields__["total_steps"].metadata)
     final_eval_episodes: int = setting(128, int, "episodes per seed behind the final return", within=hp.COUNT)
-    env_kwargs: dict[str, Any] = setting(None, dict, "passed to the environment: env_kwargs.<name>=<value>")
-    run_dir: str | None = setting(
-        None, str, "where the results go; null: runs/<env>-<algo>-<seed>-<time>", optional=True
+    env_kwargs: dict[str, Any] = setting(None, dict, "passed to the environment: env_kwargs.<name>=<value>")  # noqa: RUF009
+    run_dir: str | None = setting(None, str, "where the results go; null: runs/<env>-<algo>-<seed>-<time>", optional=True)
+    resume: str = setting(
+        "false", str, "go on with the run in run_dir from its newest intact checkpoint; auto: or start", choices=("false", "true", "auto")
     )
+    checkpoint_minutes: float | None = hp.leaf(
+        5.0, "minutes from one checkpoint to the next; null: not by time", within=hp.POSITIVE, optional=True
+    )
+    checkpoint_steps: int | None = setting(
+        None, int, "live steps per seed from one checkpoint to the next; null: not by steps", within=hp.Range(1, 2**62), optional=True
+    )
+    keep_checkpoints: int = setting(3, int, "how many of the last checkpoints stay, beside the best by return", within=hp.COUNT)
     tensorboard: bool = setting(True, bool, "write TensorBoard events")
     wandb: bool = setting(False, bool, "log to Weights & Biases (needs the extra `wandb`)")
     dry_run: bool = setting(False, bool, "check everything, then stop before training")
@@ -72,13 +78,9 @@ class RunConfig:
     def check(self) -> None:
         """Raises ConfigError where settings do not go together."""
         if not self.env:
-            raise ConfigError(
-                "env= is missing: name an environment, for example env=CartPole-v1 (--list-envs lists them)"
-            )
+            raise ConfigError("env= is missing: name an environment, for example env=CartPole-v1 (--list-envs lists them)")
         if self.seed + self.num_seeds > 2**31:
-            raise ConfigError(
-                f"seed={self.seed} with num_seeds={self.num_seeds} goes past the largest seed, {2**31 - 1}"
-            )
+            raise ConfigError(f"seed={self.seed} with num_seeds={self.num_seeds} goes past the largest seed, {2**31 - 1}")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, as `config.yaml` holds them and `from_dict` reads them."""
@@ -143,9 +145,7 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
             options["show_config"] = True
         elif argument.startswith("-"):
             name = argument.lstrip("-").partition("=")[0]
-            raise ConfigError(
-                f"unknown option {short(argument)}; settings are written {name or 'key'}=value (see --help)"
-            )
+            raise ConfigError(f"unknown option {short(argument)}; settings are written {name or 'key'}=value (see --help)")
         else:
             overrides.append(_parse(argument))
     return Arguments(tuple(overrides), **options)
@@ -192,11 +192,7 @@ def compose(overrides: Iterable[Override], schema: type[Settings]) -> Settings:
     fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     algo = _algorithm_name(overrides) if "algo" in fields else None
     for override in overrides:
-        text = _text(override)
-        if text[0] in "+~":
-            raise ConfigError(f"cannot use {short(text)}: write key=value, without {text[0]!r}")
-        if override.package is not None:
-            raise ConfigError(f"cannot use {short(text)}: a key has no '@'")
+        _check_form(override)
     lines = [] if algo is None else [f"algo={algo}"]
     for override in overrides:
         key = override.key_or_group
@@ -205,20 +201,62 @@ def compose(overrides: Iterable[Override], schema: type[Settings]) -> Settings:
     return from_dict(_compose(lines, schema, algo), schema)
 
 
+def peek(overrides: Sequence[Override], schema: type, key: str) -> Any:
+    """The value that the overrides give one key, before the others are looked at; raises ConfigError."""
+    field = next(f for f in dataclasses.fields(schema) if f.name == key)
+    value = _default(field)
+    for override in overrides:
+        if override.key_or_group == key:
+            _refuse_sweep(override)
+            value = _checked(key, field, override.value())
+    return value
+
+
+def changed(settings: RunConfig, overrides: Sequence[Override]) -> RunConfig:
+    """A run's settings with those that are given changed, all others as they are; raises ConfigError.
+
+    Another algorithm comes with its own defaults. Values that refer to others (`${...}`) are not resolved here.
+    """
+    fields = {f.name: f for f in dataclasses.fields(RunConfig)}
+    algo = _algorithm_name([o for o in overrides if o.key_or_group == "algo"], settings.algo.name)
+    values: dict[str, Any] = copy.deepcopy(settings.to_dict())
+    if algo != settings.algo.name:
+        values["algo"] = {"name": algo}
+    for override in overrides:
+        _check_form(override)
+        _refuse_sweep(override)
+        key = override.key_or_group
+        if key == "algo":
+            continue
+        find_field(key, algo, fields)
+        node = values
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {}) if isinstance(node, dict) else {}
+        if not isinstance(node, dict):
+            raise ConfigError(f"cannot use {short(_text(override))}: {'.'.join(parents)} is no group of settings")
+        node[leaf] = override.value()
+    return from_dict(values, RunConfig)
+
+
+def _check_form(override: Override) -> None:
+    text = _text(override)
+    if text[0] in "+~":
+        raise ConfigError(f"cannot use {short(text)}: write key=value, without {text[0]!r}")
+    if override.package is not None:
+        raise ConfigError(f"cannot use {short(text)}: a key has no '@'")
+
+
 def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
     """Settings from plain values (a composed config, or a run's `config.yaml`); raises ConfigError."""
     fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
             raise ConfigError(f"unknown key {str(key)!r}{_did_you_mean(str(key), fields)}")
-    checked = {}
+    checked: dict[str, Any] = {}
     for key, field in fields.items():
         value = values.get(key, _default(field))
-        if field.metadata["kind"] is AlgoConfig:
-            value = _algo_from_dict(value)
-        else:
-            value = _checked(key, field, value)
-        checked[key] = value
+        checked[key] = _algo_from_dict(value) if field.metadata["kind"] is AlgoConfig else _checked(key, field, value)
     if "algo" in fields and "total_steps" in fields:
         algo = checked["algo"]
         try:
@@ -270,9 +308,7 @@ def _unknown_key(key: str, algo: str | None, fields: Mapping[str, Any]) -> Confi
         if f"algo.{name}" not in known:
             owners = [owner for owner in hp.ALGORITHMS if name in hyperparameter_fields(owner)]
             if owners:
-                return ConfigError(
-                    f"unknown key {key!r}: algo={algo} has no {name} (algo={', algo='.join(owners)} has)"
-                )
+                return ConfigError(f"unknown key {key!r}: algo={algo} has no {name} (algo={', algo='.join(owners)} has)")
     for exact in (f"algo.{key}", name):
         if exact in known:
             return ConfigError(f"unknown key {key!r}; did you mean {exact!r}?")
@@ -283,8 +319,7 @@ def _unknown_key(key: str, algo: str | None, fields: Mapping[str, Any]) -> Confi
     return ConfigError(f"unknown key {short(key)}{hint}")
 
 
-def _algorithm_name(overrides: list[Override]) -> str:
-    name = DEFAULT_ALGORITHM
+def _algorithm_name(overrides: list[Override], name: str = DEFAULT_ALGORITHM) -> str:
     for override in overrides:
         if override.key_or_group == "algo":
             _refuse_sweep(override)
@@ -327,6 +362,11 @@ def _checked_line(override: Override, field: dataclasses.Field[Any]) -> str:
     return f"{key}={checked}" if type(checked) is int else text
 
 
+def checked_value(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
+    """One value of a key, held against its field's type and range, as the field holds it; raises ConfigError."""
+    return _checked(key, field, value)
+
+
 def _checked(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
     """The value as the field holds it; raises ConfigError."""
     kind = field.metadata["kind"]
@@ -356,12 +396,14 @@ def _checked(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _read(field: dataclasses.Field[Any], value: Any) -> Any:
-    """1e6 is an integer where one is wanted, and 2024 a name."""
+    """1e6 is an integer where one is wanted, 2024 a name, and true a word where that is one of the choices."""
     kind = field.metadata["kind"]
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if kind is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if kind is str and field.metadata["choices"] and str(value).lower() in field.metadata["choices"]:
+        return str(value).lower()
     return value
 
 
@@ -401,15 +443,11 @@ def _register(schema: type) -> None:
     store.store(name=schema.__name__, node=node)
     if has_algo:
         for name in ALGORITHM_NAMES:
-            group = _structured(
-                name, hyperparameter_fields(name), hyperparameter_defaults(name) | {"name": name}, False
-            )
+            group = _structured(name, hyperparameter_fields(name), hyperparameter_defaults(name) | {"name": name}, False)
             store.store(group="algo", name=name, node=group)
 
 
-def _structured(
-    name: str, fields: Mapping[str, dataclasses.Field[Any]], values: dict[str, Any], has_algo: bool
-) -> type:
+def _structured(name: str, fields: Mapping[str, dataclasses.Field[Any]], values: dict[str, Any], has_algo: bool) -> type:
     """A dataclass that OmegaConf understands, with its types where OmegaConf has them."""
     from omegaconf import MISSING
 
@@ -473,9 +511,7 @@ def _did_you_mean(name: str, names: Iterable[str]) -> str:
 # --- Help -------------------------------------------------------------------------------------------------------------
 
 
-def settings_table(
-    fields: Iterable[dataclasses.Field[Any]], prefix: str = "", defaults: Mapping[str, Any] | None = None
-) -> str:
+def settings_table(fields: Iterable[dataclasses.Field[Any]], prefix: str = "", defaults: Mapping[str, Any] | None = None) -> str:
     """A help table, one line per field: the key, its default, what it may be and what it means."""
     rows = []
     for field in fields:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from haepo_jax import config as configuration
-from haepo_jax.config import RunConfig
+from haepo_jax.config import ConfigError, RunConfig, one_line, short
 from haepo_jax.envs import list_envs
-from haepo_jax.training.entry import entry_point
-from haepo_jax.training.run_dir import check_run_dir, config_text, create_run_dir
+from haepo_jax.training.checkpoints import CheckpointError, Checkpoints, Saver
+from haepo_jax.training.entry import Interrupted, RunError, entry_point
+from haepo_jax.training.resume import Plan, compose_run, existing_run, make_plan
+from haepo_jax.training.run_dir import RunDir, check_run_dir, config_text, create_run_dir
+from haepo_jax.training.signals import StopSignals
 
 HELP = """\
 Trains one algorithm on one environment; every seed trains in the same compiled program.
@@ -37,7 +42,12 @@ hyperparameters of algo={algo} (a pair [start,end] changes linearly over the run
 {hyperparameters}
 
 A run leaves in its directory: config.yaml, metrics.jsonl (one row per logged update, every seed's values beside their
-mean), TensorBoard events, curve.png and summary.json. Settings that cannot be used end with exit status 2.
+mean), TensorBoard events, curve.png, summary.json and checkpoints. Settings that cannot be used end with exit status 2.
+
+A run that was ended goes on with: python -m haepo_jax.train run_dir=<directory> resume=true. It keeps its settings and
+ends with the same numbers as if it had never been ended. A larger total_steps extends it; what changes over a run, such
+as an annealed learning_rate, follows the share of total_steps that is done, and so goes back to what it is at that share.
+SIGTERM and Ctrl-C end a run after a checkpoint; a second one ends it at once.
 """
 
 
@@ -54,7 +64,7 @@ def help_text(algo: str) -> str:
 
 @entry_point
 def main(argv: list[str]) -> int:
-    """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
+    """Runs the command line; returns its exit status: 0; 2 for settings that cannot be used; 1 where every seed diverged."""
     if "--help" in argv or "-h" in argv:
         print(help_text(configuration.requested_algorithm(argv)), end="")
         return 0
@@ -62,7 +72,7 @@ def main(argv: list[str]) -> int:
     if arguments.list_envs:
         print("\n".join(list_envs()))
         return 0
-    config = configuration.compose(arguments.overrides, RunConfig)
+    config = compose_run(arguments.overrides)
     if arguments.show_config:
         print(config_text(config), end="")
         return 0
@@ -70,7 +80,11 @@ def main(argv: list[str]) -> int:
 
 
 def _dry_run(config: RunConfig) -> int:
-    check_run_dir(config)
+    directory = _existing_run(config)
+    if directory is None:
+        check_run_dir(config)
+    else:
+        make_plan(config, directory, _warn)
     from haepo_jax.training.loop import build
 
     build(config)
@@ -78,26 +92,126 @@ def _dry_run(config: RunConfig) -> int:
     return 0
 
 
+def _existing_run(config: RunConfig) -> RunDir | None:
+    return None if config.resume == "false" else existing_run(config.resume, config.run_dir)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {one_line(text)}", file=sys.stderr, flush=True)
+
+
 def train(config: RunConfig, argv: Sequence[str]) -> int:
-    """Trains as configured, with the display and the files that a run on the command line has."""
+    """Trains as configured, with the display and the files that a run on the command line has; with `config.resume` goes
+    on with the run in `config.run_dir`. Returns the exit status, and raises as `haepo_jax.training.loop.run` does."""
+    directory = _existing_run(config)
+    goes_on = directory is not None
     # The directory is tried before jax is loaded, so that a mistake in it is not paid for with seconds.
-    directory = create_run_dir(config)
+    directory = directory or create_run_dir(config)
     config = dataclasses.replace(config, run_dir=str(directory.path))
     try:
-        from haepo_jax.training import loggers
-        from haepo_jax.training.loop import run
-        from haepo_jax.training.progress import Progress
-
-        command = shlex.join(["python", "-m", "haepo_jax.train", *argv])
-        observers = [loggers.FileLogger(directory, command), loggers.CurveLogger(directory)]
-        if config.tensorboard:
-            observers.append(loggers.TensorBoardLogger(directory))
-        if config.wandb:
-            observers.append(loggers.WandbLogger(directory))
-        run(config, directory.path, [*observers, Progress()])
+        with directory.lock(), StopSignals(directory.remove_if_empty) as stop:
+            if not goes_on and directory.holds_run():
+                raise ConfigError(f"run_dir={short(str(directory.path))} already holds a run, which another process has just started")
+            plan = make_plan(config, directory, _warn) if goes_on else Plan(config, None, (), False)
+            if plan.ended:
+                print(f"the run in {directory.path} has ended; a larger total_steps would extend it")
+                return 0
+            with _disk_errors(directory):
+                return _train(plan, directory, goes_on, argv, stop)
     finally:
         directory.remove_if_empty()
+
+
+def _train(plan: Plan, directory: RunDir, goes_on: bool, argv: Sequence[str], stop: StopSignals) -> int:
+    from haepo_jax.training import loggers
+    from haepo_jax.training.loop import Observer, run
+    from haepo_jax.training.progress import Progress
+
+    config = plan.config
+    directory.clean_up()
+    command = shlex.join(["python", "-m", "haepo_jax.train", *argv])
+    observers: list[Observer] = [loggers.FileLogger(directory, command), loggers.CurveLogger(directory)]
+    if config.tensorboard:
+        observers.append(loggers.TensorBoardLogger(directory))
+    if config.wandb:
+        observers.append(loggers.WandbLogger(directory))
+    saver = Saver(
+        Checkpoints(directory.checkpoints),
+        keep=config.keep_checkpoints,
+        steps=config.checkpoint_steps,
+        minutes=config.checkpoint_minutes,
+        bad=plan.damaged,
+        flush_first=(directory.metrics,),
+    )
+
+    class Begin(Observer):
+        """From the first update on there is something to save."""
+
+        def on_compiled(self, seconds: float) -> None:
+            stop.begin()
+
+    try:
+        summary = run(
+            config, directory.path, [*observers, Progress(), Begin()], saver=saver, resumed=goes_on, checkpoint=plan.checkpoint, stop=stop
+        )
+    except Interrupted as interruption:
+        raise Interrupted(interruption.signum, f"{interruption}; to go on: {resume_command(directory)}") from None
+    if len(summary["diverged"]) == config.num_seeds:
+        raise RunError(_divergence(summary, directory))
     return 0
+
+
+def resume_command(directory: RunDir) -> str:
+    """The command line that goes on with a run, quoted for the shell and for Hydra's grammar."""
+    path = str(directory.path)
+    plain = f"run_dir={path}"
+    try:
+        read = configuration.peek(configuration.read_arguments([plain]).overrides, RunConfig, "run_dir")
+    except ConfigError:
+        read = None
+    if read != path:
+        escaped = path.replace("'", "\\'")
+        plain = f"run_dir='{escaped}'"
+    return shlex.join(["python", "-m", "haepo_jax.train", plain, "resume=true"])
+
+
+@contextlib.contextmanager
+def _disk_errors(directory: RunDir) -> Iterator[None]:
+    """A disk that is full, or a directory that has gone, ends a run in one line."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (OSError, CheckpointError) as error:
+        if not directory.path.is_dir():
+            raise RunError(f"run_dir={short(str(directory.path))} has vanished while the run was going on") from None
+        text = f"{error.strerror or error}" if isinstance(error, OSError) else str(error)
+        place = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else str(directory.path)
+        found = Checkpoints(directory.checkpoints).all()
+        after = f"; the last checkpoint is {found[-1].path}, to go on from there: {resume_command(directory)}" if found else ""
+        raise RunError(f"{place}: {text}{after}" if isinstance(error, OSError) else f"{text}{after}") from None
+
+
+def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
+    """Which update was not finite, the likely cause and where the last finite state is, in one line."""
+    first = summary["diverged"][0]
+    several = len(summary["seeds"]) > 1
+    who = f"every seed diverged, seed {first['seed']} in update {first['update']}" if several else f"diverged in update {first['update']}"
+    invalid = sum(summary["invalid_episodes_per_seed"])
+    if invalid:
+        cause = f"the environment, which gave an observation or reward that is not finite in {invalid} episodes"
+    else:
+        rate = summary["hyperparameters"]["learning_rate"]
+        cause = f"a step size that is too high (algo.learning_rate={rate}) or rewards of an extreme size"
+    found = Checkpoints(directory.checkpoints).all()
+    kept = f"; the last finite state is in {found[-1].path}" if found else ""
+    what = " and ".join(
+        [", ".join(first["not_finite"][:-1]), first["not_finite"][-1]] if len(first["not_finite"]) > 1 else first["not_finite"]
+    )
+    return (
+        f"{who}: not finite: {what}; the likely cause is {cause}: "
+        f"a lower algo.learning_rate may help, or algo.on_nan=skip to drop such updates{kept}"
+    )
 
 
 if __name__ == "__main__":

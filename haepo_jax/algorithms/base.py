@@ -21,12 +21,12 @@ from haepo_jax.losses import AUTO
 from haepo_jax.networks import Policy, as_policy, default_policy
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.rollout import collect_episodes, lane_keys
-from haepo_jax.spaces import Box
+from haepo_jax.spaces import Box, Discrete, space_leaves
 from haepo_jax.unbatched import any_lane
 
 Metrics = dict[str, jax.Array]
 
-_EVALUATION_SEED = 0x5EED
+EVALUATION_SEED = 0x5EED
 
 
 CAUSES = ("the loss", "the gradients", "the parameters after the step", "the optimiser's state")
@@ -42,11 +42,13 @@ class Health:
       skipped: how many were dropped (`on_nan="skip"`).
       diverged_at: the update that ended the run (`on_nan="stop"`), or -1; the state stays as it was before that update.
       cause: of the last one; see `CAUSES`.
+      invalid_episodes: how many the environment spoilt with an observation or reward that was not finite.
     """
 
     skipped: jax.Array
     diverged_at: jax.Array
     cause: jax.Array
+    invalid_episodes: jax.Array
 
     @property
     def diverged(self) -> jax.Array:
@@ -166,7 +168,7 @@ class Algorithm(hyperparameters.Common):
             key=run_key,
             update=jnp.int32(0),
             env_steps=StepCount.of(0),
-            health=Health(jnp.int32(0), jnp.int32(-1), jnp.int32(0)),
+            health=Health(jnp.int32(0), jnp.int32(-1), jnp.int32(0), jnp.int32(0)),
         )
 
     def train_step(self, state: TrainState) -> tuple[TrainState, Metrics]:
@@ -178,15 +180,16 @@ class Algorithm(hyperparameters.Common):
         new, metrics = self._update(state)
         finite = jnp.stack([_all_finite(x) for x in (metrics["loss"], metrics["grad_norm"], new.params, new.opt_state)])
         sick = ~jnp.all(finite)
+        invalid = state.health.invalid_episodes + jnp.int32(metrics.get("invalid_episodes", 0))
         cause = jnp.where(sick, jnp.sum(~finite * 2 ** jnp.arange(len(CAUSES))), state.health.cause).astype(jnp.int32)
         if self.on_nan == "skip":
-            health = Health(state.health.skipped + sick, state.health.diverged_at, cause)
+            health = Health(state.health.skipped + sick, state.health.diverged_at, cause, invalid)
             dropped = dataclasses.replace(state, extra=new.extra, update=new.update, env_steps=new.env_steps)
         else:
             frozen_already = state.health.diverged
             sick |= frozen_already
             diverged_at = jnp.where(frozen_already | ~sick, state.health.diverged_at, state.update)
-            health = Health(state.health.skipped, diverged_at, jnp.where(frozen_already, state.health.cause, cause))
+            health = Health(state.health.skipped, diverged_at, jnp.where(frozen_already, state.health.cause, cause), invalid)
             dropped = state
         kept = jax.tree.map(lambda x, old: jnp.where(sick, old, x), new, dropped)
         return dataclasses.replace(kept, health=health), metrics
@@ -224,7 +227,7 @@ class Algorithm(hyperparameters.Common):
         Returns:
           `return` (episodes,) float32 and `length` (episodes,) int32.
         """
-        return self._evaluate(state, episodes, jnp.bool_(greedy), jax.random.key(_EVALUATION_SEED) if key is None else key)
+        return self._evaluate(state, episodes, jnp.bool_(greedy), jax.random.key(EVALUATION_SEED) if key is None else key)
 
     def _evaluate(self, state: TrainState, episodes: int, greedy: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         reset_key, step_key = jax.random.split(key)
@@ -266,7 +269,7 @@ class Algorithm(hyperparameters.Common):
         row: dict[str, Any] = {"env_steps": state.env_steps, "update": state.update}
         if self.eval_episodes:
             # Both kinds in one loop: it then takes as many steps as the longest episode, not as the two longest.
-            both = jax.vmap(lambda greedy: self._evaluate(state, self.eval_episodes, greedy, jax.random.key(_EVALUATION_SEED)))
+            both = jax.vmap(lambda greedy: self._evaluate(state, self.eval_episodes, greedy, jax.random.key(EVALUATION_SEED)))
             played = both(jnp.array([False, True]))
             row["eval_return"], row["eval_return_greedy"] = jnp.mean(played["return"], axis=1)
             row["eval_length"] = jnp.mean(played["length"][0].astype(jnp.float32))
@@ -292,10 +295,13 @@ class Algorithm(hyperparameters.Common):
         """The policy's part of the parameters."""
         return params
 
-    @staticmethod
-    def normalized(normalizer: RunningStatistics | None, observation: Any) -> Any:
-        """An observation as the networks see it."""
-        return observation if normalizer is None else normalizer.normalize(observation)
+    def normalized(self, normalizer: RunningStatistics | None, observation: Any) -> Any:
+        """An observation as the networks see it; what is `Discrete` stays the integer that the networks make one-hot."""
+        if normalizer is None:
+            return observation
+        leaves, structure = jax.tree.flatten(observation)
+        parts = zip(space_leaves(self.env.observation_space), leaves, jax.tree.leaves(normalizer.normalize(observation)), strict=True)
+        return jax.tree.unflatten(structure, [raw if isinstance(space, Discrete) else seen for space, raw, seen in parts])
 
     # What an algorithm may override.
 

@@ -208,7 +208,9 @@ class HAEPO(Trajectory):
     )
     entropy: str = static("policy", str, "which entropy entropy_coef rewards", choices=("policy", "weights"))
     kl: str = static("policy", str, "which divergence kl_coef penalises", choices=("policy", "weights"))
-    kl_coef: Scheduled = leaf(1.0, "weight of the KL penalty to the reference policy", within=NOT_NEGATIVE, scheduled=True)
+    kl_coef: Scheduled = leaf(
+        (3.0, 0.1), "weight of the KL penalty to the reference policy", within=NOT_NEGATIVE, scheduled=True
+    )
     reference: str = static(
         "previous", str, "the frozen policy that the KL pulls towards", choices=("previous", "initial")
     )

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import importlib
 import io
 import logging
 import warnings
@@ -118,8 +119,7 @@ def quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         stack.callback(logging.disable, level)
-        import mujoco
-
+        mujoco: Any = importlib.import_module("mujoco")
         # MuJoCo's C code prints its warnings itself, and writes MUJOCO_LOG.TXT into the working directory.
         if hasattr(mujoco, "set_mju_user_warning"):
             previous = mujoco.get_mju_user_warning()

@@ -208,7 +208,7 @@ def finish_step(
         TypeError: the state changed its structure, a shape, or from an integer to a float; reward or a flag is no
             scalar.
     """
-    if jax.tree.structure(old_state) != jax.tree.structure(state):
+    if not _same_structure(old_state, state):
         raise TypeError(f"{name}: the state's structure differs between reset and step")
     state = jax.tree_util.tree_map_with_path(lambda path, old, new: _cast_like(name, path, old, new), old_state, state)
     reward, terminated, truncated = jnp.asarray(reward), jnp.asarray(terminated), jnp.asarray(truncated)
@@ -253,13 +253,13 @@ def _describe(value: Any) -> str:
 
 
 def _check_observation(what: str, space: Any, observation: PyTree) -> None:
-    spaces, expected = jax.tree.flatten(space)
+    spaces = jax.tree.leaves(space)
     if not all(isinstance(leaf, Discrete | Box) for leaf in spaces):
         raise TypeError(f"{what}: observation_space must be made of Discrete and Box, got {space!r}")
-    leaves, structure = jax.tree.flatten(observation)
-    if structure != expected:
-        raise TypeError(f"{what} has another structure than observation_space: {structure} and {expected}")
-    for leaf_space, leaf in zip(spaces, leaves, strict=True):
+    if not _same_structure(space, observation):
+        structures = f"{jax.tree.structure(observation)} and {jax.tree.structure(space)}"
+        raise TypeError(f"{what} has another structure than observation_space: {structures}")
+    for leaf_space, leaf in zip(spaces, jax.tree.leaves(observation), strict=True):
         fits = (
             jnp.issubdtype(leaf.dtype, jnp.integer)
             if isinstance(leaf_space, Discrete)
@@ -269,8 +269,13 @@ def _check_observation(what: str, space: Any, observation: PyTree) -> None:
             raise TypeError(f"{what} is {_describe(leaf)}, but its space {leaf_space}")
 
 
+def _same_structure(one: PyTree, other: PyTree) -> bool:
+    structures: list[Any] = [jax.tree.structure(one), jax.tree.structure(other)]
+    return bool(structures[0] == structures[1])
+
+
 def _check_same(what: str, before: PyTree, after: PyTree) -> None:
-    if jax.tree.structure(before) != jax.tree.structure(after):
+    if not _same_structure(before, after):
         raise TypeError(f"{what} has another structure after step than after reset")
     leaves = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
     for (path, old), new in leaves:

@@ -191,7 +191,9 @@ def _space(space: Any, actual: jax.ShapeDtypeStruct | None = None) -> Discrete |
     # gymnax, as Gym, writes the largest float for no bound at all.
     largest = float(np.finfo(np.float32).max)
     low, high = (np.asarray(bound, np.float64) for bound in (space.low, space.high))
-    return Box(np.where(low <= -largest, -np.inf, low), np.where(high >= largest, np.inf, high), shape, dtype)
+    lowest: Any = np.where(low <= -largest, -np.inf, low)
+    highest: Any = np.where(high >= largest, np.inf, high)
+    return Box(lowest, highest, shape, dtype)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ the locomotion and manipulation suites download their models when they are first
 """
 
 import functools
+import importlib
 from typing import Any
 
 from haepo_jax.envs._physics import PhysicsEnv, make_physics, quiet
@@ -28,7 +29,7 @@ def make_playground(task: str, **kwargs: Any) -> PhysicsEnv:
     name = f"playground/{task}"
     try:
         with quiet():
-            from mujoco_playground import registry
+            registry: Any = importlib.import_module("mujoco_playground").registry
     except ModuleNotFoundError as error:
         message = (
             f"{name} needs MuJoCo Playground, and {error.name} is not installed: pip install 'haepo_jax[playground]'"
@@ -50,7 +51,6 @@ def make_playground(task: str, **kwargs: Any) -> PhysicsEnv:
 @functools.cache
 def _build(task: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
     """Playground's environment object, the same one for the same arguments: JAX's caches know it by identity."""
-    from mujoco_playground import registry
-
     with quiet():
+        registry: Any = importlib.import_module("mujoco_playground").registry
         return registry.load(task, config_overrides=dict(arguments))

@@ -278,9 +278,7 @@ def haepo_prefix_loss(
     return _total(check, terms, spread, entropy_coef, kl_coef)
 
 
-def _standardized_rewards(
-    reward: jax.Array, live: jax.Array, members: jax.Array, decay: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _standardized_rewards(reward: jax.Array, live: jax.Array, members: jax.Array, decay: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Rewards less the group's mean at each step, over sigma, (T, ..., K); each group's number of live steps, (...)."""
     centred = centre(reward, members)
     # J does not depend on the unit of reward; without one, squares neither overflow nor vanish.
@@ -315,7 +313,8 @@ def _divergence(reference_weights: jax.Array, log_reference: jax.Array, log_weig
 
 def _effective_fraction(weights: jax.Array, live: jax.Array) -> jax.Array:
     """Effective sample size over K, (..., K) -> (...); the weights sum to 1."""
-    return divide(jnp.ones(()), jnp.sum(live, axis=-1) * jnp.sum(weights**2, axis=-1))
+    squares = jnp.sum(live, axis=-1) * jnp.sum(weights**2, axis=-1)
+    return divide(jnp.ones_like(squares), squares)
 
 
 def _alignment(scores: jax.Array, returns: jax.Array, live: jax.Array) -> jax.Array:

@@ -19,6 +19,14 @@ class RunError(RuntimeError):
     """A run that could not go on for a reason outside the program, such as a full disk; the message is one line."""
 
 
+class Interrupted(RuntimeError):
+    """A run that a signal asked to end, and that has ended in good order; the message says how to go on."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
 def entry_point(command: Callable[[list[str]], int]) -> Callable[[Sequence[str] | None], int]:
     """Makes `main(argv) -> exit status` of a command; `argv` is `sys.argv[1:]` where it is None."""
 
@@ -34,6 +42,9 @@ def entry_point(command: Callable[[list[str]], int]) -> Callable[[Sequence[str] 
         except RunError as error:
             print(f"error: {one_line(str(error))}", file=sys.stderr)
             return FAILED
+        except Interrupted as interruption:
+            print(one_line(str(interruption)), file=sys.stderr)
+            return 128 + interruption.signum
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED

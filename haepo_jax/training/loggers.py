@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
+import struct
+import time
 from importlib import util
-from typing import IO, Any
+from typing import Any
 
-from haepo_jax.config import ConfigError, RunConfig
+from haepo_jax.config import ConfigError
+from haepo_jax.training.entry import RunError
 from haepo_jax.training.loop import Observer, Row, RunInfo
-from haepo_jax.training.run_dir import RunDir, config_text, json_text, write_atomically
+from haepo_jax.training.run_dir import AppendedFile, RunDir, config_text, json_text, write_atomically
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
@@ -34,27 +39,33 @@ def _scalars(row: Row) -> dict[str, float]:
 
 
 class FileLogger(Observer):
-    """Writes `config.yaml`, `metrics.jsonl` and `summary.json`."""
+    """Writes `config.yaml`, `metrics.jsonl` and `summary.json`.
+
+    A resumed run cuts `metrics.jsonl` down to the rows that its checkpoint knows of, and logs the others again.
+    """
 
     def __init__(self, directory: RunDir, command: str) -> None:
         self._directory = directory
         self._command = command
-        self._config: RunConfig | None = None
-        self._metrics: IO[str] | None = None
+        self._info: RunInfo | None = None
+        self._metrics: AppendedFile | None = None
 
     def on_start(self, info: RunInfo) -> None:
-        self._config = info.config
+        self._info = info
 
     def on_compiled(self, seconds: float) -> None:
         # Not before: a run that cannot be compiled should not occupy its directory.
-        assert self._config is not None
-        write_atomically(self._directory.config, config_text(self._config))
-        self._metrics = self._directory.metrics.open("a", encoding="utf-8")
+        assert self._info is not None
+        self._directory.summary.unlink(missing_ok=True)
+        write_atomically(self._directory.config, config_text(self._info.config))
+        size = self._directory.metrics_bytes(self._info.rows)
+        if size is None:
+            raise RunError(f"{self._directory.metrics} has lost some of its first {self._info.rows} rows")
+        self._metrics = AppendedFile(self._directory.metrics, size)
 
     def on_row(self, row: Row) -> None:
         assert self._metrics is not None
-        self._metrics.write(json_text(row_to_json(row)) + "\n")
-        self._metrics.flush()
+        self._metrics.append((json_text(row_to_json(row)) + "\n").encode())
 
     def on_end(self, summary: dict[str, Any]) -> None:
         write_atomically(self._directory.summary, json_text(summary | {"command": self._command}, indent=2) + "\n")
@@ -65,24 +76,52 @@ class FileLogger(Observer):
 
 
 class TensorBoardLogger(Observer):
-    """Writes every metric's mean as TensorBoard events in the run's directory, over live steps."""
+    """Writes every metric's mean as TensorBoard events in the run's directory, over live steps.
+
+    A resumed run writes a file of its own, which tells TensorBoard to forget the rows that are logged again. Records are
+    framed and written here: tensorboardX writes in a thread, where a full disk is a traceback and then a hang.
+    """
 
     def __init__(self, directory: RunDir) -> None:
         self._directory = directory
-        self._writer: Any = None
+        self._info: RunInfo | None = None
+        self._file: AppendedFile | None = None
+
+    def on_start(self, info: RunInfo) -> None:
+        self._info = info
 
     def on_compiled(self, seconds: float) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        self._writer = SummaryWriter(str(self._directory.path))
+        assert self._info is not None
+        # TensorBoard reads the files of a directory in the order of their names.
+        stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
+        names = (f"{stem}.{count}" for count in range(os.getpid(), 2**31))
+        self._file = AppendedFile(next(path for name in names if not (path := self._directory.path / name).exists()))
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if self._info.resumed:
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(wall_time=time.time(), step=self._info.logged_steps + 1, session_log=start))
 
     def on_row(self, row: Row) -> None:
-        for name, value in _scalars(row).items():
-            self._writer.add_scalar(name, value, row.mean_steps)
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in _scalars(row).items()]
+        self._write(Event(wall_time=time.time(), step=row.mean_steps, summary=Summary(value=values)))
+
+    def _write(self, event: Any) -> None:
+        from tensorboardX.record_writer import masked_crc32c
+
+        assert self._file is not None
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        checks = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+        self._file.append(length + next(checks) + data + next(checks))
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class WandbLogger(Observer):
@@ -120,5 +159,8 @@ class CurveLogger(Observer):
     def on_end(self, summary: dict[str, Any]) -> None:
         from haepo_jax.training.plots import curves_figure, read_curve, write_figure
 
-        curve = read_curve(self._directory, label=summary["algo"])
+        try:
+            curve = read_curve(self._directory, label=summary["algo"])
+        except ConfigError:  # a run may diverge before its first row
+            return
         write_figure(curves_figure([curve], title=f"{summary['algo']} on {summary['env']}"), self._directory.curve)

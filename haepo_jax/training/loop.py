@@ -10,7 +10,7 @@ import dataclasses
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata, util
 from pathlib import Path
@@ -20,10 +20,12 @@ import jax
 import numpy as np
 
 import haepo_jax
-from haepo_jax.algorithms.base import Algorithm, TrainState
+from haepo_jax.algorithms.base import CAUSES, Algorithm, TrainState
 from haepo_jax.config import ConfigError, RunConfig, one_line
 from haepo_jax.counting import StepCount
-from haepo_jax.training.entry import RunError
+from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Saver
+from haepo_jax.training.entry import Interrupted, RunError
+from haepo_jax.training.resume import settings_that_matter
 from haepo_jax.training.statistics import interquartile_mean, mean_of_known
 
 SLICE_SECONDS = 1.0
@@ -66,13 +68,106 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
+class Counters:
+    """How far every seed is, read from a train state; one value per seed in each list.
+
+    Attributes:
+      update: updates done.
+      env_steps: live steps done, exact.
+      diverged_at: the update that was not finite and at which the seed was frozen, or -1.
+      cause: what was not finite in it, as bits; see `haepo_jax.algorithms.base.CAUSES`.
+      skipped: updates dropped because they were not finite.
+      invalid_episodes: episodes left out because the environment gave an observation or reward that was not finite.
+    """
+
+    update: list[int]
+    env_steps: list[int]
+    diverged_at: list[int]
+    cause: list[int]
+    skipped: list[int]
+    invalid_episodes: list[int]
+
+    @classmethod
+    def read(cls, state: TrainState) -> Counters:
+        """Waits for the device."""
+        health = state.health
+        values = (state.update, state.env_steps.to_int(), health.diverged_at, health.cause, health.skipped, health.invalid_episodes)
+        return cls(*(np.atleast_1d(np.asarray(value)).tolist() for value in values))
+
+    @property
+    def behind(self) -> int | None:
+        """The steps of the seed that is least far among those that still run; None where all are frozen."""
+        return min((steps for steps, at in zip(self.env_steps, self.diverged_at, strict=True) if at < 0), default=None)
+
+    def before(self, until: int) -> bool:
+        """Whether a seed that still runs has fewer than `until` steps."""
+        return self.behind is not None and self.behind < until
+
+    def divergences(self, first_seed: int) -> list[dict[str, Any]]:
+        """Each frozen seed, the update that was not finite and what in it."""
+        return [
+            {"seed": first_seed + lane, "update": at, "not_finite": _not_finite(cause)}
+            for lane, (at, cause) in enumerate(zip(self.diverged_at, self.cause, strict=True))
+            if at >= 0
+        ]
+
+
+def _not_finite(cause: int) -> list[str]:
+    return [name for bit, name in enumerate(CAUSES) if cause >> bit & 1]
+
+
+@dataclasses.dataclass
+class Position:
+    """Where the loop stands between two compiled calls, beside the train state; a checkpoint holds it as JSON.
+
+    Attributes:
+      rows: logged so far.
+      until: live steps at which the row under way ends, or None between two rows.
+      steps: live steps of all seeds together.
+      logged_steps: the same, when the last row was logged.
+      metrics: of each seed's last update.
+      best_return: of the rows so far.
+      run_seconds: from the first update to here, in all processes, without what a process did after its last checkpoint;
+        likewise train_seconds, eval_seconds and checkpoint_seconds, which are parts of it.
+      compile_seconds: in all processes.
+      resumed_from: live steps per seed at which the run was resumed.
+    """
+
+    rows: int = 0
+    until: int | None = None
+    steps: int = 0
+    logged_steps: int = 0
+    metrics: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    best_return: float | None = None
+    run_seconds: float = 0.0
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    resumed_from: list[int] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """What is known of a run before it starts."""
+    """What is known of a run before it starts.
+
+    Attributes:
+      rows: logged by the part of the run that it goes on with; 0 for a new run.
+      logged_steps: live steps per seed of the last of those.
+      resumed_from: live steps per seed done by that part; None where the run is new, 0 where it had no checkpoint yet.
+    """
 
     config: RunConfig
     directory: Path
     device: str
     fallback: str | None
+    rows: int = 0
+    logged_steps: int = -1
+    resumed_from: int | None = None
+
+    @property
+    def resumed(self) -> bool:
+        return self.resumed_from is not None
 
 
 class Observer:
@@ -95,6 +190,9 @@ class Observer:
     def on_row(self, row: Row) -> None:
         """After every logged update."""
 
+    def on_warning(self, text: str) -> None:
+        """Something that the user should know of, and that does not end the run; one line."""
+
     def on_end(self, summary: dict[str, Any]) -> None:
         """After the final evaluation."""
 
@@ -112,6 +210,7 @@ class Program:
     def __init__(self, algorithm: Algorithm, *, seed: int, num_seeds: int, final_eval_episodes: int) -> None:
         start = time.perf_counter()
         self.algorithm = algorithm
+        self.first_seed = seed
         self.num_seeds = num_seeds
         # Seed s is the same run alone and as a lane of many, so each lane's key is made from its own number.
         self._keys = jax.random.key(seed)
@@ -126,6 +225,7 @@ class Program:
         over_seeds = self._over_seeds
         init = jax.jit(over_seeds(algorithm.init, 0)).lower(self._keys)
         state, count = init.out_info, jax.eval_shape(lambda: StepCount.of(0))
+        self._state = state
         lowered = {
             "init": init,
             "advance": jax.jit(over_seeds(algorithm.advance, (0, None)), donate_argnums=0).lower(state, count),
@@ -152,6 +252,11 @@ class Program:
         state: TrainState = self._init(self._keys)
         return state
 
+    def restore(self, checkpoint: Checkpoint) -> TrainState:
+        """The train state that a checkpoint, verified before, holds; raises CheckpointError."""
+        state: TrainState = jax.device_put(checkpoint.restore(self._state), self._init.output_shardings)
+        return state
+
     def advance(self, state: TrainState, until: int) -> tuple[TrainState, dict[str, np.ndarray[Any, Any]]]:
         """Trains every seed up to `until` live steps; uses up `state`. Waits, so that it can be timed."""
         state, metrics = self._advance(state, StepCount.of(until))
@@ -168,11 +273,6 @@ class Program:
         """`return`, `length` (sampled actions) and `return_greedy` of the final policy: (seeds, episodes) each."""
         return self._per_seed(self._final_evaluation(state))
 
-    def counters(self, state: TrainState) -> tuple[list[int], list[int]]:
-        """Updates and live steps done by each seed, as exact integers."""
-        update = np.atleast_1d(np.asarray(state.update)).tolist()
-        return update, np.atleast_1d(state.env_steps.to_int()).tolist()
-
 
 def build(config: RunConfig) -> Algorithm:
     """The algorithm of a run on its environment; raises ConfigError where they do not fit."""
@@ -187,21 +287,64 @@ def build(config: RunConfig) -> Algorithm:
     return algorithm
 
 
-def run(config: RunConfig, directory: Path, observers: Sequence[Observer]) -> dict[str, Any]:
-    """Trains as configured and returns the run's summary; what is written is up to the observers.
+def run(
+    config: RunConfig,
+    directory: Path,
+    observers: Sequence[Observer],
+    *,
+    saver: Saver | None = None,
+    resumed: bool = False,
+    checkpoint: Checkpoint | None = None,
+    stop: Callable[[], int | None] = lambda: None,
+) -> dict[str, Any]:
+    """Trains as configured and returns the run's summary; what is written is up to the observers and the saver.
+
+    Args:
+      config: the settings.
+      directory: of the run, named in what is shown.
+      observers: see `Observer`.
+      saver: writes checkpoints; None: there are none.
+      resumed: whether this goes on with a run.
+      checkpoint: to go on from, verified; None: from the beginning.
+      stop: asked after every compiled call for the number of a signal that wants the run to end.
 
     Raises:
       ConfigError: where the environment or algorithm cannot be built.
-      RunError: where the device runs out of memory.
+      RunError: where the device runs out of memory, or a checkpoint cannot be written or read.
+      Interrupted: where `stop` gave a signal, after a last checkpoint.
+      OSError: where an observer cannot write.
     """
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
         for observer in observers:
             stack.callback(observer.close)
+        if saver is not None:
+            stack.callback(saver.close)
         device, fallback = describe_device()
         algorithm = build(config)
+        about = {
+            "settings": settings_that_matter(config),
+            "versions": {name: _version(name) for name in PACKAGES},
+            "device": device,
+        }
+        position, earlier = Position(), None
+        if checkpoint is not None:
+            earlier = checkpoint.progress()
+            position = _read_position(checkpoint, earlier)
+            if earlier["settings"].get("total_steps") != config.total_steps:
+                position.until = None  # rows stand elsewhere now
+        seeds = config.num_seeds
+        info = RunInfo(
+            config, directory, device, fallback, position.rows,
+            position.logged_steps // seeds if position.rows else -1,
+            position.steps // seeds if resumed else None,
+        )  # fmt: skip
         for observer in observers:
-            observer.on_start(RunInfo(config, directory, device, fallback))
+            observer.on_start(info)
+        if earlier is not None and any(earlier.get(key) != about[key] for key in ("versions", "device")):
+            text = "the run so far was made on another device or by other versions, so it does not go on bit for bit as it would have there"
+            for observer in observers:
+                observer.on_warning(text)
         with _device_errors():
             program = Program(
                 algorithm,
@@ -209,19 +352,29 @@ def run(config: RunConfig, directory: Path, observers: Sequence[Observer]) -> di
                 num_seeds=config.num_seeds,
                 final_eval_episodes=config.final_eval_episodes,
             )
+            state = program.init() if checkpoint is None else program.restore(checkpoint)
             for observer in observers:
                 observer.on_compiled(program.compile_seconds)
-            results = _train(program, observers)
+            position.compile_seconds += program.compile_seconds
+            if checkpoint is not None:
+                position.resumed_from.append(position.steps // config.num_seeds)
+            wall_before = position.run_seconds + position.compile_seconds - program.compile_seconds
+            training = _Training(program, observers, saver, stop, position, state, config.env)
+            if saver is not None:
+                saved = None if checkpoint is None else training.mark
+                saver.start(position.steps // seeds, best_return=position.best_return, saved=saved, about=about)
+            results = training.run()
         summary = {
             "env": config.env,
             "algo": config.algo.name,
             "seeds": list(range(config.seed, config.seed + config.num_seeds)),
             **results,
-            "wall_seconds": time.perf_counter() - start,
-            "compile_seconds": program.compile_seconds,
+            "wall_seconds": wall_before + time.perf_counter() - start,
+            "compile_seconds": position.compile_seconds,
+            "resumed_from": position.resumed_from,
             "device": device,
             "device_fallback": fallback,
-            "versions": {name: _version(name) for name in PACKAGES},
+            "versions": about["versions"],
             "hyperparameters": config.to_dict()["algo"] | {"total_steps": config.total_steps},
         }
         for observer in observers:
@@ -229,70 +382,192 @@ def run(config: RunConfig, directory: Path, observers: Sequence[Observer]) -> di
     return summary
 
 
-def _train(program: Program, observers: Sequence[Observer]) -> dict[str, Any]:
-    """The loop over rows. Seconds are measured where the host waits for the device, so they are the device's."""
-    total, points = program.algorithm.total_steps, program.algorithm.log_points
-    begin = row_begin = time.perf_counter()
-    train_seconds = eval_seconds = 0.0
-    state = program.init()
-    update, env_steps = program.counters(state)
-    metrics: dict[str, np.ndarray[Any, Any]] = {}
-    first_steps, row_steps, index = min(env_steps), sum(env_steps), 0
-    while min(env_steps) < total:
-        # The next of the evenly spaced points that not every seed has passed, so an update past several makes one row.
-        point = min(env_steps) * points // total + 1
-        until = -(-total * point // points)
-        while min(env_steps) < until:
-            slice_begin = time.perf_counter()
-            end = _slice_end(min(env_steps), min(env_steps) - first_steps, train_seconds)
-            state, latest = program.advance(state, min(until, end))
-            before = update
-            update, env_steps = program.counters(state)
-            advanced = np.array(update) > np.array(before)
-            metrics = {name: np.where(advanced, value, metrics.get(name, value)) for name, value in latest.items()}
-            train_seconds += time.perf_counter() - slice_begin
-            for observer in observers:
-                observer.on_slice(state, env_steps)
-        eval_begin = time.perf_counter()
-        evaluation = program.evaluate(state)
-        now = time.perf_counter()
-        eval_seconds += now - eval_begin
-        row = Row(
-            index=index,
-            update=update,
-            env_steps=env_steps,
-            wall_seconds=now - begin,
-            env_steps_per_second=(sum(env_steps) - row_steps) / (now - row_begin),
-            metrics={name: value.astype(np.float64).tolist() for name, value in (metrics | evaluation).items()},
-        )
-        row_begin, row_steps, index = now, sum(env_steps), index + 1
-        for observer in observers:
-            observer.on_row(row)
-    run_seconds = time.perf_counter() - begin
+def _read_position(checkpoint: Checkpoint, progress: dict[str, Any]) -> Position:
+    try:
+        return Position(**progress["position"])
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{checkpoint.path}: it was written by another version") from None
 
-    final_begin = time.perf_counter()
-    final = {name: value.astype(np.float64) for name, value in program.final_evaluation(state).items()}
-    final_seconds = time.perf_counter() - final_begin
-    returns, greedy = final["return"].mean(axis=1), final["return_greedy"].mean(axis=1)
-    return {
-        "env_steps": sum(env_steps) // len(env_steps),
-        "env_steps_per_seed": env_steps,
-        "updates": max(update),
-        "updates_per_seed": update,
-        "final_return_mean": float(returns.mean()),
-        "final_return_iqm": float(interquartile_mean(returns)),
-        "final_return_per_seed": returns.tolist(),
-        "final_return_greedy_mean": float(greedy.mean()),
-        "final_return_greedy_per_seed": greedy.tolist(),
-        "final_length_mean": float(final["length"].mean()),
-        "final_eval_episodes": final["return"].shape[1],
-        "run_seconds": run_seconds,
-        "train_seconds": train_seconds,
-        "eval_seconds": eval_seconds,
-        "final_eval_seconds": final_seconds,
-        "eval_share": eval_seconds / run_seconds,
-        "env_steps_per_second": sum(env_steps) / run_seconds,
-    }
+
+class _Training:
+    """The loop over rows. Seconds are measured where the host waits for the device, so they are the device's.
+
+    How it is cut into compiled calls, and at which of them it is broken off and resumed, changes no row and no update.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        observers: Sequence[Observer],
+        saver: Saver | None,
+        stop: Callable[[], int | None],
+        position: Position,
+        state: TrainState,
+        env: str,
+    ) -> None:
+        self._program, self._observers, self._saver, self._stop = program, observers, saver, stop
+        self._state, self._env = state, env
+        self._at = Counters.read(state)
+        self._position = position
+        if not position.steps:
+            position.steps = position.logged_steps = sum(self._at.env_steps)
+        self._before = position.run_seconds, position.checkpoint_seconds
+        self._metrics = {name: np.asarray(values) for name, values in position.metrics.items()}
+        # The return of the row that was logged at exactly this state.
+        self._value: float | None = None
+        self._begin = time.perf_counter()
+
+    @property
+    def mark(self) -> Any:
+        """Of this moment of the run; see `Saver`."""
+        return self._position.rows, self._at.update, self._at.diverged_at
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end; returns the loop's part of the summary."""
+        program, position = self._program, self._position
+        total, points = program.algorithm.total_steps, program.algorithm.log_points
+        first_steps, train_before = self._at.behind or 0, position.train_seconds
+        row_begin, row_steps = time.perf_counter(), position.steps
+        while self._at.before(total):
+            if position.until is None:
+                # The next of the evenly spaced points that not every seed has passed, so an update past several makes
+                # one row.
+                point = (self._at.behind or 0) * points // total + 1
+                position.until = -(-total * point // points)
+            while self._at.before(position.until):
+                behind = self._at.behind or 0
+                end = _slice_end(behind, behind - first_steps, position.train_seconds - train_before)
+                self._advance(min(position.until, end))
+            position.until = None
+            if position.steps == position.logged_steps:  # a seed diverged and no other had to move to reach this point
+                continue
+            self._log(row_begin, row_steps)
+            row_begin, row_steps = time.perf_counter(), position.steps
+        run_seconds = self._clock()
+        # Written while the policy is evaluated.
+        self._save()
+
+        final_begin = time.perf_counter()
+        final = {name: value.astype(np.float64) for name, value in program.final_evaluation(self._state).items()}
+        final_seconds = time.perf_counter() - final_begin
+        if self._saver is not None:
+            self._saver.wait()
+        self._leave_if_asked()
+        at, position = self._at, self._position
+        returns, greedy = final["return"].mean(axis=1), final["return_greedy"].mean(axis=1)
+        return {
+            "env_steps": sum(at.env_steps) // len(at.env_steps),
+            "env_steps_per_seed": at.env_steps,
+            "updates": max(at.update),
+            "updates_per_seed": at.update,
+            "diverged": at.divergences(program.first_seed),
+            "skipped_updates_per_seed": at.skipped,
+            "invalid_episodes_per_seed": at.invalid_episodes,
+            "final_return_mean": float(returns.mean()),
+            "final_return_iqm": float(interquartile_mean(returns)),
+            "final_return_per_seed": returns.tolist(),
+            "final_return_greedy_mean": float(greedy.mean()),
+            "final_return_greedy_per_seed": greedy.tolist(),
+            "final_length_mean": float(final["length"].mean()),
+            "final_eval_episodes": final["return"].shape[1],
+            "run_seconds": run_seconds,
+            "train_seconds": position.train_seconds,
+            "eval_seconds": position.eval_seconds,
+            "final_eval_seconds": final_seconds,
+            "eval_share": position.eval_seconds / run_seconds,
+            "checkpoint_seconds": position.checkpoint_seconds,
+            "checkpoint_share": position.checkpoint_seconds / run_seconds,
+            "env_steps_per_second": sum(at.env_steps) / run_seconds,
+        }
+
+    def _advance(self, until: int) -> None:
+        """One compiled call, and a checkpoint where one is due."""
+        begin = time.perf_counter()
+        self._state, latest = self._program.advance(self._state, until)
+        before, self._at = self._at, Counters.read(self._state)
+        advanced = np.array(self._at.update) > np.array(before.update)
+        self._metrics = {name: np.where(advanced, value, self._metrics.get(name, value)) for name, value in latest.items()}
+        position = self._position
+        position.steps, self._value = sum(self._at.env_steps), None
+        position.train_seconds += time.perf_counter() - begin
+        for observer in self._observers:
+            observer.on_slice(self._state, self._at.env_steps)
+        self._warn(before)
+        if self._saver is not None and self._saver.due(position.steps // self._program.num_seeds):
+            self._save()
+        self._leave_if_asked()
+
+    def _log(self, row_begin: float, row_steps: int) -> None:
+        """A row: an evaluation, and what the last update of each seed said."""
+        begin = time.perf_counter()
+        evaluation = self._program.evaluate(self._state)
+        now, at, position = time.perf_counter(), self._at, self._position
+        position.eval_seconds += now - begin
+        metrics = self._metrics | evaluation
+        if getattr(self._program.algorithm, "on_nan", "stop") == "skip":
+            metrics["skipped_updates"] = np.array(at.skipped)
+        row = Row(
+            index=position.rows,
+            update=at.update,
+            env_steps=at.env_steps,
+            wall_seconds=self._clock(),
+            env_steps_per_second=(position.steps - row_steps) / (now - row_begin),
+            metrics={name: value.astype(np.float64).tolist() for name, value in metrics.items()},
+        )
+        position.rows, position.logged_steps = position.rows + 1, position.steps
+        for observer in self._observers:
+            observer.on_row(row)
+        self._value = row.mean("eval_return" if "eval_return" in row.metrics else "episode_return")
+        if self._saver is not None:
+            self._saver.row(self._state, self._value, self.mark, self._snapshot)
+
+    def _clock(self) -> float:
+        """Brings the position's clocks up to now; returns the seconds of the run."""
+        run_seconds, checkpoint_seconds = self._before
+        self._position.run_seconds = run_seconds + time.perf_counter() - self._begin
+        if self._saver is not None:
+            self._position.checkpoint_seconds = checkpoint_seconds + self._saver.blocked_seconds
+        return self._position.run_seconds
+
+    def _snapshot(self) -> dict[str, Any]:
+        self._clock()
+        self._position.metrics = {name: value.astype(np.float64).tolist() for name, value in self._metrics.items()}
+        if self._saver is not None:
+            self._position.best_return = self._saver.best_return
+        return dataclasses.asdict(self._position)
+
+    def _save(self) -> None:
+        if self._saver is not None:
+            steps = self._position.steps // self._program.num_seeds
+            self._saver.save(self._state, steps, self.mark, self._value, self._snapshot())
+            self._clock()
+
+    def _leave_if_asked(self) -> None:
+        signum = self._stop()
+        if signum is not None:
+            self._save()
+            if self._saver is not None:
+                self._saver.wait()
+            raise Interrupted(signum, f"interrupted at {self._position.steps // self._program.num_seeds:,} steps")
+
+    def _warn(self, before: Counters) -> None:
+        """Tells of what went wrong since `before`: each frozen seed, and the first update and episode left out."""
+        at, texts = self._at, []
+        new = [seed for seed in at.divergences(self._program.first_seed) if seed not in before.divergences(self._program.first_seed)]
+        if at.behind is not None:
+            texts += [
+                f"seed {seed['seed']} diverged: not finite in update {seed['update']}: {', '.join(seed['not_finite'])}; "
+                "it stays as it was before, the others go on"
+                for seed in new
+            ]
+        if sum(at.skipped) and not sum(before.skipped):
+            what = sorted({name for cause in at.cause for name in _not_finite(cause)}, key=CAUSES.index)
+            texts.append(f"an update is not finite ({', '.join(what)}) and is dropped; algo.on_nan=skip counts such updates")
+        if sum(at.invalid_episodes) and not sum(before.invalid_episodes):
+            texts.append(f"{self._env} gave an observation or reward that is not finite; such episodes are left out and counted")
+        for observer in self._observers:
+            for text in texts:
+                observer.on_warning(text)
 
 
 def _slice_end(done: int, gained: int, seconds: float) -> int:

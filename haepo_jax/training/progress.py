@@ -40,6 +40,7 @@ class Progress(Observer):
         self._row: Row | None = None
         self._total = 0
         self._begin = 0.0
+        self._begin_steps = 0
         self._printed = 0
         self._directory = ""
 
@@ -54,6 +55,11 @@ class Progress(Observer):
         name = config.algo.class_name if config.algo.name == config.algo.class_name.lower() else config.algo.name
         seeds = f"{config.num_seeds} seeds, " if config.num_seeds > 1 else ""
         self._print(f"training {name} on {config.env}, {seeds}on {info.device} (JAX {jax.__version__})")
+        if info.resumed_from is not None:
+            self._begin_steps = info.resumed_from * config.num_seeds
+            self._printed = info.resumed_from * PLAIN_LINES // self._total
+            start = f"at {info.resumed_from:,} of {self._total:,} steps" if info.resumed_from else "from the beginning: no checkpoint yet"
+            self._print(f"resuming {start}")
         if info.fallback:
             self._print(f"note: {info.fallback}")
         if self._stream.isatty():
@@ -93,15 +99,22 @@ class Progress(Observer):
     def _status(self, env_steps: list[int]) -> str:
         elapsed = time.perf_counter() - self._begin
         steps = sum(env_steps) // len(env_steps)
-        parts = [f"{steps:,}/{self._total:,} steps", f"{sum(env_steps) / elapsed:,.0f} steps/s"]
+        parts = [f"{steps:,}/{self._total:,} steps", f"{(sum(env_steps) - self._begin_steps) / elapsed:,.0f} steps/s"]
         if self._row is not None:
             name = "eval_return" if "eval_return" in self._row.metrics else "episode_return"
             parts.append(f"return {number(self._row.mean(name))}")
             if "ess" in self._row.metrics:
                 parts.append(f"ESS {self._row.mean('ess'):.2f}")
-        left = max(0, self._total - min(env_steps)) * elapsed / max(1, min(env_steps))
+        done = min(env_steps) - self._begin_steps // len(env_steps)
+        left = max(0, self._total - min(env_steps)) * elapsed / max(1, done)
         parts.append(f"{duration(left)} left")
         return "  ".join(parts)
+
+    def on_warning(self, text: str) -> None:
+        if self._live is None:
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+        else:
+            self._live.console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def on_end(self, summary: dict[str, Any]) -> None:
         self.close()
@@ -111,6 +124,13 @@ class Progress(Observer):
         greedy = number(summary["final_return_greedy_mean"])
         episodes = f"{summary['final_eval_episodes']} episodes{' a seed' if several else ''}"
         self._print(f"final return {number(summary['final_return_mean'])}{spread}, greedy {greedy}, over {episodes}")
+        for seed in summary["diverged"]:
+            what = ", ".join(seed["not_finite"])
+            self._print(f"seed {seed['seed']} diverged: not finite in update {seed['update']}: {what}; it stayed as it was before")
+        if skipped := sum(summary["skipped_updates_per_seed"]):
+            self._print(f"{skipped} updates were not finite and were dropped")
+        if invalid := sum(summary["invalid_episodes_per_seed"]):
+            self._print(f"{invalid} episodes were left out: the environment gave an observation or reward that is not finite")
         self._print(
             f"{sum(summary['env_steps_per_seed']):,} steps in {duration(summary['wall_seconds'])}: compilation "
             f"{summary['compile_seconds']:.1f}s, then {summary['env_steps_per_second']:,.0f} steps/s, "

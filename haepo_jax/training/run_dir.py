@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
+import fcntl
 import itertools
 import json
 import math
@@ -17,6 +19,8 @@ from typing import Any
 import yaml
 
 from haepo_jax.config import ConfigError, RunConfig, from_dict, one_line, short
+
+LOCK = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,11 @@ class RunDir:
         """How the run ended."""
         return self.path / "summary.json"
 
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of `haepo_jax.training.checkpoints.Checkpoints`."""
+        return self.path / "checkpoints"
+
     def holds_run(self) -> bool:
         """Whether a run has left something here."""
         return any(file.exists() for file in (self.config, self.metrics, self.summary))
@@ -64,9 +73,25 @@ class RunDir:
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows logged so far; raises ConfigError."""
         rows: list[dict[str, Any]] = self._read(
-            self.metrics, lambda text: [json.loads(line) for line in text.splitlines() if line.strip()]
+            self.metrics, lambda text: [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         )
         return rows
+
+    def metrics_bytes(self, rows: int) -> int | None:
+        """How long the first rows of the metrics are in the file; None where they are not all there."""
+        end = 0
+        try:
+            with self.metrics.open("rb") as file:
+                for index in range(rows):
+                    line = file.readline()
+                    if not line.endswith(b"\n") or json.loads(line)["row"] != index:
+                        return None
+                    end += len(line)
+        except FileNotFoundError:
+            return 0 if rows == 0 else None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return end
 
     def _read(self, file: Path, parse: Any) -> Any:
         if not self.path.is_dir():
@@ -79,9 +104,39 @@ class RunDir:
             raise ConfigError(f"cannot read {str(file)!r}: {one_line(str(error), 120)}") from None
 
     def remove_if_empty(self) -> None:
-        """Takes back a directory that nothing has been written to."""
+        """Takes back a directory that nothing but the lock has been written to."""
         with contextlib.suppress(OSError):
-            self.path.rmdir()
+            if set(os.listdir(self.path)) <= {LOCK}:
+                (self.path / LOCK).unlink(missing_ok=True)
+                self.path.rmdir()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps the directory to one process while it is entered; raises ConfigError where another has it.
+
+        The operating system lets go of the lock when the process ends, however it ends.
+        """
+        with _refusing(str(self.path)):
+            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                # Some network file systems have no locks; there the user is trusted.
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise ConfigError(f"run_dir={short(str(self.path))} is in use by another process") from None
+            if os.fstat(descriptor).st_nlink == 0:
+                raise ConfigError(f"run_dir={short(str(self.path))} has been taken back by another process; try again")
+            yield
+        finally:
+            os.close(descriptor)
+
+    def clean_up(self) -> None:
+        """Removes what `write_atomically` had under way in a process that was killed; for the holder of the lock."""
+        for file in (self.config, self.summary, self.curve):
+            for leftover in self.path.glob(f".{file.name}.[0-9]*"):
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
 
 
 def check_run_dir(config: RunConfig) -> None:
@@ -92,7 +147,7 @@ def check_run_dir(config: RunConfig) -> None:
         if _exists(path) and not path.is_dir():
             raise ConfigError(f"run_dir={short(name)} is a file, not a directory")
         if config.run_dir is not None and RunDir(path).holds_run():
-            raise ConfigError(f"run_dir={short(name)} already holds a run: choose another directory")
+            raise ConfigError(f"run_dir={short(name)} already holds a run: choose another directory, or go on with resume=true")
         nearest = next(parent for parent in (path, *path.absolute().parents) if _exists(parent))
         if not nearest.is_dir():
             raise ConfigError(f"run_dir={short(name)} cannot be made: {str(nearest)!r} is not a directory")
@@ -158,10 +213,53 @@ def write_atomically(file: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class AppendedFile:
+    """A file that grows by whole records: one that finds no room on the disk leaves nothing of itself.
+
+    Args:
+      path: of the file, which is made where there is none.
+      size: what is kept of it; None: all.
+    """
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._size = os.fstat(self._descriptor).st_size if size is None else size
+        os.ftruncate(self._descriptor, self._size)
+        os.lseek(self._descriptor, self._size, os.SEEK_SET)
+
+    def append(self, record: bytes) -> None:
+        """Adds a record; raises OSError."""
+        if not self._path.exists():
+            # Writing on into a file that has been removed would succeed.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path))
+        written = 0
+        try:
+            while written < len(record):
+                written += os.write(self._descriptor, record[written:])
+        except OSError as error:
+            os.ftruncate(self._descriptor, self._size)
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
+        self._size += written
+
+    def flush(self) -> None:
+        """Waits until everything is on the disk."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Closing twice does no harm."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +28,7 @@ def interquartile_mean(values: npt.ArrayLike) -> Array:
     return np.asarray(trim_mean(values, 0.25, axis=-1))
 
 
-def bootstrap_interval(
-    values: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[Array, Array]:
+def bootstrap_interval(values: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[Array, Array]:
     """Percentile bootstrap of the interquartile mean over the last axis: (..., N) -> low (...), high (...).
 
     Seeds are what is resampled. One seed says nothing about others: its interval is NaN. A seed without a value (NaN)
@@ -59,3 +58,34 @@ def _bootstrap(values: Array, confidence: float, resamples: int, seed: int) -> t
         rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def probability_of_improvement(
+    ours: Sequence[npt.ArrayLike],
+    theirs: Sequence[npt.ArrayLike],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """How often a seed of ours beats a seed of theirs, ties counting half: one array (N,) per task each -> value, low, high.
+
+    The mean over tasks; the interval is a percentile bootstrap stratified by task and side. NaN where a side has no seed,
+    and the limits where both have only one.
+    """
+    generator = np.random.default_rng(seed)
+    shares, resampled = [], []
+    for our, their in zip(ours, theirs, strict=True):
+        x, y = np.asarray(our, np.float64), np.asarray(their, np.float64)
+        if not len(x) or not len(y):
+            return np.nan, np.nan, np.nan
+        wins = (x[:, None] > y) + 0.5 * (x[:, None] == y)
+        shares.append(wins.mean())
+        # How often each seed is drawn is all that a resample changes.
+        counts = [generator.multinomial(n, np.full(n, 1 / n), resamples) / n for n in wins.shape]
+        resampled.append(np.einsum("ri,ij,rj->r", counts[0], wins, counts[1]))
+    if all(np.size(x) == 1 and np.size(y) == 1 for x, y in zip(ours, theirs, strict=True)):
+        return float(np.mean(shares)), np.nan, np.nan
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.mean(resampled, axis=0), [tail, 1 - tail])
+    return float(np.mean(shares)), float(low), float(high)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from haepo_jax.envs import Box, Discrete, TimeStep, as_environment, check_environment, has_action_mask, make_env
@@ -146,13 +146,15 @@ def test_spaces_hash_equal_and_refuse_nonsense():
             build()
 
 
-@given(st.floats(-1e3, 1e3, allow_subnormal=False), st.floats(1e-3, 1e3), st.floats(-2, 2))
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3), st.floats(-2, 2))
+@settings(deadline=None)
 def test_from_unit_stays_in_range(low: float, width: float, action: float):
     box = Box(low, low + width, (1,))
     result = np.asarray(box.from_unit(jnp.asarray([action, -1.0, 1.0, 0.0], jnp.float32)[:, None]))[:, 0]
     bottom, top = np.float32(low), np.float32(low + width)
     slack = 4 * np.spacing(max(abs(bottom), abs(top)))
-    assert result[1] == bottom and result[2] == top
+    # XLA flushes subnormal numbers to zero.
+    np.testing.assert_allclose(result[1:3], [bottom, top], rtol=0, atol=1e-37)
     assert bottom - slack <= result[0] <= top + slack
     np.testing.assert_allclose(result[3], (bottom + top) / 2, atol=slack)
 

@@ -14,7 +14,7 @@ from haepo_jax.envs.brax import BACKENDS
 
 pytest.importorskip("brax")
 
-QUICK = ("fast", "inverted_pendulum", "swimmer", "ant")
+QUICK = ("fast", "inverted_pendulum", "swimmer")
 
 
 @pytest.mark.parametrize("task", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names.BRAX])

@@ -122,10 +122,10 @@ def test_same_trajectory_as_gymnax(name: str):
         step = env.step(inputs[0], carry, inputs[1])
         return step.state, (step.observation, step.reward)
 
-    state, first = env.reset(jax.random.key(4))
+    state, first = jax.jit(env.reset)(jax.random.key(4))
     _, (observations, rewards) = jax.lax.scan(ours, state, (keys, actions))
 
-    theirs_first, their_state = inner.reset_env(jax.random.key(4), params)
+    theirs_first, their_state = jax.jit(inner.reset_env)(jax.random.key(4), params)
     step_env = jax.jit(inner.step_env)
     np.testing.assert_array_equal(first, theirs_first)
     for t in range(len(keys)):
@@ -137,7 +137,7 @@ def test_same_trajectory_as_gymnax(name: str):
 def test_params_vmap():
     env = make_env("CartPole-v1", gravity=9.0)
     assert env.params.gravity == 9 and env.params.gravity.dtype == jnp.float32
-    state, _ = env.reset(jax.random.key(0))
+    state, _ = jax.jit(env.reset)(jax.random.key(0))
     state = state.replace(theta=jnp.float32(0.1))
     gravity = jnp.asarray([1.0, 9.8, 30.0])
 
@@ -149,7 +149,7 @@ def test_params_vmap():
         )
 
     batched = jax.jit(jax.vmap(velocity))(gravity)
-    np.testing.assert_allclose(batched, [velocity(g) for g in gravity], rtol=1e-6)
+    np.testing.assert_allclose(batched, [jax.jit(velocity)(g) for g in gravity], rtol=1e-6)
     assert np.all(np.diff(batched) > 0)
 
     limits = jax.vmap(lambda limit: env.replace(params=env.params.replace(max_steps_in_episode=limit)))(

@@ -13,7 +13,7 @@ def test_bandit_rewards_have_the_arms_means():
     check_environment(env)
     state, observation = env.reset(jax.random.key(0))
     assert observation.tolist() == [0, 0, 0, 0, 0, 1]
-    pulls = jax.vmap(jax.vmap(env.step, (0, None, None)), (None, None, 0))
+    pulls = jax.jit(jax.vmap(jax.vmap(env.step, (0, None, None)), (None, None, 0)))
     rewards = pulls(jax.random.split(jax.random.key(1), 4000), state, jnp.arange(4)).reward
     np.testing.assert_allclose(rewards.mean(1), env.params.means, atol=4 * 0.5 / np.sqrt(4000))
     np.testing.assert_allclose(rewards.std(1), 0.5, rtol=0.05)

@@ -1,4 +1,4 @@
-"""The losses once more, in float64 NumPy with plain loops: written from the papers and the equations, not from the library."""
+"""The losses once more, in float64 NumPy with plain loops, written from the papers and the equations."""
 
 from __future__ import annotations
 
@@ -23,11 +23,29 @@ def f64(x: Array) -> np.ndarray:
     return np.asarray(x, np.float64)
 
 
-def numeric_gradient(f: Callable[[jax.Array], jax.Array], x: np.ndarray, step: float = 1e-5) -> np.ndarray:
-    """Central differences, every entry of x; call it in x64 mode."""
-    offsets = step * np.eye(x.size).reshape(x.size, *x.shape)
-    batched = jax.jit(jax.vmap(f))
-    return np.asarray((batched(x + offsets) - batched(x - offsets)) / (2 * step)).reshape(x.shape)
+def check_gradient(f: Callable[[jax.Array], jax.Array], x: np.ndarray, least: float = 1e-3) -> None:
+    """The gradient of f at x against central differences, every entry of x; call it in x64 mode.
+
+    ``least`` is how large the gradient must be somewhere: comparing zeros would show nothing.
+    """
+    step = 1e-5
+
+    def both(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        offsets = step * jnp.eye(x.size).reshape(x.size, *x.shape)
+        numeric = jax.vmap(lambda d: (f(x + d) - f(x - d)) / (2 * step))(offsets)
+        return jax.grad(f)(x), numeric.reshape(x.shape)
+
+    exact, numeric = jax.jit(both)(x)
+    assert exact.dtype == jnp.float64
+    np.testing.assert_allclose(exact, numeric, rtol=1e-5, atol=1e-9)
+    assert float(jnp.abs(exact).max()) > least
+
+
+def check_constants(f: Callable[[dict[str, Any]], jax.Array], constants: dict[str, Any]) -> None:
+    """No gradient of f reaches any of its constants."""
+    grads = jax.jit(jax.grad(f))({name: jnp.asarray(value) for name, value in constants.items()})
+    for name, grad in grads.items():
+        assert np.all(np.asarray(grad) == 0), name
 
 
 def all_finite(tree: Any) -> bool:
@@ -226,8 +244,7 @@ def ppo(
 ) -> dict[str, float]:
     live = np.asarray(mask, bool)
     lp, lb, a, v, y, vb, h = (
-        list(f64(x)[live])
-        for x in (log_probs, behaviour, advantages, values, targets, behaviour_values, policy_entropy)
+        list(f64(x)[live]) for x in (log_probs, behaviour, advantages, values, targets, behaviour_values, policy_entropy)
     )
     if normalize_advantages and a:
         a = normalized(a, "standardize")
@@ -302,9 +319,7 @@ def dpo(
     pairs, entropies = 0, []
     for g, valid in groups(np.asarray(mask)):
         entropies.append(float(H[g]))
-        margins = [
-            beta * ((L[g][i] - F[g][i]) - (L[g][j] - F[g][j])) for i in valid for j in valid if R[g][i] > R[g][j]
-        ]
+        margins = [beta * ((L[g][i] - F[g][i]) - (L[g][j] - F[g][j])) for i in valid for j in valid if R[g][i] > R[g][j]]
         if margins:
             pairs += len(margins)
             rows["objective"].append(mean([-math.log1p(math.exp(-x)) for x in margins]))

@@ -46,7 +46,7 @@ def test_gae_equals_rlax(seed: int) -> None:
     rlax = pytest.importorskip("rlax", exc_type=ImportError)
     data = segment(seed)
     advantages, _ = gae(**data, discount=0.9, gae_lambda=0.8)
-    # rlax takes one array of values: a truncation becomes an end whose reward includes the value of the final observation.
+    # rlax takes one array of values: a truncation becomes an end whose reward includes the final value.
     rewards = data["rewards"] + 0.9 * data["truncated"] * data["bootstrap_values"]
     discounts = np.where(data["terminated"] | data["truncated"], 0, np.float32(0.9)).astype(np.float32)
     for i in range(3):
@@ -58,9 +58,7 @@ def test_gae_equals_rlax(seed: int) -> None:
 
 
 def test_gae_tells_termination_from_truncation_by_hand() -> None:
-    arguments = dict(
-        rewards=jnp.array([1.0, 1.0]), values=jnp.array([2.0, 4.0]), bootstrap_values=jnp.array([10.0, 6.0])
-    )
+    arguments = dict(rewards=jnp.array([1.0, 1.0]), values=jnp.array([2.0, 4.0]), bootstrap_values=jnp.array([10.0, 6.0]))
     no, first = jnp.array([False, False]), jnp.array([True, False])
     run = functools.partial(losses.generalized_advantage_estimation, **arguments, discount=0.5, gae_lambda=0.5)
     # The last step: 1 + 0.5 * 6 - 4 = 0. The first: 1 - 2 where it terminates, 1 + 0.5 * 10 - 2 where it is cut off.
@@ -121,11 +119,9 @@ def compiled(**options: Any) -> Any:
 @pytest.mark.parametrize("normalize_advantages", [True, False])
 @pytest.mark.parametrize("value_clip_eps", [None, 0.2])
 @oracle.SOME
-@given(seed=SEEDS, shape=st.sampled_from([(6,), (3, 4)]))
-def test_loss_and_metrics_equal_the_oracle(
-    normalize_advantages: bool, value_clip_eps: float | None, seed: int, shape: tuple[int, ...]
-) -> None:
-    data = batch(seed, shape)
+@given(seed=SEEDS)
+def test_loss_and_metrics_equal_the_oracle(normalize_advantages: bool, value_clip_eps: float | None, seed: int) -> None:
+    data = batch(seed, (3, 4) if normalize_advantages else (6,))
     options: dict[str, Any] = {"normalize_advantages": normalize_advantages, "value_clip_eps": value_clip_eps}
     loss, metrics = compiled(**options)(data)
     expected = oracle.ppo(**data, **options)
@@ -137,14 +133,11 @@ def test_loss_and_metrics_equal_the_oracle(
 def test_gradient_equals_finite_differences(value_clip_eps: float | None) -> None:
     with jax.enable_x64(True):
         data = batch(3, (3, 4), np.float64) | {"mask": np.arange(12).reshape(3, 4) < 10}
+        loss = lambda x: call(data | x, value_clip_eps=value_clip_eps)[0]  # noqa: E731
         for name in ("log_probs", "values", "policy_entropy"):
-            f = lambda x: call(data | {name: x}, value_clip_eps=value_clip_eps)[0]  # noqa: B023, E731
-            grad = np.asarray(jax.grad(f)(data[name]))
-            np.testing.assert_allclose(grad, oracle.numeric_gradient(f, data[name]), rtol=1e-6, atol=1e-9)
-            assert np.abs(grad).max() > 1e-4
-        for name in ("behaviour", "advantages", "targets", "behaviour_values"):
-            grad = jax.grad(lambda x: call(data | {name: x}, value_clip_eps=value_clip_eps)[0])(data[name])  # noqa: B023
-            assert np.all(np.asarray(grad) == 0), name
+            oracle.check_gradient(lambda x: loss({name: x}), data[name])  # noqa: B023
+        names = ("behaviour", "advantages", "targets", "behaviour_values", "clip_eps", "value_coef", "entropy_coef")
+        oracle.check_constants(loss, {name: data[name] for name in names})
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -156,9 +149,7 @@ def test_clipped_surrogate_equals_rlax(seed: int) -> None:
         return -call(data | {"log_probs": log_probs, "value_coef": 0.0}, normalize_advantages=False)[1]["objective"]
 
     def ours_loss(log_probs: jax.Array) -> jax.Array:
-        return call(
-            data | {"log_probs": log_probs, "value_coef": 0.0, "entropy_coef": 0.0}, normalize_advantages=False
-        )[0]
+        return call(data | {"log_probs": log_probs, "value_coef": 0.0, "entropy_coef": 0.0}, normalize_advantages=False)[0]
 
     def theirs(log_probs: jax.Array) -> jax.Array:
         ratios = jnp.exp(log_probs - data["behaviour"])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from haepo_jax.algorithms.base import Health
 from haepo_jax.counting import StepCount
 
 
@@ -16,6 +17,7 @@ class State(NamedTuple):
     stride: jax.Array
     update: jax.Array
     env_steps: StepCount
+    health: Health
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Counting:
     """An update takes `stride` live steps in a run of seed 0, `stride + 1` in one of seed 1 and so on.
 
     The loss is the number of updates, the return of an episode the number of steps; no episode ends in the first
-    update. With `start`, a run begins at that many steps.
+    update. With `start`, a run begins at that many steps. With `sick`, that seed diverges in its fifth update.
     """
 
     total_steps: int
@@ -31,21 +33,30 @@ class Counting:
     eval_episodes: int = 2
     stride: int = 10
     start: int = 0
+    sick: tuple[int, ...] = ()
 
     def init(self, key: jax.Array) -> State:
         seed = jax.random.key_data(key)[-1].astype(jnp.int32)
-        return State(key, self.stride + seed, jnp.int32(0), StepCount.of(self.start))
+        return State(key, self.stride + seed, jnp.int32(0), StepCount.of(self.start), Health(jnp.int32(0), jnp.int32(-1), jnp.int32(0), jnp.int32(0)))
 
     def train_step(self, state: State) -> tuple[State, dict[str, jax.Array]]:
-        state = state._replace(update=state.update + 1, env_steps=state.env_steps + state.stride)
+        seed = state.stride - self.stride
+        if self.sick:
+            sick = (state.update == 4) & jnp.isin(seed, jnp.array(self.sick))
+            health = Health(jnp.int32(0), jnp.where(sick, state.update, -1), jnp.where(sick, 3, 0), jnp.int32(0))
+            state = state._replace(health=health)
+        moved = jnp.where(state.health.diverged, 0, 1)
+        state = state._replace(update=state.update + moved, env_steps=state.env_steps + moved * state.stride)
         ended = jnp.where(state.update > 1, 1.0, jnp.nan)
         return state, {"loss": state.update.astype(jnp.float32), "episode_return": ended, "ess": jnp.float32(0.5)}
 
     def advance(self, state: State, until: StepCount) -> tuple[State, dict[str, jax.Array]]:
         nothing = dict.fromkeys(("loss", "episode_return", "ess"), jnp.float32(jnp.nan))
-        return jax.lax.while_loop(
-            lambda loop: loop[0].env_steps < until, lambda loop: self.train_step(loop[0]), (state, nothing)
-        )
+
+        def unfinished(loop: tuple[State, dict[str, jax.Array]]) -> jax.Array:
+            return (loop[0].env_steps < until) & ~loop[0].health.diverged
+
+        return jax.lax.while_loop(unfinished, lambda loop: self.train_step(loop[0]), (state, nothing))
 
     def evaluate(self, state: State, *, episodes: int = 128, greedy: bool = False) -> dict[str, jax.Array]:
         steps = state.env_steps.low.astype(jnp.float32) + 0.5 * greedy

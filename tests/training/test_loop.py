@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from counting_algorithm import Counting
 
+from haepo_jax import train
 from haepo_jax.config import ConfigError, RunConfig, compose, read_arguments
 from haepo_jax.training import loop
 from haepo_jax.training.loop import Observer, Program, Row, RunInfo, run
+from haepo_jax.training.run_dir import RunDir
 
 
 def settings(*arguments: str) -> RunConfig:
@@ -47,9 +49,7 @@ class Recorder(Observer):
         self.calls.append("close")
 
 
-def run_counting(
-    monkeypatch: pytest.MonkeyPatch, algorithm: Counting, *arguments: str
-) -> tuple[dict[str, Any], Recorder]:
+def run_counting(monkeypatch: pytest.MonkeyPatch, algorithm: Counting, *arguments: str) -> tuple[dict[str, Any], Recorder]:
     monkeypatch.setattr(loop, "build", lambda config: algorithm)
     recorder = Recorder()
     summary = run(settings(*arguments), Path("nowhere"), [recorder])
@@ -116,6 +116,33 @@ def test_slicing_changes_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (left.update, left.env_steps, left.metrics) == (right.update, right.env_steps, right.metrics)
 
 
+def test_a_seed_that_diverges_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    summary, recorder = run_counting(monkeypatch, Counting(total_steps=100, sick=(1,)), "num_seeds=3")
+    assert summary["env_steps_per_seed"] == [100, 44, 108]
+    assert summary["diverged"] == [{"seed": 1, "update": 4, "not_finite": ["the loss", "the gradients"]}]
+    assert recorder.rows[-1].update == [10, 4, 9] and recorder.rows[-1].metrics["loss"] == [10.0, 4.0, 9.0]
+
+
+@pytest.mark.parametrize("points", [1, 5, 10, 50])
+def test_a_run_whose_seeds_all_diverge_ends(monkeypatch: pytest.MonkeyPatch, points: int) -> None:
+    algorithm = Counting(total_steps=100, sick=(0, 1), log_points=points)
+    summary, recorder = run_counting(monkeypatch, algorithm, "num_seeds=2")
+    assert [sick["seed"] for sick in summary["diverged"]] == [0, 1]
+    assert recorder.rows[-1].env_steps == summary["env_steps_per_seed"] == [40, 44]
+    assert len({sum(row.env_steps) for row in recorder.rows}) == len(recorder.rows)
+    assert recorder.calls[-2:] == ["end", "close"]
+
+
+def test_a_run_whose_seeds_all_diverge_fails_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop, "build", lambda config: Counting(total_steps=100, sick=(0,)))
+    assert train.main(["env=CartPole-v1", f"run_dir={tmp_path}/run"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: every seed diverged") and captured.err.count("\n") == 1
+    assert RunDir(tmp_path / "run").read_summary()["diverged"][0]["update"] == 4
+
+
 def test_no_evaluation_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     summary, recorder = run_counting(monkeypatch, Counting(total_steps=50, eval_episodes=0))
     assert all("eval_return" not in row.metrics for row in recorder.rows)
@@ -152,7 +179,7 @@ def test_observers_are_closed_when_a_run_breaks_off(monkeypatch: pytest.MonkeyPa
 
 
 def test_environment_settings_are_refused_in_one_line() -> None:
-    with pytest.raises(ConfigError, match="^cannot set up haepo on CartPole-v1 .*gravty") as refusal:
+    with pytest.raises(ConfigError, match=r"^cannot set up haepo on CartPole-v1 .*gravty") as refusal:
         loop.build(settings("env_kwargs.gravty=1"))
     assert "\n" not in str(refusal.value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from counting_algorithm import Counting
@@ -18,7 +19,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *arguments: str, **keywords: int) -> list[str]:
+def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *arguments: str, **keywords: Any) -> list[str]:
     config = compose(read_arguments(["env=CartPole-v1", *arguments]).overrides, RunConfig)
     monkeypatch.setattr(loop, "build", lambda config: Counting(total_steps=config.total_steps, **keywords))
     loop.run(config, Path("the/directory"), [Progress(stream)])
@@ -48,6 +49,11 @@ def test_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[0].startswith("training HAEPO")
     assert any("\x1b" in line and "steps/s" in line and "left" in line for line in lines)
     assert lines[-1] == "results in the/directory"
+
+
+def test_a_seed_that_diverged_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(monkeypatch, io.StringIO(), "total_steps=100", "num_seeds=2", sick=(1,))
+    assert lines[-3] == "seed 1 diverged: not finite in update 4: the loss, the gradients; it stayed as it was before"
 
 
 def test_numbers_and_durations() -> None:

@@ -69,7 +69,7 @@ def test_an_empty_directory_is_taken_back(config: RunConfig, tmp_path: Path) -> 
 
 def test_config_is_read_back(config: RunConfig, tmp_path: Path) -> None:
     directory = RunDir(tmp_path)
-    with pytest.raises(ConfigError, match="holds no readable config.yaml"):
+    with pytest.raises(ConfigError, match=r"holds no readable config\.yaml"):
         directory.read_config()
     write_atomically(directory.config, config_text(config))
     assert directory.read_config() == config

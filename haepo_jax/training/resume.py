@@ -1,0 +1,152 @@
+"""Going on with a run: its settings, and the checkpoint to go on from. Nothing here imports jax."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haepo_jax import config as configuration
+from haepo_jax.config import ConfigError, RunConfig, short
+from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
+from haepo_jax.training.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+FREE = frozenset(
+    {
+        "run_dir", "resume", "dry_run", "tensorboard", "wandb", "final_eval_episodes",
+        "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints",
+    }
+)  # fmt: skip
+"""Settings that change no update and no row of the metrics, so that a resumed run may change them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How to go on with a run.
+
+    Attributes:
+      config: its settings.
+      checkpoint: where from; None: from the beginning, because it was ended before its first one.
+      damaged: checkpoints that are not intact.
+      ended: whether nothing is left to do.
+    """
+
+    config: RunConfig
+    checkpoint: Checkpoint | None
+    damaged: tuple[Path, ...]
+    ended: bool
+
+
+def compose_run(overrides: Iterable[Override]) -> RunConfig:
+    """The settings of a training run: of a new one, or with `resume` of the one in `run_dir` with the changes that are
+    allowed. Raises ConfigError."""
+    overrides = list(overrides)
+    resume, run_dir = (configuration.peek(overrides, RunConfig, key) for key in ("resume", "run_dir"))
+    if resume == "false":
+        return configuration.compose(overrides, RunConfig)
+    directory = existing_run(resume, run_dir)
+    if directory is None:
+        return configuration.compose(overrides, RunConfig)
+    saved = directory.read_config()
+    return allowed(saved, configuration.changed(saved, overrides), directory)
+
+
+def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
+    """The run to go on with; None where `resume` is "auto" and there is none. Raises ConfigError."""
+    if run_dir is None:
+        raise ConfigError(f"resume={resume} needs run_dir=<the directory of the run>")
+    directory = RunDir(Path(run_dir))
+    try:
+        if directory.holds_run():
+            return directory
+        exists = directory.path.exists()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"run_dir={short(run_dir)} cannot be read: {error}") from None
+    if resume == "true":
+        what = "holds no run" if exists else "does not exist"
+        raise ConfigError(f"run_dir={short(run_dir)} {what}: there is nothing to resume (resume=auto starts a run)")
+    return None
+
+
+def allowed(saved: RunConfig, config: RunConfig, directory: RunDir) -> RunConfig:
+    """`config`, where a run with the settings `saved` may go on with it; raises ConfigError naming what may not change."""
+    before, after = flat(saved), flat(config)
+    for key in [*after, *(key for key in before if key not in after)]:
+        old, new = before.get(key), after.get(key)
+        if old == new or key in FREE:
+            continue
+        if key == "total_steps" and new is not None and old is not None and new > old:
+            continue
+        name = str(directory.path)
+        if key == "total_steps":
+            raise ConfigError(f"total_steps={new} is less than the {old} of the run in {short(name)}, which can only be extended")
+        raise ConfigError(
+            f"{key}={_text(new)}, but the run in {short(name)} has {key}={_text(old)}: a resumed run keeps its settings "
+            "(another run_dir starts another run)"
+        )
+    return config
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    """The settings under the keys that the command line has for them: `algo.learning_rate`, `env_kwargs.gravity`."""
+    values = config.to_dict()
+    algo, env_kwargs = values.pop("algo"), values.pop("env_kwargs")
+    values["algo"] = algo.pop("name")
+    return (
+        values | {f"algo.{key}": value for key, value in algo.items()} | {f"env_kwargs.{key}": value for key, value in env_kwargs.items()}
+    )
+
+
+def _text(value: Any) -> str:
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else short(value)
+
+
+def settings_that_matter(config: RunConfig) -> dict[str, Any]:
+    """What a checkpoint keeps of the settings, to be compared with those of the run that it is found in."""
+    return {key: value for key, value in flat(config).items() if key not in FREE}
+
+
+def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None]) -> Plan:
+    """How to go on with the run in a directory, whose lock the caller holds.
+
+    Args:
+      config: the settings to go on with.
+      directory: of the run.
+      warn: is told, in one line each, which checkpoints are not intact.
+
+    Raises:
+      ConfigError: where the settings differ from the run's, or its checkpoints from both.
+      CheckpointError: where there are checkpoints and none is intact.
+    """
+    saved = directory.read_config()
+    allowed(saved, config, directory)
+    damaged = []
+
+    def accept(checkpoint: Checkpoint) -> None:
+        try:
+            rows = int(checkpoint.progress()["position"]["rows"])
+            settings = dict(checkpoint.progress()["settings"])
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(f"{checkpoint.path}: its progress.json is not of this version") from None
+        mine = settings_that_matter(saved)
+        for key in {**mine, **settings}:
+            if key != "total_steps" and settings.get(key) != mine.get(key):
+                raise ConfigError(
+                    f"{checkpoint.path} was written with {key}={_text(settings.get(key))}, not {_text(mine.get(key))} as config.yaml says"
+                )
+        if directory.metrics_bytes(rows) is None:
+            raise CheckpointError(f"{checkpoint.path}: metrics.jsonl has lost some of the {rows} rows logged before it")
+
+    def reject(text: str) -> None:
+        warn(f"{text}; trying the one before")
+
+    checkpoints = Checkpoints(directory.checkpoints)
+    newest = checkpoints.newest(accept, reject)
+    if newest is not None:
+        damaged = [checkpoint.path for checkpoint in checkpoints.all() if checkpoint.number > newest.number]
+    ended = newest is not None and saved.total_steps == config.total_steps and directory.summary.exists()
+    return Plan(config, newest, tuple(damaged), ended)
