@@ -32,7 +32,7 @@ class StepCount:
 
     def share_of(self, total: int) -> jax.Array:
         """The count over `total` as a float32, at most 1."""
-        share = self.high.astype(jnp.float32) * (2.0**32 / total) + self.low.astype(jnp.float32) / total
+        share = self.high.astype(jnp.float32) * (2.0**32 / total) + self.low.astype(jnp.float32) / float(total)
         return jnp.minimum(share, 1.0)
 
     def to_int(self) -> Any:

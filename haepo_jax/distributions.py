@@ -86,12 +86,13 @@ def action_distribution(action_space: Discrete | Box, output: Any, action_mask: 
     """
     if isinstance(action_space, Discrete):
         logits = output.astype(jnp.promote_types(output.dtype, jnp.float32))
-        if action_mask is None:
-            return Categorical(jax.nn.log_softmax(logits))
-        # Finite, so that an invalid action contributes 0 and not 0 * inf to entropy and KL; the outer select stops its
-        # gradient too.
+        # Finite, so that an invalid action contributes 0 and not 0 * inf to entropy and KL, whether the environment rules
+        # it out or the policy itself with a logit of -inf; the outer select stops its gradient too.
         floor = -1e9
-        return Categorical(jnp.where(action_mask, jax.nn.log_softmax(jnp.where(action_mask, logits, floor)), floor))
+        if action_mask is None:
+            return Categorical(jnp.maximum(jax.nn.log_softmax(logits), floor))
+        log_probs = jnp.maximum(jax.nn.log_softmax(jnp.where(action_mask, logits, floor)), floor)
+        return Categorical(jnp.where(action_mask, log_probs, floor))
     mean, log_std = output
     flat = lambda x: x.astype(jnp.float32).reshape(*x.shape[: x.ndim - len(action_space.shape)], -1)  # noqa: E731
     mean, log_std = flat(mean), flat(log_std)

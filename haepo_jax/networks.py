@@ -80,6 +80,8 @@ def as_policy(policy: Any) -> Policy:
     """
     if isinstance(policy, nn.Module):
         return LinenPolicy(policy)
+    if isinstance(policy, type) and issubclass(policy, nn.Module):
+        raise TypeError(f"policy={policy.__name__} is a Flax Linen class; pass an instance of it")
     if isinstance(policy, nnx.Module):
         raise TypeError(
             f"policy={type(policy).__name__} is an NNX module that has its weights already; "
@@ -121,8 +123,27 @@ class Encoder(nn.Module):
             x = x.reshape(-1, *space.shape)
             while max(x.shape[1:3]) > 16:
                 x = nn.relu(nn.Conv(16, (3, 3), strides=(2, 2))(x))
-            x = nn.relu(nn.Conv(16, (3, 3), padding="VALID")(x))
+            x = nn.relu(nn.Conv(16, (3, 3), padding="VALID" if min(x.shape[1:3]) >= 3 else "SAME")(x))
         return x.reshape(*lead, math.prod(x.shape[1:]) if len(space.shape) == 3 else math.prod(space.shape))
+
+
+def orthogonal(gain: float) -> Callable[..., jax.Array]:
+    """An initialiser: `gain` times a uniformly random matrix with orthonormal rows or columns (Saxe et al. 2014).
+
+    It takes the polar factor of a Gaussian matrix, by Newton's iteration x <- 3/2 x - 1/2 x x'x, which is as uniform as
+    the usual QR factor. Batched over seeds, QR is slow on accelerators, and on the CPU two at once can wait for each
+    other's threads for ever (seen with jaxlib 0.10.2 on two cores); matrix products do neither.
+    """
+
+    def initialize(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        short, long = sorted(shape)
+        # Singular values start in (0, 1.5) and each step brings them nearer to 1, the small ones by half of themselves:
+        # 30 steps serve all but one matrix in a hundred thousand.
+        x = jax.random.normal(key, (long, short), jnp.float32) / (math.sqrt(long) + math.sqrt(short))
+        x = jax.lax.fori_loop(0, 30, lambda _, x: 1.5 * x - 0.5 * x @ (x.T @ x), x)
+        return (gain * (x if shape == (long, short) else x.T)).astype(dtype)
+
+    return initialize
 
 
 class MLP(nn.Module):
@@ -138,8 +159,8 @@ class MLP(nn.Module):
     def __call__(self, observation: Any) -> jax.Array:
         x = Encoder(self.space)(observation)
         for size in self.hidden_sizes:
-            x = _ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=nn.initializers.orthogonal(math.sqrt(2)))(x))
-        return nn.Dense(self.num_outputs, kernel_init=nn.initializers.orthogonal(self.output_gain))(x)
+            x = _ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=orthogonal(math.sqrt(2)))(x))
+        return nn.Dense(self.num_outputs, kernel_init=orthogonal(self.output_gain))(x)
 
 
 class ActionNetwork(nn.Module):
@@ -158,10 +179,11 @@ class ActionNetwork(nn.Module):
         output = MLP(self.observation_space, size, self.hidden_sizes, self.activation, 0.01)(observation)
         if discrete:
             return output
+        output = output.reshape(*output.shape[:-1], *self.action_space.shape)
         # A squashed parameter rather than a clipped one: it has a gradient everywhere, so it can come back from an end.
         middle, half = (LOG_STD_MAX + LOG_STD_MIN) / 2, (LOG_STD_MAX - LOG_STD_MIN) / 2
         raw = self.param("raw_log_std", nn.initializers.constant(math.atanh(-middle / half)), (size,))
-        return output, middle + half * nn.tanh(raw)
+        return output, (middle + half * nn.tanh(raw)).reshape(self.action_space.shape)
 
 
 class ValueNetwork(nn.Module):

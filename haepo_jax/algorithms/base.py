@@ -236,8 +236,11 @@ class Algorithm(hyperparameters.Common):
             carry, distribution = self.act_distribution(state, carry, observation, is_first, action_mask)
             return carry, jnp.where(greedy, distribution.mode(), distribution.sample(key)), None
 
+        # Where an algorithm is a constant of the compiled program, the compiler would compute ahead with the environment's
+        # numbers and round differently; so evaluation is the same to the last bit inside `jax.jit` and outside.
+        env = jax.lax.optimization_barrier(self.env)
         _, returns, lengths = collect_episodes(
-            self.env, act, self.initial_carry(), lane_keys(reset_key, episodes), lane_keys(step_key, episodes), record=False
+            env, act, self.initial_carry(), lane_keys(reset_key, episodes), lane_keys(step_key, episodes), record=False
         )
         return {"return": returns, "length": lengths}
 

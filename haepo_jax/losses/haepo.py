@@ -278,7 +278,9 @@ def haepo_prefix_loss(
     return _total(check, terms, spread, entropy_coef, kl_coef)
 
 
-def _standardized_rewards(reward: jax.Array, live: jax.Array, members: jax.Array, decay: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _standardized_rewards(
+    reward: jax.Array, live: jax.Array, members: jax.Array, decay: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Rewards less the group's mean at each step, over sigma, (T, ..., K); each group's number of live steps, (...)."""
     centred = centre(reward, members)
     # J does not depend on the unit of reward; without one, squares neither overflow nor vanish.

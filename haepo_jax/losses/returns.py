@@ -12,7 +12,9 @@ from haepo_jax.losses._numerics import centre, centred_ranks, masked_mean, selec
 NORMALIZATIONS = ("none", "center", "standardize", "rank")
 
 
-def normalize_returns(returns: ArrayLike, *, normalize: str = "standardize", mask: ArrayLike | None = None) -> jax.Array:
+def normalize_returns(
+    returns: ArrayLike, *, normalize: str = "standardize", mask: ArrayLike | None = None
+) -> jax.Array:
     """Normalised returns R~ over the valid members of each group, as a constant of the differentiation.
 
     Args:

@@ -55,7 +55,9 @@ def trajectory_log_likelihood(log_probs: ArrayLike, mask: ArrayLike) -> jax.Arra
     return jnp.sum(select(live, steps), axis=0)
 
 
-def plackett_luce_weights(scores: ArrayLike, *, temperature: Temperature = 1.0, mask: ArrayLike | None = None) -> jax.Array:
+def plackett_luce_weights(
+    scores: ArrayLike, *, temperature: Temperature = 1.0, mask: ArrayLike | None = None
+) -> jax.Array:
     """Weights w = softmax(s / tau) over the valid members of each group (HAEPO, arXiv 2508.18884).
 
     ``temperature="auto"`` sets tau = max(1, (max s - min s) / 2) over the valid members. The weights then differ by a
@@ -94,7 +96,9 @@ def plackett_luce_weights(scores: ArrayLike, *, temperature: Temperature = 1.0, 
     return log_softmax(logits, live, tau)[0]
 
 
-def resolve_temperature(check: Checks, temperature: Temperature, scores: jax.Array, live: jax.Array, groups: tuple[int, ...]) -> jax.Array:
+def resolve_temperature(
+    check: Checks, temperature: Temperature, scores: jax.Array, live: jax.Array, groups: tuple[int, ...]
+) -> jax.Array:
     """The temperature as a constant that broadcasts against ``scores``: a rule applied to them, or numbers for
     ``groups``, checked."""
     if isinstance(temperature, str):

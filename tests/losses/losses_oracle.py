@@ -244,7 +244,8 @@ def ppo(
 ) -> dict[str, float]:
     live = np.asarray(mask, bool)
     lp, lb, a, v, y, vb, h = (
-        list(f64(x)[live]) for x in (log_probs, behaviour, advantages, values, targets, behaviour_values, policy_entropy)
+        list(f64(x)[live])
+        for x in (log_probs, behaviour, advantages, values, targets, behaviour_values, policy_entropy)
     )
     if normalize_advantages and a:
         a = normalized(a, "standardize")
@@ -319,7 +320,9 @@ def dpo(
     pairs, entropies = 0, []
     for g, valid in groups(np.asarray(mask)):
         entropies.append(float(H[g]))
-        margins = [beta * ((L[g][i] - F[g][i]) - (L[g][j] - F[g][j])) for i in valid for j in valid if R[g][i] > R[g][j]]
+        margins = [
+            beta * ((L[g][i] - F[g][i]) - (L[g][j] - F[g][j])) for i in valid for j in valid if R[g][i] > R[g][j]
+        ]
         if margins:
             pairs += len(margins)
             rows["objective"].append(mean([-math.log1p(math.exp(-x)) for x in margins]))

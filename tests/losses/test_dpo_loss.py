@@ -73,7 +73,9 @@ def test_by_hand() -> None:
     }
     oracle.close(metrics, expected, atol=1e-6)
     # On the reference itself every margin is 0: the loss is log 2, whatever the returns, and no pair is ranked yet.
-    at_reference = losses.dpo_loss(jnp.array([-1.0, -2.0]), jnp.array([0.0, 1.0]), reference_log_likelihood=jnp.array([-1.0, -2.0]))
+    at_reference = losses.dpo_loss(
+        jnp.array([-1.0, -2.0]), jnp.array([0.0, 1.0]), reference_log_likelihood=jnp.array([-1.0, -2.0])
+    )
     np.testing.assert_allclose(at_reference[0], math.log(2), rtol=1e-6)
     assert at_reference[1]["accuracy"] == 0
 

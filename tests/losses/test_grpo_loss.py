@@ -69,7 +69,9 @@ def test_by_hand() -> None:
     current = behaviour + jnp.log(ratios)
     reference = current + jnp.array([[math.log(2), 0.0], [0.0, 5.0]])
     mask = jnp.array([[1, 1], [1, 0]])
-    loss, metrics = losses.grpo_loss(current, behaviour, jnp.array([3, 1]), mask, reference_log_probs=reference, kl_coef=0.04)
+    loss, metrics = losses.grpo_loss(
+        current, behaviour, jnp.array([3, 1]), mask, reference_log_probs=reference, kl_coef=0.04
+    )
     kl = (1 - math.log(2)) / 4
     expected = {"objective": 0.025, "kl": kl, "loss": 0.04 * kl - 0.025, "clip_fraction": 1.0, "entropy": 0.0}
     oracle.close(metrics, expected, atol=1e-6)

@@ -63,7 +63,9 @@ def compiled(**options: Any) -> Any:
 @functools.cache
 def gradient(**options: Any) -> Any:
     """d loss / d log_likelihood, compiled once for each set of options."""
-    return jax.jit(lambda data: jax.grad(lambda x: call(data | {"log_likelihood": x}, **options)[0])(data["log_likelihood"]))
+    return jax.jit(
+        lambda data: jax.grad(lambda x: call(data | {"log_likelihood": x}, **options)[0])(data["log_likelihood"])
+    )
 
 
 REGULARIZERS = (
@@ -149,7 +151,9 @@ BOUND = 4 * math.e**2 / (1 + math.e**2) ** 2
 
 @oracle.SOME
 @given(
-    scores=st.lists(st.one_of(st.floats(-1e6, 1e6, width=32), st.sampled_from([0.0, 2.0, -1e6, 1e6])), min_size=6, max_size=6),
+    scores=st.lists(
+        st.one_of(st.floats(-1e6, 1e6, width=32), st.sampled_from([0.0, 2.0, -1e6, 1e6])), min_size=6, max_size=6
+    ),
     members=st.integers(1, 6),
 )
 def test_auto_temperature_keeps_the_effective_sample_size(scores: list[float], members: int) -> None:
@@ -168,7 +172,9 @@ def test_auto_temperature_reaches_its_bound_and_its_name_is_a_static_pytree() ->
     by_instance = jax.jit(lambda s, tau: losses.plackett_luce_weights(s, temperature=tau))(scores, losses.AUTO)
     np.testing.assert_array_equal(by_instance, weights)
     near = jnp.array([0.3, 0.1, 1.9])
-    np.testing.assert_array_equal(losses.plackett_luce_weights(near, temperature="auto"), losses.plackett_luce_weights(near))
+    np.testing.assert_array_equal(
+        losses.plackett_luce_weights(near, temperature="auto"), losses.plackett_luce_weights(near)
+    )
 
 
 def test_scores_far_from_zero_keep_their_difference() -> None:
@@ -268,7 +274,9 @@ def test_reference_defaults_to_the_behaviour() -> None:
 
 def test_hyperparameters_may_be_traced_and_vmapped() -> None:
     data = batch(10, (2, 5))
-    f = jax.jit(lambda tau, h, k: call(data, temperature=tau, entropy_coef=h, kl_coef=k, entropy="weights", kl="weights")[0])
+    f = jax.jit(
+        lambda tau, h, k: call(data, temperature=tau, entropy_coef=h, kl_coef=k, entropy="weights", kl="weights")[0]
+    )
     values = jnp.array([0.5, 1.0, 3.0])
     batched = jax.jit(jax.vmap(f))(values, values, values)
     np.testing.assert_allclose(batched, [f(v, v, v) for v in (0.5, 1.0, 3.0)], rtol=1e-5, atol=1e-6)

@@ -198,7 +198,9 @@ def test_hyperparameters_may_be_traced_and_vmapped() -> None:
     data = batch(8, (5, 2, 3))
     f = jax.jit(lambda h, tau, c: call(data | {"history_decay": h}, temperature=tau, entropy_coef=c, kl_coef=c)[0])
     values = jnp.array([0.5, 0.9, 1.0])
-    np.testing.assert_allclose(jax.jit(jax.vmap(f))(values, values, values), [f(v, v, v) for v in (0.5, 0.9, 1.0)], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(f))(values, values, values), [f(v, v, v) for v in (0.5, 0.9, 1.0)], rtol=1e-5, atol=1e-6
+    )
     run = compiled(**OPTIONS[0])
     per_group = run(data | {"temperature": jnp.array([1.0, 3.0])})[1]["objective"]
     parts = []

@@ -57,7 +57,9 @@ def ppo(x: dict[str, Any], **options: Any) -> Any:
 
 
 def grpo(x: dict[str, Any], **options: Any) -> Any:
-    return losses.grpo_loss(x["l"], x["l_behaviour"], x["returns"], x["steps"], reference_log_probs=x["l_reference"], **options)
+    return losses.grpo_loss(
+        x["l"], x["l_behaviour"], x["returns"], x["steps"], reference_log_probs=x["l_reference"], **options
+    )
 
 
 def dpo(x: dict[str, Any], **options: Any) -> Any:
@@ -139,9 +141,15 @@ def evaluate(loss: Callable[..., Any], differentiated: tuple[str, ...], x: dict[
 ACROSS = {"L": -1e6, "L_behaviour": 0.0, "L_reference": 0.0, "l": -1e6, "l_behaviour": 0.0, "l_reference": 0.0}
 EXTREMES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "unlikely": lambda x: x | {k: np.full_like(x[k], v) for k, v in ACROSS.items()},
-    "one_unlikely": lambda x: x | {k: np.where(np.arange(x[k].shape[-1]) == 0, np.float32(v), x[k]) for k, v in ACROSS.items()},
-    "one_likely": lambda x: x | {k: np.where(np.arange(x[k].shape[-1]) > 0, np.float32(v), x[k]) for k, v in ACROSS.items()},
-    "unlikely_before": lambda x: x | {k: np.full_like(x[k], -1e6) for k in ("L_behaviour", "L_reference", "l_behaviour", "l_reference")},
+    "one_unlikely": lambda x: (
+        x | {k: np.where(np.arange(x[k].shape[-1]) == 0, np.float32(v), x[k]) for k, v in ACROSS.items()}
+    ),
+    "one_likely": lambda x: (
+        x | {k: np.where(np.arange(x[k].shape[-1]) > 0, np.float32(v), x[k]) for k, v in ACROSS.items()}
+    ),
+    "unlikely_before": lambda x: (
+        x | {k: np.full_like(x[k], -1e6) for k in ("L_behaviour", "L_reference", "l_behaviour", "l_reference")}
+    ),
     "huge_returns": lambda x: x | {k: x[k] * np.float32(1e12) for k in ("returns", "rewards")},
     "huge_and_unlikely": lambda x: (
         x
@@ -151,7 +159,9 @@ EXTREMES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "equal_returns": lambda x: x | {k: np.full_like(x[k], 1e12) for k in ("returns", "rewards", "targets")},
     "tiny_returns": lambda x: x | {k: x[k] * np.float32(1e-30) for k in ("returns", "rewards", "targets")},
     "same_policies": lambda x: x | {k: x[k[0]] for k in ("L_behaviour", "L_reference", "l_behaviour", "l_reference")},
-    "all_but_one_masked": lambda x: x | {k: np.broadcast_to(np.arange(x[k].shape[-1]) == 0, x[k].shape) for k in ("mask", "steps")},
+    "all_but_one_masked": lambda x: (
+        x | {k: np.broadcast_to(np.arange(x[k].shape[-1]) == 0, x[k].shape) for k in ("mask", "steps")}
+    ),
     "one_group_masked": lambda x: (
         x | {"mask": x["mask"] & (np.arange(2) == 0)[:, None], "steps": x["steps"] & (np.arange(2) == 0)[:, None]}
     ),
@@ -189,7 +199,9 @@ def test_long_prefixes_with_huge_rewards_stay_finite() -> None:
 
 @each_loss
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -1e30])
-def test_masked_entries_change_neither_value_nor_gradient(loss: Callable[..., Any], differentiated: tuple[str, ...], junk: float) -> None:
+def test_masked_entries_change_neither_value_nor_gradient(
+    loss: Callable[..., Any], differentiated: tuple[str, ...], junk: float
+) -> None:
     x = inputs()
     live = {
         "mask": np.array([[1, 1, 0, 1], [1, 0, 1, 1]], bool),
@@ -200,7 +212,9 @@ def test_masked_entries_change_neither_value_nor_gradient(loss: Callable[..., An
     dirty = dict(clean)
     for name, value in x.items():
         if name not in live:
-            dirty[name] = np.where(live["steps" if value.shape == x["steps"].shape else "mask"], value, np.float32(junk))
+            dirty[name] = np.where(
+                live["steps" if value.shape == x["steps"].shape else "mask"], value, np.float32(junk)
+            )
     expected, actual = evaluate(loss, differentiated, clean), evaluate(loss, differentiated, dirty)
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
     for name, grad in actual[2].items():
@@ -245,7 +259,9 @@ def test_bfloat16_is_accumulated_in_float32(loss: Callable[..., Any], differenti
 
 
 @each_loss
-def test_float64_stays_float64_and_float32_stays_float32_in_x64_mode(loss: Callable[..., Any], differentiated: tuple[str, ...]) -> None:
+def test_float64_stays_float64_and_float32_stays_float32_in_x64_mode(
+    loss: Callable[..., Any], differentiated: tuple[str, ...]
+) -> None:
     x = inputs()
     with jax.enable_x64(True):
         double = {k: (v if v.dtype == bool else v.astype(np.float64)) for k, v in x.items()}
@@ -420,7 +436,9 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
         r"generalized_advantage_estimation: rewards must have shape \(4,\), the shape of values",
     ),
     (
-        lambda: losses.generalized_advantage_estimation(steps, steps, steps, steps, steps, discount=1.5, gae_lambda=0.9),
+        lambda: losses.generalized_advantage_estimation(
+            steps, steps, steps, steps, steps, discount=1.5, gae_lambda=0.9
+        ),
         ValueError,
         r"discount must be at least 0 and at most 1, got 1.5",
     ),

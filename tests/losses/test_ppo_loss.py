@@ -58,7 +58,9 @@ def test_gae_equals_rlax(seed: int) -> None:
 
 
 def test_gae_tells_termination_from_truncation_by_hand() -> None:
-    arguments = dict(rewards=jnp.array([1.0, 1.0]), values=jnp.array([2.0, 4.0]), bootstrap_values=jnp.array([10.0, 6.0]))
+    arguments = dict(
+        rewards=jnp.array([1.0, 1.0]), values=jnp.array([2.0, 4.0]), bootstrap_values=jnp.array([10.0, 6.0])
+    )
     no, first = jnp.array([False, False]), jnp.array([True, False])
     run = functools.partial(losses.generalized_advantage_estimation, **arguments, discount=0.5, gae_lambda=0.5)
     # The last step: 1 + 0.5 * 6 - 4 = 0. The first: 1 - 2 where it terminates, 1 + 0.5 * 10 - 2 where it is cut off.
@@ -149,7 +151,9 @@ def test_clipped_surrogate_equals_rlax(seed: int) -> None:
         return -call(data | {"log_probs": log_probs, "value_coef": 0.0}, normalize_advantages=False)[1]["objective"]
 
     def ours_loss(log_probs: jax.Array) -> jax.Array:
-        return call(data | {"log_probs": log_probs, "value_coef": 0.0, "entropy_coef": 0.0}, normalize_advantages=False)[0]
+        return call(
+            data | {"log_probs": log_probs, "value_coef": 0.0, "entropy_coef": 0.0}, normalize_advantages=False
+        )[0]
 
     def theirs(log_probs: jax.Array) -> jax.Array:
         ratios = jnp.exp(log_probs - data["behaviour"])
