@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax.envs.base import has_action_mask
+from haepo_jax.sharding import share_out
 from haepo_jax.spaces import Box
 from haepo_jax.unbatched import any_lane
 
@@ -68,7 +69,7 @@ def collect_episodes(
       env.horizon steps ends there.
     """
     num_lanes = reset_keys.shape[0]
-    state, observation = jax.vmap(env.reset)(reset_keys)
+    state, observation = share_out(jax.vmap(env.reset)(reset_keys))
     carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_lanes, *jnp.shape(x))), initial_carry)
     one_step = jax.vmap(lambda *lane: _step(env, act, *lane), in_axes=(0, 0, 0, None, 0, 0))
 
@@ -173,10 +174,11 @@ class Lanes:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A `Trajectory` (T, B) whose steps are all alive, and where its episodes end.
+    """A `Trajectory` (T, B), and where its episodes end.
 
     Attributes:
-      steps: the trajectory.
+      steps: the trajectory; its mask is false only where a step led to a non-finite reward or observation. Such a step
+        ends its episode without a value beyond it.
       is_first: (T, B) true at the first step of an episode.
       terminated, truncated: (T, B) the episode ended after this step, by itself or by its time limit; never both.
       final_value: (T, B) value of the observation that a truncated episode ended with; 0 elsewhere.
@@ -219,15 +221,21 @@ def collect_segment(
       num_steps: T.
     """
     one_step = jax.vmap(lambda *lane: _step(env, act, *lane))
+    lanes = share_out(lanes)
     alive = jnp.ones_like(lanes.is_first)
 
     def step(lanes: Lanes, time: jax.Array) -> tuple[Lanes, Segment]:
         keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, time)
         stepped = one_step(lanes.state, lanes.observation, lanes.carry, lanes.is_first, alive, keys)
-        done = stepped.done
+        invalid = ~(jnp.isfinite(stepped.transition.reward) & finite_observations(stepped.observation, 1))
+        transition = dataclasses.replace(
+            stepped.transition, reward=jnp.where(invalid, 0, stepped.transition.reward), mask=~invalid
+        )
+        truncated, terminated = stepped.truncated & ~invalid, stepped.terminated | invalid
+        done = stepped.done | invalid
         final_value = jax.lax.cond(
-            any_lane(stepped.truncated),
-            lambda: jnp.where(stepped.truncated, jax.vmap(value)(stepped.carry, stepped.observation), 0.0),
+            any_lane(truncated),
+            lambda: jnp.where(truncated, jax.vmap(value)(stepped.carry, stepped.observation), 0.0),
             lambda: jnp.zeros(done.shape),
         )
         spare, spare_used = jax.lax.cond(
@@ -236,10 +244,10 @@ def collect_segment(
             lambda: (lanes.spare, lanes.spare_used),
         )
         state, observation = _select(done, spare, (stepped.state, stepped.observation))
-        episode_return = lanes.episode_return + stepped.transition.reward
+        episode_return = lanes.episode_return + transition.reward
         episode_length = lanes.episode_length + 1
         segment = Segment(
-            steps=stepped.transition, is_first=lanes.is_first, terminated=stepped.terminated, truncated=stepped.truncated,
+            steps=transition, is_first=lanes.is_first, terminated=terminated, truncated=truncated,
             final_value=final_value, episode_return=jnp.where(done, episode_return, 0),
             episode_length=jnp.where(done, episode_length, 0),
         )  # fmt: skip
@@ -252,6 +260,16 @@ def collect_segment(
 
     lanes, segment = jax.lax.scan(step, lanes, jnp.arange(num_steps))
     return segment, lanes
+
+
+def finite_observations(observations: Any, num_leading: int) -> jax.Array:
+    """Whether every number of an observation is finite: leaves (*leading, *shape) -> (*leading)."""
+    flags = [
+        jnp.all(jnp.isfinite(x), axis=tuple(range(num_leading, x.ndim)))
+        for x in jax.tree.leaves(observations)
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    return jnp.all(jnp.stack(flags), axis=0) if flags else jnp.bool_(True)
 
 
 def _draw_starts(env: Any, reset_key: jax.Array, episodes: jax.Array) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from haepo_jax import losses
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
 from haepo_jax.distributions import Distribution, action_distribution
+from haepo_jax.losses._numerics import masked_mean
 from haepo_jax.networks import Policy, as_policy, default_value
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.rollout import Lanes, Segment, collect_segment, lane_keys, start_lanes
@@ -46,6 +47,7 @@ class Batch:
     is_first: jax.Array
     action: jax.Array
     action_mask: jax.Array | None
+    mask: jax.Array
     log_prob: jax.Array
     value: jax.Array
     advantage: jax.Array
@@ -102,13 +104,14 @@ class PPO(hyperparameters.PPO, Algorithm):
             update=state.update + 1,
             env_steps=state.env_steps + jnp.int32(self.num_envs * self.num_steps),
         )
-        ended = segment.terminated | segment.truncated
+        ended = (segment.terminated | segment.truncated) & segment.steps.mask
         metrics = {
             **learning,
             "learning_rate": jnp.asarray(now.learning_rate, jnp.float32),
             "episode_return": jnp.mean(segment.episode_return, where=ended),
             "episode_length": jnp.mean(segment.episode_length.astype(jnp.float32), where=ended),
             "episodes": jnp.sum(ended, dtype=jnp.float32),
+            "invalid_episodes": jnp.sum(~segment.steps.mask, dtype=jnp.float32),
         }
         return new_state, metrics
 
@@ -170,7 +173,8 @@ class PPO(hyperparameters.PPO, Algorithm):
             flat(distribution.log_prob(batch.action)), flat(batch.log_prob), flat(batch.advantage), values=flat(values),
             value_targets=flat(batch.value_target), behaviour_values=flat(batch.value), clip_eps=self.clip_eps,
             value_coef=self.value_coef, value_clip_eps=self.value_clip_eps, entropy_coef=self.entropy_coef,
-            policy_entropy=jnp.mean(distribution.entropy()), normalize_advantages=self.normalize_advantages,
+            policy_entropy=masked_mean(distribution.entropy(), batch.mask), mask=flat(batch.mask),
+            normalize_advantages=self.normalize_advantages,
         )  # fmt: skip
 
     def _batch(self, state: TrainState, start: Lanes, end: Lanes, segment: Segment, rewards: jax.Array) -> tuple[Batch, Any]:
@@ -179,13 +183,15 @@ class PPO(hyperparameters.PPO, Algorithm):
         last = jax.vmap(lambda carry, observation, is_first: self._value(state, carry[1], observation, is_first)[1])
         following = jnp.concatenate([values[1:], last(end.carry, end.observation, end.is_first)[None]])
         bootstrap = jnp.where(segment.truncated, segment.final_value, following)
+        # The delta of an invalid step is then 0: it teaches nothing, and nothing of it reaches the steps before.
+        rewards = jnp.where(segment.steps.mask, rewards, values)
         advantages, value_targets = losses.generalized_advantage_estimation(
             rewards, values, bootstrap, segment.terminated, segment.truncated,
             discount=self.discount, gae_lambda=self.gae_lambda,
         )  # fmt: skip
         batch = Batch(
             observation=self.normalized(state.normalizer, segment.steps.observation), is_first=segment.is_first,
-            action=segment.steps.action, action_mask=segment.steps.action_mask, log_prob=log_probs, value=values,
+            action=segment.steps.action, action_mask=segment.steps.action_mask, mask=segment.steps.mask, log_prob=log_probs, value=values,
             advantage=advantages, value_target=value_targets,
         )  # fmt: skip
         if jax.tree.leaves(start.carry):

@@ -16,7 +16,7 @@ import optax
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
 from haepo_jax.distributions import Distribution, action_distribution
-from haepo_jax.rollout import Trajectory, collect_episodes, lane_keys
+from haepo_jax.rollout import Trajectory, collect_episodes, finite_observations, lane_keys
 from haepo_jax.unbatched import any_lane, max_lane
 
 
@@ -159,10 +159,7 @@ def on_live_steps(function: Callable[[Trajectory], Any], steps: Trajectory) -> A
 
 def drop_invalid(steps: Trajectory) -> tuple[Trajectory, jax.Array]:
     """Masks out whole episodes (T, B) that hold a non-finite observation or reward; returns those lanes (B,) too."""
-    finite = jnp.isfinite(steps.reward)
-    for x in jax.tree.leaves(steps.observation):
-        if jnp.issubdtype(x.dtype, jnp.inexact):
-            finite &= jnp.all(jnp.isfinite(x), axis=tuple(range(2, x.ndim)))
+    finite = jnp.isfinite(steps.reward) & finite_observations(steps.observation, 2)
     invalid = ~jnp.all(finite, axis=0)
 
     def drop(x: jax.Array) -> jax.Array:
