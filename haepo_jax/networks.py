@@ -122,9 +122,20 @@ class Encoder(nn.Module):
             # MinAtar's own network: one 3x3 convolution of 16 channels; larger images are halved until they are as small.
             x = x.reshape(-1, *space.shape)
             while max(x.shape[1:3]) > 16:
-                x = nn.relu(nn.Conv(16, (3, 3), strides=(2, 2))(x))
-            x = nn.relu(nn.Conv(16, (3, 3), padding="VALID" if min(x.shape[1:3]) >= 3 else "SAME")(x))
+                x = nn.relu(nn.Dense(16)(_windows(x, stride=2)))
+            if min(x.shape[1:3]) >= 3:
+                x = nn.relu(nn.Dense(16)(_windows(x, stride=1)))
         return x.reshape(*lead, math.prod(x.shape[1:]) if len(space.shape) == 3 else math.prod(space.shape))
+
+
+def _windows(x: jax.Array, stride: int) -> jax.Array:
+    """3x3 neighbourhoods without padding, (N, H, W, C) -> (N, H', W', 9 C); a dense layer on them is a convolution.
+
+    As a matrix product it trains several times faster on the CPU than XLA's convolution does under vmap.
+    """
+    height, width = x.shape[1] - 2, x.shape[2] - 2
+    shifted = [x[:, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
+    return jnp.concatenate(shifted, axis=-1)
 
 
 def orthogonal(gain: float) -> Callable[..., jax.Array]:

@@ -125,8 +125,9 @@ class Algorithm(hyperparameters.Common):
     @property
     def network(self) -> Policy:
         """The policy as a pair of pure functions."""
-        env = self.env
-        return self.policy or default_policy(env.observation_space, env.action_space, self.hidden_sizes, self.activation)
+        if self.policy is not None:
+            return self.policy
+        return default_policy(self.env.observation_space, self.env.action_space, self.hidden_sizes, self.activation)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:

@@ -29,7 +29,7 @@ class DPO(hyperparameters.DPO, TrajectoryAlgorithm):
         # Relative to the reference from the first step on: two long sums subtracted would lose digits.
         log_ratio = current.log_prob(steps.action) - batch.reference.log_prob(steps.action)
         return losses.dpo_loss(
-            losses.trajectory_log_likelihood(log_ratio, steps.mask), jnp.sum(steps.reward, axis=0),
+            losses.trajectory_log_likelihood(log_ratio, steps.mask), jnp.sum(steps.reward, axis=0, where=steps.mask),
             reference_log_likelihood=jnp.zeros(steps.mask.shape[1:]), beta=self.beta, mask=jnp.any(steps.mask, axis=0),
             entropy_coef=self.entropy_coef, policy_entropy=masked_mean(current.entropy(), steps.mask),
         )  # fmt: skip

@@ -24,7 +24,7 @@ class GRPO(hyperparameters.GRPO, TrajectoryAlgorithm):
         steps = batch.steps
         current = self.sequence_distribution(params, batch.observation, steps)
         return losses.grpo_loss(
-            current.log_prob(steps.action), steps.extras, jnp.sum(steps.reward, axis=0), steps.mask,
+            current.log_prob(steps.action), steps.extras, jnp.sum(steps.reward, axis=0, where=steps.mask), steps.mask,
             reference_log_probs=batch.reference.log_prob(steps.action), clip_eps=self.clip_eps, kl_coef=self.kl_coef,
             entropy_coef=self.entropy_coef, policy_entropy=masked_mean(current.entropy(), steps.mask),
         )  # fmt: skip

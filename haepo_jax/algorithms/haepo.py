@@ -60,7 +60,7 @@ class HAEPO(hyperparameters.HAEPO, TrajectoryAlgorithm):
         else:
             base, behaviour = jnp.zeros_like(log_probs), None
         return losses.haepo_loss(
-            total(log_probs - base, mask), jnp.sum(steps.reward, axis=0),
+            total(log_probs - base, mask), jnp.sum(steps.reward, axis=0, where=mask),
             score=self.score, normalize=self.normalize, mask=jnp.any(mask, axis=0), lengths=jnp.sum(mask, axis=0),
             behaviour_log_likelihood=behaviour,
             reference_log_likelihood=None if reference_log_probs is None else total(reference_log_probs - base, mask),

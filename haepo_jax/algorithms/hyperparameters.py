@@ -227,7 +227,7 @@ class PPO(Common):
 
     num_steps: int = static(128, int, "steps of each environment in one update", within=COUNT)
     num_epochs: int = static(4, int, "passes over each batch", within=COUNT)
-    learning_rate: Scheduled = leaf(2.5e-3, "Adam's step size", within=NOT_NEGATIVE, scheduled=True)
+    learning_rate: Scheduled = leaf(1e-3, "Adam's step size", within=NOT_NEGATIVE, scheduled=True)
     entropy_coef: Scheduled = leaf((0.01, 0.0), "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
     max_grad_norm: float = leaf(0.5, "gradients are scaled down to this global norm", within=POSITIVE)
     discount: float = leaf(0.99, "discount factor gamma", within=UNIT)
@@ -239,7 +239,7 @@ class PPO(Common):
         within=POSITIVE, optional=True,
     )
     normalize_advantages: bool = static(True, bool, "standardise the advantages of each minibatch")
-    normalize_rewards: bool = static(False, bool, "divide rewards by the running standard deviation of the discounted return")
+    normalize_rewards: bool = static(True, bool, "divide rewards by the running standard deviation of the discounted return")
     target_kl: float | None = leaf(
         None, "leave out the rest of an update's minibatches once the KL to the behaviour policy passes this; null: never",
         within=POSITIVE, optional=True,
@@ -275,10 +275,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_paper": ("haepo", {"credit": "trajectory", "score": "likelihood", "temperature": 1.0, "normalize": "standardize"}),
     "ppo_continuous": (
         "ppo",
-        {
-            "num_epochs": 10, "num_minibatches": 8, "learning_rate": 1e-3, "discount": 0.95, "entropy_coef": 0.0,
-            "normalize_rewards": True,
-        },
+        {"num_epochs": 10, "num_minibatches": 8, "discount": 0.95, "entropy_coef": 0.0},
     ),
 }
 """Named settings: the algorithm each one is of, and what it changes."""
