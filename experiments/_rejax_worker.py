@@ -34,6 +34,7 @@ def haepo_side(settings: dict[str, Any], total_steps: int, points: int, episodes
         num_minibatches=settings["num_minibatches"],
         learning_rate=settings["learning_rate"],
         anneal_learning_rate=False,
+        normalize_rewards=False,
         max_grad_norm=settings["max_grad_norm"],
         discount=settings["discount"],
         gae_lambda=settings["gae_lambda"],
@@ -115,9 +116,9 @@ def serve(side: str, settings: dict[str, Any]) -> None:
             start = time.perf_counter()
             compiled[shape] = jax.jit(jax.vmap(train) if seeds > 1 else train).lower(keys).compile()
             answer["compile_seconds"] = time.perf_counter() - start
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         (steps, _), returns = jax.block_until_ready(compiled[shape](keys))
-        answer["seconds"] = time.perf_counter() - start
+        answer["seconds"], answer["cpu_seconds"] = time.perf_counter() - start, time.process_time() - start_cpu
         answer["steps"] = count(steps)
         if episodes:
             answer["returns"] = np.atleast_2d(np.asarray(returns, np.float64)).tolist()

@@ -2,7 +2,8 @@
 
 Each library runs in a process of its own, under its own interpreter, because they need different versions of gymnax.
 The two processes are measured in turns, and each round gives one ratio: whatever else the machine is doing then slows
-both. Compilation is left out, evaluation is off while speed is measured, and each side counts its own steps.
+both. Processor time, which hardly notices others, is compared too. Compilation is left out, evaluation is off while
+speed is measured, and each side counts its own steps.
 
     python -m venv rejax-venv && rejax-venv/bin/pip install "rejax==0.1.3" "gymnax<1" six
     python experiments/benchmark_rejax.py --rejax-python rejax-venv/bin/python
@@ -24,8 +25,12 @@ from typing import Any
 
 import numpy as np
 
-SIDES = ("haepo_jax", "rejax")
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # a checkout that is not installed
+
+from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean  # noqa: E402
+
+SIDES = ("haepo_jax", "rejax")
 
 SETTINGS: dict[str, Any] = {
     "env": "CartPole-v1",
@@ -55,7 +60,9 @@ class Worker:
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         command = [python, str(HERE / "_rejax_worker.py"), side, json.dumps(SETTINGS)]
         self.side = side
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
         self.about = self._read()
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -73,7 +80,7 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the {self.side} process ended with exit status {self.process.wait()}; its message is above")
+            raise RuntimeError(f"the {self.side} process ended with exit status {self.process.wait()}")
         return json.loads(line)
 
 
@@ -82,15 +89,18 @@ def measure_speed(workers: dict[str, Worker], seeds: int, rounds: int, total_ste
     request = {"seeds": seeds, "total_steps": total_steps, "points": 1, "episodes": 0}
     compile_seconds = {side: worker.ask(seed=0, **request)["compile_seconds"] for side, worker in workers.items()}
     rates: dict[str, list[float]] = {side: [] for side in SIDES}
+    processor_seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     steps = {}
     for turn in range(rounds):
         # The order alternates, so that neither side always runs after the other.
         for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
             result = workers[side].ask(seed=turn + 1, **request)
             rates[side].append(result["steps"] / result["seconds"])
+            processor_seconds[side].append(result["cpu_seconds"] / result["steps"])
             steps[side] = result["steps"]
     ratios = np.divide(rates["haepo_jax"], rates["rejax"])
     quartiles = np.percentile(ratios, [25, 50, 75])
+    work = np.divide(processor_seconds["rejax"], processor_seconds["haepo_jax"])
     return {
         "seeds": seeds,
         "rounds": rounds,
@@ -101,13 +111,13 @@ def measure_speed(workers: dict[str, Worker], seeds: int, rounds: int, total_ste
         "ratio_median": float(quartiles[1]),
         "ratio_quartiles": [float(quartiles[0]), float(quartiles[2])],
         "rounds_ahead": int(np.sum(ratios > 1)),
+        "processor_seconds_per_step": processor_seconds,
+        "processor_ratio_median": float(np.median(work)),
     }
 
 
 def measure_learning(workers: dict[str, Worker], seeds: int, points: int, total_steps: int) -> dict[str, Any]:
     """Curves of the mean return of 128 evaluation episodes with sampled actions: interquartile mean over seeds."""
-    from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean
-
     every = BATCH * -(-total_steps // (BATCH * points))
     curves: dict[str, Any] = {"seeds": seeds, "env_steps": [every * (point + 1) for point in range(points)]}
     for side in SIDES:
@@ -122,9 +132,7 @@ def measure_learning(workers: dict[str, Worker], seeds: int, points: int, total_
             "steps_per_seed": answer["steps"] // seeds,
         }
     ours, theirs = (curves[side] for side in SIDES)
-    apart = [
-        not (ours["low"][i] <= theirs["high"][i] and theirs["low"][i] <= ours["high"][i]) for i in range(points)
-    ]
+    apart = [not (ours["low"][i] <= theirs["high"][i] and theirs["low"][i] <= ours["high"][i]) for i in range(points)]
     curves["points_where_bands_overlap"] = points - sum(apart)
     return curves
 
@@ -150,21 +158,24 @@ def draw(learning: dict[str, Any], path: Path) -> None:
 
 
 def table(speed: list[dict[str, Any]], learning: dict[str, Any] | None) -> str:
-    lines = ["seeds   haepo_jax        rejax   ratio: median [quartiles]   rounds ahead"]
+    lines = ["seeds   haepo_jax        rejax   ratio: median [quartiles]   rounds ahead   by processor time"]
     for row in speed:
         ours, theirs = (row["median_steps_per_second"][side] for side in SIDES)
         low, high = row["ratio_quartiles"]
         lines.append(
             f"{row['seeds']:5d}  {ours:8,.0f}/s  {theirs:9,.0f}/s   {row['ratio_median']:6.2f} [{low:.2f}, {high:.2f}]"
-            f"            {row['rounds_ahead']} of {row['rounds']}"
+            f"       {row['rounds_ahead']:2d} of {row['rounds']:2d}"
+            f"               {row['processor_ratio_median']:5.2f}"
         )
     if learning:
         lines += ["", f"return, interquartile mean of {learning['seeds']} seeds [95% bootstrap]"]
         lines.append(f"{'env steps':>10}  {SIDES[0]:>22}  {SIDES[1]:>22}")
         for i, steps in enumerate(learning["env_steps"]):
-            cells = [(learning[side]["interquartile_mean"][i], learning[side]["low"][i], learning[side]["high"][i]) for side in SIDES]
-            lines.append(f"{steps:>10,}  " + "  ".join(f"{mean:6.1f} [{low:5.1f}, {high:5.1f}]" for mean, low, high in cells))
-        lines.append(f"bands overlap at {learning['points_where_bands_overlap']} of {len(learning['env_steps'])} points")
+            curves = [learning[side] for side in SIDES]
+            cells = [f"{c['interquartile_mean'][i]:6.1f} [{c['low'][i]:5.1f}, {c['high'][i]:5.1f}]" for c in curves]
+            lines.append(f"{steps:>10,}  " + "  ".join(cells))
+        overlapping = learning["points_where_bands_overlap"]
+        lines.append(f"bands overlap at {overlapping} of {len(learning['env_steps'])} points")
     return "\n".join(lines)
 
 
@@ -174,7 +185,8 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="interpreter of our side (default: this one)")
     parser.add_argument("--rounds", type=int, default=15, help="timed runs of each side")
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 8], help="numbers of vmapped seeds to time")
-    parser.add_argument("--total-steps", type=int, default=500_000, help="environment steps of one run")
+    parser.add_argument("--total-steps", type=int, default=500_000, help="environment steps of one timed run")
+    parser.add_argument("--learning-steps", type=int, default=500_000, help="environment steps of a learning curve")
     parser.add_argument("--learning-seeds", type=int, default=16, help="seeds of the learning curves; 0: none")
     parser.add_argument("--points", type=int, default=25, help="evaluations on a learning curve")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder of the JSON file and the figure")
@@ -182,26 +194,29 @@ def main() -> None:
 
     pythons = {"haepo_jax": options.python, "rejax": options.rejax_python}
     workers = {side: Worker(pythons[side], side) for side in SIDES}
-    speed = [measure_speed(workers, seeds, options.rounds, options.total_steps) for seeds in options.seeds]
-    learning = None
-    if options.learning_seeds:
-        learning = measure_learning(workers, options.learning_seeds, options.points, options.total_steps)
-    for worker in workers.values():
-        worker.close()
-
-    print(table(speed, learning))
     options.output.mkdir(parents=True, exist_ok=True)
-    results = {
+    results: dict[str, Any] = {
         "settings": SETTINGS,
         "total_steps": options.total_steps,
         "versions": {side: worker.about["versions"] for side, worker in workers.items()},
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-        "speed": speed,
-        "learning": learning,
+        "speed": [],
+        "learning": None,
     }
-    (options.output / "benchmark_rejax.json").write_text(json.dumps(results, indent=1) + "\n")
-    if learning:
-        draw(learning, options.output / "benchmark_rejax.png")
+
+    def save() -> None:
+        (options.output / "benchmark_rejax.json").write_text(json.dumps(results, indent=1) + "\n")
+
+    for seeds in options.seeds:
+        results["speed"].append(measure_speed(workers, seeds, options.rounds, options.total_steps))
+        save()
+    if options.learning_seeds:
+        results["learning"] = measure_learning(workers, options.learning_seeds, options.points, options.learning_steps)
+        save()
+        draw(results["learning"], options.output / "benchmark_rejax.png")
+    for worker in workers.values():
+        worker.close()
+    print(table(results["speed"], results["learning"]))
 
 
 if __name__ == "__main__":

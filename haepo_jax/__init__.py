@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from haepo_jax.algorithms.ppo import PPO as PPO
     from haepo_jax.envs import list_envs as list_envs
     from haepo_jax.envs import make_env as make_env
+    from haepo_jax.loading import TrainedPolicy as TrainedPolicy
+    from haepo_jax.loading import load as load
     from haepo_jax.losses import dpo_loss as dpo_loss
     from haepo_jax.losses import generalized_advantage_estimation as generalized_advantage_estimation
     from haepo_jax.losses import grpo_loss as grpo_loss
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from haepo_jax.losses import plackett_luce_weights as plackett_luce_weights
     from haepo_jax.losses import ppo_loss as ppo_loss
     from haepo_jax.losses import trajectory_log_likelihood as trajectory_log_likelihood
+    from haepo_jax.sweeps.run import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -34,8 +37,11 @@ _HOMES = {
     "GRPO": "haepo_jax.algorithms.grpo",
     "DPO": "haepo_jax.algorithms.dpo",
     "HyperparameterError": "haepo_jax.algorithms.hyperparameters",
+    "sweep": "haepo_jax.sweeps.run",
     "make_env": "haepo_jax.envs",
     "list_envs": "haepo_jax.envs",
+    "load": "haepo_jax.loading",
+    "TrainedPolicy": "haepo_jax.loading",
     "trajectory_log_likelihood": "haepo_jax.losses",
     "plackett_luce_weights": "haepo_jax.losses",
     "haepo_loss": "haepo_jax.losses",

@@ -57,20 +57,33 @@ class RunConfig:
     algo: AlgoConfig = setting(None, AlgoConfig, f"the algorithm or preset: {', '.join(ALGORITHM_NAMES)}")  # noqa: RUF009
     seed: int = setting(0, int, "the first seed", within=hp.Range(0, 2**31 - 1))
     num_seeds: int = setting(1, int, "seeds trained side by side in one compiled call", within=hp.Range(1, 2**31 - 1))
-    total_steps: int = dataclasses.field(default=hp.Common.total_steps, metadata=hp.Common.__dataclass_fields__["total_steps"].metadata)
+    total_steps: int = dataclasses.field(
+        default=hp.Common.total_steps, metadata=hp.Common.__dataclass_fields__["total_steps"].metadata
+    )
     final_eval_episodes: int = setting(128, int, "episodes per seed behind the final return", within=hp.COUNT)
     env_kwargs: dict[str, Any] = setting(None, dict, "passed to the environment: env_kwargs.<name>=<value>")  # noqa: RUF009
-    run_dir: str | None = setting(None, str, "where the results go; null: runs/<env>-<algo>-<seed>-<time>", optional=True)
+    run_dir: str | None = setting(
+        None, str, "where the results go; null: runs/<env>-<algo>-<seed>-<time>", optional=True
+    )
     resume: str = setting(
-        "false", str, "go on with the run in run_dir from its newest intact checkpoint; auto: or start", choices=("false", "true", "auto")
+        "false",
+        str,
+        "go on with the run in run_dir from its newest intact checkpoint; auto: or start",
+        choices=("false", "true", "auto"),
     )
     checkpoint_minutes: float | None = hp.leaf(
         5.0, "minutes from one checkpoint to the next; null: not by time", within=hp.POSITIVE, optional=True
     )
     checkpoint_steps: int | None = setting(
-        None, int, "live steps per seed from one checkpoint to the next; null: not by steps", within=hp.Range(1, 2**62), optional=True
+        None,
+        int,
+        "live steps per seed from one checkpoint to the next; null: not by steps",
+        within=hp.Range(1, 2**62),
+        optional=True,
     )
-    keep_checkpoints: int = setting(3, int, "how many of the last checkpoints stay, beside the best by return", within=hp.COUNT)
+    keep_checkpoints: int = setting(
+        3, int, "how many of the last checkpoints stay, beside the best by return", within=hp.COUNT
+    )
     tensorboard: bool = setting(True, bool, "write TensorBoard events")
     wandb: bool = setting(False, bool, "log to Weights & Biases (needs the extra `wandb`)")
     dry_run: bool = setting(False, bool, "check everything, then stop before training")
@@ -78,9 +91,13 @@ class RunConfig:
     def check(self) -> None:
         """Raises ConfigError where settings do not go together."""
         if not self.env:
-            raise ConfigError("env= is missing: name an environment, for example env=CartPole-v1 (--list-envs lists them)")
+            raise ConfigError(
+                "env= is missing: name an environment, for example env=CartPole-v1 (--list-envs lists them)"
+            )
         if self.seed + self.num_seeds > 2**31:
-            raise ConfigError(f"seed={self.seed} with num_seeds={self.num_seeds} goes past the largest seed, {2**31 - 1}")
+            raise ConfigError(
+                f"seed={self.seed} with num_seeds={self.num_seeds} goes past the largest seed, {2**31 - 1}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, as `config.yaml` holds them and `from_dict` reads them."""
@@ -145,7 +162,9 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
             options["show_config"] = True
         elif argument.startswith("-"):
             name = argument.lstrip("-").partition("=")[0]
-            raise ConfigError(f"unknown option {short(argument)}; settings are written {name or 'key'}=value (see --help)")
+            raise ConfigError(
+                f"unknown option {short(argument)}; settings are written {name or 'key'}=value (see --help)"
+            )
         else:
             overrides.append(_parse(argument))
     return Arguments(tuple(overrides), **options)
@@ -308,7 +327,9 @@ def _unknown_key(key: str, algo: str | None, fields: Mapping[str, Any]) -> Confi
         if f"algo.{name}" not in known:
             owners = [owner for owner in hp.ALGORITHMS if name in hyperparameter_fields(owner)]
             if owners:
-                return ConfigError(f"unknown key {key!r}: algo={algo} has no {name} (algo={', algo='.join(owners)} has)")
+                return ConfigError(
+                    f"unknown key {key!r}: algo={algo} has no {name} (algo={', algo='.join(owners)} has)"
+                )
     for exact in (f"algo.{key}", name):
         if exact in known:
             return ConfigError(f"unknown key {key!r}; did you mean {exact!r}?")
@@ -443,11 +464,15 @@ def _register(schema: type) -> None:
     store.store(name=schema.__name__, node=node)
     if has_algo:
         for name in ALGORITHM_NAMES:
-            group = _structured(name, hyperparameter_fields(name), hyperparameter_defaults(name) | {"name": name}, False)
+            group = _structured(
+                name, hyperparameter_fields(name), hyperparameter_defaults(name) | {"name": name}, False
+            )
             store.store(group="algo", name=name, node=group)
 
 
-def _structured(name: str, fields: Mapping[str, dataclasses.Field[Any]], values: dict[str, Any], has_algo: bool) -> type:
+def _structured(
+    name: str, fields: Mapping[str, dataclasses.Field[Any]], values: dict[str, Any], has_algo: bool
+) -> type:
     """A dataclass that OmegaConf understands, with its types where OmegaConf has them."""
     from omegaconf import MISSING
 
@@ -511,7 +536,9 @@ def _did_you_mean(name: str, names: Iterable[str]) -> str:
 # --- Help -------------------------------------------------------------------------------------------------------------
 
 
-def settings_table(fields: Iterable[dataclasses.Field[Any]], prefix: str = "", defaults: Mapping[str, Any] | None = None) -> str:
+def settings_table(
+    fields: Iterable[dataclasses.Field[Any]], prefix: str = "", defaults: Mapping[str, Any] | None = None
+) -> str:
     """A help table, one line per field: the key, its default, what it may be and what it means."""
     rows = []
     for field in fields:

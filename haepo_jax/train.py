@@ -46,7 +46,7 @@ mean), TensorBoard events, curve.png, summary.json and checkpoints. Settings tha
 
 A run that was ended goes on with: python -m haepo_jax.train run_dir=<directory> resume=true. It keeps its settings and
 ends with the same numbers as if it had never been ended. A larger total_steps extends it; what changes over a run, such
-as an annealed learning_rate, follows the share of total_steps that is done, and so goes back to what it is at that share.
+as an annealed learning_rate, follows the share of total_steps that is done, and goes back to its value at that share.
 SIGTERM and Ctrl-C end a run after a checkpoint; a second one ends it at once.
 """
 
@@ -64,7 +64,8 @@ def help_text(algo: str) -> str:
 
 @entry_point
 def main(argv: list[str]) -> int:
-    """Runs the command line; returns its exit status: 0; 2 for settings that cannot be used; 1 where every seed diverged."""
+    """Runs the command line; returns its exit status: 0; 1 where a run fails or diverges; 2 for settings that cannot be
+    used; 128 + the number of the signal that ended it."""
     if "--help" in argv or "-h" in argv:
         print(help_text(configuration.requested_algorithm(argv)), end="")
         return 0
@@ -101,8 +102,8 @@ def _warn(text: str) -> None:
 
 
 def train(config: RunConfig, argv: Sequence[str]) -> int:
-    """Trains as configured, with the display and the files that a run on the command line has; with `config.resume` goes
-    on with the run in `config.run_dir`. Returns the exit status, and raises as `haepo_jax.training.loop.run` does."""
+    """Trains as configured, with the display and the files that a run on the command line has; with `config.resume`
+    goes on with the run in `config.run_dir`. Returns the exit status; raises as `haepo_jax.training.loop.run` does."""
     directory = _existing_run(config)
     goes_on = directory is not None
     # The directory is tried before jax is loaded, so that a mistake in it is not paid for with seconds.
@@ -111,7 +112,9 @@ def train(config: RunConfig, argv: Sequence[str]) -> int:
     try:
         with directory.lock(), StopSignals(directory.remove_if_empty) as stop:
             if not goes_on and directory.holds_run():
-                raise ConfigError(f"run_dir={short(str(directory.path))} already holds a run, which another process has just started")
+                raise ConfigError(
+                    f"run_dir={short(str(directory.path))} already holds a run, which another process has just started"
+                )
             plan = make_plan(config, directory, _warn) if goes_on else Plan(config, None, (), False)
             if plan.ended:
                 print(f"the run in {directory.path} has ended; a larger total_steps would extend it")
@@ -152,7 +155,13 @@ def _train(plan: Plan, directory: RunDir, goes_on: bool, argv: Sequence[str], st
 
     try:
         summary = run(
-            config, directory.path, [*observers, Progress(), Begin()], saver=saver, resumed=goes_on, checkpoint=plan.checkpoint, stop=stop
+            config,
+            directory.path,
+            [*observers, Progress(), Begin()],
+            saver=saver,
+            resumed=goes_on,
+            checkpoint=plan.checkpoint,
+            stop=stop,
         )
     except Interrupted as interruption:
         raise Interrupted(interruption.signum, f"{interruption}; to go on: {resume_command(directory)}") from None
@@ -186,9 +195,15 @@ def _disk_errors(directory: RunDir) -> Iterator[None]:
         if not directory.path.is_dir():
             raise RunError(f"run_dir={short(str(directory.path))} has vanished while the run was going on") from None
         text = f"{error.strerror or error}" if isinstance(error, OSError) else str(error)
-        place = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else str(directory.path)
+        place = (
+            error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else str(directory.path)
+        )
         found = Checkpoints(directory.checkpoints).all()
-        after = f"; the last checkpoint is {found[-1].path}, to go on from there: {resume_command(directory)}" if found else ""
+        after = (
+            f"; the last checkpoint is {found[-1].path}, to go on from there: {resume_command(directory)}"
+            if found
+            else ""
+        )
         raise RunError(f"{place}: {text}{after}" if isinstance(error, OSError) else f"{text}{after}") from None
 
 
@@ -196,7 +211,11 @@ def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
     """Which update was not finite, the likely cause and where the last finite state is, in one line."""
     first = summary["diverged"][0]
     several = len(summary["seeds"]) > 1
-    who = f"every seed diverged, seed {first['seed']} in update {first['update']}" if several else f"diverged in update {first['update']}"
+    who = (
+        f"every seed diverged, seed {first['seed']} in update {first['update']}"
+        if several
+        else f"diverged in update {first['update']}"
+    )
     invalid = sum(summary["invalid_episodes_per_seed"])
     if invalid:
         cause = f"the environment, which gave an observation or reward that is not finite in {invalid} episodes"
@@ -206,7 +225,9 @@ def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
     found = Checkpoints(directory.checkpoints).all()
     kept = f"; the last finite state is in {found[-1].path}" if found else ""
     what = " and ".join(
-        [", ".join(first["not_finite"][:-1]), first["not_finite"][-1]] if len(first["not_finite"]) > 1 else first["not_finite"]
+        [", ".join(first["not_finite"][:-1]), first["not_finite"][-1]]
+        if len(first["not_finite"]) > 1
+        else first["not_finite"]
     )
     return (
         f"{who}: not finite: {what}; the likely cause is {cause}: "

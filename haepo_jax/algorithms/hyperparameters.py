@@ -277,5 +277,9 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         "ppo",
         {"num_epochs": 10, "num_minibatches": 8, "discount": 0.95, "entropy_coef": 0.0},
     ),
+    "ppo_minatar": (
+        "ppo",
+        {"num_envs": 64, "num_minibatches": 8, "learning_rate": 5e-3, "entropy_coef": 0.01},
+    ),
 }
 """Named settings: the algorithm each one is of, and what it changes."""

@@ -77,7 +77,7 @@ def from_arrays(arrays: Arrays, like: Any) -> Any:
                 f"its array {name!r} is {array.dtype}{list(array.shape)}, not {words.dtype}{list(words.shape)}: it was "
                 "written by other settings or another version"
             )
-        leaves.append(jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array)
+        leaves.append(jax.random.wrap_key_data(array, impl=_key_impl(leaf)) if _is_key(leaf) else array)
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -89,6 +89,15 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
     if len(named) != len(leaves):
         raise CheckpointError("two arrays of the train state have the same name")
     return named
+
+
+def _key_impl(leaf: Any) -> Any:
+    """The kind of generator of typed keys of which only shape and type are there; `key_impl` wants keys, or tracers."""
+    import jax
+
+    found: list[Any] = []
+    jax.eval_shape(lambda keys: found.append(jax.random.key_impl(keys)), leaf)
+    return found[0]
 
 
 def _is_key(x: Any) -> bool:
@@ -131,7 +140,9 @@ class Checkpoint:
         """What the host knew; call `verify` first. Raises CheckpointError."""
         progress = self._json(PROGRESS)
         if progress.get("format") != FORMAT:
-            raise CheckpointError(f"{self.path}: its format is {one_line(repr(progress.get('format')), 40)}, not {FORMAT}")
+            raise CheckpointError(
+                f"{self.path}: its format is {one_line(repr(progress.get('format')), 40)}, not {FORMAT}"
+            )
         return progress
 
     def restore(self, like: Any) -> Any:
@@ -231,6 +242,7 @@ class Checkpoints:
         try:
             self.sweep()
             temporary.mkdir()
+            _reserve(temporary / ARRAYS, arrays)
             _save_arrays(temporary / ARRAYS, arrays)
             (temporary / PROGRESS).write_text(json.dumps({"format": FORMAT, **progress}), encoding="utf-8")
             manifest = {file.relative_to(temporary).as_posix(): _describe(file) for file in _files(temporary)}
@@ -274,6 +286,21 @@ def _return(checkpoint: Checkpoint) -> float:
         if isinstance(value, int | float) and value == value:
             return float(value)
     return -np.inf
+
+
+def _reserve(file: Path, arrays: Arrays) -> None:
+    """Raises OSError where the disk has no room for the arrays.
+
+    Orbax would notice, too, but its threads then go on to report to an event loop that it has closed, each with a
+    traceback. Compression makes up for the space that its own files take.
+    """
+    size = sum(array.nbytes + 1024 for array in arrays.values()) + 2**16
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    finally:
+        os.close(descriptor)
+        file.unlink()
 
 
 def _save_arrays(directory: Path, arrays: Arrays) -> None:
@@ -360,7 +387,9 @@ class Saver:
         """How long the training loop has waited for checkpoints: copies, not writes."""
         self.write_seconds = 0.0
         """How long writing took meanwhile."""
-        # Orbax takes more than a second to import, which can pass while the program is compiled.
+
+    def prepare(self) -> None:
+        """Imports orbax meanwhile: that takes more than a second, which can pass while a program is compiled."""
         self._pool.submit(_import_orbax)
 
     def start(self, steps: int, *, best_return: float | None, saved: Any, about: dict[str, Any]) -> None:

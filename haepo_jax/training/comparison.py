@@ -74,7 +74,9 @@ def improvements(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     ours = "haepo" if "haepo" in algos else algos[0]
 
     def compare(theirs: str, tasks: list[str]) -> dict[str, Any]:
-        value, low, high = probability_of_improvement([returns[ours, env] for env in tasks], [returns[theirs, env] for env in tasks])
+        value, low, high = probability_of_improvement(
+            [returns[ours, env] for env in tasks], [returns[theirs, env] for env in tasks]
+        )
         return {"probability": value, "interval": [low, high]}
 
     over = {}
@@ -95,7 +97,16 @@ def table(results: Sequence[dict[str, Any]], improvement: dict[str, Any]) -> str
     """Markdown that also reads well as plain text: one table per environment."""
     ours = improvement["of"]
     several = any(len(result["seeds"]) > 1 for result in results)
-    header = ["algorithm", "final return, IQM", "95% interval", "mean", "worst to best seed", "steps per seed", "steps/s", "time"]
+    header = [
+        "algorithm",
+        "final return, IQM",
+        "95% interval",
+        "mean",
+        "worst to best seed",
+        "steps per seed",
+        "steps/s",
+        "time",
+    ]
     header += [f"P({ours} is better)"] if improvement["over"] else []
     parts = []
     for env in dict.fromkeys(result["env"] for result in results):
@@ -125,7 +136,9 @@ def table(results: Sequence[dict[str, Any]], improvement: dict[str, Any]) -> str
         for result in results
         for seed in result["diverged"]
     ]
-    note = "Final returns are means over sampled episodes of each seed's final policy. IQM: interquartile mean over seeds."
+    note = (
+        "Final returns are means over sampled episodes of each seed's final policy. IQM: interquartile mean over seeds."
+    )
     if several:
         note += " Intervals: 95% percentile bootstrap over seeds."
     parts.append(note)
@@ -153,7 +166,7 @@ def _aligned(rows: list[list[str]]) -> str:
 
 
 def comparison_figure(runs: Sequence[tuple[str, str, RunDir]]) -> Figure:
-    """Learning curves, one panel per environment and one colour per algorithm, from (algo, env, directory) of each run."""
+    """Learning curves of runs (algo, env, directory), one panel per environment and one colour per algorithm."""
     envs = list(dict.fromkeys(env for _, env, _ in runs))
     colours = {algo: f"C{index % 10}" for index, algo in enumerate(dict.fromkeys(algo for algo, _, _ in runs))}
     columns = min(PANEL_COLUMNS, len(envs))

@@ -78,8 +78,8 @@ class FileLogger(Observer):
 class TensorBoardLogger(Observer):
     """Writes every metric's mean as TensorBoard events in the run's directory, over live steps.
 
-    A resumed run writes a file of its own, which tells TensorBoard to forget the rows that are logged again. Records are
-    framed and written here: tensorboardX writes in a thread, where a full disk is a traceback and then a hang.
+    A resumed run writes a file of its own, which tells TensorBoard to forget the rows that are logged again. Records
+    are framed and written here: tensorboardX writes in a thread, where a full disk is a traceback and then a hang.
     """
 
     def __init__(self, directory: RunDir) -> None:

@@ -91,7 +91,14 @@ class Counters:
     def read(cls, state: TrainState) -> Counters:
         """Waits for the device."""
         health = state.health
-        values = (state.update, state.env_steps.to_int(), health.diverged_at, health.cause, health.skipped, health.invalid_episodes)
+        values = (
+            state.update,
+            state.env_steps.to_int(),
+            health.diverged_at,
+            health.cause,
+            health.skipped,
+            health.invalid_episodes,
+        )
         return cls(*(np.atleast_1d(np.asarray(value)).tolist() for value in values))
 
     @property
@@ -127,8 +134,8 @@ class Position:
       logged_steps: the same, when the last row was logged.
       metrics: of each seed's last update.
       best_return: of the rows so far.
-      run_seconds: from the first update to here, in all processes, without what a process did after its last checkpoint;
-        likewise train_seconds, eval_seconds and checkpoint_seconds, which are parts of it.
+      run_seconds: from the first update to here, in all processes, without what a process did after its last
+        checkpoint; likewise train_seconds, eval_seconds and checkpoint_seconds, which are parts of it.
       compile_seconds: in all processes.
       resumed_from: live steps per seed at which the run was resumed.
     """
@@ -331,8 +338,6 @@ def run(
         if checkpoint is not None:
             earlier = checkpoint.progress()
             position = _read_position(checkpoint, earlier)
-            if earlier["settings"].get("total_steps") != config.total_steps:
-                position.until = None  # rows stand elsewhere now
         seeds = config.num_seeds
         info = RunInfo(
             config, directory, device, fallback, position.rows,
@@ -342,9 +347,13 @@ def run(
         for observer in observers:
             observer.on_start(info)
         if earlier is not None and any(earlier.get(key) != about[key] for key in ("versions", "device")):
-            text = "the run so far was made on another device or by other versions, so it does not go on bit for bit as it would have there"
+            text = (
+                "the run so far was made on another device or by other versions: it does not go on bit for bit as there"
+            )
             for observer in observers:
                 observer.on_warning(text)
+        if saver is not None:
+            saver.prepare()
         with _device_errors():
             program = Program(
                 algorithm,
@@ -428,7 +437,8 @@ class _Training:
         total, points = program.algorithm.total_steps, program.algorithm.log_points
         first_steps, train_before = self._at.behind or 0, position.train_seconds
         row_begin, row_steps = time.perf_counter(), position.steps
-        while self._at.before(total):
+        # A run may have been broken off between the last update of a row and the row.
+        while position.until is not None or self._at.before(total):
             if position.until is None:
                 # The next of the evenly spaced points that not every seed has passed, so an update past several makes
                 # one row.
@@ -486,7 +496,9 @@ class _Training:
         self._state, latest = self._program.advance(self._state, until)
         before, self._at = self._at, Counters.read(self._state)
         advanced = np.array(self._at.update) > np.array(before.update)
-        self._metrics = {name: np.where(advanced, value, self._metrics.get(name, value)) for name, value in latest.items()}
+        self._metrics = {
+            name: np.where(advanced, value, self._metrics.get(name, value)) for name, value in latest.items()
+        }
         position = self._position
         position.steps, self._value = sum(self._at.env_steps), None
         position.train_seconds += time.perf_counter() - begin
@@ -553,18 +565,26 @@ class _Training:
     def _warn(self, before: Counters) -> None:
         """Tells of what went wrong since `before`: each frozen seed, and the first update and episode left out."""
         at, texts = self._at, []
-        new = [seed for seed in at.divergences(self._program.first_seed) if seed not in before.divergences(self._program.first_seed)]
+        new = [
+            seed
+            for seed in at.divergences(self._program.first_seed)
+            if seed not in before.divergences(self._program.first_seed)
+        ]
         if at.behind is not None:
             texts += [
-                f"seed {seed['seed']} diverged: not finite in update {seed['update']}: {', '.join(seed['not_finite'])}; "
-                "it stays as it was before, the others go on"
+                f"seed {seed['seed']} diverged: not finite in update {seed['update']}: {', '.join(seed['not_finite'])}"
+                "; it stays as it was before, the others go on"
                 for seed in new
             ]
         if sum(at.skipped) and not sum(before.skipped):
             what = sorted({name for cause in at.cause for name in _not_finite(cause)}, key=CAUSES.index)
-            texts.append(f"an update is not finite ({', '.join(what)}) and is dropped; algo.on_nan=skip counts such updates")
+            texts.append(
+                f"an update is not finite ({', '.join(what)}) and is dropped; algo.on_nan=skip counts such updates"
+            )
         if sum(at.invalid_episodes) and not sum(before.invalid_episodes):
-            texts.append(f"{self._env} gave an observation or reward that is not finite; such episodes are left out and counted")
+            texts.append(
+                f"{self._env} gave an observation or reward that is not finite; such episodes are left out and counted"
+            )
         for observer in self._observers:
             for text in texts:
                 observer.on_warning(text)

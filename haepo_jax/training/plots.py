@@ -52,7 +52,9 @@ def read_curve(directory: RunDir, label: str | None = None) -> Curve:
 
 def draw_curve(axes: Axes, curve: Curve, colour: str | None = None) -> None:
     """Draws the interquartile mean over seeds, with its 95% bootstrap interval where there are at least two."""
-    middle = np.array([interquartile_mean(known) if len(known := row[~np.isnan(row)]) else np.nan for row in curve.returns])
+    middle = np.array(
+        [interquartile_mean(known) if len(known := row[~np.isnan(row)]) else np.nan for row in curve.returns]
+    )
     # A line through a single point cannot be seen.
     marker = "o" if np.isfinite(middle).sum() < 2 else None
     (line,) = axes.plot(curve.steps, middle, label=curve.label, color=colour, marker=marker, linewidth=1.8)

@@ -58,7 +58,11 @@ class Progress(Observer):
         if info.resumed_from is not None:
             self._begin_steps = info.resumed_from * config.num_seeds
             self._printed = info.resumed_from * PLAIN_LINES // self._total
-            start = f"at {info.resumed_from:,} of {self._total:,} steps" if info.resumed_from else "from the beginning: no checkpoint yet"
+            start = (
+                f"at {info.resumed_from:,} of {self._total:,} steps"
+                if info.resumed_from
+                else "from the beginning: no checkpoint yet"
+            )
             self._print(f"resuming {start}")
         if info.fallback:
             self._print(f"note: {info.fallback}")
@@ -126,11 +130,14 @@ class Progress(Observer):
         self._print(f"final return {number(summary['final_return_mean'])}{spread}, greedy {greedy}, over {episodes}")
         for seed in summary["diverged"]:
             what = ", ".join(seed["not_finite"])
-            self._print(f"seed {seed['seed']} diverged: not finite in update {seed['update']}: {what}; it stayed as it was before")
+            text = f"seed {seed['seed']} diverged: not finite in update {seed['update']}: {what}"
+            self._print(f"{text}; it stayed as it was before")
         if skipped := sum(summary["skipped_updates_per_seed"]):
             self._print(f"{skipped} updates were not finite and were dropped")
         if invalid := sum(summary["invalid_episodes_per_seed"]):
-            self._print(f"{invalid} episodes were left out: the environment gave an observation or reward that is not finite")
+            self._print(
+                f"{invalid} episodes were left out: the environment gave an observation or reward that is not finite"
+            )
         self._print(
             f"{sum(summary['env_steps_per_seed']):,} steps in {duration(summary['wall_seconds'])}: compilation "
             f"{summary['compile_seconds']:.1f}s, then {summary['env_steps_per_second']:,.0f} steps/s, "

@@ -64,6 +64,8 @@ def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
         if directory.holds_run():
             return directory
         exists = directory.path.exists()
+        if exists and not directory.path.is_dir():
+            raise ConfigError(f"run_dir={short(run_dir)} is a file, not a directory")
     except (OSError, ValueError) as error:
         raise ConfigError(f"run_dir={short(run_dir)} cannot be read: {error}") from None
     if resume == "true":
@@ -73,7 +75,8 @@ def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
 
 
 def allowed(saved: RunConfig, config: RunConfig, directory: RunDir) -> RunConfig:
-    """`config`, where a run with the settings `saved` may go on with it; raises ConfigError naming what may not change."""
+    """`config`, where a run with the settings `saved` may go on with it; raises ConfigError, which names what may not
+    change."""
     before, after = flat(saved), flat(config)
     for key in [*after, *(key for key in before if key not in after)]:
         old, new = before.get(key), after.get(key)
@@ -83,10 +86,12 @@ def allowed(saved: RunConfig, config: RunConfig, directory: RunDir) -> RunConfig
             continue
         name = str(directory.path)
         if key == "total_steps":
-            raise ConfigError(f"total_steps={new} is less than the {old} of the run in {short(name)}, which can only be extended")
+            raise ConfigError(
+                f"total_steps={new} is less than the {old} of the run in {short(name)}, which can only be extended"
+            )
         raise ConfigError(
-            f"{key}={_text(new)}, but the run in {short(name)} has {key}={_text(old)}: a resumed run keeps its settings "
-            "(another run_dir starts another run)"
+            f"{key}={_text(new)}, but the run in {short(name)} has {key}={_text(old)}: a resumed run keeps its "
+            "settings (another run_dir starts another run)"
         )
     return config
 
@@ -97,12 +102,18 @@ def flat(config: RunConfig) -> dict[str, Any]:
     algo, env_kwargs = values.pop("algo"), values.pop("env_kwargs")
     values["algo"] = algo.pop("name")
     return (
-        values | {f"algo.{key}": value for key, value in algo.items()} | {f"env_kwargs.{key}": value for key, value in env_kwargs.items()}
+        values
+        | {f"algo.{key}": value for key, value in algo.items()}
+        | {f"env_kwargs.{key}": value for key, value in env_kwargs.items()}
     )
 
 
 def _text(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else short(value)
+    return (
+        {None: "null", True: "true", False: "false"}[value]
+        if value is None or isinstance(value, bool)
+        else short(value)
+    )
 
 
 def settings_that_matter(config: RunConfig) -> dict[str, Any]:
@@ -135,9 +146,8 @@ def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None])
         mine = settings_that_matter(saved)
         for key in {**mine, **settings}:
             if key != "total_steps" and settings.get(key) != mine.get(key):
-                raise ConfigError(
-                    f"{checkpoint.path} was written with {key}={_text(settings.get(key))}, not {_text(mine.get(key))} as config.yaml says"
-                )
+                then, now = _text(settings.get(key)), _text(mine.get(key))
+                raise ConfigError(f"{checkpoint.path} was written with {key}={then}, not {now} as config.yaml says")
         if directory.metrics_bytes(rows) is None:
             raise CheckpointError(f"{checkpoint.path}: metrics.jsonl has lost some of the {rows} rows logged before it")
 

@@ -73,7 +73,8 @@ class RunDir:
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows logged so far; raises ConfigError."""
         rows: list[dict[str, Any]] = self._read(
-            self.metrics, lambda text: [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            self.metrics,
+            lambda text: [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")],
         )
         return rows
 
@@ -147,7 +148,9 @@ def check_run_dir(config: RunConfig) -> None:
         if _exists(path) and not path.is_dir():
             raise ConfigError(f"run_dir={short(name)} is a file, not a directory")
         if config.run_dir is not None and RunDir(path).holds_run():
-            raise ConfigError(f"run_dir={short(name)} already holds a run: choose another directory, or go on with resume=true")
+            raise ConfigError(
+                f"run_dir={short(name)} already holds a run: choose another directory, or go on with resume=true"
+            )
         nearest = next(parent for parent in (path, *path.absolute().parents) if _exists(parent))
         if not nearest.is_dir():
             raise ConfigError(f"run_dir={short(name)} cannot be made: {str(nearest)!r} is not a directory")

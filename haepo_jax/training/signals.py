@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run in good order: the compiled call under way ends, a checkpoint is written, the process leaves.
+"""SIGINT and SIGTERM end a run in good order: the compiled call under way ends and a checkpoint is written.
 
 Python runs its signal handlers between two of its own instructions, so not while a compiled call is under way. The
 number of a signal is therefore read, in a thread, from the pipe that the interpreter's C handler writes it to at once.
@@ -20,8 +20,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopSignals:
     """While entered, the first SIGINT or SIGTERM is noted and a second one ends the process at once.
 
-    Before `begin` is called there is nothing to save, and the first one ends the process, too. Off the main thread, where
-    Python allows no handlers, it does nothing.
+    Before `begin` is called there is nothing to save, and the first one ends the process, too. Off the main thread,
+    where Python allows no handlers, it does nothing.
 
     Args:
       clean_up: called before the process is ended for want of something to save.
@@ -54,7 +54,9 @@ class StopSignals:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._thread is not None:
             signal.set_wakeup_fd(self._previous_fd)
             for number, handler in self._previous.items():
@@ -75,7 +77,11 @@ class StopSignals:
                 self._clean_up()
                 self._leave(data[0], f"{name} before training began: there is nothing to save")
             self.signum = data[0]
-            print(f"{name}: ending after the call under way and a checkpoint; once more ends at once", file=sys.stderr, flush=True)
+            print(
+                f"{name}: ending after the call under way and a checkpoint; once more ends at once",
+                file=sys.stderr,
+                flush=True,
+            )
 
     @staticmethod
     def _leave(signum: int, text: str) -> None:

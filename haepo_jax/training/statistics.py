@@ -28,7 +28,9 @@ def interquartile_mean(values: npt.ArrayLike) -> Array:
     return np.asarray(trim_mean(values, 0.25, axis=-1))
 
 
-def bootstrap_interval(values: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[Array, Array]:
+def bootstrap_interval(
+    values: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[Array, Array]:
     """Percentile bootstrap of the interquartile mean over the last axis: (..., N) -> low (...), high (...).
 
     Seeds are what is resampled. One seed says nothing about others: its interval is NaN. A seed without a value (NaN)
@@ -68,10 +70,10 @@ def probability_of_improvement(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """How often a seed of ours beats a seed of theirs, ties counting half: one array (N,) per task each -> value, low, high.
+    """How often a seed of ours beats a seed of theirs, ties counting half: arrays (N,) per task -> value, low, high.
 
-    The mean over tasks; the interval is a percentile bootstrap stratified by task and side. NaN where a side has no seed,
-    and the limits where both have only one.
+    The mean over tasks; the interval is a percentile bootstrap stratified by task and side. NaN where a side has no
+    seed, and the limits where both have only one.
     """
     generator = np.random.default_rng(seed)
     shares, resampled = [], []

@@ -37,7 +37,13 @@ class Counting:
 
     def init(self, key: jax.Array) -> State:
         seed = jax.random.key_data(key)[-1].astype(jnp.int32)
-        return State(key, self.stride + seed, jnp.int32(0), StepCount.of(self.start), Health(jnp.int32(0), jnp.int32(-1), jnp.int32(0), jnp.int32(0)))
+        return State(
+            key,
+            self.stride + seed,
+            jnp.int32(0),
+            StepCount.of(self.start),
+            Health(jnp.int32(0), jnp.int32(-1), jnp.int32(0), jnp.int32(0)),
+        )
 
     def train_step(self, state: State) -> tuple[State, dict[str, jax.Array]]:
         seed = state.stride - self.stride
