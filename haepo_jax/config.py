@@ -54,14 +54,14 @@ class RunConfig:
     """The settings of one training run (`python -m haepo_jax.train`)."""
 
     env: str = setting("", str, "the environment, such as CartPole-v1, brax/ant or haepo/bandit (required)")
-    algo: AlgoConfig = setting(None, AlgoConfig, f"the algorithm or preset: {', '.join(ALGORITHM_NAMES)}")  # noqa: RUF009
+    algo: AlgoConfig = setting(None, AlgoConfig, f"the algorithm or preset: {', '.join(ALGORITHM_NAMES)}")
     seed: int = setting(0, int, "the first seed", within=hp.Range(0, 2**31 - 1))
     num_seeds: int = setting(1, int, "seeds trained side by side in one compiled call", within=hp.Range(1, 2**31 - 1))
     total_steps: int = dataclasses.field(
         default=hp.Common.total_steps, metadata=hp.Common.__dataclass_fields__["total_steps"].metadata
     )
     final_eval_episodes: int = setting(128, int, "episodes per seed behind the final return", within=hp.COUNT)
-    env_kwargs: dict[str, Any] = setting(None, dict, "passed to the environment: env_kwargs.<name>=<value>")  # noqa: RUF009
+    env_kwargs: dict[str, Any] = setting(None, dict, "passed to the environment: env_kwargs.<name>=<value>")
     run_dir: str | None = setting(
         None, str, "where the results go; null: runs/<env>-<algo>-<seed>-<time>", optional=True
     )

@@ -76,7 +76,9 @@ class DiagonalGaussian:
 Distribution = Categorical | DiagonalGaussian
 
 
-def action_distribution(action_space: Discrete | Box, output: Any, action_mask: jax.Array | None = None) -> Distribution:
+def action_distribution(
+    action_space: Discrete | Box, output: Any, action_mask: jax.Array | None = None
+) -> Distribution:
     """The distribution that a policy's output describes.
 
     Args:

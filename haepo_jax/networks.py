@@ -64,7 +64,9 @@ class NNXPolicy:
         abstract = nnx.eval_shape(lambda: self.create(nnx.Rngs(0)))
         graph, own = nnx.split(abstract)
         if len(jax.tree.leaves(own)) != len(jax.tree.leaves(params)):
-            raise TypeError("an NNX policy may hold nnx.Param only: no BatchNorm statistics, no Dropout, no random state")
+            raise TypeError(
+                "an NNX policy may hold nnx.Param only: no BatchNorm statistics, no Dropout, no random state"
+            )
         return carry, nnx.merge(graph, params)(observation)
 
 
@@ -184,11 +186,11 @@ class ActionNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, observation: Any) -> Any:
-        discrete = isinstance(self.action_space, Discrete)
-        size = self.action_space.n if discrete else math.prod(self.action_space.shape)
+        space = self.action_space
+        size = space.n if isinstance(space, Discrete) else math.prod(space.shape)
         # Nearly equal logits at the start: exploration, and no chance preference that the first updates must undo.
         output = MLP(self.observation_space, size, self.hidden_sizes, self.activation, 0.01)(observation)
-        if discrete:
+        if isinstance(space, Discrete):
             return output
         output = output.reshape(*output.shape[:-1], *self.action_space.shape)
         # A squashed parameter rather than a clipped one: it has a gradient everywhere, so it can come back from an end.
@@ -209,7 +211,9 @@ class ValueNetwork(nn.Module):
         return MLP(self.observation_space, 1, self.hidden_sizes, self.activation, 1.0)(observation)[..., 0]
 
 
-def default_policy(observation_space: Space, action_space: Discrete | Box, hidden_sizes: tuple[int, ...], activation: str) -> Policy:
+def default_policy(
+    observation_space: Space, action_space: Discrete | Box, hidden_sizes: tuple[int, ...], activation: str
+) -> Policy:
     """The policy used where none is given; see `ActionNetwork`."""
     return LinenPolicy(ActionNetwork(_frozen(observation_space), action_space, hidden_sizes, activation))
 

@@ -20,8 +20,8 @@ from haepo_jax.spaces import Box
 from haepo_jax.unbatched import any_lane
 
 Act = Callable[[Any, Any, jax.Array, Any, jax.Array], tuple[Any, jax.Array, Any]]
-"""(carry, observation, is_first, action_mask, key) -> (carry, action, extras): one decision in one environment. The action is in policy units;
-`extras` is any pytree worth storing with it, such as its log-probability."""
+"""(carry, observation, is_first, action_mask, key) -> (carry, action, extras): one decision in one environment. The
+action is in policy units; `extras` is any pytree worth storing with it, such as its log-probability."""
 
 
 @jax.tree_util.register_dataclass
@@ -77,7 +77,9 @@ def collect_episodes(
         is_first = loop.time == 0
         keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, loop.time)
         stepped = one_step(loop.state, loop.observation, loop.carry, is_first, loop.alive, keys)
-        buffers = jax.tree.map(lambda buffer, x: buffer.at[loop.time].set(x), loop.buffers, stepped.transition if record else None)
+        buffers = jax.tree.map(
+            lambda buffer, x: buffer.at[loop.time].set(x), loop.buffers, stepped.transition if record else None
+        )
         return _Loop(
             time=loop.time + 1,
             state=stepped.state,
@@ -130,7 +132,9 @@ class _Stepped:
         return self.terminated | self.truncated
 
 
-def _step(env: Any, act: Act, state: Any, observation: Any, carry: Any, is_first: jax.Array, alive: jax.Array, key: jax.Array) -> _Stepped:
+def _step(
+    env: Any, act: Act, state: Any, observation: Any, carry: Any, is_first: jax.Array, alive: jax.Array, key: jax.Array
+) -> _Stepped:
     """One decision and one transition of one lane. What a dead lane computes is selected away, NaN included."""
     action_key, env_key = jax.random.split(key)
     action_mask = env.action_mask(state) if has_action_mask(env) else None
@@ -207,7 +211,13 @@ def start_lanes(env: Any, initial_carry: Any, reset_key: jax.Array, num_lanes: i
 
 
 def collect_segment(
-    env: Any, act: Act, value: Callable[[Any, Any], jax.Array], lanes: Lanes, reset_key: jax.Array, step_keys: jax.Array, num_steps: int
+    env: Any,
+    act: Act,
+    value: Callable[[Any, Any], jax.Array],
+    lanes: Lanes,
+    reset_key: jax.Array,
+    step_keys: jax.Array,
+    num_steps: int,
 ) -> tuple[Segment, Lanes]:
     """Steps every lane `num_steps` times, starting a new episode where one ends.
 
@@ -240,7 +250,10 @@ def collect_segment(
         )
         spare, spare_used = jax.lax.cond(
             any_lane(done & lanes.spare_used),
-            lambda: (_select(lanes.spare_used, _draw_starts(env, reset_key, lanes.episodes + 1), lanes.spare), jnp.zeros_like(done)),
+            lambda: (
+                _select(lanes.spare_used, _draw_starts(env, reset_key, lanes.episodes + 1), lanes.spare),
+                jnp.zeros_like(done),
+            ),
             lambda: (lanes.spare, lanes.spare_used),
         )
         state, observation = _select(done, spare, (stepped.state, stepped.observation))
@@ -279,4 +292,6 @@ def _draw_starts(env: Any, reset_key: jax.Array, episodes: jax.Array) -> tuple[A
 
 def _select(flags: jax.Array, on_true: Any, on_false: Any) -> Any:
     """`where` over the leading axis of two trees."""
-    return jax.tree.map(lambda x, y: jnp.where(jnp.expand_dims(flags, tuple(range(1, x.ndim))), x, y), on_true, on_false)
+    return jax.tree.map(
+        lambda x, y: jnp.where(jnp.expand_dims(flags, tuple(range(1, x.ndim))), x, y), on_true, on_false
+    )

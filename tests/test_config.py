@@ -164,12 +164,16 @@ def test_values_are_read_as_their_type() -> None:
     assert type(config.total_steps) is int and config.wandb is True
     values = config.algo.hyperparameters
     assert values["learning_rate"] == 1.0 and type(values["learning_rate"]) is float
-    assert values["entropy_coef"] == (1.0, 0.0) and values["temperature"] == "auto" and values["hidden_sizes"] == (32, 16)
+    assert (
+        values["entropy_coef"] == (1.0, 0.0) and values["temperature"] == "auto" and values["hidden_sizes"] == (32, 16)
+    )
     assert config.env_kwargs == {"backend": "spring", "nested": {"sizes": [1, 2.5, "x"]}}
 
 
 def test_the_last_of_equal_keys_wins() -> None:
-    config = composed("env=Pendulum-v1", "algo.learning_rate=1", "algo=ppo", "env=CartPole-v1", "algo=haepo", "algo.learning_rate=2")
+    config = composed(
+        "env=Pendulum-v1", "algo.learning_rate=1", "algo=ppo", "env=CartPole-v1", "algo=haepo", "algo.learning_rate=2"
+    )
     assert (config.env, config.algo.name, config.algo.hyperparameters["learning_rate"]) == ("CartPole-v1", "haepo", 2.0)
 
 
@@ -253,6 +257,8 @@ def test_input_is_judged_without_jax(tmp_path: Path) -> None:
         "assert statuses == [0, 0, 0, 2, 2, 2, 2, 2, 2], statuses\nassert not heavy, heavy\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(configuration.__file__).parents[1])}
-    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]

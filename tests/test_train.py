@@ -30,8 +30,13 @@ class Run(NamedTuple):
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     # What is compiled here runs for a second, so half the compilation time is saved by not optimising it.
-    environment = os.environ | {"PYTHONPATH": str(Path(haepo_jax.__file__).parents[1]), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return subprocess.run([sys.executable, "-m", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(haepo_jax.__file__).parents[1]),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +143,9 @@ def test_a_run_that_cannot_start_leaves_no_directory(
     assert not (tmp_path / "new").exists()
 
 
-def test_ctrl_c_ends_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_ends_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from haepo_jax.training import loop
 
     def interrupted(*_: Any) -> Any:
@@ -149,7 +156,9 @@ def test_ctrl_c_ends_without_a_traceback(tmp_path: Path, monkeypatch: pytest.Mon
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_weights_and_biases_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_and_biases_is_optional(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from haepo_jax.training import loggers
 
     monkeypatch.setattr(loggers.util, "find_spec", lambda name: None)

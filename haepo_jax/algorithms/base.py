@@ -140,7 +140,12 @@ class Algorithm(hyperparameters.Common):
         for field in dataclasses.fields(self):
             if field.metadata.get("scheduled"):
                 value = getattr(self, field.name)
-                if field.name == "learning_rate" and self.anneal_learning_rate and not isinstance(value, tuple) and not callable(value):
+                if (
+                    field.name == "learning_rate"
+                    and self.anneal_learning_rate
+                    and not isinstance(value, tuple)
+                    and not callable(value)
+                ):
                     value = (value, 0.0)
                 if isinstance(value, tuple):
                     value = optax.linear_schedule(*value, transition_steps=1)(progress)
@@ -190,7 +195,9 @@ class Algorithm(hyperparameters.Common):
             frozen_already = state.health.diverged
             sick |= frozen_already
             diverged_at = jnp.where(frozen_already | ~sick, state.health.diverged_at, state.update)
-            health = Health(state.health.skipped, diverged_at, jnp.where(frozen_already, state.health.cause, cause), invalid)
+            health = Health(
+                state.health.skipped, diverged_at, jnp.where(frozen_already, state.health.cause, cause), invalid
+            )
             dropped = state
         kept = jax.tree.map(lambda x, old: jnp.where(sick, old, x), new, dropped)
         return dataclasses.replace(kept, health=health), metrics
@@ -228,12 +235,16 @@ class Algorithm(hyperparameters.Common):
         Returns:
           `return` (episodes,) float32 and `length` (episodes,) int32.
         """
-        return self._evaluate(state, episodes, jnp.bool_(greedy), jax.random.key(EVALUATION_SEED) if key is None else key)
+        return self._evaluate(
+            state, episodes, jnp.bool_(greedy), jax.random.key(EVALUATION_SEED) if key is None else key
+        )
 
     def _evaluate(self, state: TrainState, episodes: int, greedy: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         reset_key, step_key = jax.random.split(key)
 
-        def act(carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array) -> tuple[Any, jax.Array, None]:
+        def act(
+            carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array
+        ) -> tuple[Any, jax.Array, None]:
             carry, distribution = self.act_distribution(state, carry, observation, is_first, action_mask)
             return carry, jnp.where(greedy, distribution.mode(), distribution.sample(key)), None
 
@@ -254,11 +265,15 @@ class Algorithm(hyperparameters.Common):
           and `eval_length` of `eval_episodes` episodes. Where one update passes several points, their rows repeat.
         """
         points = [-(-self.total_steps * (row + 1) // self.log_points) for row in range(self.log_points)]
-        until = StepCount(jnp.array([p >> 32 for p in points], jnp.uint32), jnp.array([p & 0xFFFFFFFF for p in points], jnp.uint32))
+        until = StepCount(
+            jnp.array([p >> 32 for p in points], jnp.uint32), jnp.array([p & 0xFFFFFFFF for p in points], jnp.uint32)
+        )
         state = self.init(key)
         shapes = jax.eval_shape(self.train_step, state)[1]
 
-        def row(loop: tuple[TrainState, Metrics], until: StepCount) -> tuple[tuple[TrainState, Metrics], dict[str, Any]]:
+        def row(
+            loop: tuple[TrainState, Metrics], until: StepCount
+        ) -> tuple[tuple[TrainState, Metrics], dict[str, Any]]:
             state, metrics = self.advance(loop[0], until)
             passed = state.update > loop[0].update
             metrics = jax.tree.map(lambda new, old: jnp.where(passed, new, old), metrics, loop[1])
@@ -273,7 +288,9 @@ class Algorithm(hyperparameters.Common):
         row: dict[str, Any] = {"env_steps": state.env_steps, "update": state.update}
         if self.eval_episodes:
             # Both kinds in one loop: it then takes as many steps as the longest episode, not as the two longest.
-            both = jax.vmap(lambda greedy: self._evaluate(state, self.eval_episodes, greedy, jax.random.key(EVALUATION_SEED)))
+            both = jax.vmap(
+                lambda greedy: self._evaluate(state, self.eval_episodes, greedy, jax.random.key(EVALUATION_SEED))
+            )
             played = both(jnp.array([False, True]))
             row["eval_return"], row["eval_return_greedy"] = jnp.mean(played["return"], axis=1)
             row["eval_length"] = jnp.mean(played["length"][0].astype(jnp.float32))
@@ -304,8 +321,15 @@ class Algorithm(hyperparameters.Common):
         if normalizer is None:
             return observation
         leaves, structure = jax.tree.flatten(observation)
-        parts = zip(space_leaves(self.env.observation_space), leaves, jax.tree.leaves(normalizer.normalize(observation)), strict=True)
-        return jax.tree.unflatten(structure, [raw if isinstance(space, Discrete) else seen for space, raw, seen in parts])
+        parts = zip(
+            space_leaves(self.env.observation_space),
+            leaves,
+            jax.tree.leaves(normalizer.normalize(observation)),
+            strict=True,
+        )
+        return jax.tree.unflatten(
+            structure, [raw if isinstance(space, Discrete) else seen for space, raw, seen in parts]
+        )
 
     # What an algorithm may override.
 

@@ -45,7 +45,9 @@ class HAEPO(hyperparameters.HAEPO, TrajectoryAlgorithm):
             "entropy": self.entropy,
             "kl": self.kl,
         }
-        reference_log_probs = jax.lax.stop_gradient(batch.reference.log_prob(steps.action)) if self.kl == "weights" else None
+        reference_log_probs = (
+            jax.lax.stop_gradient(batch.reference.log_prob(steps.action)) if self.kl == "weights" else None
+        )
         if self.credit == "prefix":
             return losses.haepo_prefix_loss(
                 log_probs, steps.extras, steps.reward, mask,

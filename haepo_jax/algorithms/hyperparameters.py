@@ -11,10 +11,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable
 from typing import Any
 
-Scheduled = float | tuple[float, float] | Callable[[Any], Any]
+Scheduled = Any
 """A number; a pair `(start, end)` interpolated linearly over the run; or an optax schedule of the share of live steps
 done, from 0 to 1 (for example `optax.cosine_decay_schedule(3e-3, 1)`)."""
 
@@ -47,7 +46,13 @@ COUNT = Range(low=1, high=2**31 - 1)
 
 
 def static(
-    default: Any, kind: type, doc: str, *, within: Range | None = None, choices: tuple[str, ...] = (), optional: bool = False
+    default: Any,
+    kind: type,
+    doc: str,
+    *,
+    within: Range | None = None,
+    choices: tuple[str, ...] = (),
+    optional: bool = False,
 ) -> Any:
     """A field that is compiled in: a size, a switch or the name of a rule."""
     metadata = {"static": True, "kind": kind, "doc": doc, "within": within, "choices": choices, "optional": optional}
@@ -84,7 +89,9 @@ def check_value(field: dataclasses.Field[Any], value: Any) -> None:
         if not right_type:
             raise HyperparameterError(f"{name}={value!r} must be {_KIND_NAMES[kind]}")
         if meta["choices"] and value not in meta["choices"]:
-            raise HyperparameterError(f"{name}={value!r} must be one of {', '.join(meta['choices'])}{_near(value, meta['choices'])}")
+            raise HyperparameterError(
+                f"{name}={value!r} must be one of {', '.join(meta['choices'])}{_near(value, meta['choices'])}"
+            )
         if meta["within"] is not None and value not in meta["within"]:
             raise HyperparameterError(f"{name}={value!r} is out of range {meta['within']}")
         return
@@ -129,7 +136,9 @@ def check_divides(whole_name: str, whole: int, part_name: str, part: int) -> Non
     if whole % part:
         below, above = whole - whole % part, whole - whole % part + part
         nearest = f"{below} or {above}" if below else f"{above}"
-        raise HyperparameterError(f"{whole_name}={whole} is not a multiple of {part_name}={part}; the nearest that are: {nearest}")
+        raise HyperparameterError(
+            f"{whole_name}={whole} is not a multiple of {part_name}={part}; the nearest that are: {nearest}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,21 +150,31 @@ class Common:
     num_epochs: int = static(8, int, "passes over each batch", within=COUNT)
     num_minibatches: int = static(4, int, "parts that each pass is cut into", within=COUNT)
     learning_rate: Scheduled = leaf(3e-3, "Adam's step size", within=NOT_NEGATIVE, scheduled=True)
-    anneal_learning_rate: bool = static(True, bool, "bring a learning_rate that is one number linearly to 0 over the run")
+    anneal_learning_rate: bool = static(
+        True, bool, "bring a learning_rate that is one number linearly to 0 over the run"
+    )
     max_grad_norm: float = leaf(1.0, "gradients are scaled down to this global norm", within=POSITIVE)
     entropy_coef: Scheduled = leaf(0.01, "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
     hidden_sizes: tuple[int, ...] = static((64, 64), tuple, "widths of the default networks' hidden layers")
     activation: str = static("tanh", str, "of the default networks", choices=("tanh", "relu", "swish"))
     normalize_observations: bool | None = static(
-        None, bool, "standardise observations with running statistics; null: where actions are continuous", optional=True
+        None,
+        bool,
+        "standardise observations with running statistics; null: where actions are continuous",
+        optional=True,
     )
     log_points: int = static(50, int, "rows of the history, evenly spaced in live steps", within=COUNT)
     eval_episodes: int = static(
-        16, int, "episodes of each kind, sampled and greedy, at every row of the history; 0: none", within=Range(0, 2**31 - 1)
+        16,
+        int,
+        "episodes of each kind, sampled and greedy, at every row of the history; 0: none",
+        within=Range(0, 2**31 - 1),
     )
 
     on_nan: str = static(
-        "stop", str, "an update that is not finite ends the run, its state kept as before; or is dropped and counted",
+        "stop",
+        str,
+        "an update that is not finite ends the run, its state kept as before; or is dropped and counted",
         choices=("stop", "skip"),
     )
 
@@ -191,19 +210,31 @@ class HAEPO(Trajectory):
     """History-Aggregated Exploratory Policy Optimization (arXiv 2508.18884)."""
 
     credit: str = static(
-        "prefix", str, "a reward is credited to the decisions before it, or to the whole trajectory",
+        "prefix",
+        str,
+        "a reward is credited to the decisions before it, or to the whole trajectory",
         choices=("prefix", "trajectory"),
     )
     score: str = static(
-        "log_ratio", str, "what the softmax over trajectories is taken of",
+        "log_ratio",
+        str,
+        "what the softmax over trajectories is taken of",
         choices=("log_ratio", "likelihood", "mean_likelihood"),
     )
     temperature: Scheduled | str = leaf(
-        1.0, "of that softmax; 'auto' widens it where the weights would collapse", within=POSITIVE, scheduled=True, word="auto"
+        1.0,
+        "of that softmax; 'auto' widens it where the weights would collapse",
+        within=POSITIVE,
+        scheduled=True,
+        word="auto",
     )
-    history_decay: float = leaf(0.99, "credit=prefix: what a step of age leaves of a decision's weight", within=UNIT_OPEN_LOW)
+    history_decay: float = leaf(
+        0.99, "credit=prefix: what a step of age leaves of a decision's weight", within=UNIT_OPEN_LOW
+    )
     normalize: str = static(
-        "standardize", str, "credit=trajectory: how returns are normalised in their group",
+        "standardize",
+        str,
+        "credit=trajectory: how returns are normalised in their group",
         choices=("standardize", "center", "rank", "none"),
     )
     entropy: str = static("policy", str, "which entropy entropy_coef rewards", choices=("policy", "weights"))
@@ -218,7 +249,9 @@ class HAEPO(Trajectory):
     def check(self) -> None:
         super().check()
         if self.credit == "prefix" and self.score != "log_ratio":
-            raise HyperparameterError(f"score={self.score!r} needs credit=trajectory; credit=prefix weighs by score=log_ratio")
+            raise HyperparameterError(
+                f"score={self.score!r} needs credit=trajectory; credit=prefix weighs by score=log_ratio"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,14 +268,20 @@ class PPO(Common):
     clip_eps: Scheduled = leaf(0.2, "how far the probability ratio may move from 1", within=POSITIVE, scheduled=True)
     value_coef: float = leaf(0.5, "weight of the value loss", within=NOT_NEGATIVE)
     value_clip_eps: float | None = leaf(
-        None, "how far a value may move from the behaviour's before its loss is clipped; null: no clipping",
-        within=POSITIVE, optional=True,
+        None,
+        "how far a value may move from the behaviour's before its loss is clipped; null: no clipping",
+        within=POSITIVE,
+        optional=True,
     )
     normalize_advantages: bool = static(True, bool, "standardise the advantages of each minibatch")
-    normalize_rewards: bool = static(True, bool, "divide rewards by the running standard deviation of the discounted return")
+    normalize_rewards: bool = static(
+        True, bool, "divide rewards by the running standard deviation of the discounted return"
+    )
     target_kl: float | None = leaf(
-        None, "leave out the rest of an update's minibatches once the KL to the behaviour policy passes this; null: never",
-        within=POSITIVE, optional=True,
+        None,
+        "leave out the rest of an update's minibatches once the KL to the behaviour policy passes this; null: never",
+        within=POSITIVE,
+        optional=True,
     )
 
     def check(self) -> None:
@@ -255,7 +294,9 @@ class GRPO(Trajectory):
     """Group Relative Policy Optimization (arXiv 2402.03300)."""
 
     clip_eps: Scheduled = leaf(0.2, "how far the probability ratio may move from 1", within=POSITIVE, scheduled=True)
-    kl_coef: Scheduled = leaf(0.04, "weight of the KL penalty to the reference policy", within=NOT_NEGATIVE, scheduled=True)
+    kl_coef: Scheduled = leaf(
+        0.04, "weight of the KL penalty to the reference policy", within=NOT_NEGATIVE, scheduled=True
+    )
     reference: str = static(
         "previous", str, "the frozen policy that the KL pulls towards", choices=("previous", "initial")
     )
@@ -266,13 +307,18 @@ class DPO(Trajectory):
     """Direct Preference Optimization (arXiv 2305.18290)."""
 
     beta: Scheduled = leaf(0.1, "how strongly a pair's log-ratios are weighed", within=POSITIVE, scheduled=True)
-    reference_interval: int = static(1, int, "updates between two moves of the reference to the current policy", within=COUNT)
+    reference_interval: int = static(
+        1, int, "updates between two moves of the reference to the current policy", within=COUNT
+    )
 
 
 ALGORITHMS: dict[str, type[Common]] = {"haepo": HAEPO, "ppo": PPO, "grpo": GRPO, "dpo": DPO}
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "haepo_paper": ("haepo", {"credit": "trajectory", "score": "likelihood", "temperature": 1.0, "normalize": "standardize"}),
+    "haepo_paper": (
+        "haepo",
+        {"credit": "trajectory", "score": "likelihood", "temperature": 1.0, "normalize": "standardize"},
+    ),
     "ppo_continuous": (
         "ppo",
         {"num_epochs": 10, "num_minibatches": 8, "discount": 0.95, "entropy_coef": 0.0},

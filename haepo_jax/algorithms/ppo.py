@@ -118,7 +118,9 @@ class PPO(hyperparameters.PPO, Algorithm):
     def collect(self, state: TrainState, key: jax.Array) -> tuple[Segment, Lanes]:
         """Steps every lane num_steps times with the current policy, keeping log-probability and value of each step."""
 
-        def act(carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array) -> tuple[Any, jax.Array, Any]:
+        def act(
+            carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array
+        ) -> tuple[Any, jax.Array, Any]:
             policy_carry, distribution = self.act_distribution(state, carry[0], observation, is_first, action_mask)
             value_carry, value = self._value(state, carry[1], observation, is_first)
             action = distribution.sample(key)
@@ -128,7 +130,9 @@ class PPO(hyperparameters.PPO, Algorithm):
             return self._value(state, carry[1], observation, jnp.bool_(False))[1]
 
         step_keys = lane_keys(key, self.num_envs)
-        return collect_segment(self.env, act, final_value, state.extra.lanes, _starts_key(state.key), step_keys, self.num_steps)
+        return collect_segment(
+            self.env, act, final_value, state.extra.lanes, _starts_key(state.key), step_keys, self.num_steps
+        )
 
     def learn(self, state: TrainState, batch: Batch, carry: Any, key: jax.Array) -> tuple[Any, Any, Metrics]:
         """The epochs of one update; `self` must be `scheduled`. Returns parameters, optimiser state and mean metrics."""
@@ -145,14 +149,18 @@ class PPO(hyperparameters.PPO, Algorithm):
             params, opt_state = self._optimize(params, opt_state, gradients)
             return (params, opt_state), {**metrics, "grad_norm": optax.global_norm(gradients)}
 
-        def step_below_target(loop: tuple[Any, Any, Metrics], indices: jax.Array) -> tuple[tuple[Any, Any, Metrics], Metrics]:
+        def step_below_target(
+            loop: tuple[Any, Any, Metrics], indices: jax.Array
+        ) -> tuple[tuple[Any, Any, Metrics], Metrics]:
             # Once the KL has passed the target in one minibatch, the later ones repeat its metrics and change nothing.
             params, opt_state, last = loop
-            below = last["kl"] <= self.target_kl
+            below = last["kl"] <= jnp.asarray(self.target_kl)
 
             def go() -> tuple[tuple[Any, Any], Metrics]:
                 new, metrics = step((params, opt_state), indices)
-                return jax.tree.map(lambda x, old: jnp.where(below, x, old), (new, metrics), ((params, opt_state), last))
+                return jax.tree.map(
+                    lambda x, old: jnp.where(below, x, old), (new, metrics), ((params, opt_state), last)
+                )
 
             (params, opt_state), metrics = jax.lax.cond(any_lane(below), go, lambda: ((params, opt_state), last))
             return (params, opt_state, metrics), metrics
@@ -162,7 +170,9 @@ class PPO(hyperparameters.PPO, Algorithm):
         else:
             shapes = jax.eval_shape(step, (state.params, state.opt_state), minibatches[0])[1]
             nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            (params, opt_state, _), metrics = jax.lax.scan(step_below_target, (state.params, state.opt_state, nothing), minibatches)
+            (params, opt_state, _), metrics = jax.lax.scan(
+                step_below_target, (state.params, state.opt_state, nothing), minibatches
+            )
         return params, opt_state, jax.tree.map(jnp.mean, metrics)
 
     def loss(self, params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Metrics]:
@@ -177,7 +187,9 @@ class PPO(hyperparameters.PPO, Algorithm):
             normalize_advantages=self.normalize_advantages,
         )  # fmt: skip
 
-    def _batch(self, state: TrainState, start: Lanes, end: Lanes, segment: Segment, rewards: jax.Array) -> tuple[Batch, Any]:
+    def _batch(
+        self, state: TrainState, start: Lanes, end: Lanes, segment: Segment, rewards: jax.Array
+    ) -> tuple[Batch, Any]:
         """Advantages and value targets of a segment, laid out as sequences with the carry that each starts from."""
         log_probs, values = segment.steps.extras
         last = jax.vmap(lambda carry, observation, is_first: self._value(state, carry[1], observation, is_first)[1])
@@ -216,7 +228,9 @@ class PPO(hyperparameters.PPO, Algorithm):
         return jnp.clip(rewards / (deviation + 1e-8), -10, 10), RewardScale(statistics, last)
 
     def _sequence_outputs(self, params: Any, batch: Batch, carry: Any) -> tuple[Distribution, jax.Array]:
-        def sequence(observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any) -> tuple[Distribution, jax.Array]:
+        def sequence(
+            observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any
+        ) -> tuple[Distribution, jax.Array]:
             output = self.network.apply(params["policy"], carry[0], observation, is_first)[1]
             values = self.value_network.apply(params["value"], carry[1], observation, is_first)[1]
             return action_distribution(self.env.action_space, output, action_mask), values
@@ -233,7 +247,10 @@ class PPO(hyperparameters.PPO, Algorithm):
 
     def _init_params(self, key: jax.Array, observation: Any) -> Any:
         policy_key, value_key = jax.random.split(key)
-        policy, value = self.network.init(policy_key, observation)[0], self.value_network.init(value_key, observation)[0]
+        policy, value = (
+            self.network.init(policy_key, observation)[0],
+            self.value_network.init(value_key, observation)[0],
+        )
         return {"policy": policy, "value": value}
 
     def _init_extra(self, key: jax.Array) -> Extra:
@@ -243,7 +260,11 @@ class PPO(hyperparameters.PPO, Algorithm):
             # A recurrent network learns from the whole segments of lanes, not from single steps.
             hyperparameters.check_divides("num_envs", self.num_envs, "num_minibatches", self.num_minibatches)
         lanes = start_lanes(self.env, carry, _starts_key(key), self.num_envs)
-        scale = RewardScale(RunningStatistics.of(jnp.float32(0)), jnp.zeros(self.num_envs)) if self.normalize_rewards else None
+        scale = (
+            RewardScale(RunningStatistics.of(jnp.float32(0)), jnp.zeros(self.num_envs))
+            if self.normalize_rewards
+            else None
+        )
         return Extra(lanes, scale)
 
 

@@ -33,7 +33,7 @@ class Batch:
 
     steps: Trajectory
     observation: Any
-    reference: Distribution
+    reference: Any
 
     def groups(self, indices: jax.Array) -> Batch:
         """The groups of these indices (M,)."""
@@ -89,7 +89,9 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
         else:
             reset_keys = lane_keys(reset_key, self.num_envs)
 
-        def act(carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+        def act(
+            carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array
+        ) -> tuple[Any, jax.Array, jax.Array]:
             carry, distribution = self.act_distribution(state, carry, observation, is_first, action_mask)
             action = distribution.sample(key)
             return carry, action, distribution.log_prob(action)

@@ -104,7 +104,7 @@ def table(results: Sequence[dict[str, Any]], improvement: dict[str, Any]) -> str
         "mean",
         "worst to best seed",
         "steps per seed",
-        "steps/s",
+        "steps/s, all seeds",
         "time",
     ]
     header += [f"P({ours} is better)"] if improvement["over"] else []

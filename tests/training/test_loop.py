@@ -141,7 +141,10 @@ def test_a_run_whose_seeds_all_diverge_fails_in_one_line(
     monkeypatch.setattr(loop, "build", lambda config: Counting(total_steps=100, sick=(0,)))
     assert train.main(["env=CartPole-v1", f"run_dir={tmp_path}/run"]) == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: diverged in update 4: not finite: the loss and the gradients") and captured.err.count("\n") == 1
+    assert (
+        captured.err.startswith("error: diverged in update 4: not finite: the loss and the gradients")
+        and captured.err.count("\n") == 1
+    )
     assert RunDir(tmp_path / "run").read_summary()["diverged"][0]["update"] == 4
 
 

@@ -1,0 +1,269 @@
+"""What a sweep costs: HAEPO on CartPole, many configurations together, one after another, in processes, and rejax.
+
+Every way trains the same configurations (a random search over learning_rate, entropy_coef and history_decay) for as
+many live steps, and is timed from its start to its last result, compilation included. "One after another" compiles
+once, for hyperparameters are traced there too. "Separate processes" runs `python -m haepo_jax.train` for each
+configuration, as many at once as there are cores; it may be measured on some of them and scaled. rejax has no HAEPO: it
+trains its PPO with as many learning rates and entropy coefficients, vmapped, unevaluated, under its own interpreter.
+
+    python experiments/benchmark_sweep.py --rejax-python rejax-venv/bin/python
+    python experiments/benchmark_sweep.py --configs 8 --total-steps 20000 --parts sweep sequential growth --growth 1 2 4
+
+Parts: `sweep`, `sequential`, `processes`, `rejax` (times); `growth` (1 to 1,024 configurations together); `halving`
+(the best of successive halving against the best of the full sweep, and its steps); `seeds` (final returns of 50 seeds
+in a sweep against 50 alone).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import haepo_jax as hx  # noqa: E402
+from haepo_jax.sweeps.results import SweepResult  # noqa: E402
+
+SPACE = {
+    "learning_rate": "tag(log,interval(3e-4,3e-2))",
+    "entropy_coef": "tag(log,interval(1e-4,1e-1))",
+    "history_decay": "interval(0.9,1)",
+}
+
+REJAX = """
+import json, sys, time
+import jax, numpy as np, rejax
+settings = json.loads(sys.argv[1])
+begin = time.perf_counter()
+algo = rejax.PPO.create(
+    env=settings["env"], total_timesteps=settings["total_steps"], eval_freq=settings["total_steps"], num_envs=32,
+    num_steps=128, num_epochs=4, num_minibatches=4, skip_initial_evaluation=True,
+    agent_kwargs={"hidden_layer_sizes": (64, 64), "activation": "tanh"},
+)
+algo = algo.replace(eval_callback=lambda algo, state, key: ())
+rates, entropies = np.float32(settings["rates"]), np.float32(settings["entropies"])
+keys = jax.vmap(jax.random.key)(np.zeros(len(rates), np.uint32))
+def train(rate, entropy, key):
+    state, _ = algo.replace(learning_rate=rate, ent_coef=entropy).train(key)
+    return state.global_step, state.actor_ts.params
+steps, _ = jax.block_until_ready(jax.jit(jax.vmap(train))(rates, entropies, keys))
+print(json.dumps({"seconds": time.perf_counter() - begin, "steps": int(np.sum(steps))}))
+"""
+
+
+def together(options: argparse.Namespace, configs: int, seeds: int = 1, **settings: Any) -> tuple[SweepResult, float]:
+    """A sweep, and its seconds."""
+    begin = time.perf_counter()
+    found = hx.sweep(
+        options.env,
+        "haepo",
+        SPACE,
+        search="random",
+        num_configs=configs,
+        num_seeds=seeds,
+        total_steps=options.total_steps,
+        **({"batch_size": options.batch_size} if options.batch_size else {}),
+        **settings,
+    )
+    return found, time.perf_counter() - begin
+
+
+def algorithm_of(values: dict[str, Any], options: argparse.Namespace) -> Any:
+    numbers = {key.removeprefix("algo."): value for key, value in values.items()}
+    return hx.HAEPO(options.env, total_steps=options.total_steps, eval_episodes=0, log_points=1, **numbers)
+
+
+def configurations(options: argparse.Namespace, count: int) -> list[dict[str, Any]]:
+    """What a random search of the space draws."""
+    from haepo_jax.config import read_arguments
+    from haepo_jax.sweeps.settings import read_sweep
+
+    arguments = [f"env={options.env}", *(f"algo.{key}={text}" for key, text in SPACE.items())]
+    plan = read_sweep(read_arguments(arguments).overrides)
+    return [plan.drawn(index) for index in range(count)]
+
+
+def measure_sweep(options: argparse.Namespace) -> dict[str, Any]:
+    found, seconds = together(options, options.configs)
+    return {"seconds": seconds, "steps": int(found.env_steps.sum()), "best": float(found.value.max())}
+
+
+def measure_sequential(options: argparse.Namespace) -> dict[str, Any]:
+    """One process, one compilation, each configuration at its own pace."""
+    begin = time.perf_counter()
+
+    def train_and_evaluate(algorithm: Any, key: jax.Array) -> Any:
+        state, _ = algorithm.train(key)
+        return state.env_steps, algorithm.evaluate(state, episodes=128)["return"].mean()
+
+    run = jax.jit(train_and_evaluate)
+    steps, returns = 0, []
+    for values in configurations(options, options.configs):
+        done, value = jax.block_until_ready(run(algorithm_of(values, options), jax.random.key(0)))
+        steps += int(done.to_int())
+        returns.append(float(value))
+    return {"seconds": time.perf_counter() - begin, "steps": steps, "best": max(returns)}
+
+
+def measure_processes(options: argparse.Namespace) -> dict[str, Any]:
+    """A process for each configuration, as many at once as there are cores."""
+    count = min(options.configs, options.processes_sample)
+    at_once = os.cpu_count() or 1
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        waiting = configurations(options, count)
+        running: list[subprocess.Popen[bytes]] = []
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                values = waiting.pop()
+                command = [
+                    sys.executable,
+                    "-m",
+                    "haepo_jax.train",
+                    f"env={options.env}",
+                    f"total_steps={options.total_steps}",
+                ]
+                command += [f"{key}={value!r}" for key, value in values.items()]
+                command += ["algo.eval_episodes=0", "tensorboard=false", f"run_dir={folder}/{len(waiting)}"]
+                running.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+            for process in [process for process in running if process.poll() is not None]:
+                if process.returncode:
+                    raise RuntimeError(f"a training process ended with {process.returncode}")
+                running.remove(process)
+            time.sleep(0.05)
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds * options.configs / count, "measured": count, "measured_seconds": seconds}
+
+
+def measure_rejax(options: argparse.Namespace) -> dict[str, Any]:
+    if options.rejax_python is None:
+        raise SystemExit("the part rejax needs --rejax-python")
+    drawn = configurations(options, options.configs)
+    settings = {
+        "env": options.env,
+        "total_steps": options.total_steps,
+        "rates": [values["algo.learning_rate"] for values in drawn],
+        "entropies": [values["algo.entropy_coef"] for values in drawn],
+    }
+    command = [options.rejax_python, "-c", REJAX, json.dumps(settings)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    measured: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return measured
+
+
+def measure_growth(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of sweeps of growing size, compilation included."""
+    rows = []
+    for configs in options.growth:
+        found, seconds = together(options, configs)
+        rows.append({"configs": configs, "seconds": seconds, "steps": int(found.env_steps.sum())})
+        print(
+            f"  {configs:5d} configurations  {seconds:9.1f} s  {rows[-1]['steps'] / seconds:12,.0f} steps/s", flush=True
+        )
+    return {"rows": rows}
+
+
+def measure_halving(options: argparse.Namespace) -> dict[str, Any]:
+    """Each repeat draws its own configurations; the best by halving is judged by its own return, trained to the end."""
+    rows: list[dict[str, Any]] = []
+    for repeat in range(options.repeats):
+        settings = {"search_seed": repeat, "seed": 1000 * repeat, "seeds": options.halving_seeds}
+        full, full_seconds = together(options, options.configs, **settings)
+        halved, seconds = together(options, options.configs, halving=3, **settings)
+        best, found = full.best(), halved.best()
+        assert best is not None and found is not None
+        gap = (full.value[best] - halved.value[found]) / abs(full.value[best])
+        share = halved.env_steps.sum() / full.env_steps.sum()
+        rows.append(
+            {
+                "best": float(full.value[best]),
+                "found": float(halved.value[found]),
+                "gap": float(gap),
+                "share_of_steps": float(share),
+                "seconds": [full_seconds, seconds],
+            }
+        )
+        print(
+            f"  repeat {repeat}: best {rows[-1]['best']:.1f}, found {rows[-1]['found']:.1f}, {share:.0%} of the steps",
+            flush=True,
+        )
+    within = sum(row["gap"] <= 0.02 for row in rows)
+    return {
+        "rows": rows,
+        "within_2_percent": within,
+        "largest_share_of_steps": max(row["share_of_steps"] for row in rows),
+    }
+
+
+def measure_seeds(options: argparse.Namespace) -> dict[str, Any]:
+    """Final returns of one configuration: seeds inside a sweep of two configurations, and alone."""
+    from scipy.stats import ks_2samp
+
+    rates = [3e-3, 1e-2]
+    found = hx.sweep(options.env, "haepo", {"learning_rate": rates}, num_seeds=50, total_steps=options.total_steps)
+    algorithm = algorithm_of({"algo.learning_rate": rates[0]}, options)
+
+    def train_and_evaluate(key: jax.Array) -> jax.Array:
+        return algorithm.evaluate(algorithm.train(key)[0], episodes=128)["return"].mean()
+
+    run = jax.jit(train_and_evaluate)
+    alone = np.array([float(run(jax.random.key(seed))) for seed in range(50)])
+    test = ks_2samp(found.returns[0], alone)
+    return {"in_sweep": found.returns[0].tolist(), "alone": alone.tolist(), "p_value": float(test.pvalue)}
+
+
+PARTS = {
+    "sweep": measure_sweep,
+    "sequential": measure_sequential,
+    "processes": measure_processes,
+    "rejax": measure_rejax,
+    "growth": measure_growth,
+    "halving": measure_halving,
+    "seeds": measure_seeds,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["sweep", "sequential", "processes", "rejax"])
+    parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--configs", type=int, default=256)
+    parser.add_argument("--total-steps", type=int, default=200_000)
+    parser.add_argument("--batch-size", type=int, help="configurations in one call (default: measured)")
+    parser.add_argument("--processes-sample", type=int, default=10**9, help="run so many processes and scale the time")
+    parser.add_argument("--rejax-python", help="interpreter of a virtual environment with rejax 0.1.3")
+    parser.add_argument("--growth", type=int, nargs="+", default=[1, 4, 16, 64, 256, 1024])
+    parser.add_argument("--repeats", type=int, default=10, help="of the comparison of halving with the full sweep")
+    parser.add_argument("--halving-seeds", type=int, default=1, help="seeds of each configuration there")
+    parser.add_argument("--output", type=Path, default=HERE / "results", help="folder of benchmark_sweep.json")
+    options = parser.parse_args()
+
+    device = jax.devices()[0]
+    file = options.output / f"benchmark_sweep_{device.platform}.json"
+    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    results["machine"] = {"device": device.device_kind, "processor": platform.machine(), "cores": os.cpu_count()}
+    asked = {name: getattr(options, name) for name in ("env", "configs", "total_steps", "batch_size")}
+    for part in options.parts:
+        print(f"{part}:", flush=True)
+        results[part] = {**asked, **PARTS[part](options)}
+        shown = {key: value for key, value in results[part].items() if not isinstance(value, list)}
+        print(f"  {shown}", flush=True)
+        options.output.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""Trains several algorithms alike and compares them: `python -m haepo_jax.compare env=CartPole-v1 algo=haepo,ppo`."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haepo_jax import config as configuration
+from haepo_jax.config import ALGORITHM_NAMES, ConfigError, RunConfig, setting, short
+from haepo_jax.envs import list_envs, resolve_name
+from haepo_jax.training.entry import Interrupted, RunError, entry_point
+from haepo_jax.training.resume import allowed, existing_run
+from haepo_jax.training.run_dir import RunDir, check_run_dir, create_run_dir, json_text, write_atomically
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+HELP = """\
+Trains several algorithms on the same environments, each algorithm's seeds in one compiled program, and compares them:
+one figure, one table, one JSON document.
+
+usage: python -m haepo_jax.compare env=<environment>[,...] algo=<name>[,...] [key=value ...]
+
+  python -m haepo_jax.compare env=CartPole-v1
+  python -m haepo_jax.compare env=CartPole-v1,Acrobot-v1 algo=haepo,haepo_paper,ppo num_seeds=5 total_steps=2e5
+  python -m haepo_jax.compare env=CartPole-v1 algo=haepo,ppo algo.num_envs=64 haepo.kl_coef=0.5 ppo.learning_rate=1e-3
+
+options:
+  --help        this text
+  --list-envs   print the environments' names and stop
+
+settings of the comparison (key, default, meaning):
+{own}
+
+settings of its runs, shared by all of them:
+{shared}
+
+hyperparameters: algo.<key>= sets one for every algorithm that has it, <name>.<key>= for one algorithm; they are listed
+by python -m haepo_jax.train --help algo=<name>. Algorithms and presets:
+{algorithms}
+
+A comparison leaves in its directory: comparison.json, comparison.md, comparison.png, and each run in a directory of its
+own, named after its algorithm (and environment, where there are several), as haepo_jax.train leaves it. Settings that
+cannot be used end with exit status 2.
+"""
+
+BASELINES = ("haepo", "ppo", "grpo", "dpo")
+DEFAULTS = ("num_seeds=10", "tensorboard=false")
+"""Where the runs of a comparison differ from a run alone."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contestants:
+    """What takes several values: every algorithm meets every environment."""
+
+    env: tuple[str, ...] = setting((), list, "the environments: one or more (required)")
+    algo: tuple[str, ...] = setting(BASELINES, list, "the algorithms or presets")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """The other settings of `python -m haepo_jax.compare` that are not those of its runs."""
+
+    run_dir: str | None = setting(None, str, "where the results go; null: runs/compare-<time>", optional=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A comparison to be made: its directory, and the settings of each run by its directory's name."""
+
+    run_dir: str | None
+    runs: dict[str, RunConfig]
+
+    @property
+    def any_run(self) -> RunConfig:
+        """For the settings that all runs share."""
+        return next(iter(self.runs.values()))
+
+
+def help_text() -> str:
+    """What `--help` prints."""
+    own = {field.name: field for schema in (Contestants, CompareConfig) for field in dataclasses.fields(schema)}
+    shared = {field.name: field for field in dataclasses.fields(RunConfig) if field.name not in own}
+    return HELP.format(
+        own=configuration.settings_table(own.values()),
+        shared=configuration.settings_table(shared.values(), defaults={"num_seeds": 10, "tensorboard": False}),
+        algorithms=configuration.algorithm_table(),
+    )
+
+
+def read_comparison(overrides: tuple[Override, ...]) -> Comparison:
+    """Every setting of every run, checked; raises ConfigError at the first that is wrong."""
+    names = {"env": [""], "algo": list(BASELINES)}
+    own: list[Override] = []
+    shared: list[Override] = []
+    hyperparameters: list[tuple[str, Override]] = []
+    for override in overrides:
+        key = override.key_or_group
+        head, _, rest = key.partition(".")
+        if key in names:
+            names[key] = _names(override)
+        elif override.is_sweep_override():
+            raise ConfigError(
+                f"{short(override.input_line)}: only env and algo take several values here, see haepo_jax.sweep"
+            )
+        elif rest and head in ("algo", *ALGORITHM_NAMES):
+            hyperparameters.append((head, override))
+        else:
+            (own if key == "run_dir" else shared).append(override)
+    settings = configuration.compose(own, CompareConfig) if own else CompareConfig()
+    envs, algos = [_resolved(env) for env in names["env"]], names["algo"]
+    for key, values in (("env", envs), ("algo", algos)):
+        if repeated := [value for value in values if values.count(value) > 1]:
+            raise ConfigError(f"{key}={','.join(map(str, values))} names {repeated[0]!r} twice")
+    for algo in algos:
+        configuration.algorithm_class(algo)
+
+    per_algo = _hyperparameters_by_algorithm(algos, hyperparameters)
+    defaults = configuration.read_arguments(DEFAULTS).overrides
+    runs: dict[str, RunConfig] = {}
+    for env, algo in itertools.product(envs, algos):
+        chosen = configuration.read_arguments([f"env={env}", f"algo={algo}"]).overrides
+        try:
+            config = configuration.compose([*chosen, *defaults, *shared, *per_algo[algo]], RunConfig)
+        except ConfigError as error:
+            where = f"{algo}: " if per_algo[algo] and str(error).startswith("algo.") else ""
+            raise ConfigError(f"{where}{error}") from None
+        runs[algo if len(envs) == 1 else f"{algo}-{env.replace('/', '-')}"] = config
+    return Comparison(settings.run_dir, runs)
+
+
+def _names(override: Override) -> list[str]:
+    """The values of `env=` or `algo=`, one or several; raises ConfigError."""
+    text = short(override.input_line)
+    if (override.input_line or "")[:1] in "+~" or override.package is not None:
+        raise ConfigError(f"cannot use {text}: write key=value")
+    try:
+        one = None if override.is_sweep_override() else override.value()
+        values = (
+            configuration.choices(override) if override.is_sweep_override() else one if isinstance(one, list) else [one]
+        )
+    except Exception as error:  # Hydra's ranges and globs raise errors of their own
+        raise ConfigError(f"cannot use {text}: {error}") from None
+    if not values or not all(isinstance(value, str) and value for value in values):
+        raise ConfigError(f"cannot use {text}: write {override.key_or_group}=a,b")
+    return list(values)
+
+
+def _resolved(env: str) -> str:
+    if not env:
+        raise ConfigError(
+            "env= is missing: name one or more environments, for example env=CartPole-v1 (--list-envs lists them)"
+        )
+    try:
+        return resolve_name(env)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _hyperparameters_by_algorithm(algos: list[str], given: list[tuple[str, Override]]) -> dict[str, list[Override]]:
+    """`algo.<key>=` goes to every algorithm that has the key, `<name>.<key>=` to that one."""
+    chosen: dict[str, list[Override]] = {algo: [] for algo in algos}
+    for head, override in given:
+        name = override.key_or_group.partition(".")[2]
+        text = override.input_line or ""
+        if text[0] in "+~":
+            raise ConfigError(f"cannot use {short(text)}: write key=value, without {text[0]!r}")
+        if head != "algo" and head not in algos:
+            raise ConfigError(f"cannot use {short(text)}: {head} is not among the algorithms, algo={','.join(algos)}")
+        takers = [
+            algo for algo in algos if head in ("algo", algo) and name in configuration.hyperparameter_fields(algo)
+        ]
+        if not takers:
+            configuration.find_field(f"algo.{name}", algos[0] if head == "algo" else head, {})
+        line = configuration.read_arguments([f"algo.{name}={text.partition('=')[2]}"]).overrides
+        for algo in takers:
+            chosen[algo] += line
+    return chosen
+
+
+@entry_point
+def main(argv: list[str]) -> int:
+    """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
+    if "--help" in argv or "-h" in argv:
+        print(help_text(), end="")
+        return 0
+    arguments = configuration.read_arguments(argv)
+    if arguments.list_envs:
+        print("\n".join(list_envs()))
+        return 0
+    if arguments.show_config:
+        raise ConfigError(
+            "--cfg job belongs to haepo_jax.train: a comparison keeps each run's settings in its config.yaml"
+        )
+    return compare(read_comparison(arguments.overrides), argv)
+
+
+def compare(comparison: Comparison, argv: list[str]) -> int:
+    """Trains and compares; returns the exit status."""
+    directory, runs = _places(comparison)
+    place = dataclasses.replace(comparison.any_run, run_dir=str(directory))
+    check_run_dir(place)
+
+    from haepo_jax.training.loop import build
+
+    # A combination that does not work is refused now and not after hours.
+    for config in runs.values():
+        build(config)
+    if comparison.any_run.dry_run:
+        print("the settings are usable; dry_run=true stops here")
+        return 0
+    create_run_dir(place)
+    for number, config in enumerate(runs.values(), start=1):
+        print(f"[{number}/{len(runs)}] {config.algo.name} on {config.env}", flush=True)
+        try:
+            _train(config)
+        except Interrupted as interruption:
+            others = [argument for argument in argv if not argument.startswith(("run_dir=", "resume="))]
+            again = shlex.join(["python", "-m", "haepo_jax.compare", *others, f"run_dir={directory}", "resume=true"])
+            raise Interrupted(
+                interruption.signum, f"the comparison was ended in run {number} of {len(runs)}; to go on: {again}"
+            ) from None
+        print(flush=True)
+    _report(directory, runs, argv)
+    return 0
+
+
+def _places(comparison: Comparison) -> tuple[Path, dict[str, RunConfig]]:
+    """The comparison's directory, and its runs with theirs; raises ConfigError where one of them cannot be used."""
+    resume = comparison.any_run.resume
+    if comparison.run_dir is None and resume != "false":
+        raise ConfigError(f"resume={resume} needs run_dir=<the directory of the comparison>")
+    directory = Path(comparison.run_dir) if comparison.run_dir is not None else _new_directory()
+    runs, found = {}, 0
+    for name, config in comparison.runs.items():
+        run = RunDir(directory / name)
+        config = dataclasses.replace(config, run_dir=str(run.path), resume="false" if resume == "false" else "auto")
+        if resume != "false" and existing_run("auto", config.run_dir):
+            allowed(run.read_config(), config, run)
+            found += 1
+        else:
+            check_run_dir(config)
+        runs[name] = config
+    if resume == "true" and not found:
+        raise ConfigError(
+            f"run_dir={short(str(directory))} holds none of these runs: there is nothing to resume (resume=auto starts)"
+        )
+    return directory, runs
+
+
+def _new_directory() -> Path:
+    stem = f"compare-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    names = (stem if count == 1 else f"{stem}-{count}" for count in itertools.count(1))
+    return next(path for path in (Path("runs") / name for name in names) if not path.exists())
+
+
+def _train(config: RunConfig) -> None:
+    """One run, as `python -m haepo_jax.train` makes it or goes on with it."""
+    from haepo_jax.train import train
+
+    assert config.run_dir is not None
+    try:
+        train(config, command_of(config))
+    except RunError as error:
+        # A run in which every seed diverged has ended, and is a result.
+        if not RunDir(Path(config.run_dir)).summary.exists():
+            raise
+        print(f"note: {error}", file=sys.stderr)
+
+
+def command_of(config: RunConfig) -> list[str]:
+    """The arguments of `haepo_jax.train` that make this run: whatever differs from the defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    values: dict[str, Any] = {key: getattr(config, key) for key in defaults if key not in ("env", "algo", "env_kwargs")}
+    changed = {key: value for key, value in values.items() if value != defaults[key]}
+    usual = configuration.hyperparameter_defaults(config.algo.name)
+    changed |= {f"algo.{k}": v for k, v in config.algo.hyperparameters.items() if v != usual[k]}
+    changed |= {f"env_kwargs.{key}": value for key, value in config.env_kwargs.items()}
+    return [f"env={config.env}", f"algo={config.algo.name}", *(f"{k}={_hydra_text(v)}" for k, v in changed.items())]
+
+
+def _hydra_text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_hydra_text, value)) + "]"
+    return (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    )
+
+
+def _report(directory: Path, runs: dict[str, RunConfig], argv: list[str]) -> None:
+    from haepo_jax.training import comparison
+    from haepo_jax.training.plots import write_figure
+
+    results = [comparison.read_result(c.algo.name, c.env, RunDir(directory / name)) for name, c in runs.items()]
+    improvement = comparison.improvements(results)
+    document = {
+        "command": shlex.join(["python", "-m", "haepo_jax.compare", *argv]),
+        "machine": comparison.machine(),
+        "results": results,
+        "probability_of_improvement": improvement,
+    }
+    text = comparison.table(results, improvement)
+    figure = comparison.comparison_figure([(c.algo.name, c.env, RunDir(directory / name)) for name, c in runs.items()])
+    try:
+        write_atomically(directory / "comparison.json", json_text(document, indent=2) + "\n")
+        write_atomically(directory / "comparison.md", f"`{document['command']}`\n\n{text}")
+        write_figure(figure, directory / "comparison.png")
+    except OSError as error:
+        raise RunError(f"{str(directory)!r} cannot be written: {error.strerror}") from None
+    print(text)
+    print(f"comparison.json, comparison.md and comparison.png in {directory}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

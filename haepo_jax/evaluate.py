@@ -1,0 +1,285 @@
+"""Plays many episodes with a run's policies: `python -m haepo_jax.evaluate run_dir=runs/x episodes=1000`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from haepo_jax import config as configuration
+from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.config import ConfigError, one_line, setting, short
+from haepo_jax.training.entry import RunError, entry_point
+from haepo_jax.training.progress import number
+from haepo_jax.training.run_dir import RunDir, json_text, write_atomically
+from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from haepo_jax.algorithms.base import Algorithm, TrainState
+
+HELP = """\
+Plays many episodes with the policies of a run, with sampled and with greedy actions, and says how they end.
+
+usage: python -m haepo_jax.evaluate run_dir=<directory> [key=value ...]
+
+  python -m haepo_jax.evaluate run_dir=runs/x
+  python -m haepo_jax.evaluate run_dir=runs/x episodes=10000 checkpoint=best seed=3
+
+settings (key, default, meaning):
+{settings}
+
+The results are printed and left in the run's directory: evaluation.json (with every episode's return) and
+evaluation.png. Settings that cannot be used end with exit status 2.
+"""
+
+CHUNK = 1000
+"""Episodes played side by side for each seed."""
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """The settings of `python -m haepo_jax.evaluate`."""
+
+    run_dir: str = setting("", str, "the directory of the run, finished or not (required)")
+    episodes: int = setting(1000, int, "episodes for each seed, and as many with greedy actions", within=hp.COUNT)
+    checkpoint: str = setting("last", str, "which state of the run", choices=("last", "best"))
+    seed: int | None = setting(
+        None, int, "one of the run's seeds, by its own number; null: all", within=hp.Range(0, 2**31 - 1), optional=True
+    )
+    episode_seed: int | None = setting(
+        None,
+        int,
+        "of starts, actions and transitions; null: the episodes that every run ends with",
+        within=hp.Range(0, 2**31 - 1),
+        optional=True,
+    )
+
+
+def read_run(run_dir: str) -> RunDir:
+    """The directory that a command's `run_dir=` names; raises ConfigError where it is missing or no run."""
+    if not run_dir:
+        raise ConfigError("run_dir= is missing: name the directory of a run")
+    directory = RunDir(Path(run_dir))
+    directory.read_config()
+    return directory
+
+
+def warn(text: str) -> None:
+    """Tells on the command line what is wrong with a checkpoint that was passed over."""
+    print(f"warning: {one_line(text)}; taking the one before", file=sys.stderr)
+
+
+@entry_point
+def main(argv: list[str]) -> int:
+    """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
+    if "--help" in argv or "-h" in argv:
+        print(HELP.format(settings=configuration.settings_table(dataclasses.fields(EvaluateConfig))), end="")
+        return 0
+    config = configuration.compose(configuration.read_arguments(argv).overrides, EvaluateConfig)
+    directory = read_run(config.run_dir)
+
+    from haepo_jax.loading import load_run, seed_lane
+
+    algorithm, run, states = load_run(directory, config.checkpoint, warn)
+    seeds = list(range(run.seed, run.seed + run.num_seeds))
+    if config.seed is not None:
+        lane = seed_lane(run, config.seed)
+        seeds = [seeds[lane]]
+        if run.num_seeds > 1:
+            states = _lanes(states, slice(lane, lane + 1))
+    if run.num_seeds == 1:
+        states = _lanes(states, None)
+    played = play(algorithm, states, config.episodes, config.episode_seed)
+
+    document = {
+        "command": shlex.join(["python", "-m", "haepo_jax.evaluate", *argv]),
+        "env": run.env,
+        "algo": run.algo.name,
+        "checkpoint": config.checkpoint,
+        "env_steps_per_seed": np.atleast_1d(states.env_steps.to_int()).tolist(),
+        "seeds": seeds,
+        "episodes": config.episodes,
+        "episode_seed": config.episode_seed,
+        **{
+            kind: {"statistics": summarise(values["return"], seeds), **_listed(values)}
+            for kind, values in played.items()
+        },
+    }
+    print(report(document, played))
+    title = f"{run.algo.name} on {run.env}, {config.episodes:,} episodes{' a seed' if len(seeds) > 1 else ''}"
+    try:
+        from haepo_jax.training.plots import write_figure
+
+        write_atomically(directory.path / "evaluation.json", json_text(document) + "\n")
+        write_figure(
+            histogram_figure({kind: values["return"] for kind, values in played.items()}, title),
+            directory.path / "evaluation.png",
+        )
+    except OSError as error:
+        raise RunError(f"run_dir={short(config.run_dir)} cannot be written: {error.strerror}") from None
+    print(f"evaluation.json and evaluation.png in {directory.path}")
+    return 0
+
+
+def _lanes(states: TrainState, index: slice | None) -> TrainState:
+    import jax
+
+    picked: TrainState = jax.tree.map(lambda x: x[index], states)
+    return picked
+
+
+def play(
+    algorithm: Algorithm, states: TrainState, episodes: int, episode_seed: int | None
+) -> dict[str, dict[str, Array]]:
+    """`sampled` and `greedy`: `return` and `length`, (seeds, episodes) each, of states with a leading axis of seeds.
+
+    The seeds share the episodes' keys. Without `episode_seed` the first chunk is the evaluation that runs end with.
+    """
+    import jax
+
+    from haepo_jax.algorithms.base import EVALUATION_SEED
+
+    key = jax.random.key(EVALUATION_SEED if episode_seed is None else episode_seed)
+
+    def chunk(size: int) -> Any:
+        def both(states: TrainState, key: jax.Array) -> dict[str, Any]:
+            kinds = {"sampled": False, "greedy": True}
+            return {
+                kind: algorithm.evaluate(states, episodes=size, greedy=greedy, key=key)
+                for kind, greedy in kinds.items()
+            }
+
+        return jax.jit(jax.vmap(both, in_axes=(0, None)))
+
+    whole, parts = chunk(min(CHUNK, episodes)), []
+    for index in range(-(-episodes // CHUNK)):
+        size = min(CHUNK, episodes - index * CHUNK)
+        function = whole if size == min(CHUNK, episodes) else chunk(size)
+        parts.append(jax.device_get(function(states, jax.random.fold_in(key, index) if index else key)))
+    joined = jax.tree.map(lambda *x: np.concatenate(x, axis=1).astype(np.float64), *parts)
+    return dict(joined)
+
+
+def summarise(returns: Array, seeds: list[int]) -> list[dict[str, Any]]:
+    """Statistics of returns (seeds, episodes): a row for each seed, whose interval resamples episodes; and where there
+    are several, a last one over the seeds' means, whose interval resamples seeds."""
+    rows = [{"seed": seed, **_statistics(values)} for seed, values in zip(seeds, returns, strict=True)]
+    if len(seeds) > 1:
+        rows.append({"seed": None, **_statistics(returns.mean(axis=1))})
+    return rows
+
+
+def _statistics(values: Array) -> dict[str, Any]:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return dict.fromkeys(("mean", "iqm", "min", "max"), np.nan) | {
+            "iqm_interval": [np.nan, np.nan],
+            "not_finite": len(values),
+        }
+    low, high = bootstrap_interval(known)
+    return {
+        "mean": float(known.mean()),
+        "iqm": float(interquartile_mean(known)),
+        "iqm_interval": [float(low), float(high)],
+        "min": float(known.min()),
+        "max": float(known.max()),
+        "not_finite": len(values) - len(known),
+    }
+
+
+def _listed(values: dict[str, Array]) -> dict[str, Any]:
+    return {"return": values["return"].tolist(), "length": values["length"].astype(int).tolist()}
+
+
+def report(document: dict[str, Any], played: dict[str, dict[str, Array]]) -> str:
+    """The tables and histograms that are printed."""
+    steps = document["env_steps_per_seed"]
+    lines = [
+        f"{document['algo']} on {document['env']}, {document['checkpoint']} checkpoint, "
+        f"after {sum(steps) // len(steps):,} steps{' per seed' if len(steps) > 1 else ''}"
+    ]
+    for kind, values in played.items():
+        lines += ["", f"{kind} actions, {document['episodes']:,} episodes{' a seed' if len(steps) > 1 else ''}"]
+        lines.append(f"  {'seed':>8} {'mean':>10} {'IQM':>10} {'95% interval':>22} {'min':>10} {'max':>10}")
+        for row in document[kind]["statistics"]:
+            name = "all" if row["seed"] is None else str(row["seed"])
+            low, high = row["iqm_interval"]
+            interval = "-" if np.isnan([low, high]).any() else f"{number(low)} to {number(high)}"
+            cells = [number(row[key]) for key in ("mean", "iqm", "min", "max")]
+            lines.append(f"  {name:>8} {cells[0]:>10} {cells[1]:>10} {interval:>22} {cells[2]:>10} {cells[3]:>10}")
+            if row["not_finite"]:
+                lines.append(f"  {'':>8} {row['not_finite']} returns are not finite and are left out")
+        lines += [
+            "",
+            text_histogram(values["return"].ravel()),
+            f"  mean length {number(float(values['length'].mean()))} steps",
+        ]
+    if len(steps) > 1:
+        lines += [
+            "",
+            "IQM: interquartile mean; its interval resamples a seed's episodes, in the row 'all' the seeds' means.",
+        ]
+    else:
+        lines += ["", "IQM: interquartile mean; its interval resamples the episodes."]
+    return "\n".join(lines)
+
+
+def text_histogram(values: Array, bins: int = 10, width: int = 40) -> str:
+    """A line for each bin: its lower end, a bar and its share of the values."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return "  no finite returns"
+    counts, edges = np.histogram(known, _edges(known, bins))
+    labels = [number(edge) for edge in edges[:-1]]
+    wide = max(map(len, labels))
+    lines = []
+    for label, count in zip(labels, counts, strict=True):
+        bar = "#" * round(width * count / counts.max())
+        lines.append(f"  {label:>{wide}} | {bar:<{width}} {count / len(known):6.1%}")
+    return "\n".join(lines)
+
+
+def _edges(values: Array, bins: int) -> Array:
+    low, high = float(values.min()), float(values.max())
+    # One bin where all values are equal, or too close for floating point to tell bins apart.
+    if np.linspace(low, high, bins + 1)[1] == low:
+        return np.array([low, np.nextafter(high, np.inf)])
+    return np.linspace(low, high, bins + 1)
+
+
+def histogram_figure(returns: dict[str, Array], title: str) -> Figure:
+    """How the returns (seeds, episodes) of each kind of action are spread, seeds pooled."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    known = {kind: values[np.isfinite(values)] for kind, values in returns.items()}
+    pooled = np.concatenate(list(known.values()))
+    if len(pooled):
+        low, high = float(pooled.min()), float(pooled.max())
+        edges = np.linspace(low, high, 41) if high > low else np.linspace(low - 0.5, high + 0.5, 4)
+        for kind, values in known.items():
+            weights = np.full(len(values), 1 / max(1, len(values)))
+            label = f"{kind}, mean {number(float(values.mean()))}" if len(values) else kind
+            axes.hist(values, edges.tolist(), weights=weights, alpha=0.55, label=label)
+        axes.legend()
+    axes.set_xlabel("return of an episode")
+    axes.set_ylabel("share of the episodes")
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

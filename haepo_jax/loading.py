@@ -1,0 +1,156 @@
+"""A trained policy back from its run: `algo, policy = hx.load("runs/x", seed=0)`."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from haepo_jax.algorithms.base import Algorithm, TrainState
+from haepo_jax.config import ConfigError, RunConfig
+from haepo_jax.rollout import to_env_action
+from haepo_jax.training.checkpoints import Checkpoint, Checkpoints
+from haepo_jax.training.loop import build
+from haepo_jax.training.resume import settings_that_matter
+from haepo_jax.training.run_dir import RunDir
+
+CHECKPOINTS = ("last", "best")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainedPolicy:
+    """One trained policy as a pure function of one observation, its observation normaliser included.
+
+    It is a pytree, so it may be passed into `jax.jit` and `jax.vmap`; `jax.jit(jax.vmap(policy))(observations, keys)`
+    acts in many environments at once.
+
+    Attributes:
+      algorithm: what it was trained by, on the environment it was trained in.
+      state: the train state of its seed; `algorithm.evaluate(state)` plays episodes, `algorithm.train_step(state)`
+        trains on.
+    """
+
+    algorithm: Algorithm
+    state: TrainState
+
+    def __call__(
+        self, observation: Any, key: jax.Array | None = None, action_mask: jax.Array | None = None
+    ) -> jax.Array:
+        """An action in the environment's own units, as `env.step` takes it.
+
+        Args:
+          observation: of one environment, as `env.reset` and `env.step` return it.
+          key: a typed PRNG key to sample with; None: the greedy action, the mode of the distribution.
+          action_mask: the valid actions (n,) bool, where the environment has such a notion.
+
+        Raises:
+          TypeError: for a policy that remembers; `act` takes and returns its carry.
+        """
+        carry = self.initial_carry()
+        if jax.tree.leaves(carry):
+            raise TypeError("this policy has a memory: call policy.act(carry, observation, is_first, key)")
+        return self.act(carry, observation, jnp.bool_(True), key, action_mask)[1]
+
+    def initial_carry(self) -> Any:
+        """The memory before the first step of an episode; an empty tuple for a feed-forward policy."""
+        return self.algorithm.initial_carry()
+
+    def act(
+        self,
+        carry: Any,
+        observation: Any,
+        is_first: jax.Array,
+        key: jax.Array | None = None,
+        action_mask: jax.Array | None = None,
+    ) -> tuple[Any, jax.Array]:
+        """As a call, for any policy: takes its memory and whether this is the episode's first step () bool, and returns
+        the memory for the next step with the action."""
+        carry, distribution = self.algorithm.act_distribution(self.state, carry, observation, is_first, action_mask)
+        action = distribution.mode() if key is None else distribution.sample(key)
+        return carry, to_env_action(self.algorithm.env, action)
+
+
+def load(run_dir: str | Path, *, seed: int | None = None, checkpoint: str = "last") -> tuple[Algorithm, TrainedPolicy]:
+    """The algorithm of a run and the policy of one of its seeds.
+
+    >>> algo, policy = hx.load("runs/x", seed=0)
+    >>> action = policy(observation)
+    >>> returns = algo.evaluate(policy.state)["return"]
+
+    Nothing in the directory is executed: settings are checked against this library's own, and arrays against a manifest
+    of hashes.
+
+    Args:
+      run_dir: the directory of the run, finished or not.
+      seed: which of the run's seeds, by its own number; None: the first.
+      checkpoint: `last`, or `best` by return.
+
+    Raises:
+      ConfigError (a ValueError): for a directory without a run or a checkpoint, and for a seed that the run has not.
+      CheckpointError (a RuntimeError): where no checkpoint is intact. A warning names a newest one that is not.
+    """
+    algorithm, config, states = load_run(
+        RunDir(Path(run_dir)), checkpoint, lambda text: warnings.warn(text, stacklevel=3)
+    )
+    return algorithm, policy_of(algorithm, config, states, seed)
+
+
+def policy_of(algorithm: Algorithm, config: RunConfig, states: TrainState, seed: int | None) -> TrainedPolicy:
+    """The policy of one seed, of what `load_run` returns; raises ConfigError."""
+    lane = seed_lane(config, seed)
+    return TrainedPolicy(algorithm, jax.tree.map(lambda x: x[lane], states) if config.num_seeds > 1 else states)
+
+
+def load_run(
+    directory: RunDir, checkpoint: str, warn: Callable[[str], None]
+) -> tuple[Algorithm, RunConfig, TrainState]:
+    """The algorithm, the settings and the train state of a run; of several seeds with a leading axis.
+
+    `warn` is told in one line what is wrong with a checkpoint that was passed over. Raises as `load` does.
+    """
+    if checkpoint not in CHECKPOINTS:
+        raise ConfigError(f"checkpoint={checkpoint!r} must be one of {', '.join(CHECKPOINTS)}")
+    config = directory.read_config()
+    found = _find(directory, checkpoint, warn)
+    saved = found.progress().get("settings")
+    mine = settings_that_matter(config)
+    for key in mine:
+        # A run that was extended has older checkpoints with its former total_steps.
+        if key != "total_steps" and isinstance(saved, dict) and saved.get(key) != mine[key]:
+            raise ConfigError(f"{found.path} was written with another {key} than config.yaml has")
+    algorithm = build(config)
+    return algorithm, config, jax.tree.map(jnp.asarray, found.restore(abstract_states(algorithm, config.num_seeds)))
+
+
+def _find(directory: RunDir, which: str, warn: Callable[[str], None]) -> Checkpoint:
+    checkpoints = Checkpoints(directory.checkpoints)
+    found = checkpoints.best() if which == "best" else checkpoints.newest(lambda one: None, warn)
+    if found is None:
+        what = "no checkpoint with a return" if which == "best" and checkpoints.all() else "no checkpoint yet"
+        raise ConfigError(f"run_dir={str(directory.path)!r} has {what}")
+    return found
+
+
+def abstract_states(algorithm: Algorithm, num_seeds: int) -> TrainState:
+    """Shapes and types of a run's train state; nothing is computed."""
+    key = jax.random.key(0)
+    if num_seeds == 1:
+        return jax.eval_shape(algorithm.init, key)
+    return jax.eval_shape(jax.vmap(algorithm.init), jax.eval_shape(lambda: jax.random.split(key, num_seeds)))
+
+
+def seed_lane(config: RunConfig, seed: int | None) -> int:
+    """Where a seed of a run stands on the leading axis; raises ConfigError."""
+    if seed is None:
+        return 0
+    if not 0 <= seed - config.seed < config.num_seeds:
+        last = config.seed + config.num_seeds - 1
+        known = f"seed {config.seed}" if config.num_seeds == 1 else f"seeds {config.seed} to {last}"
+        raise ConfigError(f"seed={seed} is not in this run, which has {known}")
+    return seed - config.seed

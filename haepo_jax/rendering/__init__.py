@@ -1,0 +1,1 @@
+"""Pictures of episodes, drawn without a display: GIFs of flat tasks, a self-contained page for physics."""

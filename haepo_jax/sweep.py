@@ -1,0 +1,155 @@
+"""Trains many configurations together: `python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=...'`.
+
+The module can be called, as `haepo_jax.sweep(...)`: importing a submodule puts it in the package under its name, where
+the function of that name would otherwise be, depending on who imports what first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import shlex
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+from haepo_jax import config as configuration
+from haepo_jax.config import ConfigError, short
+from haepo_jax.envs import list_envs
+from haepo_jax.sweeps.settings import SweepConfig, SweepPlan, read_sweep
+from haepo_jax.training.entry import entry_point
+
+HELP = """\
+Trains many configurations of an algorithm: all that share their shapes in one compiled program, on every device.
+
+usage: python -m haepo_jax.sweep env=<environment> <key>=<values> [...] [key=value ...]
+
+  python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=tag(log,interval(1e-4,1e-2))' \\
+      'algo.entropy_coef=choice(0,0.001,0.01)' num_configs=256 num_seeds=4
+  python -m haepo_jax.sweep env=Pendulum-v1 algo=haepo,ppo algo.learning_rate=1e-3,3e-3 num_seeds=5
+  python -m haepo_jax.sweep env=CartPole-v1 'algo.kl_coef=interval(0,2)' search=tpe num_configs=200 run_dir=runs/a
+  python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=tag(log,interval(1e-4,1e-1))' halving=3 num_configs=81
+
+values, in Hydra's sweep language:
+  a,b or choice(a,b)       these
+  range(start,stop,step)   these numbers, stop left out
+  interval(low,high)       any number between; tag(log,interval(...)): evenly in the logarithm; int(interval(...))
+What can be swept: env, algo, seed, total_steps, env_kwargs.<name> and algo.<key>. A number or a seed costs nothing to
+vary; each combination of other values is compiled by itself. A key that only some of several algorithms have is theirs
+alone.
+
+options:
+  --help        this text; with algo=<name>, that algorithm's hyperparameters
+  --list-envs   print the environments' names and stop
+
+settings (key, default, meaning):
+{settings}
+
+algorithms and presets (algo=<name>):
+{algorithms}
+
+hyperparameters of algo={algo}:
+{hyperparameters}
+
+A sweep leaves in its directory: trials.csv and trials.parquet (one row per trial: values, returns, curve, state),
+study.log (Optuna's study), summary.json with the best configuration's command, and figures. The same command in the
+same run_dir goes on with a sweep that was interrupted, and started several times, on one machine or many, shares its
+work.
+Settings that cannot be used end with exit status 2.
+"""
+
+
+def help_text(algo: str) -> str:
+    """What `--help` prints, with the hyperparameters of one algorithm."""
+    fields, defaults = configuration.hyperparameter_fields(algo), configuration.hyperparameter_defaults(algo)
+    return HELP.format(
+        settings=configuration.settings_table(dataclasses.fields(SweepConfig)),
+        algorithms=configuration.algorithm_table(),
+        algo=algo,
+        hyperparameters=configuration.settings_table(fields.values(), "algo.", defaults),
+    )
+
+
+@entry_point
+def main(argv: list[str]) -> int:
+    """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
+    if "--help" in argv or "-h" in argv:
+        first = next(
+            (argument.partition("=")[2].partition(",")[0] for argument in argv if argument.startswith("algo=")), "haepo"
+        )
+        configuration.algorithm_class(first)
+        print(help_text(first), end="")
+        return 0
+    arguments = configuration.read_arguments(argv)
+    if arguments.list_envs:
+        print("\n".join(list_envs()))
+        return 0
+    if arguments.show_config:
+        raise ConfigError(
+            "--cfg job belongs to haepo_jax.train: a sweep has no one configuration; dry_run=true checks it"
+        )
+    plan = read_sweep(arguments.overrides)
+    if plan.settings.dry_run:
+        _place(plan, make=False)
+        print(
+            f"the settings are usable: {plan.num_configs} configurations, {plan.search} search; dry_run=true stops here"
+        )
+        return 0
+    directory = _place(plan, make=True)
+    if plan.settings.distributed:
+        from haepo_jax.sharding import initialize_distributed
+
+        initialize_distributed()
+    from haepo_jax.sweeps.display import Display
+    from haepo_jax.sweeps.run import run
+
+    try:
+        run(plan, directory, shlex.join(["python", "-m", "haepo_jax.sweep", *argv]), Display())
+    finally:
+        with contextlib.suppress(OSError):
+            directory.rmdir()  # only where nothing has been written to it
+    return 0
+
+
+def _place(plan: SweepPlan, *, make: bool) -> Path:
+    """The sweep's directory; raises ConfigError where it cannot be used."""
+    settings = plan.settings
+    time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    default = f"runs/sweep-{settings.env.replace('/', '-')}-{settings.algo.name}-{time}"
+    path = Path(settings.run_dir if settings.run_dir is not None else default)
+    name = short(str(path))
+    try:
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"run_dir={name} is a file, not a directory")
+        held = (path / "sweep.json").exists()
+        if (path / "config.yaml").exists():
+            raise ConfigError(f"run_dir={name} holds a training run: choose another directory")
+        if held and settings.resume == "false":
+            raise ConfigError(
+                f"run_dir={name} already holds a sweep: choose another directory, or leave resume=false out"
+            )
+        if not held and settings.resume == "true" and settings.storage is None:
+            raise ConfigError(f"run_dir={name} holds no sweep to resume")
+        if make:
+            path.mkdir(parents=True, exist_ok=True)
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"run_dir={name} cannot be used: {getattr(error, 'strerror', None) or error}") from None
+    return path
+
+
+class _Callable(types.ModuleType):
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        from haepo_jax.sweeps.run import sweep
+
+        return sweep(*arguments, **keywords)
+
+
+sys.modules[__name__].__class__ = _Callable
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,55 @@
+"""One update on real tasks, with few environments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import haepo_jax as hx
+
+FEW: dict[str, Any] = {"num_envs": 4, "num_minibatches": 1, "num_epochs": 1, "hidden_sizes": (8,), "eval_episodes": 0}
+TASKS = [name for name in hx.list_envs() if "/" not in name or name.startswith("gymnax/")]
+
+
+def update(method: str, task: str, **settings: Any) -> None:
+    own = {"group_size": 2} if method == "HAEPO" else {"num_steps": 16}
+    algo = getattr(hx, method)(hx.make_env(task, **settings), **FEW, **own)
+    run = jax.jit(lambda key: jax.lax.scan(lambda state, _: algo.train_step(state), algo.init(key), length=1))
+    state, metrics = run(jax.random.key(0))
+    finite = {name: bool(np.isfinite(value).all()) for name, value in metrics.items()}
+    if method == "PPO":  # No episode need have ended.
+        finite = {name: fine for name, fine in finite.items() if not name.startswith("episode_")}
+    assert all(finite.values()), metrics
+    assert int(state.health.diverged_at) == -1
+    assert state.env_steps.to_int() > 0
+    if method == "HAEPO":
+        assert metrics["episodes"] == 4 and metrics["invalid_episodes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "settings"),
+    [
+        ("HAEPO", "CartPole-v1", {}),
+        ("PPO", "CartPole-v1", {}),
+        ("PPO", "Pendulum-v1", {}),
+        ("HAEPO", "FrozenLake-misc", {}),
+        ("PPO", "DeepSea-bsuite", {}),
+        ("HAEPO", "Breakout-MinAtar", {"max_steps_in_episode": 20}),
+    ],
+)
+def test_an_update(method: str, task: str, settings: dict[str, Any]) -> None:
+    update(method, task, **settings)
+
+
+def test_the_list_is_whole() -> None:
+    assert len(TASKS) == 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", ["HAEPO", "PPO"])
+def test_an_update_on_every_task(method: str, task: str) -> None:
+    update(method, task)

@@ -1,0 +1,174 @@
+"""What an algorithm accepts and refuses, and schedules."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from toy_envs import Drift
+
+import haepo_jax as hx
+from haepo_jax.algorithms import hyperparameters
+from haepo_jax.losses import AUTO
+
+ENV = Drift()
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("HAEPO", {"num_envs": 30}, "num_envs=30 is not a multiple of group_size=8; the nearest that are: 24 or 32"),
+        ("GRPO", {"num_envs": 5}, "num_envs=5 is not a multiple of group_size=8; the nearest that are: 8"),
+        (
+            "DPO",
+            {"num_minibatches": 3},
+            "num_minibatches=3 does not divide num_envs / group_size = 4 groups; the nearest that do: 2 or 4",
+        ),
+        (
+            "PPO",
+            {"num_envs": 3, "num_steps": 5},
+            r"num_envs \* num_steps=15 is not a multiple of num_minibatches=4.* 12 or 16",
+        ),
+        ("HAEPO", {"num_envs": 0}, r"num_envs=0 is out of range \[1, "),
+        ("PPO", {"learning_rate": -1}, r"learning_rate=-1 is out of range \[0, inf\)"),
+        ("PPO", {"learning_rate": float("nan")}, "learning_rate=nan is out of range"),
+        ("PPO", {"learning_rate": (1e-3, -1)}, "learning_rate=-1 is out of range"),
+        ("PPO", {"learning_rate": (1e-3, 0, 0)}, "must be a number or a pair"),
+        ("PPO", {"discount": 1.5}, r"discount=1.5 is out of range \[0, 1\]"),
+        ("PPO", {"discount": (0.9, 0.99)}, r"discount=\(0.9, 0.99\) must be a number"),
+        ("PPO", {"clip_eps": 0}, r"clip_eps=0 is out of range \(0, inf\)"),
+        ("HAEPO", {"history_decay": 0.0}, r"history_decay=0.0 is out of range \(0, 1\]"),
+        ("HAEPO", {"temperature": "warm"}, "temperature='warm' must be a number or 'auto'"),
+        ("HAEPO", {"temperature": 0.0}, "temperature=0.0 is out of range"),
+        ("HAEPO", {"score": "log_rato"}, "score='log_rato' must be one of .*did you mean 'log_ratio'"),
+        ("HAEPO", {"score": "likelihood"}, "score='likelihood' needs credit=trajectory"),
+        ("HAEPO", {"normalize": "standardise"}, "did you mean 'standardize'"),
+        ("HAEPO", {"reference": "last"}, "reference='last' must be one of previous, initial"),
+        ("HAEPO", {"activation": "gelu"}, "activation='gelu' must be one of tanh, relu, swish"),
+        ("HAEPO", {"total_steps": 1e6}, "total_steps=1000000.0 must be an integer"),
+        ("HAEPO", {"total_steps": 0}, "total_steps=0 is out of range"),
+        ("HAEPO", {"hidden_sizes": (64, 0)}, "hidden_sizes=.*must be a list of positive integers"),
+        ("HAEPO", {"hidden_sizes": 64}, "hidden_sizes=64 must be a list"),
+        ("HAEPO", {"entropy_coef": "0.1"}, "entropy_coef='0.1' must be a number"),
+        ("HAEPO", {"entropy_coef": None}, "entropy_coef=None must be a number"),
+        ("HAEPO", {"shared_start": 1}, "shared_start=1 must be true or false"),
+        ("HAEPO", {"num_epochs": True}, "num_epochs=True must be an integer"),
+        ("HAEPO", {"on_nan": "ignore"}, "on_nan='ignore' must be one of stop, skip"),
+        ("DPO", {"beta": 0.0}, "beta=0.0 is out of range"),
+        ("DPO", {"reference_interval": 0}, "reference_interval=0 is out of range"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(method: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(hx.HyperparameterError, match=message) as error:
+        getattr(hx, method)(ENV, **settings)
+    assert "\n" not in str(error.value)
+    with pytest.raises(hx.HyperparameterError, match=message):
+        getattr(hyperparameters, method)(**settings).check()
+    with pytest.raises(hx.HyperparameterError, match=message):
+        getattr(hx, method)(ENV).replace(**settings)
+
+
+def test_a_misspelt_name_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="learning_rat"):
+        hx.HAEPO(ENV, learning_rat=1e-3)
+
+
+def test_an_environment_that_does_not_exist_or_fit() -> None:
+    with pytest.raises(ValueError, match="CartPole-v1"):
+        hx.HAEPO("CartPol-v1")
+    with pytest.raises(TypeError, match="object is no environment"):
+        hx.HAEPO(object())
+
+
+def test_what_may_be_used() -> None:
+    algo = hx.PPO(
+        ENV,
+        hidden_sizes=[8, 8],
+        learning_rate=(1e-3, 0.0),
+        clip_eps=jnp.float32(0.1),
+        target_kl=None,
+        value_clip_eps=0.2,
+    )
+    assert algo.hidden_sizes == (8, 8)
+    assert hx.HAEPO(ENV, temperature="auto", group_size=32, num_minibatches=1).temperature == AUTO
+    # Arrays are trusted, tracers among them: a range that hangs on a value cannot be checked under jit.
+    assert hx.PPO(ENV, learning_rate=jnp.float32(-1)).learning_rate == -1
+
+
+def test_hyperparameters_are_declared_without_jax() -> None:
+    code = "import sys, haepo_jax.algorithms.hyperparameters as h; h.PPO().check(); assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_numbers_are_leaves_and_the_rest_is_structure() -> None:
+    algo = hx.HAEPO(ENV, learning_rate=0.5, kl_coef=0.25)
+    leaves = jax.tree.leaves(algo)
+    assert 0.5 in leaves and 0.25 in leaves
+    assert all(isinstance(leaf, float) for leaf in leaves)
+    assert jax.tree.structure(algo) == jax.tree.structure(algo.replace(learning_rate=0.1))
+    assert jax.tree.structure(algo) != jax.tree.structure(algo.replace(num_epochs=2))
+    for field in dataclasses.fields(algo):
+        if field.metadata.get("static"):
+            hash(getattr(algo, field.name))
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
+def test_schedules(progress: float) -> None:
+    """A number, a pair, a function of the share of steps done; a learning rate that is one number falls to 0."""
+    scheduled = jax.jit(lambda algo, progress: algo.scheduled(progress))
+    cosine = optax.cosine_decay_schedule(0.1, 1)
+    algo = hx.HAEPO(ENV, learning_rate=0.01, kl_coef=(2.0, 1.0), entropy_coef=cosine, temperature="auto")
+    now = scheduled(algo, jnp.float32(progress))
+    np.testing.assert_allclose(now.learning_rate, 0.01 * (1 - progress), rtol=1e-6)
+    np.testing.assert_allclose(now.kl_coef, 2 - progress, rtol=1e-6)
+    np.testing.assert_allclose(now.entropy_coef, cosine(progress), rtol=1e-5, atol=1e-8)
+    assert now.temperature == algo.temperature
+    assert now.history_decay == pytest.approx(0.99)
+
+    # What is a schedule already, or is not to be annealed, is left as it is.
+    kept = hx.HAEPO(ENV, learning_rate=0.01, anneal_learning_rate=False, temperature=(4.0, 2.0), kl_coef=1.0)
+    now = scheduled(kept, jnp.float32(progress))
+    np.testing.assert_allclose(now.learning_rate, 0.01, rtol=1e-6)
+    np.testing.assert_allclose(now.temperature, 4 - 2 * progress, rtol=1e-6)
+    np.testing.assert_allclose(now.kl_coef, 1.0)
+    ramp = hx.PPO(ENV, learning_rate=(0.0, 0.02), clip_eps=lambda share: 0.1 + share)
+    now = scheduled(ramp, jnp.float32(progress))
+    np.testing.assert_allclose(now.learning_rate, 0.02 * progress, rtol=1e-6)
+    np.testing.assert_allclose(now.clip_eps, 0.1 + progress, rtol=1e-6)
+    own = hx.PPO(ENV, learning_rate=cosine)
+    np.testing.assert_allclose(
+        scheduled(own, jnp.float32(progress)).learning_rate, cosine(progress), rtol=1e-5, atol=1e-8
+    )
+
+
+def test_a_schedule_vmaps() -> None:
+    ends = jnp.array([0.0, 1.0])
+    found = jax.vmap(lambda end: hx.HAEPO(ENV).replace(kl_coef=(2.0, end)).scheduled(jnp.float32(0.5)).kl_coef)(ends)
+    np.testing.assert_allclose(found, [1.0, 1.5])
+
+
+def test_observations_are_normalised_where_actions_are_continuous() -> None:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    for env, setting, expected in (
+        ("CartPole-v1", None, False), ("CartPole-v1", True, True),
+        ("Pendulum-v1", None, True), ("Pendulum-v1", False, False),
+    ):  # fmt: skip
+        algo = hx.HAEPO(env, normalize_observations=setting)
+        assert (jax.eval_shape(algo.init, key).normalizer is not None) == expected
+
+
+def test_a_policy_without_a_loss_or_update_says_so() -> None:
+    from haepo_jax.algorithms.base import Algorithm
+    from haepo_jax.algorithms.trajectory import TrajectoryAlgorithm
+
+    with pytest.raises(TypeError, match="Algorithm has no _update"):
+        Algorithm(ENV).train_step(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="TrajectoryAlgorithm has no loss"):
+        TrajectoryAlgorithm(ENV).loss(None, None)  # type: ignore[arg-type]

@@ -1,0 +1,305 @@
+"""Whole runs: the compiled update, seeds and hyperparameters side by side, schedules, the history."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy_envs import Drift, equations, trees_equal
+
+import haepo_jax as hx
+from haepo_jax.counting import StepCount
+
+BANDIT = hx.make_env("haepo/bandit", num_arms=4, num_pulls=2, noise_std=0.3)
+SMALL: dict[str, Any] = {
+    "num_envs": 16,
+    "num_epochs": 2,
+    "num_minibatches": 2,
+    "hidden_sizes": (8,),
+    "eval_episodes": 0,
+}
+GROUPS: dict[str, Any] = {**SMALL, "group_size": 4, "total_steps": 50 * 32, "learning_rate": 0.03}
+ALGORITHMS: dict[str, Any] = {
+    "haepo": hx.HAEPO(BANDIT, **GROUPS),
+    "ppo": hx.PPO(BANDIT, num_steps=4, total_steps=60 * 64, learning_rate=0.03, **SMALL),
+    "grpo": hx.GRPO(BANDIT, reference="initial", **GROUPS),
+    "dpo": hx.DPO(BANDIT, reference_interval=2, **GROUPS),
+}
+STEPS_PER_UPDATE = {name: 64 if name == "ppo" else 32 for name in ALGORITHMS}
+
+
+class Run:
+    """A run to its end, update by update, and what it left on the way."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.algo = name, ALGORITHMS[name]
+        # The algorithm is an argument, so that other numbers in it use the same program.
+        self.step = jax.jit(lambda algo, state: algo.train_step(state))
+        self.init = jax.jit(self.algo.init)
+        state = self.init(jax.random.key(0))
+        self.states, self.metrics = [state], []
+        while state.env_steps.to_int() < self.algo.total_steps:
+            state, metrics = self.step(self.algo, state)
+            self.states.append(state)
+            self.metrics.append(metrics)
+
+
+@pytest.fixture(scope="module", params=list(ALGORITHMS))
+def run(request: pytest.FixtureRequest) -> Run:
+    return Run(request.param)
+
+
+def test_solves_the_bandit(run: Run) -> None:
+    best = 2 * float(BANDIT.params.means.max())
+    returns = [float(metrics["episode_return"]) for metrics in run.metrics]
+    assert returns[0] < 0.6 * best
+    assert np.mean(returns[-5:]) > 0.9 * best
+
+
+def test_the_metrics_have_one_fixed_schema(run: Run) -> None:
+    promised = jax.eval_shape(run.algo.train_step, run.states[0])[1]
+    for metrics in run.metrics:
+        assert metrics.keys() == promised.keys()
+        assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
+        assert all(np.isfinite(value) for value in metrics.values())
+    required = {
+        "loss",
+        "objective",
+        "entropy",
+        "kl",
+        "grad_norm",
+        "learning_rate",
+        "episode_return",
+        "episode_length",
+        "episodes",
+    }
+    required |= {
+        "haepo": {"ess", "max_weight", "alignment"},
+        "ppo": {"value_loss", "clip_fraction"},
+        "dpo": {"pairs", "accuracy"},
+    }.get(run.name, set())
+    assert required - ({"kl"} if run.name == "dpo" else set()) <= promised.keys()
+
+
+def test_the_state_keeps_its_structure(run: Run) -> None:
+    """Types included, weak ones too: else the second update would compile again."""
+    describe = lambda state: [(x.shape, x.dtype, getattr(x, "weak_type", False)) for x in jax.tree.leaves(state)]  # noqa: E731
+    assert all(describe(state) == describe(run.states[0]) for state in run.states[1:3])
+
+
+def test_an_update_compiles_once(run: Run) -> None:
+    assert len(run.metrics) > 40
+    assert run.step._cache_size() == 1
+    run.step(run.algo.replace(learning_rate=1e-4, max_grad_norm=2.0), run.states[5])
+    run.step(run.algo, dataclasses.replace(run.states[5], key=jax.random.key(9)))
+    assert run.step._cache_size() == 1
+
+
+def test_the_same_seed_gives_identical_parameters_and_another_seed_others(run: Run) -> None:
+    state, other = run.init(jax.random.key(0)), run.init(jax.random.key(1))
+    assert not trees_equal(state.params, other.params)
+    for number in range(3):
+        state, metrics = run.step(run.algo, state)
+        assert trees_equal(state, run.states[number + 1])
+        assert trees_equal(metrics, run.metrics[number])
+    third, _ = run.step(run.algo, dataclasses.replace(run.states[2], key=jax.random.key(1)))
+    assert not trees_equal(third.params, state.params)
+
+
+def test_steps_and_updates_are_counted(run: Run) -> None:
+    per_update = STEPS_PER_UPDATE[run.name]
+    for number, state in enumerate(run.states):
+        assert int(state.update) == number
+        assert state.env_steps.to_int() == number * per_update
+        assert trees_equal(state.key, run.states[0].key)
+    assert run.algo.total_steps <= run.states[-1].env_steps.to_int() < run.algo.total_steps + per_update
+
+
+def test_a_learning_rate_that_is_one_number_falls_linearly_with_the_share_of_steps_done(run: Run) -> None:
+    found = [float(metrics["learning_rate"]) for metrics in run.metrics]
+    done = np.arange(len(found)) * STEPS_PER_UPDATE[run.name] / run.algo.total_steps
+    np.testing.assert_allclose(found, 0.03 * (1 - done), rtol=1e-4)
+
+
+def test_the_reference_moves_when_it_should(run: Run) -> None:
+    references = [state.reference for state in run.states[:7]]
+    if run.name in ("haepo", "ppo"):
+        assert references == [None] * 7
+    elif run.name == "grpo":
+        assert all(trees_equal(reference, run.states[0].params) for reference in references)
+        assert float(run.metrics[-1]["kl"]) > 0.01
+    else:
+        for number, reference in enumerate(references):
+            assert trees_equal(reference, run.states[number - number % 2].params)
+            assert not trees_equal(reference, run.states[number + 1].params)
+
+
+def test_an_update_that_is_not_finite_stops_the_run(run: Run) -> None:
+    sick = dataclasses.replace(run.states[4], params=jax.tree.map(lambda x: x + jnp.nan, run.states[4].params))
+    after, metrics = run.step(run.algo, sick)
+    assert np.isnan(metrics["loss"])
+    assert int(after.health.diverged_at) == 4
+    assert int(after.health.cause) > 0
+    assert trees_equal(dataclasses.replace(after, health=sick.health), sick)
+
+
+# Seeds and hyperparameters side by side.
+
+PENDULUM = hx.make_env("Pendulum-v1", max_steps_in_episode=2)
+
+
+def three_haepo(learning_rate: Any, entropy_coef: Any, history_decay: Any, gravity: Any, key: Any) -> Any:
+    algo = hx.HAEPO(PENDULUM.replace(params=PENDULUM.params.replace(g=gravity)), **{**GROUPS, "total_steps": 10_000})
+    algo = algo.replace(learning_rate=learning_rate, entropy_coef=entropy_coef, history_decay=history_decay)
+    return jax.lax.scan(lambda state, _: algo.train_step(state), algo.init(key), length=3)
+
+
+def three_ppo(learning_rate: Any, entropy_coef: Any, discount: Any, gravity: Any, key: Any) -> Any:
+    algo = hx.PPO(PENDULUM.replace(params=PENDULUM.params.replace(g=gravity)), num_steps=4, total_steps=10_000, **SMALL)
+    algo = algo.replace(learning_rate=learning_rate, entropy_coef=entropy_coef, discount=discount)
+    return jax.lax.scan(lambda state, _: algo.train_step(state), algo.init(key), length=3)
+
+
+@pytest.mark.parametrize("three", [three_haepo, three_ppo])
+def test_lanes_of_a_vmap_are_the_runs_alone(three: Any) -> None:
+    """Seeds, hyperparameters and an environment's parameters, for the first three updates."""
+    lanes = [  # one difference at a time from the first
+        (0.01, 0.0, 0.9, 10.0, 0), (0.01, 0.0, 0.9, 10.0, 1), (0.02, 0.0, 0.9, 10.0, 0),
+        (0.01, 0.5, 0.9, 10.0, 0), (0.01, 0.0, 0.3, 10.0, 0), (0.01, 0.0, 0.9, 5.0, 0),
+    ]  # fmt: skip
+    columns = [jnp.asarray(column, jnp.float32) for column in list(zip(*lanes, strict=True))[:4]]
+    keys = jax.vmap(jax.random.key)(jnp.array([lane[4] for lane in lanes]))
+    together, metrics = jax.jit(jax.vmap(three))(*columns, keys)
+    alone = jax.jit(three)
+    for number, lane in enumerate(lanes):
+        expected = alone(*[jnp.float32(value) for value in lane[:4]], jax.random.key(lane[4]))
+        found = jax.tree.map(lambda x: x[number], (together.params, together.normalizer, metrics))  # noqa: B023
+        for x, y in zip(
+            jax.tree.leaves(found),
+            jax.tree.leaves((expected[0].params, expected[0].normalizer, expected[1])),
+            strict=True,
+        ):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    weights = np.stack(
+        [np.concatenate([np.ravel(x[i]) for x in jax.tree.leaves(together.params)]) for i in range(len(lanes))]
+    )
+    for number in range(1, len(lanes)):
+        assert np.abs(weights[number] - weights[0]).max() > 1e-4, f"lane {number} is no different from lane 0"
+
+
+@pytest.mark.parametrize("name", ["haepo", "ppo"])
+def test_control_flow_stays_real_under_vmap(name: str) -> None:
+    """As many branches and loops as without vmap, every predicate a scalar."""
+    algo = ALGORITHMS[name].replace(target_kl=0.1) if name == "ppo" else ALGORITHMS[name]
+    states = jax.eval_shape(jax.vmap(algo.init), jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)))
+    single = jax.eval_shape(algo.init, jax.eval_shape(lambda: jax.random.key(0)))
+    counts = []
+    for function, state in ((algo.train_step, single), (jax.vmap(algo.train_step), states)):
+        found = equations(jax.make_jaxpr(function)(state))
+        branches = [e for e in found if e.primitive.name == "cond"]
+        loops = [e for e in found if e.primitive.name == "while"]
+        assert all(e.invars[0].aval.shape == () for e in branches)
+        assert all(e.params["cond_jaxpr"].out_avals[0].shape == () for e in loops)
+        counts.append((len(branches), len(loops)))
+    assert counts[0] == counts[1]
+    assert counts[0][0] >= 2
+
+
+def test_an_algorithm_is_a_pytree_for_vmap_and_scan() -> None:
+    """One program for several settings, given as a batch of algorithms; and an algorithm as the carry of a scan."""
+    algo = hx.HAEPO(BANDIT, entropy_coef=(0.1, 0.0), **GROUPS)
+    batch = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x), 2 * jnp.asarray(x)]), algo)
+    rates = jax.jit(jax.vmap(lambda algo: algo.scheduled(jnp.float32(0.5))))(batch)
+    np.testing.assert_allclose(rates.learning_rate, [0.015, 0.03], rtol=1e-6)
+    np.testing.assert_allclose(rates.entropy_coef, [0.05, 0.1], rtol=1e-6)
+    start = jax.tree.map(jnp.asarray, algo)
+    end, _ = jax.lax.scan(lambda algo, _: (algo.replace(learning_rate=algo.learning_rate / 2), None), start, length=3)
+    np.testing.assert_allclose(end.learning_rate, 0.03 / 8, rtol=1e-6)
+    assert dataclasses.replace(end, learning_rate=0.5).learning_rate == 0.5
+    states = jax.eval_shape(lambda batch: jax.vmap(lambda algo: algo.init(jax.random.key(0)))(batch), batch)
+    assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(states.params))
+
+
+# The whole run in one program.
+
+
+def test_train_leaves_a_history_of_a_fixed_number_of_rows() -> None:
+    """Five updates of 32 steps for seven evenly spaced rows, so some repeat; against the updates one by one."""
+    algo = hx.HAEPO(BANDIT, **{**GROUPS, "total_steps": 5 * 32, "log_points": 7, "eval_episodes": 3})
+    state, history = jax.jit(algo.train)(jax.random.key(0))
+    points = [-(-160 * (row + 1) // 7) for row in range(7)]
+    updates = [-(-point // 32) for point in points]
+    assert history["update"].tolist() == updates == [1, 2, 3, 3, 4, 5, 5]
+    assert history["env_steps"].to_int().tolist() == [32 * update for update in updates]
+    assert state.env_steps.to_int() == 160
+
+    step = jax.jit(lambda algo, state: algo.train_step(state))
+    own = jax.jit(algo.init)(jax.random.key(0))
+    evaluate = jax.jit(lambda state: (algo.evaluate(state, episodes=3), algo.evaluate(state, episodes=3, greedy=True)))
+    by_update = {}
+    for number in range(1, 6):
+        own, metrics = step(algo, own)
+        by_update[number] = metrics
+    assert set(history) == {*metrics, "env_steps", "update", "eval_return", "eval_return_greedy", "eval_length"}
+    for row, update in enumerate(updates):
+        for name in ("loss", "episode_return", "learning_rate"):
+            np.testing.assert_allclose(history[name][row], by_update[update][name], rtol=1e-3, atol=1e-5)
+    sampled, greedy = evaluate(own)
+    np.testing.assert_allclose(history["eval_return"][-1], sampled["return"].mean(), rtol=1e-3)
+    np.testing.assert_allclose(history["eval_return_greedy"][-1], greedy["return"].mean(), rtol=1e-3)
+    assert history["eval_length"].tolist() == [2.0] * 7
+    for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(own.params), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
+
+
+def test_train_vmaps_over_hyperparameters_and_each_lane_meets_its_steps() -> None:
+    """Episodes have random lengths, so lanes finish after different updates; one that has finished stays as it is."""
+    algo = hx.DPO(
+        Drift(horizon=2), total_steps=60, log_points=2, **{**SMALL, "num_envs": 8, "group_size": 4, "num_epochs": 1}
+    )
+    keys = jax.random.split(jax.random.key(2), 3)
+    rates = jnp.array([1e-3, 1e-2])
+    train = jax.vmap(jax.vmap(lambda rate, key: algo.replace(learning_rate=rate).train(key), (None, 0)), (0, None))
+    states, history = jax.jit(train)(rates, keys)
+    steps = states.env_steps.to_int()
+    assert steps.shape == (2, 3)
+    assert np.all((steps >= 60) & (steps < 60 + 8 * 2))
+    assert history["loss"].shape == (2, 3, 2)
+    assert not any(name.startswith("eval") for name in history)
+    rows = history["env_steps"].to_int()
+    assert np.all((rows[..., 0] >= 30) & (rows[..., 0] < 30 + 8 * 2))
+    np.testing.assert_array_equal(rows[..., -1], steps)
+    assert len(np.unique(states.update)) > 1, "all lanes take the same number of updates"
+    # A lane alone: its own number of updates, in each of which only live steps count.
+    step = jax.jit(lambda algo, state: algo.train_step(state))
+    for lane in range(3):
+        own = algo.replace(learning_rate=rates[0])
+        state = jax.jit(own.init)(keys[lane])
+        while state.env_steps.to_int() < 60:
+            before = state.env_steps.to_int()
+            state, metrics = step(own, state)
+            np.testing.assert_allclose(
+                state.env_steps.to_int() - before, float(metrics["episode_length"]) * 8, rtol=1e-5
+            )
+        assert state.env_steps.to_int() == steps[0, lane]
+        assert int(state.update) == int(states.update[0, lane])
+        np.testing.assert_allclose(metrics["loss"], history["loss"][0, lane, -1], rtol=1e-3, atol=1e-5)
+
+
+def test_advance_past_what_an_int32_holds() -> None:
+    """A run of 2^40 steps, taken up half-way: schedules and counters go on; and a run that is done stays as it is."""
+    algo = hx.PPO(BANDIT, num_steps=2, total_steps=2**40, learning_rate=0.01, **SMALL)
+    state = dataclasses.replace(jax.jit(algo.init)(jax.random.key(0)), env_steps=StepCount.of(2**39))
+    advance = jax.jit(lambda state, until: algo.advance(state, until))
+    after, metrics = advance(state, StepCount.of(2**39 + 40))
+    assert after.env_steps.to_int() == 2**39 + 64
+    np.testing.assert_allclose(metrics["learning_rate"], 0.005, rtol=1e-5)
+    same, metrics = advance(state, StepCount.of(2**39))
+    assert trees_equal(same, state)
+    assert all(np.isnan(value) for value in metrics.values())
+    shapes = jax.eval_shape(algo.replace(log_points=3).train, jax.random.key(0))
+    assert shapes[1]["loss"].shape == (3,)
