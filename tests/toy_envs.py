@@ -118,7 +118,7 @@ class Lock:
 
     name = "toy/lock"
     action_space = Discrete(4)
-    observation_space = {  # noqa: RUF012
+    observation_space = {
         "image": Box(0, 255, (4, 4, 3), np.uint8),
         "code": Discrete(4),
         "nested": (Box(-1.0, 1.0, (2,)), Box(0, 9, (), np.int32)),
