@@ -196,16 +196,14 @@ def measure_halving(options: argparse.Namespace) -> dict[str, Any]:
                 "seconds": [full_seconds, seconds],
             }
         )
+        gaps.append(float(gap))
+        shares.append(float(share))
         print(
             f"  repeat {repeat}: best {rows[-1]['best']:.1f}, found {rows[-1]['found']:.1f}, {share:.0%} of the steps",
             flush=True,
         )
-    within = sum(row["gap"] <= 0.02 for row in rows)
-    return {
-        "rows": rows,
-        "within_2_percent": within,
-        "largest_share_of_steps": max(row["share_of_steps"] for row in rows),
-    }
+    within = sum(gap <= 0.02 for gap in gaps)
+    return {"rows": rows, "within_2_percent": within, "largest_share_of_steps": max(shares)}
 
 
 def measure_seeds(options: argparse.Namespace) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,14 +86,12 @@ def main(argv: list[str]) -> int:
     env = build(run).env
     flat = run.env in drawing.DRAWINGS
     if not flat and not page.can_be_drawn(env):
-        raise ConfigError(
-            f"{run.env} has nothing that can be drawn: of the tasks here only those listed by --help have"
-        )
+        raise ConfigError(f"{run.env} has nothing that can be drawn (--help lists the tasks that have)")
     suffix = ".gif" if flat else ".html"
     out = directory.path / f"episode{suffix}" if config.out is None else Path(config.out)
     if out.suffix.lower() != suffix:
         raise ConfigError(f"out={short(str(out))} must end in {suffix}: that is what {run.env} is drawn as")
-    if not out.absolute().parent.is_dir():
+    if not os.path.isdir(out.absolute().parent):
         raise ConfigError(f"out={short(str(out))}: there is no directory {short(str(out.parent))}")
 
     from haepo_jax.loading import load_run, policy_of

@@ -85,6 +85,7 @@ def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     for arguments, message in [
         ([], "run_dir= is missing"),
         ([f"run_dir={tmp_path}/nowhere"], "is no directory"),
+        ([f"run_dir={'x' * 5000}"], "is no directory"),
         ([f"run_dir={tmp_path}"], "holds no readable config.yaml"),
         ([f"run_dir={run}", "seed=9"], "seed=9 is not in this run, which has seeds 3 to 4"),
         ([f"run_dir={run}", "episodes=0"], "episodes=0 is out of range"),

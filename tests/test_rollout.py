@@ -265,7 +265,7 @@ class TestSegments:
         np.testing.assert_array_equal(end.episodes, 14 // horizon)
 
     def test_a_truncated_step_is_worth_its_final_observation_and_a_terminated_one_nothing(self) -> None:
-        """Observations count up from 100 and start there again: the reset's value is 100, the final one's 102 or 103."""
+        """Observations count up from 100 and start there again: the reset's value is 100, the final one's above it."""
         env = as_environment(Count())
 
         def always(action: int) -> Any:

@@ -95,8 +95,9 @@ class RunDir:
         return end
 
     def _read(self, file: Path, parse: Any) -> Any:
-        if not self.path.is_dir():
-            raise ConfigError(f"run_dir={str(self.path)!r} is no directory")
+        # Unlike `Path.is_dir`, this says no to a name that is too long.
+        if not os.path.isdir(self.path):
+            raise ConfigError(f"run_dir={short(str(self.path))} is no directory")
         try:
             return parse(file.read_text(encoding="utf-8"))
         except OSError as error:

