@@ -179,6 +179,8 @@ def measure_growth(options: argparse.Namespace) -> dict[str, Any]:
 def measure_halving(options: argparse.Namespace) -> dict[str, Any]:
     """Each repeat draws its own configurations; the best by halving is judged by its own return, trained to the end."""
     rows: list[dict[str, Any]] = []
+    gaps: list[float] = []
+    shares: list[float] = []
     for repeat in range(options.repeats):
         settings = {"search_seed": repeat, "seed": 1000 * repeat, "seeds": options.halving_seeds}
         full, full_seconds = together(options, options.configs, **settings)

@@ -123,7 +123,7 @@ class Encoder(nn.Module):
         if len(space.shape) == 3:
             # MinAtar's own network: one 3x3 convolution of 16 channels; larger images are halved until they are as small.
             x = x.reshape(-1, *space.shape)
-            while max(x.shape[1:3]) > 16:
+            while max(x.shape[1:3]) > 16 and min(x.shape[1:3]) >= 3:
                 x = nn.relu(nn.Dense(16)(_windows(x, stride=2)))
             if min(x.shape[1:3]) >= 3:
                 x = nn.relu(nn.Dense(16)(_windows(x, stride=1)))

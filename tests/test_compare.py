@@ -196,6 +196,7 @@ def test_a_dry_run_leaves_nothing(
     assert "'num_arms'" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_algorithms_really_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = [
         "algo.num_envs=8",

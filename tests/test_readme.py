@@ -20,6 +20,7 @@ def block(marker: str) -> list[str]:
     return found.group(1).splitlines()
 
 
+@pytest.mark.slow
 def test_python_blocks_run_in_order() -> None:
     namespace: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

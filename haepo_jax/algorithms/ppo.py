@@ -147,7 +147,7 @@ class PPO(hyperparameters.PPO, Algorithm):
             own_carry = jax.tree.map(lambda x: jnp.take(x, indices, axis=0), carry)
             gradients, metrics = jax.grad(self.loss, has_aux=True)(params, batch.sequences(indices), own_carry)
             params, opt_state = self._optimize(params, opt_state, gradients)
-            return (params, opt_state), {**metrics, "grad_norm": optax.global_norm(gradients)}
+            return (params, opt_state), {**metrics, "grad_norm": optax.tree.norm(gradients)}
 
         def step_below_target(
             loop: tuple[Any, Any, Metrics], indices: jax.Array

@@ -118,7 +118,7 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
             params, opt_state = carry
             gradients, metrics = jax.grad(self.loss, has_aux=True)(params, batch.groups(groups))
             params, opt_state = self._optimize(params, opt_state, gradients)
-            return (params, opt_state), {**metrics, "grad_norm": optax.global_norm(gradients)}
+            return (params, opt_state), {**metrics, "grad_norm": optax.tree.norm(gradients)}
 
         (params, opt_state), metrics = jax.lax.scan(step, (state.params, state.opt_state), minibatches)
         return params, opt_state, jax.tree.map(jnp.mean, metrics)

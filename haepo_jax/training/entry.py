@@ -37,10 +37,10 @@ def entry_point(command: Callable[[list[str]], int]) -> Callable[[Sequence[str] 
             sys.stdout.flush()
             return status
         except ConfigError as error:
-            print(f"error: {one_line(str(error))}", file=sys.stderr)
+            print(f"error: {one_line(str(error), 1000)}", file=sys.stderr)
             return REFUSED
         except RunError as error:
-            print(f"error: {one_line(str(error))}", file=sys.stderr)
+            print(f"error: {one_line(str(error), 1000)}", file=sys.stderr)
             return FAILED
         except Interrupted as interruption:
             print(one_line(str(interruption)), file=sys.stderr)

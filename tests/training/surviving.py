@@ -23,7 +23,7 @@ COMMON = [
     "algo.hidden_sizes=[8]",
 ]
 TRAJECTORY = [
-    "env=haepo/random_walk", "total_steps=1500", "algo.num_envs=8", "algo.group_size=4", "algo.num_minibatches=2",
+    "env=haepo/random_walk", "total_steps=6000", "algo.num_envs=8", "algo.group_size=4", "algo.num_minibatches=2",
     "algo.num_epochs=2",
 ]  # fmt: skip
 ALGORITHMS = {
