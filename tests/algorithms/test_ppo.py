@@ -137,9 +137,10 @@ class Recorded:
     def __init__(self, state: Any, batch: Batch) -> None:
         self.state, self.batch, self.key = state, batch, jax.random.key(5)
         self.seen: list[np.ndarray] = []
+        self.program = jax.jit(lambda algo: algo.learn(state, batch, ((), ()), self.key))
 
     def learn(self, algo: Any) -> Any:
-        return jax.jit(lambda: algo.learn(self.state, self.batch, ((), ()), self.key))()
+        return self.program(algo)
 
     def minibatches(self) -> list[np.ndarray]:
         """Found by learning from a batch whose steps are numbered."""

@@ -228,32 +228,31 @@ def test_an_algorithm_is_a_pytree_for_vmap_and_scan() -> None:
 
 
 def test_train_leaves_a_history_of_a_fixed_number_of_rows() -> None:
-    """Five updates of 32 steps for seven evenly spaced rows, so some repeat; against the updates one by one."""
-    algo = hx.HAEPO(BANDIT, **{**GROUPS, "total_steps": 5 * 32, "log_points": 7, "eval_episodes": 3})
+    """Fifty updates of 32 steps for 70 evenly spaced rows, so some repeat; against the updates one by one."""
+    algo = ALGORITHMS["haepo"].replace(log_points=70, eval_episodes=4)
     state, history = jax.jit(algo.train)(jax.random.key(0))
-    points = [-(-160 * (row + 1) // 7) for row in range(7)]
+    points = [-(-1600 * (row + 1) // 70) for row in range(70)]
     updates = [-(-point // 32) for point in points]
-    assert history["update"].tolist() == updates == [1, 2, 3, 3, 4, 5, 5]
+    assert history["update"].tolist() == updates
+    assert updates[:7] == [1, 2, 3, 3, 4, 5, 5]
     assert history["env_steps"].to_int().tolist() == [32 * update for update in updates]
-    assert state.env_steps.to_int() == 160
+    assert state.env_steps.to_int() == 1600
 
-    step = jax.jit(lambda algo, state: algo.train_step(state))
-    own = jax.jit(algo.init)(jax.random.key(0))
-    evaluate = jax.jit(lambda state: (algo.evaluate(state, episodes=3), algo.evaluate(state, episodes=3, greedy=True)))
-    by_update = {}
-    for number in range(1, 6):
-        own, metrics = step(algo, own)
-        by_update[number] = metrics
-    assert set(history) == {*metrics, "env_steps", "update", "eval_return", "eval_return_greedy", "eval_length"}
-    for row, update in enumerate(updates):
-        for name in ("loss", "episode_return", "learning_rate"):
-            np.testing.assert_allclose(history[name][row], by_update[update][name], rtol=1e-3, atol=1e-5)
-    sampled, greedy = evaluate(own)
-    np.testing.assert_allclose(history["eval_return"][-1], sampled["return"].mean(), rtol=1e-3)
-    np.testing.assert_allclose(history["eval_return_greedy"][-1], greedy["return"].mean(), rtol=1e-3)
-    assert history["eval_length"].tolist() == [2.0] * 7
-    for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(own.params), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
+    run = Run("haepo")
+    assert set(history) == {*run.metrics[0], "env_steps", "update", "eval_return", "eval_return_greedy", "eval_length"}
+    assert all(value.shape == (70,) for name, value in history.items() if name != "env_steps")
+    for row in range(4):
+        for name in ("loss", "episode_return", "learning_rate", "grad_norm"):
+            expected = run.metrics[updates[row] - 1][name]
+            np.testing.assert_allclose(history[name][row], expected, rtol=1e-3, atol=1e-5, err_msg=name)
+    assert history["eval_length"].tolist() == [2.0] * 70
+    # An evaluation belongs to the state of its own row, and greedy is not sampled.
+    evaluation = jax.jit(lambda state: [algo.evaluate(state, episodes=4, greedy=greedy) for greedy in (False, True)])
+    for row, updated in ((0, run.states[1]), (-1, state)):
+        sampled, greedy = evaluation(updated)
+        np.testing.assert_allclose(history["eval_return"][row], sampled["return"].mean(), rtol=1e-3)
+        np.testing.assert_allclose(history["eval_return_greedy"][row], greedy["return"].mean(), rtol=1e-3)
+    assert float(history["eval_return"][0]) != pytest.approx(float(history["eval_return_greedy"][0]))
 
 
 def test_train_vmaps_over_hyperparameters_and_each_lane_meets_its_steps() -> None:
@@ -275,10 +274,10 @@ def test_train_vmaps_over_hyperparameters_and_each_lane_meets_its_steps() -> Non
     np.testing.assert_array_equal(rows[..., -1], steps)
     assert len(np.unique(states.update)) > 1, "all lanes take the same number of updates"
     # A lane alone: its own number of updates, in each of which only live steps count.
-    step = jax.jit(lambda algo, state: algo.train_step(state))
+    own = algo.replace(learning_rate=rates[0])
+    init, step = jax.jit(lambda algo, key: algo.init(key)), jax.jit(lambda algo, state: algo.train_step(state))
     for lane in range(3):
-        own = algo.replace(learning_rate=rates[0])
-        state = jax.jit(own.init)(keys[lane])
+        state = init(own, keys[lane])
         while state.env_steps.to_int() < 60:
             before = state.env_steps.to_int()
             state, metrics = step(own, state)

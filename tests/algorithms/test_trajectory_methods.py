@@ -75,10 +75,16 @@ def test_a_group_shares_its_start_and_no_two_groups_do(collected: Any) -> None:
     assert not invalid.any()
 
 
-def test_independent_starts_and_one_group_of_the_whole_batch(state: Any) -> None:
-    independent = dataclasses.replace(BASE, shared_start=False)
-    steps, *_ = jax.jit(independent.collect)(state, jax.random.key(4))
-    assert len(np.unique(steps.observation[0, ..., 0])) == GROUPS * MEMBERS
+@pytest.fixture(scope="module")
+def sound(state: Any) -> Trajectory:
+    """Episodes that do not share their starts."""
+    steps: Trajectory = jax.jit(dataclasses.replace(BASE, shared_start=False).collect)(state, jax.random.key(4))[0]
+    return steps
+
+
+def test_independent_starts_and_one_group_of_the_whole_batch(state: Any, sound: Trajectory) -> None:
+    assert sound.mask.shape == (HORIZON, GROUPS, MEMBERS)
+    assert len(np.unique(sound.observation[0, ..., 0])) == GROUPS * MEMBERS
     whole = dataclasses.replace(BASE, group_size=GROUPS * MEMBERS)
     steps, *_ = jax.jit(whole.collect)(state, jax.random.key(4))
     assert steps.mask.shape == (HORIZON, 1, GROUPS * MEMBERS)
@@ -93,11 +99,10 @@ def test_the_record_holds_the_behaviour_policys_log_probabilities(state: Any, co
 
 
 @pytest.mark.parametrize("broken", ["reward", "observation"])
-def test_an_episode_that_is_not_finite_leaves_its_group(state: Any, broken: str) -> None:
+def test_an_episode_that_is_not_finite_leaves_its_group(state: Any, sound: Trajectory, broken: str) -> None:
     """Those that start above 0 break at their second step: a reward counts at once, an observation when acted on."""
     algo = dataclasses.replace(BASE, env=Drift(horizon=HORIZON, broken=broken), shared_start=False)
     steps, _, lengths, invalid = jax.jit(algo.collect)(state, jax.random.key(4))
-    sound, *_ = jax.jit(dataclasses.replace(BASE, shared_start=False).collect)(state, jax.random.key(4))
     above = np.asarray(sound.observation[0, ..., 0]).ravel() > 0
     expected = above & (np.asarray(sound.mask).sum(0).ravel() >= (2 if broken == "reward" else 3))
     assert expected.any() and (above & ~expected).any() and not expected.all()

@@ -38,7 +38,7 @@ def test_interrupted_and_resumed_is_bit_identical(runs: Runs, tmp_path: Path, al
     arguments = [*ALGORITHMS[algo], *COMMON, f"num_seeds={seeds}", "seed=7"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert runs(whole, *arguments) == 0
-    assert len(rows(whole)) >= 3
+    assert len(rows(whole)) >= 4
     assert runs(broken, *arguments, calls=0) == 143
     for calls in (0, 1, 3, 0, 2):
         if not (broken / "summary.json").exists():
@@ -237,12 +237,11 @@ def test_rows_that_were_lost_are_not_counted_on(
 ) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert counting(whole, *COUNTING) == 0
-    killed(counting, run)
+    killed(counting, run, "keep_checkpoints=10")
     metrics = run / "metrics.jsonl"
     logged = [checkpoint.progress()["position"]["rows"] for checkpoint in Checkpoints(run / "checkpoints").all()]
     kept = logged[-1]
-    if kept == logged[0]:
-        pytest.skip("on this machine both checkpoints fell between the same two rows")
+    assert logged[0] < kept
     lines = metrics.read_bytes().splitlines(keepends=True)
     metrics.write_bytes(b"".join(lines[: kept - 1]) + lines[kept - 1][:-1])
     assert counting(run, "resume=true") == 0
