@@ -43,7 +43,7 @@ def test_it_solves_the_bandit(reinforce: ModuleType) -> None:
 
 def test_it_improves_on_cartpole_with_any_learning_rate_as_a_lane(reinforce: ModuleType) -> None:
     algo = reinforce.REINFORCE(
-        "CartPole-v1", total_steps=40_000, anneal_learning_rate=False, log_points=1, eval_episodes=32
+        "CartPole-v1", total_steps=20_000, anneal_learning_rate=False, log_points=1, eval_episodes=16
     )
 
     def train(learning_rate: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -51,4 +51,4 @@ def test_it_improves_on_cartpole_with_any_learning_rate_as_a_lane(reinforce: Mod
 
     _, history = jax.jit(jax.vmap(train))(jnp.array([0.0, 1e-2]))
     frozen, trained = np.asarray(history["eval_return"][:, -1])
-    assert frozen < 40 and trained > 4 * frozen
+    assert frozen < 40 and trained > 2 * frozen, history["eval_return"]
