@@ -37,7 +37,8 @@ def test_the_last_evaluation_is_reproduced_exactly(finished_runs: dict[str, Path
         assert np.asarray(final, np.float64).mean() == summary[key][lane]
         np.testing.assert_array_equal(compiled, final)
     logged = algo.evaluate(policy.state, episodes=algo.eval_episodes)["return"]
-    assert float(jnp.mean(logged)) == row["seeds"]["eval_return"][lane]
+    # A row's evaluation plays both kinds in one program, which may round its sums otherwise than this one.
+    np.testing.assert_allclose(float(jnp.mean(logged)), row["seeds"]["eval_return"][lane], rtol=1e-6)
 
 
 def test_the_policy_is_a_pure_function_in_the_environments_units(finished_runs: dict[str, Path]) -> None:
