@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -175,15 +176,13 @@ def test_lanes_of_a_vmap_are_the_runs_alone(three: Any) -> None:
     keys = jax.vmap(jax.random.key)(jnp.array([lane[4] for lane in lanes]))
     together, metrics = jax.jit(jax.vmap(three))(*columns, keys)
     alone = jax.jit(three)
+    # In its first minibatch every score is 0 but for rounding, so the rank correlation with them is that of noise.
+    metrics.pop("alignment", None)
     for number, lane in enumerate(lanes):
-        expected = alone(*[jnp.float32(value) for value in lane[:4]], jax.random.key(lane[4]))
+        state, own_metrics = alone(*[jnp.float32(value) for value in lane[:4]], jax.random.key(lane[4]))
         found = jax.tree.map(lambda x: x[number], (together.params, together.normalizer, metrics))  # noqa: B023
-        for x, y in zip(
-            jax.tree.leaves(found),
-            jax.tree.leaves((expected[0].params, expected[0].normalizer, expected[1])),
-            strict=True,
-        ):
-            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+        expected = state.params, state.normalizer, {name: own_metrics[name] for name in metrics}
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
     weights = np.stack(
         [np.concatenate([np.ravel(x[i]) for x in jax.tree.leaves(together.params)]) for i in range(len(lanes))]
     )
