@@ -132,11 +132,20 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
         carry = self.initial_carry()
         is_first = jnp.arange(steps.mask.shape[0]) == 0
 
-        def lane(observation: Any, action_mask: jax.Array | None) -> Distribution:
+        def sequence(observation: Any, action_mask: jax.Array | None, is_first: jax.Array) -> Distribution:
             output = self.network.apply(params, carry, observation, is_first)[1]
             return action_distribution(self.env.action_space, output, action_mask)
 
-        return jax.vmap(jax.vmap(lane, 1, 1), 1, 1)(observation, steps.action_mask)
+        if jax.tree.leaves(carry):
+            over_lanes = jax.vmap(jax.vmap(sequence, (1, 1, None), 1), (1, 1, None), 1)
+            return over_lanes(observation, steps.action_mask, is_first)
+        # Without a carry every step is a sequence by itself. On one long axis each layer is one matrix product; on three
+        # XLA transposes the activations, a fifth of the time of `learn` where seeds or configurations are vmapped.
+        shape = steps.mask.shape
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), (observation, steps.action_mask))
+        each_first = jnp.broadcast_to(is_first[:, None, None], shape).reshape(-1)
+        distribution = jax.vmap(sequence)(*flat, each_first)
+        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), distribution)
 
     def _init_reference(self, params: Any) -> Any:
         # None stands for the policy that collected the batch.
