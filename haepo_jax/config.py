@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.messages import one_line, short
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -411,8 +412,6 @@ def _checked(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
     except hp.HyperparameterError as error:
         # check_value names the bare field; the key says where it stands on the command line.
         raise ConfigError(key.removesuffix(field.name) + str(error)) from None
-    except OverflowError:
-        raise ConfigError(f"{key} is out of range: no floating-point number is that large") from None
     return value
 
 
@@ -512,20 +511,9 @@ def _resolve_env(name: str) -> str:
 # --- One-line messages ------------------------------------------------------------------------------------------------
 
 
-def one_line(text: str, limit: int = 400) -> str:
-    """Text that is safe to print on one line of a terminal: no line breaks, no control characters, not endless."""
-    text = " ".join(text.split())
-    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-    return text if len(text) <= limit else f"{text[:limit]}..."
-
-
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return one_line(lines[0] if lines else type(error).__name__, 200)
-
-
-def short(value: Any) -> str:
-    return one_line(repr(value), 80)
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:

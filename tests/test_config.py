@@ -262,3 +262,20 @@ def test_input_is_judged_without_jax(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_values_are_shown_by_their_beginning() -> None:
+    """Without looking at more than is shown: a value may be nested a thousandfold, or be one list in itself."""
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    wide: list[object] = [1]
+    for _ in range(60):
+        wide = [wide] * 50
+    endless: list[object] = []
+    endless.append(endless)
+    for value in (deep, wide, endless, "x" * 10**6, 1 << 100_000, [2] * 10**6, {"a": deep}):
+        text = configuration.short(value)
+        assert len(text) == 83 and text.endswith("...")
+    for value in ([1, "a", {"b": (1,), 2: None}], {}, [], (), (1, 2), "a'b", b"x", 1.5, True, None, 10**30):
+        assert configuration.short(value) == repr(value)
