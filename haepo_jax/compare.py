@@ -139,13 +139,10 @@ def _names(override: Override) -> list[str]:
     text = short(override.input_line)
     if (override.input_line or "")[:1] in "+~" or override.package is not None:
         raise ConfigError(f"cannot use {text}: write key=value")
-    try:
-        one = None if override.is_sweep_override() else override.value()
-        values = (
-            configuration.choices(override) if override.is_sweep_override() else one if isinstance(one, list) else [one]
-        )
-    except Exception as error:  # Hydra's ranges and globs raise errors of their own
-        raise ConfigError(f"cannot use {text}: {error}") from None
+    if override.is_sweep_override():
+        return configuration.choices(override)
+    value = override.value()
+    values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(value, str) and value for value in values):
         raise ConfigError(f"cannot use {text}: write {override.key_or_group}=a,b")
     return list(values)

@@ -12,6 +12,8 @@ import copy
 import dataclasses
 import difflib
 import functools
+import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -195,10 +197,13 @@ def _parse(argument: str) -> Override:
 
 
 def choices(override: Override) -> list[str]:
-    """The values of `key=a,b`, or the only one of `key=a`, as text."""
-    if override.is_sweep_override():
-        return [str(value) for value in override.sweep_string_iterator()]
-    return [str(override.value())]
+    """The values of `key=a,b`, or the only one of `key=a`, as text; raises ConfigError for what lists no names."""
+    value: Any = override.value()
+    if not override.is_sweep_override():
+        return [str(value)]
+    if not hasattr(value, "list"):  # a range, which may be endless, an interval or a glob
+        raise ConfigError(f"cannot use {short(_text(override))}: write {override.key_or_group}=a,b")
+    return [str(getattr(item, "text", item)) for item in value.list]
 
 
 def compose(overrides: Iterable[Override], schema: type[Settings]) -> Settings:
@@ -370,7 +375,10 @@ def _checked_line(override: Override, field: dataclasses.Field[Any]) -> str:
     """The override as Hydra composes it, its value checked where it is known already (not an interpolation's)."""
     key, kind, text = override.key_or_group, field.metadata["kind"], _text(override)
     if kind is list and override.is_sweep_override():
-        return f"{key}=[{text.partition('=')[2]}]"
+        names = text.partition("=")[2]
+        if re.match(r"\s*\w+\(", names):
+            raise ConfigError(f"cannot use {short(text)}: write {key}=a,b")
+        return f"{key}=[{names}]"
     _refuse_sweep(override)
     if kind is dict:
         # These keys are the environment's, so the schema cannot know them: `++` lets Hydra add them.
@@ -420,9 +428,9 @@ def _read(field: dataclasses.Field[Any], value: Any) -> Any:
     kind = field.metadata["kind"]
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if kind is str and isinstance(value, int) and not isinstance(value, bool):
+    if kind is str and isinstance(value, int) and not isinstance(value, bool) and value.bit_length() < 1024:
         return str(value)
-    if kind is str and field.metadata["choices"] and str(value).lower() in field.metadata["choices"]:
+    if kind is str and isinstance(value, str | bool) and str(value).lower() in field.metadata["choices"]:
         return str(value).lower()
     return value
 
@@ -443,9 +451,10 @@ def _compose(lines: list[str], schema: type, algo: str | None) -> dict[str, Any]
 
     _register(schema)
     try:
-        with initialize(version_base="1.3", config_path=None):
+        with warnings.catch_warnings(), initialize(version_base="1.3", config_path=None):
+            warnings.simplefilter("ignore")  # the resolver oc.deprecated warns, in two lines
             config = hydra_compose(schema.__name__, overrides=lines)
-        values = OmegaConf.to_container(config, resolve=True)
+            values = OmegaConf.to_container(config, resolve=True)
     except Exception as error:  # Hydra, OmegaConf and their resolvers share no base class
         raise ConfigError(_first_line(error.__cause__ or error)) from None
     return cast(dict[str, Any], values)

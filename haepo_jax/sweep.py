@@ -91,20 +91,23 @@ def main(argv: list[str]) -> int:
             "--cfg job belongs to haepo_jax.train: a sweep has no one configuration; dry_run=true checks it"
         )
     plan = read_sweep(arguments.overrides)
+    directory = _place(plan, make=False)
+    from haepo_jax.sweeps.display import Display
+    from haepo_jax.sweeps.run import check_builds, run
+
+    if plan.settings.distributed and not plan.settings.dry_run:
+        from haepo_jax.sharding import initialize_distributed
+
+        initialize_distributed()
+    # What an environment refuses is refused before anything is written; a sweep that is there has passed already.
+    if not (directory / "sweep.json").exists():
+        check_builds(plan)
     if plan.settings.dry_run:
-        _place(plan, make=False)
         print(
             f"the settings are usable: {plan.num_configs} configurations, {plan.search} search; dry_run=true stops here"
         )
         return 0
     directory = _place(plan, make=True)
-    if plan.settings.distributed:
-        from haepo_jax.sharding import initialize_distributed
-
-        initialize_distributed()
-    from haepo_jax.sweeps.display import Display
-    from haepo_jax.sweeps.run import run
-
     try:
         run(plan, directory, shlex.join(["python", "-m", "haepo_jax.sweep", *argv]), Display())
     finally:

@@ -203,7 +203,8 @@ class Trajectory(Common):
         check_divides("num_envs", self.num_envs, "group_size", self.group_size)
         num_groups = self.num_envs // self.group_size
         if num_groups % self.num_minibatches:
-            divisors = [n for n in range(1, num_groups + 1) if num_groups % n == 0]
+            small = [n for n in range(1, math.isqrt(num_groups) + 1) if num_groups % n == 0]
+            divisors = sorted({*small, *(num_groups // n for n in small)})
             nearest = sorted(divisors, key=lambda n: abs(n - self.num_minibatches))[:2]
             raise HyperparameterError(
                 f"num_minibatches={self.num_minibatches} does not divide num_envs / group_size = {num_groups} groups; "

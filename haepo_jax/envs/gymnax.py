@@ -39,6 +39,11 @@ _LONGEST_EPISODE: dict[str, Callable[[Any, Any], int]] = {
 }
 
 
+LARGEST_SIZE = 4096
+"""The most that a size among a constructor's arguments may be: DeepSea's table of that many rows and columns already
+takes 64 MB, and past some 40,000 XLA ends the process."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class GymnaxEnv(Replaceable):
@@ -92,6 +97,9 @@ def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
     check_settings(name, kwargs, {**constructor, **fields})
     if kwargs.get("max_steps_in_episode", 1) < 1:
         raise ValueError(f"{name}: max_steps_in_episode must be at least 1, got {kwargs['max_steps_in_episode']}")
+    for key, value in kwargs.items():
+        if isinstance(constructor.get(key), int) and not key.endswith("seed") and value > LARGEST_SIZE:
+            raise ValueError(f"{name}: {key} must be at most {LARGEST_SIZE:,}, got {value}")
 
     arguments = tuple(sorted((key, freeze(value)) for key, value in kwargs.items() if key in constructor))
     try:
