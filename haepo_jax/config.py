@@ -526,7 +526,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1) if len(name) < 100 else []
+    near = difflib.get_close_matches(name.lower(), list(names), n=1) if len(name) < 100 else []
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -20,6 +20,7 @@ from haepo_jax.config import ConfigError, short
 from haepo_jax.envs import list_envs
 from haepo_jax.sweeps.settings import SweepConfig, SweepPlan, read_sweep
 from haepo_jax.training.entry import entry_point
+from haepo_jax.training.run_dir import check_writable
 
 HELP = """\
 Trains many configurations of an algorithm: all that share their shapes in one compiled program, on every device.
@@ -135,6 +136,7 @@ def _place(plan: SweepPlan, *, make: bool) -> Path:
             )
         if not held and settings.resume == "true" and settings.storage is None:
             raise ConfigError(f"run_dir={name} holds no sweep to resume")
+        check_writable(str(path))
         if make:
             path.mkdir(parents=True, exist_ok=True)
     except ConfigError:
