@@ -19,7 +19,7 @@ from haepo_jax import config as configuration
 from haepo_jax.config import ConfigError, short
 from haepo_jax.envs import list_envs
 from haepo_jax.sweeps.settings import SweepConfig, SweepPlan, read_sweep
-from haepo_jax.training.entry import entry_point
+from haepo_jax.training.entry import RunError, entry_point
 from haepo_jax.training.run_dir import check_writable
 
 HELP = """\
@@ -111,6 +111,13 @@ def main(argv: list[str]) -> int:
     directory = _place(plan, make=True)
     try:
         run(plan, directory, shlex.join(["python", "-m", "haepo_jax.sweep", *argv]), Display())
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not directory.is_dir():
+            raise RunError(f"run_dir={short(str(directory))} has vanished while the sweep was going on") from None
+        again = "; the same command goes on from there"
+        raise RunError(f"{error.filename or directory}: {error.strerror or error}{again}") from None
     finally:
         with contextlib.suppress(OSError):
             directory.rmdir()  # only where nothing has been written to it

@@ -30,6 +30,7 @@ REFUSED = {
     "number for environment": (["env=5"], "unknown environment '5'"),
     "list for environment": (["env=[a]"], "env=['a'] must be a string"),
     "unknown algorithm": (["algo=hapo"], "unknown algorithm 'hapo'; did you mean 'haepo'?"),
+    "algorithm in capitals": (["algo=PPO"], "unknown algorithm 'PPO'; did you mean 'ppo'?"),
     "empty algorithm": (["algo="], "algo='' must be the name of an algorithm"),
     "null algorithm": (["algo=null"], "algo=None must be the name"),
     "mapping for algorithm": (["algo={learning_rate:1}"], "must be the name of an algorithm"),
@@ -71,6 +72,12 @@ REFUSED = {
     ),
     "minibatches that do not divide": (["algo.num_minibatches=3"], "algo.num_minibatches=3 does not divide"),
     "options that do not fit": (["algo.score=likelihood"], "needs credit=trajectory"),
+    "null for a choice": (["algo.credit=trajectory", "algo.normalize=null"], "algo.normalize=None must be a string"),
+    "warning of a resolver": (["seed=-1", "final_eval_episodes=${oc.deprecated:num_seeds}"], "seed=-1 is out of range"),
+    "minibatches of two thousand million": (
+        ["algo.num_envs=2147483640", "algo.group_size=1", "algo.num_minibatches=7"],
+        "the nearest that do: 6 or 8",
+    ),
     "unknown choice": (["algo.credit=prefx"], "must be one of prefix, trajectory; did you mean 'prefix'?"),
     "three ends of a schedule": (["algo.learning_rate=[1,2,3]"], "must be a number or a pair [start, end]"),
     "schedule of words": (["algo.learning_rate=[a,b]"], "must be a pair [start, end] of numbers"),
@@ -199,6 +206,7 @@ def test_config_files_are_checked_too() -> None:
         ({"seed": "x"}, "seed='x' must be an integer"),
         ({"algo": {"name": "haepo", "colour": 1}}, "unknown key 'algo.colour'"),
         ({"algo": "haepo"}, "algo must have a name"),
+        ({"run_dir": 1 << 100_000}, "run_dir=0x1000"),
     ]:
         with pytest.raises(ConfigError, match="^" + message.replace("?", r"\?")):
             from_dict(values | change, RunConfig)

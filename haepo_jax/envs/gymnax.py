@@ -160,7 +160,8 @@ def _parameters(name: str, defaults: Any, overrides: dict[str, Any]) -> Any:
     changes = {}
     for field in dataclasses.fields(defaults):
         default = jnp.asarray(getattr(defaults, field.name))
-        value = jnp.asarray(overrides.get(field.name, default), default.dtype)
+        with np.errstate(over="raise"):
+            value = jnp.asarray(overrides.get(field.name, default), default.dtype)
         if value.shape != default.shape:
             raise ValueError(f"{field.name} must have shape {default.shape}, got {value.shape}")
         changes[field.name] = jax.lax.convert_element_type(value, default.dtype)

@@ -77,6 +77,8 @@ def read_dimension(override: Override, *, integer: bool = False) -> Dimension:
 
     The order that `shuffle(...)` asks for is that of the search, so it is passed over.
     """
+    from hydra.core.override_parser.types import Sweep
+
     key, text = override.key_or_group, short(override.input_line or override.key_or_group)
     value: Any = override.value()
     tags = set(getattr(value, "tags", ()))
@@ -94,6 +96,8 @@ def read_dimension(override: Override, *, integer: bool = False) -> Dimension:
     values = tuple(itertools.islice((_plain(item) for item in listed), MOST_VALUES + 1))
     if not values:
         raise ConfigError(f"{text} has no values")
+    if any(isinstance(value, Sweep) for value in values):
+        raise ConfigError(f"{text}: a list of values holds no other list of values")
     if len(values) > MOST_VALUES:
         raise ConfigError(f"{text} has more than {MOST_VALUES:,} values; write an interval")
     return Choice(key, values)
