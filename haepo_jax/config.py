@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import difflib
 import functools
+import itertools
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -405,6 +406,8 @@ def _checked(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
             return {}
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             raise ConfigError(f"{key}={short(value)} must be names and values: {key}.<name>=<value>")
+        if _is_endless(value):
+            raise ConfigError(f"{key}={short(value)} holds too many values, or too deep a nesting")
         return dict(value)
     if kind is list:
         value = [value] if isinstance(value, str) else value
@@ -421,6 +424,24 @@ def _checked(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
         # check_value names the bare field; the key says where it stands on the command line.
         raise ConfigError(key.removesuffix(field.name) + str(error)) from None
     return value
+
+
+def _is_endless(value: Any) -> bool:
+    """Whether a value is nested a hundred deep or has a level of 100,000 values: a few lines of YAML, whose lists may
+    hold one another and themselves, are enough for both."""
+    level = [value]
+    for _ in range(100):
+        groups = (node.values() if isinstance(node, Mapping) else node for node in level if _is_group(node))
+        level = list(itertools.islice(itertools.chain.from_iterable(groups), 100_000))
+        if not level:
+            return False
+        if len(level) == 100_000:
+            break
+    return True
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple)
 
 
 def _read(field: dataclasses.Field[Any], value: Any) -> Any:

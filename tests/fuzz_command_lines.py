@@ -350,7 +350,7 @@ YAML_VALUES = (
     "!!python/name:os.system", "&a [*a]", "&a {b: *a}", "*undefined", "<<: 1", "{<<: [1]}", "[" * 300 + "]" * 300,
     "[" * 5000, "{a: " * 300 + "}" * 300, "x" * 100_000, "'환경'", "'\\0'", '"\\0\\e[31m"', "\t", "%", "@", "`", "'", "[",
     "${seed}", "${oc.env:HOME}", "[" + "1, " * 20_000 + "1]", "!!str 5", "!!null x", "0o17", "1_000", "yes", "=",
-    "[&b [1,1,1,1,1,1,1,1], " + ", ".join(f"&b [{'*b,' * 9}*b]" for _ in range(9)) + "]",
+    "[&b0 [1,1,1,1,1,1,1,1], " + ", ".join(f"&b{level + 1} [{f'*b{level},' * 9}*b{level}]" for level in range(9)) + "]",
 )  # fmt: skip
 WHOLE_FILES = (
     b"", b"\x00", b"\xff\xfe", b"[", b"word", b"1", b"[1, 2]", b"{}", b"{1: 2}", b"env: CartPole-v1\nenv: x\n", b"--- a\n--- b\n",

@@ -200,6 +200,11 @@ def test_config_survives_yaml(name: str) -> None:
 
 
 def test_config_files_are_checked_too() -> None:
+    laughs: list[object] = [1] * 10
+    for _ in range(20):
+        laughs = [laughs] * 10
+    endless: list[object] = []
+    endless.append(endless)
     values = composed("env=CartPole-v1").to_dict()
     for change, message in [
         ({"sed": 1}, "unknown key 'sed'; did you mean 'seed'?"),
@@ -207,6 +212,8 @@ def test_config_files_are_checked_too() -> None:
         ({"algo": {"name": "haepo", "colour": 1}}, "unknown key 'algo.colour'"),
         ({"algo": "haepo"}, "algo must have a name"),
         ({"run_dir": 1 << 100_000}, "run_dir=0x1000"),
+        ({"env_kwargs": {"gravity": laughs}}, "env_kwargs=.* holds too many values"),
+        ({"env_kwargs": {"gravity": endless}}, "env_kwargs=.* holds too many values"),
     ]:
         with pytest.raises(ConfigError, match="^" + message.replace("?", r"\?")):
             from_dict(values | change, RunConfig)

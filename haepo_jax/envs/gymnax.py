@@ -27,6 +27,7 @@ from haepo_jax.envs.base import (
     static_field,
     strongly_typed,
 )
+from haepo_jax.messages import short
 
 # Tasks that end by themselves long before their declared limit. A rollout's arrays are as long as the horizon, and
 # Catch's 1000 declared steps for episodes of 9 would make every update a hundred times as costly.
@@ -112,7 +113,7 @@ def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
         if not kwargs:
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{name} cannot be built with {kwargs}: {reason}") from error
+        raise ValueError(f"{name} cannot be built with {short(kwargs)}: {reason}") from error
 
     horizon = int(params.max_steps_in_episode)
     if name in _LONGEST_EPISODE:
