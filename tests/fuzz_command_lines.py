@@ -17,6 +17,7 @@ import functools
 import importlib
 import inspect
 import io
+import itertools
 import math
 import os
 import random
@@ -541,7 +542,7 @@ def fuzz(folder: Path, seed: int, count: int, processes: int = 0) -> Report:
             if number < count:
                 outcome = call(importlib.import_module(f"haepo_jax.{line.command}").main, line.arguments)
             else:
-                line = next(one for one in (line, *iter(lambda: next(lines), None)) if can_be_spawned(one))
+                line = next(one for one in itertools.chain([line], lines) if can_be_spawned(one))
                 outcome = spawn(line, folder)
             found = complaints(line, outcome)
             if (grown := most_megabytes() - memory) > MEGABYTES:
