@@ -139,13 +139,10 @@ def _names(override: Override) -> list[str]:
     text = short(override.input_line)
     if (override.input_line or "")[:1] in "+~" or override.package is not None:
         raise ConfigError(f"cannot use {text}: write key=value")
-    try:
-        one = None if override.is_sweep_override() else override.value()
-        values = (
-            configuration.choices(override) if override.is_sweep_override() else one if isinstance(one, list) else [one]
-        )
-    except Exception as error:  # Hydra's ranges and globs raise errors of their own
-        raise ConfigError(f"cannot use {text}: {error}") from None
+    if override.is_sweep_override():
+        return configuration.choices(override)
+    value = override.value()
+    values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(value, str) and value for value in values):
         raise ConfigError(f"cannot use {text}: write {override.key_or_group}=a,b")
     return list(values)
@@ -203,9 +200,6 @@ def main(argv: list[str]) -> int:
 def compare(comparison: Comparison, argv: list[str]) -> int:
     """Trains and compares; returns the exit status."""
     directory, runs = _places(comparison)
-    place = dataclasses.replace(comparison.any_run, run_dir=str(directory))
-    check_run_dir(place)
-
     from haepo_jax.training.loop import build
 
     # A combination that does not work is refused now and not after hours.
@@ -214,7 +208,7 @@ def compare(comparison: Comparison, argv: list[str]) -> int:
     if comparison.any_run.dry_run:
         print("the settings are usable; dry_run=true stops here")
         return 0
-    create_run_dir(place)
+    create_run_dir(dataclasses.replace(comparison.any_run, run_dir=str(directory)))
     for number, config in enumerate(runs.values(), start=1):
         print(f"[{number}/{len(runs)}] {config.algo.name} on {config.env}", flush=True)
         try:
@@ -236,6 +230,7 @@ def _places(comparison: Comparison) -> tuple[Path, dict[str, RunConfig]]:
     if comparison.run_dir is None and resume != "false":
         raise ConfigError(f"resume={resume} needs run_dir=<the directory of the comparison>")
     directory = Path(comparison.run_dir) if comparison.run_dir is not None else _new_directory()
+    check_run_dir(dataclasses.replace(comparison.any_run, run_dir=str(directory)))
     runs, found = {}, 0
     for name, config in comparison.runs.items():
         run = RunDir(directory / name)

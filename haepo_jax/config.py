@@ -12,10 +12,14 @@ import copy
 import dataclasses
 import difflib
 import functools
+import itertools
+import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.messages import one_line, short
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -194,10 +198,13 @@ def _parse(argument: str) -> Override:
 
 
 def choices(override: Override) -> list[str]:
-    """The values of `key=a,b`, or the only one of `key=a`, as text."""
-    if override.is_sweep_override():
-        return [str(value) for value in override.sweep_string_iterator()]
-    return [str(override.value())]
+    """The values of `key=a,b`, or the only one of `key=a`, as text; raises ConfigError for what lists no names."""
+    value: Any = override.value()
+    if not override.is_sweep_override():
+        return [str(value)]
+    if not hasattr(value, "list"):  # a range, which may be endless, an interval or a glob
+        raise ConfigError(f"cannot use {short(_text(override))}: write {override.key_or_group}=a,b")
+    return [str(getattr(item, "text", item)) for item in value.list]
 
 
 def compose(overrides: Iterable[Override], schema: type[Settings]) -> Settings:
@@ -369,7 +376,10 @@ def _checked_line(override: Override, field: dataclasses.Field[Any]) -> str:
     """The override as Hydra composes it, its value checked where it is known already (not an interpolation's)."""
     key, kind, text = override.key_or_group, field.metadata["kind"], _text(override)
     if kind is list and override.is_sweep_override():
-        return f"{key}=[{text.partition('=')[2]}]"
+        names = text.partition("=")[2]
+        if re.match(r"\s*\w+\(", names):
+            raise ConfigError(f"cannot use {short(text)}: write {key}=a,b")
+        return f"{key}=[{names}]"
     _refuse_sweep(override)
     if kind is dict:
         # These keys are the environment's, so the schema cannot know them: `++` lets Hydra add them.
@@ -396,6 +406,8 @@ def _checked(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
             return {}
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             raise ConfigError(f"{key}={short(value)} must be names and values: {key}.<name>=<value>")
+        if _is_endless(value):
+            raise ConfigError(f"{key}={short(value)} holds too many values, or too deep a nesting")
         return dict(value)
     if kind is list:
         value = [value] if isinstance(value, str) else value
@@ -411,9 +423,25 @@ def _checked(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
     except hp.HyperparameterError as error:
         # check_value names the bare field; the key says where it stands on the command line.
         raise ConfigError(key.removesuffix(field.name) + str(error)) from None
-    except OverflowError:
-        raise ConfigError(f"{key} is out of range: no floating-point number is that large") from None
     return value
+
+
+def _is_endless(value: Any) -> bool:
+    """Whether a value is nested a hundred deep or has a level of 100,000 values: a few lines of YAML, whose lists may
+    hold one another and themselves, are enough for both."""
+    level = [value]
+    for _ in range(100):
+        groups = (node.values() if isinstance(node, Mapping) else node for node in level if _is_group(node))
+        level = list(itertools.islice(itertools.chain.from_iterable(groups), 100_000))
+        if not level:
+            return False
+        if len(level) == 100_000:
+            break
+    return True
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple)
 
 
 def _read(field: dataclasses.Field[Any], value: Any) -> Any:
@@ -421,9 +449,9 @@ def _read(field: dataclasses.Field[Any], value: Any) -> Any:
     kind = field.metadata["kind"]
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if kind is str and isinstance(value, int) and not isinstance(value, bool):
+    if kind is str and isinstance(value, int) and not isinstance(value, bool) and value.bit_length() < 1024:
         return str(value)
-    if kind is str and field.metadata["choices"] and str(value).lower() in field.metadata["choices"]:
+    if kind is str and isinstance(value, str | bool) and str(value).lower() in field.metadata["choices"]:
         return str(value).lower()
     return value
 
@@ -444,9 +472,10 @@ def _compose(lines: list[str], schema: type, algo: str | None) -> dict[str, Any]
 
     _register(schema)
     try:
-        with initialize(version_base="1.3", config_path=None):
+        with warnings.catch_warnings(), initialize(version_base="1.3", config_path=None):
+            warnings.simplefilter("ignore")  # the resolver oc.deprecated warns, in two lines
             config = hydra_compose(schema.__name__, overrides=lines)
-        values = OmegaConf.to_container(config, resolve=True)
+            values = OmegaConf.to_container(config, resolve=True)
     except Exception as error:  # Hydra, OmegaConf and their resolvers share no base class
         raise ConfigError(_first_line(error.__cause__ or error)) from None
     return cast(dict[str, Any], values)
@@ -512,24 +541,13 @@ def _resolve_env(name: str) -> str:
 # --- One-line messages ------------------------------------------------------------------------------------------------
 
 
-def one_line(text: str, limit: int = 400) -> str:
-    """Text that is safe to print on one line of a terminal: no line breaks, no control characters, not endless."""
-    text = " ".join(text.split())
-    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-    return text if len(text) <= limit else f"{text[:limit]}..."
-
-
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return one_line(lines[0] if lines else type(error).__name__, 200)
 
 
-def short(value: Any) -> str:
-    return one_line(repr(value), 80)
-
-
 def _did_you_mean(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1) if len(name) < 100 else []
+    near = difflib.get_close_matches(name.lower(), list(names), n=1) if len(name) < 100 else []
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from haepo_jax.algorithms.base import Algorithm, TrainState
 from haepo_jax.config import ConfigError, RunConfig
 from haepo_jax.rollout import to_env_action
-from haepo_jax.training.checkpoints import Checkpoint, Checkpoints
+from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from haepo_jax.training.loop import build
 from haepo_jax.training.resume import settings_that_matter
 from haepo_jax.training.run_dir import RunDir
@@ -117,15 +117,26 @@ def load_run(
     if checkpoint not in CHECKPOINTS:
         raise ConfigError(f"checkpoint={checkpoint!r} must be one of {', '.join(CHECKPOINTS)}")
     config = directory.read_config()
-    found = _find(directory, checkpoint, warn)
+    while True:
+        found = _find(directory, checkpoint, warn)
+        try:
+            _check_settings(found, config)
+            algorithm = build(config)
+            states = found.restore(abstract_states(algorithm, config.num_seeds))
+            return algorithm, config, jax.tree.map(jnp.asarray, states)
+        except CheckpointError:
+            # A run that is going on takes its older checkpoints away; there is a newer one then.
+            if found.path.exists():
+                raise
+
+
+def _check_settings(found: Checkpoint, config: RunConfig) -> None:
     saved = found.progress().get("settings")
     mine = settings_that_matter(config)
     for key in mine:
         # A run that was extended has older checkpoints with its former total_steps.
         if key != "total_steps" and isinstance(saved, dict) and saved.get(key) != mine[key]:
             raise ConfigError(f"{found.path} was written with another {key} than config.yaml has")
-    algorithm = build(config)
-    return algorithm, config, jax.tree.map(jnp.asarray, found.restore(abstract_states(algorithm, config.num_seeds)))
 
 
 def _find(directory: RunDir, which: str, warn: Callable[[str], None]) -> Checkpoint:

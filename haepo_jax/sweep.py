@@ -19,7 +19,8 @@ from haepo_jax import config as configuration
 from haepo_jax.config import ConfigError, short
 from haepo_jax.envs import list_envs
 from haepo_jax.sweeps.settings import SweepConfig, SweepPlan, read_sweep
-from haepo_jax.training.entry import entry_point
+from haepo_jax.training.entry import RunError, entry_point
+from haepo_jax.training.run_dir import check_writable
 
 HELP = """\
 Trains many configurations of an algorithm: all that share their shapes in one compiled program, on every device.
@@ -91,22 +92,32 @@ def main(argv: list[str]) -> int:
             "--cfg job belongs to haepo_jax.train: a sweep has no one configuration; dry_run=true checks it"
         )
     plan = read_sweep(arguments.overrides)
+    directory = _place(plan, make=False)
+    from haepo_jax.sweeps.display import Display
+    from haepo_jax.sweeps.run import check_builds, run
+
+    if plan.settings.distributed and not plan.settings.dry_run:
+        from haepo_jax.sharding import initialize_distributed
+
+        initialize_distributed()
+    # What an environment refuses is refused before anything is written; a sweep that is there has passed already.
+    if not (directory / "sweep.json").exists():
+        check_builds(plan)
     if plan.settings.dry_run:
-        _place(plan, make=False)
         print(
             f"the settings are usable: {plan.num_configs} configurations, {plan.search} search; dry_run=true stops here"
         )
         return 0
     directory = _place(plan, make=True)
-    if plan.settings.distributed:
-        from haepo_jax.sharding import initialize_distributed
-
-        initialize_distributed()
-    from haepo_jax.sweeps.display import Display
-    from haepo_jax.sweeps.run import run
-
     try:
         run(plan, directory, shlex.join(["python", "-m", "haepo_jax.sweep", *argv]), Display())
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not directory.is_dir():
+            raise RunError(f"run_dir={short(str(directory))} has vanished while the sweep was going on") from None
+        again = "; the same command goes on from there"
+        raise RunError(f"{error.filename or directory}: {error.strerror or error}{again}") from None
     finally:
         with contextlib.suppress(OSError):
             directory.rmdir()  # only where nothing has been written to it
@@ -132,6 +143,7 @@ def _place(plan: SweepPlan, *, make: bool) -> Path:
             )
         if not held and settings.resume == "true" and settings.storage is None:
             raise ConfigError(f"run_dir={name} holds no sweep to resume")
+        check_writable(str(path))
         if make:
             path.mkdir(parents=True, exist_ok=True)
     except ConfigError:

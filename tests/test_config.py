@@ -30,6 +30,7 @@ REFUSED = {
     "number for environment": (["env=5"], "unknown environment '5'"),
     "list for environment": (["env=[a]"], "env=['a'] must be a string"),
     "unknown algorithm": (["algo=hapo"], "unknown algorithm 'hapo'; did you mean 'haepo'?"),
+    "algorithm in capitals": (["algo=PPO"], "unknown algorithm 'PPO'; did you mean 'ppo'?"),
     "empty algorithm": (["algo="], "algo='' must be the name of an algorithm"),
     "null algorithm": (["algo=null"], "algo=None must be the name"),
     "mapping for algorithm": (["algo={learning_rate:1}"], "must be the name of an algorithm"),
@@ -71,6 +72,12 @@ REFUSED = {
     ),
     "minibatches that do not divide": (["algo.num_minibatches=3"], "algo.num_minibatches=3 does not divide"),
     "options that do not fit": (["algo.score=likelihood"], "needs credit=trajectory"),
+    "null for a choice": (["algo.credit=trajectory", "algo.normalize=null"], "algo.normalize=None must be a string"),
+    "warning of a resolver": (["seed=-1", "final_eval_episodes=${oc.deprecated:num_seeds}"], "seed=-1 is out of range"),
+    "minibatches of two thousand million": (
+        ["algo.num_envs=2147483640", "algo.group_size=1", "algo.num_minibatches=7"],
+        "the nearest that do: 6 or 8",
+    ),
     "unknown choice": (["algo.credit=prefx"], "must be one of prefix, trajectory; did you mean 'prefix'?"),
     "three ends of a schedule": (["algo.learning_rate=[1,2,3]"], "must be a number or a pair [start, end]"),
     "schedule of words": (["algo.learning_rate=[a,b]"], "must be a pair [start, end] of numbers"),
@@ -193,12 +200,20 @@ def test_config_survives_yaml(name: str) -> None:
 
 
 def test_config_files_are_checked_too() -> None:
+    laughs: list[object] = [1] * 10
+    for _ in range(20):
+        laughs = [laughs] * 10
+    endless: list[object] = []
+    endless.append(endless)
     values = composed("env=CartPole-v1").to_dict()
     for change, message in [
         ({"sed": 1}, "unknown key 'sed'; did you mean 'seed'?"),
         ({"seed": "x"}, "seed='x' must be an integer"),
         ({"algo": {"name": "haepo", "colour": 1}}, "unknown key 'algo.colour'"),
         ({"algo": "haepo"}, "algo must have a name"),
+        ({"run_dir": 1 << 100_000}, "run_dir=0x1000"),
+        ({"env_kwargs": {"gravity": laughs}}, "env_kwargs=.* holds too many values"),
+        ({"env_kwargs": {"gravity": endless}}, "env_kwargs=.* holds too many values"),
     ]:
         with pytest.raises(ConfigError, match="^" + message.replace("?", r"\?")):
             from_dict(values | change, RunConfig)
@@ -262,3 +277,20 @@ def test_input_is_judged_without_jax(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_values_are_shown_by_their_beginning() -> None:
+    """Without looking at more than is shown: a value may be nested a thousandfold, or be one list in itself."""
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    wide: list[object] = [1]
+    for _ in range(60):
+        wide = [wide] * 50
+    endless: list[object] = []
+    endless.append(endless)
+    for value in (deep, wide, endless, "x" * 10**6, 1 << 100_000, [2] * 10**6, {"a": deep}):
+        text = configuration.short(value)
+        assert len(text) == 83 and text.endswith("...")
+    for value in ([1, "a", {"b": (1,), 2: None}], {}, [], (), (1, 2), "a'b", b"x", 1.5, True, None, 10**30):
+        assert configuration.short(value) == repr(value)

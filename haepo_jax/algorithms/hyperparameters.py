@@ -13,6 +13,8 @@ import difflib
 import math
 from typing import Any
 
+from haepo_jax.messages import short
+
 Scheduled = Any
 """A number; a pair `(start, end)` interpolated linearly over the run; or an optax schedule of the share of live steps
 done, from 0 to 1 (for example `optax.cosine_decay_schedule(3e-3, 1)`)."""
@@ -28,6 +30,8 @@ class Range:
     high_open: bool = False
 
     def __contains__(self, value: float) -> bool:
+        if isinstance(value, int) and value.bit_length() > 1023:  # more than a floating-point number holds
+            return False
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high
         return above and below and math.isfinite(value)
@@ -83,32 +87,34 @@ def check_value(field: dataclasses.Field[Any], value: Any) -> None:
         if kind is tuple:
             sizes = value if isinstance(value, tuple | list) else None
             if sizes is None or not all(_is_int(size) and size in COUNT for size in sizes):
-                raise HyperparameterError(f"{name}={value!r} must be a list of positive integers, such as [64, 64]")
+                raise HyperparameterError(
+                    f"{name}={short(value)} must be a list of positive integers, such as [64, 64]"
+                )
             return
         right_type = _is_int(value) if kind is int else isinstance(value, kind)
         if not right_type:
-            raise HyperparameterError(f"{name}={value!r} must be {_KIND_NAMES[kind]}")
+            raise HyperparameterError(f"{name}={short(value)} must be {_KIND_NAMES[kind]}")
         if meta["choices"] and value not in meta["choices"]:
             raise HyperparameterError(
-                f"{name}={value!r} must be one of {', '.join(meta['choices'])}{_near(value, meta['choices'])}"
+                f"{name}={short(value)} must be one of {', '.join(meta['choices'])}{_near(value, meta['choices'])}"
             )
         if meta["within"] is not None and value not in meta["within"]:
-            raise HyperparameterError(f"{name}={value!r} is out of range {meta['within']}")
+            raise HyperparameterError(f"{name}={short(value)} is out of range {meta['within']}")
         return
     if isinstance(value, str):
         if value != meta["word"]:
             allowed = f"a number or '{meta['word']}'" if meta["word"] else "a number"
-            raise HyperparameterError(f"{name}={value!r} must be {allowed}")
+            raise HyperparameterError(f"{name}={short(value)} must be {allowed}")
         return
     if isinstance(value, bool) or value is None or isinstance(value, dict | set):
-        raise HyperparameterError(f"{name}={value!r} must be a number")
+        raise HyperparameterError(f"{name}={short(value)} must be a number")
     if isinstance(value, tuple | list):
         if not meta["scheduled"] or len(value) != 2:
             pair = " or a pair [start, end]" if meta["scheduled"] else ""
-            raise HyperparameterError(f"{name}={value!r} must be a number{pair}")
+            raise HyperparameterError(f"{name}={short(value)} must be a number{pair}")
         for end in value:
             if isinstance(end, str | bool | list | tuple | dict) or end is None:
-                raise HyperparameterError(f"{name}={value!r} must be a pair [start, end] of numbers")
+                raise HyperparameterError(f"{name}={short(value)} must be a pair [start, end] of numbers")
             _check_range(name, end, meta["within"])
         return
     _check_range(name, value, meta["within"])
@@ -116,7 +122,7 @@ def check_value(field: dataclasses.Field[Any], value: Any) -> None:
 
 def _check_range(name: str, value: Any, within: Range) -> None:
     if isinstance(value, int | float) and value not in within:
-        raise HyperparameterError(f"{name}={value!r} is out of range {within}")
+        raise HyperparameterError(f"{name}={short(value)} is out of range {within}")
 
 
 def _is_int(value: Any) -> bool:
@@ -197,7 +203,8 @@ class Trajectory(Common):
         check_divides("num_envs", self.num_envs, "group_size", self.group_size)
         num_groups = self.num_envs // self.group_size
         if num_groups % self.num_minibatches:
-            divisors = [n for n in range(1, num_groups + 1) if num_groups % n == 0]
+            small = [n for n in range(1, math.isqrt(num_groups) + 1) if num_groups % n == 0]
+            divisors = sorted({*small, *(num_groups // n for n in small)})
             nearest = sorted(divisors, key=lambda n: abs(n - self.num_minibatches))[:2]
             raise HyperparameterError(
                 f"num_minibatches={self.num_minibatches} does not divide num_envs / group_size = {num_groups} groups; "

@@ -1,11 +1,16 @@
 """Checks of the keyword arguments of `make_env`, in one line each and without jax."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
 from haepo_jax.envs.names import near_matches
+from haepo_jax.messages import short
+
+LARGEST = float.fromhex("0x1.fffffep127")
+"""The largest number in 32 bits."""
 
 
 def constructor_settings(factory: Callable[..., Any]) -> dict[str, Any]:
@@ -40,15 +45,17 @@ def check_type(what: str, value: Any, default: Any) -> None:
     elif isinstance(default, Integral):
         expected, fits = "an integer", isinstance(value, Integral) and not isinstance(value, bool)
         if fits and abs(int(value)) >= 2**31:
-            raise ValueError(f"{what} does not fit in 32 bits, got {value}")
+            raise ValueError(f"{what} does not fit in 32 bits, got {short(value)}")
     elif isinstance(default, Real):
         expected, fits = "a number", isinstance(value, Real) and not isinstance(value, bool)
+        if fits and LARGEST < abs(value) < math.inf:
+            raise ValueError(f"{what} does not fit in 32 bits, got {short(value)}")
     elif isinstance(default, str):
         expected, fits = "a string", isinstance(value, str)
     else:
         return
     if not fits:
-        raise TypeError(f"{what} must be {expected}, got {value!r}")
+        raise TypeError(f"{what} must be {expected}, got {short(value)}")
 
 
 def freeze(value: Any) -> Any:

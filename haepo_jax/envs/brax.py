@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from haepo_jax.envs._physics import PhysicsEnv, make_physics, quiet
 from haepo_jax.envs._settings import check_settings, constructor_settings, freeze
+from haepo_jax.messages import short
 
 BACKENDS = ("generalized", "spring", "positional", "mjx")
 
@@ -46,7 +47,7 @@ def make_brax(task: str, *, episode_length: int = 1000, **kwargs: Any) -> Physic
         if not kwargs:
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{name} cannot be built with {kwargs}: {reason}") from error
+        raise ValueError(f"{name} cannot be built with {short(kwargs)}: {reason}") from error
 
 
 @functools.cache

@@ -27,6 +27,7 @@ from haepo_jax.envs.base import (
     static_field,
     strongly_typed,
 )
+from haepo_jax.messages import short
 
 # Tasks that end by themselves long before their declared limit. A rollout's arrays are as long as the horizon, and
 # Catch's 1000 declared steps for episodes of 9 would make every update a hundred times as costly.
@@ -37,6 +38,11 @@ _LONGEST_EPISODE: dict[str, Callable[[Any, Any], int]] = {
     "SimpleBandit-bsuite": lambda inner, params: 1,
     "UmbrellaChain-bsuite": lambda inner, params: int(params.chain_length),
 }
+
+
+LARGEST_SIZE = 4096
+"""The most that a size among a constructor's arguments may be: DeepSea's table of that many rows and columns already
+takes 64 MB, and past some 40,000 XLA ends the process."""
 
 
 @jax.tree_util.register_dataclass
@@ -92,6 +98,9 @@ def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
     check_settings(name, kwargs, {**constructor, **fields})
     if kwargs.get("max_steps_in_episode", 1) < 1:
         raise ValueError(f"{name}: max_steps_in_episode must be at least 1, got {kwargs['max_steps_in_episode']}")
+    for key, value in kwargs.items():
+        if isinstance(constructor.get(key), int) and not key.endswith("seed") and value > LARGEST_SIZE:
+            raise ValueError(f"{name}: {key} must be at most {LARGEST_SIZE:,}, got {value}")
 
     arguments = tuple(sorted((key, freeze(value)) for key, value in kwargs.items() if key in constructor))
     try:
@@ -104,7 +113,7 @@ def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
         if not kwargs:
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{name} cannot be built with {kwargs}: {reason}") from error
+        raise ValueError(f"{name} cannot be built with {short(kwargs)}: {reason}") from error
 
     horizon = int(params.max_steps_in_episode)
     if name in _LONGEST_EPISODE:
@@ -152,7 +161,8 @@ def _parameters(name: str, defaults: Any, overrides: dict[str, Any]) -> Any:
     changes = {}
     for field in dataclasses.fields(defaults):
         default = jnp.asarray(getattr(defaults, field.name))
-        value = jnp.asarray(overrides.get(field.name, default), default.dtype)
+        with np.errstate(over="raise"):
+            value = jnp.asarray(overrides.get(field.name, default), default.dtype)
         if value.shape != default.shape:
             raise ValueError(f"{field.name} must have shape {default.shape}, got {value.shape}")
         changes[field.name] = jax.lax.convert_element_type(value, default.dtype)

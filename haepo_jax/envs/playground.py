@@ -10,6 +10,7 @@ from typing import Any
 
 from haepo_jax.envs._physics import PhysicsEnv, make_physics, quiet
 from haepo_jax.envs._settings import check_settings, freeze
+from haepo_jax.messages import short
 
 
 def make_playground(task: str, **kwargs: Any) -> PhysicsEnv:
@@ -45,7 +46,7 @@ def make_playground(task: str, **kwargs: Any) -> PhysicsEnv:
         return make_physics(name, inner, "_mjx_model" if hasattr(inner, "_mjx_model") else "", episode_length)
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{name} cannot be built with {kwargs}: {reason}") from error
+        raise ValueError(f"{name} cannot be built with {short(kwargs)}: {reason}") from error
 
 
 @functools.cache

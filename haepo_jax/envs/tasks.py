@@ -1,6 +1,7 @@
 """The two small tasks of the source paper's own experiments (arXiv 2508.18884), written for this library."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,9 @@ import jax.numpy as jnp
 
 from haepo_jax.envs._settings import check_settings, constructor_settings
 from haepo_jax.envs.base import Array, Box, Discrete, Replaceable, TimeStep, static_field
+
+LARGEST = 1_000_000
+"""The most arms or cells: an observation is as long."""
 
 
 class BanditParams(NamedTuple):
@@ -76,10 +80,14 @@ def make_bandit(*, num_arms: int = 10, num_pulls: int = 10, noise_std: float = 1
         seed: draws the means (leaf `params.means`).
 
     Raises:
-        ValueError: fewer than one arm or pull, or a negative noise_std.
+        ValueError: fewer than one arm or pull, more arms than `LARGEST`, or a negative noise_std.
     """
-    _at_least(
-        "haepo/bandit", num_arms=(num_arms, 1), num_pulls=(num_pulls, 1), noise_std=(noise_std, 0), seed=(seed, 0)
+    _within(
+        "haepo/bandit",
+        num_arms=(num_arms, 1, LARGEST),
+        num_pulls=(num_pulls, 1, math.inf),
+        noise_std=(noise_std, 0, math.inf),
+        seed=(seed, 0, math.inf),
     )
     means = jax.random.normal(jax.random.key(seed), (num_arms,), jnp.float32)
     return Bandit(BanditParams(means, jnp.asarray(noise_std, jnp.float32)), num_arms, num_pulls)
@@ -150,7 +158,7 @@ def make_random_walk(*, length: int = 10, horizon: int = 100, reward: float = 1.
     reward is.
 
     Args:
-        length: number of cells, at least 2.
+        length: number of cells, from 2 to `LARGEST`.
         horizon: time limit in steps, at least length - 1.
         reward: paid at the right end (leaf `params.reward`).
         slip: probability that a move goes the other way (leaf `params.slip`).
@@ -158,9 +166,7 @@ def make_random_walk(*, length: int = 10, horizon: int = 100, reward: float = 1.
     Raises:
         ValueError: a value out of range, or a right end out of reach.
     """
-    _at_least("haepo/random_walk", length=(length, 2), horizon=(horizon, 1), slip=(slip, 0))
-    if slip > 1:
-        raise ValueError(f"haepo/random_walk: slip must be at most 1, got {slip}")
+    _within("haepo/random_walk", length=(length, 2, LARGEST), horizon=(horizon, 1, math.inf), slip=(slip, 0, 1))
     if horizon < length - 1:
         raise ValueError(
             f"haepo/random_walk: the far end of length={length} is out of reach in horizon={horizon} steps"
@@ -184,7 +190,9 @@ def make_task(task: str, **kwargs: Any) -> Bandit | RandomWalk:
     return factory(**kwargs)
 
 
-def _at_least(name: str, **limits: tuple[float, float]) -> None:
-    for setting, (value, lowest) in limits.items():
+def _within(name: str, **limits: tuple[float, float, float]) -> None:
+    for setting, (value, lowest, highest) in limits.items():
         if not value >= lowest:
             raise ValueError(f"{name}: {setting} must be at least {lowest}, got {value}")
+        if not value <= highest:
+            raise ValueError(f"{name}: {setting} must be at most {highest:,}, got {value}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haepo_jax import config as configuration
-from haepo_jax.config import ConfigError, one_line
+from haepo_jax.config import one_line
 from haepo_jax.sweeps.display import Display
 from haepo_jax.sweeps.results import SweepResult, read_results, write_tables
 from haepo_jax.sweeps.settings import SweepPlan, key_of_number, read_sweep
@@ -111,6 +111,11 @@ def _argument(value: Any) -> str:
     return texts if len(value) > 1 else f"choice({texts})"
 
 
+def check_builds(plan: SweepPlan) -> None:
+    """Raises ConfigError where a setting does not fit its environment; loads jax."""
+    _Builder(plan).check()
+
+
 def run(plan: SweepPlan, directory: Path, command: str, display: Display) -> SweepResult:
     """Works on a sweep until every trial has ended, here or elsewhere, and writes what was found into `directory`."""
     from haepo_jax.training.run_dir import json_text, write_atomically
@@ -194,30 +199,27 @@ class _Builder:
 
     def __call__(self, values: Values) -> Algorithm:
         """The algorithm of a configuration; raises ConfigError where it does not fit its environment."""
-        import haepo_jax
+        from haepo_jax.training.loop import build
 
         if self._algorithm is not None:
             return self._algorithm.replace(
                 **{key.removeprefix("algo."): value for key, value in values.items() if key != "seed"}
             )
         config = self.plan.run_config(values)
-        try:
-            key = json.dumps([config.env, config.env_kwargs], sort_keys=True)
-            if key not in self._envs:
-                self._envs[key] = (
-                    haepo_jax.make_env(config.env, **config.env_kwargs) if self._env is None else self._env
-                )
-            build = getattr(haepo_jax, config.algo.class_name)
-            algorithm: Algorithm = build(self._envs[key], total_steps=config.total_steps, **config.algo.hyperparameters)
-        except (TypeError, ValueError, ImportError, AttributeError, KeyError) as error:
-            given = f" with env_kwargs {config.env_kwargs}" if config.env_kwargs else ""
-            raise ConfigError(one_line(f"cannot set up {config.algo.name} on {config.env}{given}: {error}")) from error
+        key = json.dumps([config.env, config.env_kwargs], sort_keys=True)
+        algorithm = build(config, self._envs.get(key, self._env))
+        self._envs[key] = algorithm.env
         return algorithm
 
     def check(self) -> None:
-        """Builds the ends of the space, so that what an environment refuses is known before anything trains."""
-        for end in (0, -1):
-            values = {d.key: d.values[end] if isinstance(d, Choice) else d.bounds()[end] for d in self.plan.dimensions}
+        """Builds the ends of the space, every environment and every algorithm, so that what does not fit is known
+        before anything trains."""
+        ends = [
+            {d.key: d.values[end] if isinstance(d, Choice) else d.bounds()[end] for d in self.plan.dimensions}
+            for end in (0, -1)
+        ]
+        named = [d for d in self.plan.dimensions if d.key in ("env", "algo") and isinstance(d, Choice)]
+        for values in [*ends, *(ends[0] | {d.key: value} for d in named for value in d.values)]:
             self({key: value for key, value in values.items() if self.plan.belongs(key, self.plan.algorithm(values))})
 
     def varying(self, algorithm: Algorithm) -> list[bool]:

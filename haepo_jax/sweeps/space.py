@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from haepo_jax.algorithms import hyperparameters as hp
 from haepo_jax.config import ConfigError, short
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 MOST_VALUES = 10_000
 """The longest list of values that one key may have, and the most combinations of settings that are compiled in."""
+
+FINITE = hp.Range()
 
 Values = dict[str, Any]
 """One configuration: the swept keys it has, such as `algo.learning_rate`, and their values."""
@@ -74,6 +77,8 @@ def read_dimension(override: Override, *, integer: bool = False) -> Dimension:
 
     The order that `shuffle(...)` asks for is that of the search, so it is passed over.
     """
+    from hydra.core.override_parser.types import Sweep
+
     key, text = override.key_or_group, short(override.input_line or override.key_or_group)
     value: Any = override.value()
     tags = set(getattr(value, "tags", ()))
@@ -91,15 +96,17 @@ def read_dimension(override: Override, *, integer: bool = False) -> Dimension:
     values = tuple(itertools.islice((_plain(item) for item in listed), MOST_VALUES + 1))
     if not values:
         raise ConfigError(f"{text} has no values")
+    if any(isinstance(value, Sweep) for value in values):
+        raise ConfigError(f"{text}: a list of values holds no other list of values")
     if len(values) > MOST_VALUES:
         raise ConfigError(f"{text} has more than {MOST_VALUES:,} values; write an interval")
     return Choice(key, values)
 
 
 def _interval(key: str, text: str, value: Any, *, log: bool, integer: bool) -> Interval:
-    low, high = float(value.start), float(value.end)
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if not (value.start in FINITE and value.end in FINITE):
         raise ConfigError(f"{text}: the ends of an interval must be finite numbers")
+    low, high = float(value.start), float(value.end)
     if low >= high:
         hint = f"write interval({value.end:g},{value.start:g})" if low > high else f"write {key}={value.start:g}"
         raise ConfigError(f"{text}: an interval runs from its lower end to its higher; {hint}")
@@ -111,6 +118,8 @@ def _interval(key: str, text: str, value: Any, *, log: bool, integer: bool) -> I
 
 
 def _range(text: str, value: Any) -> Any:
+    if not all(number in FINITE for number in (value.start, value.stop, value.step)):
+        raise ConfigError(f"{text}: a range is of finite numbers")
     if value.step == 0:
         raise ConfigError(f"{text}: the step of a range must not be 0")
     # Hydra adds up the step as the float nearest to it: 0.7000000000000001 is meant as 0.7.

@@ -21,7 +21,7 @@ import numpy as np
 
 import haepo_jax
 from haepo_jax.algorithms.base import CAUSES, Algorithm, TrainState
-from haepo_jax.config import ConfigError, RunConfig, one_line
+from haepo_jax.config import ConfigError, RunConfig, one_line, short
 from haepo_jax.counting import StepCount
 from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Saver
 from haepo_jax.training.entry import Interrupted, RunError
@@ -281,16 +281,17 @@ class Program:
         return self._per_seed(self._final_evaluation(state))
 
 
-def build(config: RunConfig) -> Algorithm:
-    """The algorithm of a run on its environment; raises ConfigError where they do not fit."""
+def build(config: RunConfig, env: Any = None) -> Algorithm:
+    """The algorithm of a run on its environment, or on one that is at hand; raises ConfigError where they do not fit."""
     try:
-        env = haepo_jax.make_env(config.env, **config.env_kwargs)
+        env = haepo_jax.make_env(config.env, **config.env_kwargs) if env is None else env
         algorithm: Algorithm = getattr(haepo_jax, config.algo.class_name)(
             env, total_steps=config.total_steps, **config.algo.hyperparameters
         )
-    except (TypeError, ValueError, ImportError, AttributeError, KeyError) as error:
-        detail = f" with env_kwargs {config.env_kwargs}" if config.env_kwargs else ""
-        raise ConfigError(one_line(f"cannot set up {config.algo.name} on {config.env}{detail}: {error}")) from error
+    except Exception as error:  # an environment answers a setting that it cannot use with whatever it likes
+        detail = f" with env_kwargs {short(config.env_kwargs, 200)}" if config.env_kwargs else ""
+        reason = str(error) or type(error).__name__
+        raise ConfigError(one_line(f"cannot set up {config.algo.name} on {config.env}{detail}: {reason}")) from error
     return algorithm
 
 

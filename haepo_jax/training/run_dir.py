@@ -152,11 +152,18 @@ def check_run_dir(config: RunConfig) -> None:
             raise ConfigError(
                 f"run_dir={short(name)} already holds a run: choose another directory, or go on with resume=true"
             )
+    check_writable(name)
+
+
+def check_writable(name: str) -> None:
+    """Raises ConfigError where a directory of that name cannot be made or written, as far as can be told without."""
+    path = Path(name)
+    with _refusing(name):
         nearest = next(parent for parent in (path, *path.absolute().parents) if _exists(parent))
         if not nearest.is_dir():
-            raise ConfigError(f"run_dir={short(name)} cannot be made: {str(nearest)!r} is not a directory")
+            raise ConfigError(f"run_dir={short(name)} cannot be made: {short(str(nearest))} is not a directory")
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise ConfigError(f"run_dir={short(name)} cannot be written: no permission in {str(nearest)!r}")
+            raise ConfigError(f"run_dir={short(name)} cannot be written: no permission in {short(str(nearest))}")
 
 
 def _exists(path: Path) -> bool:

@@ -186,6 +186,7 @@ def test_equal_arguments_compile_once():
         ("CartPole-v1", {"max_steps_in_episode": 2.5}, TypeError, "max_steps_in_episode must be an integer"),
         ("CartPole-v1", {"max_steps_in_episode": 0}, ValueError, "at least 1"),
         ("CartPole-v1", {"max_steps_in_episode": 2**40}, ValueError, "32 bits"),
+        ("DeepSea-bsuite", {"size": 10**9}, ValueError, "size must be at most 4,096"),
         ("MetaMaze-misc", {"maze_size": 4}, ValueError, "cannot be built with"),
         ("MetaMaze-misc", {"normalize_time": 1}, TypeError, "true or false"),
         ("DiscountingChain-bsuite", {"reward_timestep": [1, 2]}, ValueError, "shape"),

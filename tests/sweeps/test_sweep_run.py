@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -292,3 +294,29 @@ def test_an_algorithm_and_an_environment_of_ones_own() -> None:
 def test_the_toy_is_an_algorithm_that_vmaps() -> None:
     states = jax.vmap(lambda rate: Toy(learning_rate=rate).init(jax.random.key(0)))(jnp.array([0.1, 0.2]))
     assert states.params.shape == (2, 2)
+
+
+@pytest.mark.parametrize("vanishes", [False, True])
+def test_a_disk_that_fails_ends_a_sweep_in_one_line(
+    toy: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    vanishes: bool,
+) -> None:
+    directory = tmp_path / "sweep"
+
+    def full(result: Any, place: Path) -> None:
+        if vanishes:
+            shutil.rmtree(place)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place / "trials.csv"))
+
+    monkeypatch.setattr(runs, "write_tables", full)
+    arguments = ["env=CartPole-v1", "algo.kl_coef=0,1", *(f"{key}={value}" for key, value in TOY.items())]
+    assert command_line.main([*arguments, f"run_dir={directory}"]) == 1
+    error = capsys.readouterr().err
+    expected = "has vanished while the sweep" if vanishes else "trials.csv: No space left on device; the same command"
+    assert expected in error and error.count("\n") == 1
+    monkeypatch.undo()
+    use_toy()
+    assert vanishes or command_line.main([*arguments, f"run_dir={directory}"]) == 0

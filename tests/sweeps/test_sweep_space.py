@@ -60,6 +60,12 @@ ERRORS = {
     "algo.learning_rate=range(0,1,0)": "step of a range must not be 0",
     "algo.learning_rate=range(1,0)": "has no values",
     "algo.learning_rate=range(0,1,1e-9)": "more than 10,000 values",
+    "algo.learning_rate=range(nan)": "a range is of finite numbers",
+    "algo.learning_rate=range(" + "9" * 400 + ")": "a range is of finite numbers",
+    "env_kwargs.gravity=choice(choice(1,2),3)": "a list of values holds no other list of values",
+    "env_kwargs.gravity=interval(-1e300,1e300)": "gravity does not fit in 32 bits, got -1e+300",
+    "algo.kl_coef=0,1 env_kwargs.gravty=1": "CartPole-v1 has no setting 'gravty'; did you mean 'gravity'?",
+    "env=CartPole-v1,haepo/bandit,Acrobot-v1 env_kwargs.gravity=1": "has no setting 'gravity'",
     "algo.learning_rate=glob(*)": "write choice(...), range(...) or interval(...)",
     "algo.activation=interval(0,1)": "activation is no number: list its values, such as algo.activation=tanh,relu",
     "algo.hidden_sizes=interval(8,64)": "hidden_sizes is no number",
@@ -115,6 +121,19 @@ def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = tmp_path / "new"
     assert command_line.main(["env=CartPole-v1", "algo.kl_coef=0,1,2", f"run_dir={directory}", "dry_run=true"]) == 0
     assert "3 configurations, grid search" in capsys.readouterr().out and not directory.exists()
+
+
+def test_a_sweep_that_is_refused_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    space = ["env=CartPole-v1", "algo.kl_coef=0,1"]
+    for arguments, message in [
+        ([*space, "env_kwargs.gravty=1", f"run_dir={tmp_path}/new"], "has no setting 'gravty'"),
+        ([*space, f"run_dir={tmp_path}/file/below"], f"{str(tmp_path / 'file')!r} is not a directory"),
+    ]:
+        assert command_line.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
