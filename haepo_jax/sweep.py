@@ -20,6 +20,7 @@ from haepo_jax.config import ConfigError, short
 from haepo_jax.envs import list_envs
 from haepo_jax.sweeps.settings import SweepConfig, SweepPlan, read_sweep
 from haepo_jax.training.entry import entry_point
+from haepo_jax.training.processes import join, part
 
 HELP = """\
 Trains many configurations of an algorithm: all that share their shapes in one compiled program, on every device.
@@ -98,14 +99,13 @@ def main(argv: list[str]) -> int:
         )
         return 0
     directory = _place(plan, make=True)
-    if plan.settings.distributed:
-        from haepo_jax.sharding import initialize_distributed
-
-        initialize_distributed()
     from haepo_jax.sweeps.display import Display
     from haepo_jax.sweeps.run import run
 
     try:
+        if plan.settings.distributed:
+            join()
+            part()
         run(plan, directory, shlex.join(["python", "-m", "haepo_jax.sweep", *argv]), Display())
     finally:
         with contextlib.suppress(OSError):
