@@ -39,6 +39,10 @@ options:
   --cfg job     print the complete settings as YAML and stop
   --list-envs   print the environments' names and stop
 
+several devices: shard=environments shares out each update's environments over all of them; with distributed=true over
+those of every process of a job, which SLURM, Open MPI, Kubernetes or cloud TPUs tell jax of, or the environment variables
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
 settings (key, default, meaning):
 {settings}
 

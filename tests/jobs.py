@@ -18,7 +18,8 @@ TIMEOUT = 600
 
 def environment(devices: int = 1, **changes: str) -> dict[str, str]:
     """Of a process with so many simulated devices, in which this haepo_jax and the tests can be imported."""
-    paths = (str(Path(haepo_jax.__file__).parents[1]), str(Path(__file__).parent / "sweeps"))
+    given = os.environ.get("PYTHONPATH", "")
+    paths = (str(Path(haepo_jax.__file__).parents[1]), str(Path(__file__).parent / "sweeps"), given)
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "SLURM_"))}
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return kept | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | changes
