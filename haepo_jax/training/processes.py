@@ -10,7 +10,9 @@ import atexit
 import contextlib
 import os
 import pickle
+import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -131,14 +133,17 @@ def join() -> Processes:
 
     jax finds the coordinator, the number of processes and this one's place by itself on SLURM, Open MPI, Kubernetes and
     cloud TPUs. For processes that are started by hand they are JAX_COORDINATOR_ADDRESS, which jax reads as well,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID. A process that has waited for the others in vain is ended by jax.
 
     Raises:
-      ConfigError: nothing says what job this is, or the processes do not find each other.
+      ConfigError: nothing says what job this is, or jax cannot start.
     """
     import jax
 
     own: dict[str, Any] = {}
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address is not None and not re.fullmatch(r".+:\d+", address):
+        raise ConfigError(f"distributed=true: JAX_COORDINATOR_ADDRESS={one_line(address, 80)} is not host:port")
     for key in ("num_processes", "process_id"):
         name = f"JAX_{key.upper()}"
         if (text := os.environ.get(name)) is not None:
@@ -147,8 +152,13 @@ def join() -> Processes:
             own[key] = int(text)
     # jax would take SIGTERM for itself, and then nothing could end the process in good order.
     jax.config.update("jax_enable_preemption_service", False)
+    text = "waiting for the other processes of the job; jax gives up after 5 minutes"
+    patience = threading.Timer(10, lambda: print(text, file=sys.stderr, flush=True))
+    patience.daemon = True
+    patience.start()
     try:
         jax.distributed.initialize(**own)
+        return Job() if jax.process_count() > 1 else Processes()
     except ValueError as error:
         raise ConfigError(
             "distributed=true finds no job that this process belongs to: start it with srun or mpirun, or set "
@@ -156,9 +166,10 @@ def join() -> Processes:
         ) from None
     except RuntimeError as error:
         raise ConfigError(
-            f"distributed=true: the processes of the job do not find each other: {one_line(str(error), 200)}"
+            f"distributed=true: the processes of the job cannot come together: {one_line(str(error), 200)}"
         ) from None
-    return Job() if jax.process_count() > 1 else Processes()
+    finally:
+        patience.cancel()
 
 
 def part() -> None:

@@ -13,7 +13,9 @@ from jobs import Job, ended, run
 from surviving import assert_same_end
 
 from haepo_jax import train
+from haepo_jax.config import ConfigError
 from haepo_jax.training.checkpoints import Checkpoints
+from haepo_jax.training.processes import join
 
 COMMON = [
     "-m", "haepo_jax.train", "tensorboard=false", "algo.hidden_sizes=[8]", "algo.eval_episodes=0",
@@ -109,6 +111,22 @@ def test_without_a_job_around_it(tmp_path: Path) -> None:
     alone = run([*HAEPO, "shard=environments", "distributed=true", f"run_dir={tmp_path}/a"])
     assert alone.returncode == 2 and alone.stderr.count("\n") == 1 and "JAX_COORDINATOR_ADDRESS" in alone.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({"JAX_COORDINATOR_ADDRESS": "here"}, "JAX_COORDINATOR_ADDRESS=here is not host:port"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two is not a number"),
+    ],
+)
+def test_variables_that_make_no_sense(
+    variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=expected):
+        join()
 
 
 def test_hosts_share_environments_or_nothing(capsys: pytest.CaptureFixture[str]) -> None:
