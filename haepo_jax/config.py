@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DEFAULT_ALGORITHM = "haepo"
 ALGORITHM_NAMES = (*hp.ALGORITHMS, *hp.PRESETS)
 
+SHARD_NOTHING = "distributed=true needs shard=environments: training over several hosts shares out environments"
+
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message is one line that names it and says what would be right."""
@@ -88,6 +90,15 @@ class RunConfig:
     keep_checkpoints: int = setting(
         3, int, "how many of the last checkpoints stay, beside the best by return", within=hp.COUNT
     )
+    shard: str = setting(
+        "none",
+        str,
+        "what is shared out over devices: each update's environments, of one run over all devices, or nothing",
+        choices=("none", "environments"),
+    )
+    distributed: bool = setting(
+        False, bool, "several hosts: each process of the cluster's job has its share of the run (with shard=)"
+    )
     tensorboard: bool = setting(True, bool, "write TensorBoard events")
     wandb: bool = setting(False, bool, "log to Weights & Biases (needs the extra `wandb`)")
     dry_run: bool = setting(False, bool, "check everything, then stop before training")
@@ -102,6 +113,8 @@ class RunConfig:
             raise ConfigError(
                 f"seed={self.seed} with num_seeds={self.num_seeds} goes past the largest seed, {2**31 - 1}"
             )
+        if self.distributed and self.shard == "none":
+            raise ConfigError(SHARD_NOTHING)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, as `config.yaml` holds them and `from_dict` reads them."""

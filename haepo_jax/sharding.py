@@ -16,55 +16,46 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "environments"
-
-_meshes: list[Mesh] = []
 
 
 @contextlib.contextmanager
 def over_environments(devices: Sequence[Any] | None = None) -> Iterator[Mesh]:
-    """What is traced while it is entered shares its environments out over devices; by default all, of every host.
+    """Jitted functions that are called, or lowered, in it share their environments out over devices; by default over
+    all, of every host. `num_envs` should be a multiple of their number.
 
-    It acts where a function is traced, so enter it around the first call, or `lower`, of a jitted function; one that
-    was traced outside stays as it is. `num_envs` should be a multiple of the number of devices.
+    It sets jax's own mesh, as `jax.set_mesh` does, with the one axis `AXIS`; in any mesh that has it, of whatever
+    further axes, environments are shared out along it.
     """
-    mesh = Mesh(np.array(jax.devices() if devices is None else devices), (AXIS,))
-    _meshes.append(mesh)
-    try:
+    mesh = Mesh(np.array(jax.devices() if devices is None else devices), (AXIS,), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
         yield mesh
-    finally:
-        _meshes.pop()
 
 
 def share_out(lanes: Any) -> Any:
-    """Arrays with environments as their first axis, shared out where `over_environments` is entered; else as they are.
+    """Arrays with environments as their first axis, shared out where jax's mesh has the axis for it; else as they are.
 
-    An axis that cannot be shared out equally is left to XLA.
+    An axis that cannot be shared out equally is left to XLA, and so is what is not traced.
     """
-    if not _meshes:
+    mesh = jax.sharding.get_abstract_mesh()
+    if dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(AXIS) is not AxisType.Auto:
         return lanes
-    mesh = _meshes[-1]
 
     def constrain(x: jax.Array) -> jax.Array:
-        if x.shape[0] % mesh.devices.size:
+        if x.shape[0] % mesh.shape[AXIS] or not isinstance(x, jax.core.Tracer):
             return x
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(AXIS)))
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(AXIS))
 
     return jax.tree.map(constrain, lanes)
 
 
-def initialize_distributed(**settings: Any) -> None:
-    """Joins this process to the others of its job, before jax computes anything; a job of one process is left alone.
+def whole(mesh: Mesh) -> NamedSharding:
+    """Of arrays that every device of a mesh holds in full, parameters among them."""
+    return NamedSharding(mesh, PartitionSpec())
 
-    jax finds the coordinator, the number of processes and this one's place by itself on SLURM, Open MPI, Kubernetes and
-    cloud TPUs; elsewhere give what `jax.distributed.initialize` takes: `coordinator_address`, `num_processes` and
-    `process_id`.
 
-    Raises:
-      RuntimeError: jax has computed something already, or the processes do not find each other.
-      ValueError: nothing says what job this is.
-    """
-    if not jax.distributed.is_initialized():
-        jax.distributed.initialize(**settings)
+def own_copy(tree: Any) -> Any:
+    """Arrays that every device holds in full, as this process's first device has them."""
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)

@@ -20,6 +20,7 @@ from haepo_jax.config import ConfigError, short
 from haepo_jax.envs import list_envs
 from haepo_jax.sweeps.settings import SweepConfig, SweepPlan, read_sweep
 from haepo_jax.training.entry import RunError, entry_point
+from haepo_jax.training.processes import join, part
 from haepo_jax.training.run_dir import check_writable
 
 HELP = """\
@@ -97,9 +98,8 @@ def main(argv: list[str]) -> int:
     from haepo_jax.sweeps.run import check_builds, run
 
     if plan.settings.distributed and not plan.settings.dry_run:
-        from haepo_jax.sharding import initialize_distributed
-
-        initialize_distributed()
+        join()
+        part()
     # What an environment refuses is refused before anything is written; a sweep that is there has passed already.
     if not (directory / "sweep.json").exists():
         check_builds(plan)

@@ -7,16 +7,23 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from haepo_jax import config as configuration
 from haepo_jax.config import ConfigError, RunConfig, one_line, short
 from haepo_jax.envs import list_envs
 from haepo_jax.training.checkpoints import CheckpointError, Checkpoints, Saver
 from haepo_jax.training.entry import Interrupted, RunError, entry_point
+from haepo_jax.training.processes import Processes, join
 from haepo_jax.training.resume import Plan, compose_run, existing_run, make_plan
 from haepo_jax.training.run_dir import RunDir, check_run_dir, config_text, create_run_dir
 from haepo_jax.training.signals import StopSignals
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+    from haepo_jax.training.loop import Observer
 
 HELP = """\
 Trains one algorithm on one environment; every seed trains in the same compiled program.
@@ -31,6 +38,10 @@ options:
   --help        this text; with algo=<name>, that algorithm's hyperparameters
   --cfg job     print the complete settings as YAML and stop
   --list-envs   print the environments' names and stop
+
+several devices: shard=environments shares out each update's environments over all of them; with distributed=true over
+those of every process of a job, which SLURM, Open MPI, Kubernetes or cloud TPUs tell jax of, or the environment variables
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
 settings (key, default, meaning):
 {settings}
@@ -73,11 +84,23 @@ def main(argv: list[str]) -> int:
     if arguments.list_envs:
         print("\n".join(list_envs()))
         return 0
-    config = compose_run(arguments.overrides)
-    if arguments.show_config:
-        print(config_text(config), end="")
-        return 0
-    return _dry_run(config) if config.dry_run else train(config, argv)
+    processes = _processes(arguments.overrides)
+    with processes.together():
+        config = processes.of_first(lambda: compose_run(arguments.overrides))
+        if arguments.show_config:
+            processes.of_first(lambda: print(config_text(config), end=""))
+            return 0
+        return processes.of_first(lambda: _dry_run(config)) if config.dry_run else train(config, argv, processes)
+
+
+def _processes(overrides: Sequence[Override]) -> Processes:
+    """Those that train together. They come together before anything else, because one of them decides for all."""
+    distributed, resume, shard = (
+        configuration.peek(overrides, RunConfig, key) for key in ("distributed", "resume", "shard")
+    )
+    if distributed and resume == "false" and shard == "none":
+        raise ConfigError(configuration.SHARD_NOTHING)
+    return join() if distributed else Processes()
 
 
 def _dry_run(config: RunConfig) -> int:
@@ -86,9 +109,9 @@ def _dry_run(config: RunConfig) -> int:
         check_run_dir(config)
     else:
         make_plan(config, directory, _warn)
-    from haepo_jax.training.loop import build
+    from haepo_jax.training.loop import build, mesh_of
 
-    build(config)
+    mesh_of(config, build(config))
     print("the settings are usable; dry_run=true stops here")
     return 0
 
@@ -101,9 +124,15 @@ def _warn(text: str) -> None:
     print(f"warning: {one_line(text)}", file=sys.stderr, flush=True)
 
 
-def train(config: RunConfig, argv: Sequence[str]) -> int:
+def train(config: RunConfig, argv: Sequence[str], processes: Processes | None = None) -> int:
     """Trains as configured, with the display and the files that a run on the command line has; with `config.resume`
-    goes on with the run in `config.run_dir`. Returns the exit status; raises as `haepo_jax.training.loop.run` does."""
+    goes on with the run in `config.run_dir`. Returns the exit status; raises as `haepo_jax.training.loop.run` does.
+
+    Of several processes the first has the display and the files.
+    """
+    processes = processes or Processes()
+    if not processes.first:
+        return _train_along(processes)
     directory = _existing_run(config)
     goes_on = directory is not None
     # The directory is tried before jax is loaded, so that a mistake in it is not paid for with seconds.
@@ -118,16 +147,43 @@ def train(config: RunConfig, argv: Sequence[str]) -> int:
             plan = make_plan(config, directory, _warn) if goes_on else Plan(config, None, (), False)
             if plan.ended:
                 print(f"the run in {directory.path} has ended; a larger total_steps would extend it")
+                processes.of_first(lambda: None)
                 return 0
-            with _disk_errors(directory):
-                return _train(plan, directory, goes_on, argv, stop)
+            processes.of_first(lambda: plan)
+            with _disk_errors(directory, config.distributed):
+                return _train(plan, directory, goes_on, argv, stop, processes)
     finally:
         directory.remove_if_empty()
 
 
-def _train(plan: Plan, directory: RunDir, goes_on: bool, argv: Sequence[str], stop: StopSignals) -> int:
+def _train_along(processes: Processes) -> int:
+    """What every process but the first does: its share of the computation."""
+    plan: Plan | None = processes.of_first(lambda: None)
+    if plan is None:
+        return 0
+    from haepo_jax.training.loop import run
+
+    with StopSignals(lambda: None, quiet=True) as stop:
+        run(plan.config, Path(), [_beginning(stop)], stop=stop, processes=processes)
+    return 0
+
+
+def _beginning(stop: StopSignals) -> Observer:
+    """Tells the signals that from the first update on there is something to save."""
+    from haepo_jax.training.loop import Observer
+
+    class Begin(Observer):
+        def on_compiled(self, seconds: float) -> None:
+            stop.begin()
+
+    return Begin()
+
+
+def _train(
+    plan: Plan, directory: RunDir, goes_on: bool, argv: Sequence[str], stop: StopSignals, processes: Processes
+) -> int:
     from haepo_jax.training import loggers
-    from haepo_jax.training.loop import Observer, run
+    from haepo_jax.training.loop import run
     from haepo_jax.training.progress import Progress
 
     config = plan.config
@@ -147,30 +203,26 @@ def _train(plan: Plan, directory: RunDir, goes_on: bool, argv: Sequence[str], st
         flush_first=(directory.metrics,),
     )
 
-    class Begin(Observer):
-        """From the first update on there is something to save."""
-
-        def on_compiled(self, seconds: float) -> None:
-            stop.begin()
-
     try:
         summary = run(
             config,
             directory.path,
-            [*observers, Progress(), Begin()],
+            [*observers, Progress(), _beginning(stop)],
             saver=saver,
             resumed=goes_on,
             checkpoint=plan.checkpoint,
             stop=stop,
+            processes=processes,
         )
     except Interrupted as interruption:
-        raise Interrupted(interruption.signum, f"{interruption}; to go on: {resume_command(directory)}") from None
+        again = resume_command(directory, distributed=config.distributed)
+        raise Interrupted(interruption.signum, f"{interruption}; to go on: {again}") from None
     if len(summary["diverged"]) == config.num_seeds:
         raise RunError(_divergence(summary, directory))
     return 0
 
 
-def resume_command(directory: RunDir) -> str:
+def resume_command(directory: RunDir, *, distributed: bool = False) -> str:
     """The command line that goes on with a run, quoted for the shell and for Hydra's grammar."""
     path = str(directory.path)
     plain = f"run_dir={path}"
@@ -181,11 +233,12 @@ def resume_command(directory: RunDir) -> str:
     if read != path:
         escaped = path.replace("'", "\\'")
         plain = f"run_dir='{escaped}'"
-    return shlex.join(["python", "-m", "haepo_jax.train", plain, "resume=true"])
+    several = ["distributed=true"] if distributed else []
+    return shlex.join(["python", "-m", "haepo_jax.train", plain, "resume=true", *several])
 
 
 @contextlib.contextmanager
-def _disk_errors(directory: RunDir) -> Iterator[None]:
+def _disk_errors(directory: RunDir, distributed: bool) -> Iterator[None]:
     """A disk that is full, or a directory that has gone, ends a run in one line."""
     try:
         yield
@@ -200,7 +253,7 @@ def _disk_errors(directory: RunDir) -> Iterator[None]:
         )
         found = Checkpoints(directory.checkpoints).all()
         after = (
-            f"; the last checkpoint is {found[-1].path}, to go on from there: {resume_command(directory)}"
+            f"; the last checkpoint is {found[-1].path}, to go on from there: {resume_command(directory, distributed=distributed)}"
             if found
             else ""
         )

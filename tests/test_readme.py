@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -38,9 +39,24 @@ def test_commands_run(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
+@pytest.mark.slow
+def test_several_processes_train_one_run(tmp_path: Path) -> None:
+    """As typed, but at a port that is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        script = (
+            "\n".join(block("hosts")).replace(":9911", f":{free.getsockname()[1]}").replace("python", sys.executable)
+        )
+    done = subprocess.run(
+        ["bash", "-c", f"{script}\nwait $!"], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert (tmp_path / "runs" / "hosts" / "summary.json").exists()
+
+
 def test_every_command_is_run_by_a_test_or_by_ci() -> None:
     blocks = re.findall(r"<!-- ([^>]+?) -->\s*```bash", README)
-    assert set(blocks) == {"ci: train", "ci: test", "commands", "reinforce"}
+    assert set(blocks) == {"ci: train", "ci: test", "commands", "hosts", "reinforce"}
     assert README.count("```bash") == len(blocks)
 
 

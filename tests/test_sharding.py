@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType, PartitionSpec
+from jobs import run
 
-import haepo_jax
 from haepo_jax import sharding
 
 EIGHT_DEVICES = """
@@ -51,13 +47,7 @@ for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
 
 @pytest.mark.slow
 def test_eight_devices_do_what_one_does() -> None:
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(Path(haepo_jax.__file__).parents[1]),
-    }
-    command = [sys.executable, "-c", EIGHT_DEVICES]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    result = run(["-c", EIGHT_DEVICES], 8)
     assert result.returncode == 0, result.stderr
 
 
@@ -68,3 +58,24 @@ def test_nothing_is_shared_out_unless_it_is_asked_for() -> None:
         shared = jax.jit(sharding.share_out)(lanes)
     assert shared["x"].shape == (4, 2) and shared["key"].shape == (4,)
     assert sharding.share_out(lanes) is lanes
+
+
+def test_a_mesh_of_another_kind_is_left_alone() -> None:
+    """Such as that of a sweep, which is inside of `shard_map`, or one's own over the same axis."""
+    lanes = jnp.zeros((4, 2))
+    for name in ("population", sharding.AXIS):
+        mesh = jax.make_mesh((1,), (name,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+        share = PartitionSpec(name)
+        mapped = jax.shard_map(sharding.share_out, mesh=mesh, in_specs=share, out_specs=share, check_vma=False)
+        assert "sharding_constraint" not in str(jax.make_jaxpr(mapped)(lanes))
+
+
+def test_a_jitted_function_follows_the_mesh() -> None:
+    """It may have been called outside before; lanes may be those of several seeds."""
+    shared = jax.jit(lambda lanes: jax.vmap(sharding.share_out)(lanes))
+    lanes = jnp.zeros((3, 4))
+    assert "sharding_constraint" not in str(jax.make_jaxpr(shared)(lanes))
+    with sharding.over_environments(jax.devices()[:1]):
+        assert "sharding_constraint" in str(jax.make_jaxpr(shared)(lanes))
+        assert sharding.share_out(lanes) is lanes, "what is not traced is where it is"
+    assert "sharding_constraint" not in str(jax.make_jaxpr(shared)(lanes))

@@ -278,7 +278,7 @@ class _Worker:
 
         self._study, self._builder, self._display = study, builder, display
         self._plan = plan = study.plan
-        device, fallback = describe_device()
+        device, fallback = describe_device(local=True)
         self._platform = jax.local_devices()[0].platform
         builder.check()
         if display is not None:

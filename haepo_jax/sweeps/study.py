@@ -353,9 +353,10 @@ def _place() -> str:
 
 
 def _born(process: int) -> str:
-    """When a process began, in the kernel's ticks; empty where it cannot be told."""
+    """When a process began, in the kernel's ticks; empty where it cannot be told, or has ended but for its parent."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return "" if state in "ZX" else fields[18]
     except (OSError, IndexError):
         return ""
 

@@ -147,13 +147,13 @@ class Checkpoint:
 
     def restore(self, like: Any) -> Any:
         """The arrays in the structure of `like`; see `from_arrays`. Call `verify` first. Raises CheckpointError."""
-        from orbax.checkpoint import PyTreeCheckpointer, RestoreArgs
+        from orbax.checkpoint import RestoreArgs
 
         try:
             named = {name: leaf for name, leaf in _named_leaves(like).items() if 0 not in leaf.shape}
             item = dict.fromkeys(named, np.zeros(()))
             arguments = dict.fromkeys(named, RestoreArgs(restore_type=np.ndarray))
-            with contextlib.closing(PyTreeCheckpointer()) as orbax:
+            with contextlib.closing(_orbax()) as orbax:
                 arrays = orbax.restore(self.path.absolute() / ARRAYS, item=item, restore_args=arguments)
         except Exception as error:  # orbax and tensorstore raise whatever the state of the files suggests to them
             raise CheckpointError(f"{self.path}: orbax cannot read its arrays: {one_line(str(error), 200)}") from None
@@ -303,11 +303,20 @@ def _reserve(file: Path, arrays: Arrays) -> None:
         file.unlink()
 
 
-def _save_arrays(directory: Path, arrays: Arrays) -> None:
-    from orbax.checkpoint import PyTreeCheckpointer
+def _orbax() -> Any:
+    """Reads and writes in this process alone: by itself orbax would wait for every other process of the job."""
+    import jax
+    from orbax.checkpoint import Checkpointer, PyTreeCheckpointHandler
+    from orbax.checkpoint.options import MultiprocessingOptions
 
+    own = jax.process_index()
+    alone = MultiprocessingOptions(primary_host=own, active_processes={own}, barrier_sync_key_prefix="haepo_jax")
+    return Checkpointer(PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+
+
+def _save_arrays(directory: Path, arrays: Arrays) -> None:
     try:
-        with contextlib.closing(PyTreeCheckpointer()) as orbax:
+        with contextlib.closing(_orbax()) as orbax:
             # Orbax refuses arrays of no elements; `from_arrays` makes them anew.
             orbax.save(directory.absolute(), {name: array for name, array in arrays.items() if array.size})
     except OSError:

@@ -18,13 +18,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import haepo_jax
+from haepo_jax import sharding
+from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import CAUSES, Algorithm, TrainState
 from haepo_jax.config import ConfigError, RunConfig, one_line, short
 from haepo_jax.counting import StepCount
-from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Saver
-from haepo_jax.training.entry import Interrupted, RunError
+from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Saver, from_arrays, to_arrays
+from haepo_jax.training.entry import DeviceError, Interrupted
+from haepo_jax.training.processes import Processes
 from haepo_jax.training.resume import settings_that_matter
 from haepo_jax.training.statistics import interquartile_mean, mean_of_known
 
@@ -212,9 +216,20 @@ class Program:
 
     With several seeds every function is vmapped over them. Whatever it returns, on the host every array has seeds as
     its first axis, one seed included.
+
+    With a mesh the environments are shared out over its devices within a compiled call. Between two of them every
+    device holds the whole train state, environments in mid-episode included, so that one process can write it down.
     """
 
-    def __init__(self, algorithm: Algorithm, *, seed: int, num_seeds: int, final_eval_episodes: int) -> None:
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        *,
+        seed: int,
+        num_seeds: int,
+        final_eval_episodes: int,
+        mesh: Mesh | None = None,
+    ) -> None:
         start = time.perf_counter()
         self.algorithm = algorithm
         self.first_seed = seed
@@ -230,16 +245,23 @@ class Program:
             return {"return": sampled["return"], "length": sampled["length"], "return_greedy": greedy["return"]}
 
         over_seeds = self._over_seeds
-        init = jax.jit(over_seeds(algorithm.init, 0)).lower(self._keys)
-        state, count = init.out_info, jax.eval_shape(lambda: StepCount.of(0))
+        placed: dict[str, Any] = {}
+        if mesh is not None:
+            placed = dict.fromkeys(("in_shardings", "out_shardings"), sharding.whole(mesh))
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            init = jax.jit(over_seeds(algorithm.init, 0), **placed).lower(self._keys)
+            state, count = init.out_info, jax.eval_shape(lambda: StepCount.of(0))
+            lowered = {
+                "init": init,
+                "advance": jax.jit(over_seeds(algorithm.advance, (0, None)), donate_argnums=0, **placed).lower(
+                    state, count
+                ),
+                "final": jax.jit(over_seeds(final_evaluation, 0), **placed).lower(state),
+            }
+            if algorithm.eval_episodes:
+                lowered["progress"] = jax.jit(over_seeds(algorithm.progress, 0), **placed).lower(state)
+            self._place = jax.jit(lambda state: state, **placed)
         self._state = state
-        lowered = {
-            "init": init,
-            "advance": jax.jit(over_seeds(algorithm.advance, (0, None)), donate_argnums=0).lower(state, count),
-            "final": jax.jit(over_seeds(final_evaluation, 0)).lower(state),
-        }
-        if algorithm.eval_episodes:
-            lowered["progress"] = jax.jit(over_seeds(algorithm.progress, 0)).lower(state)
         # XLA lets go of Python's lock while it compiles.
         with ThreadPoolExecutor(len(lowered)) as pool:
             compiled = dict(zip(lowered, pool.map(lambda program: program.compile(), lowered.values()), strict=True))
@@ -259,9 +281,15 @@ class Program:
         state: TrainState = self._init(self._keys)
         return state
 
-    def restore(self, checkpoint: Checkpoint) -> TrainState:
-        """The train state that a checkpoint, verified before, holds; raises CheckpointError."""
-        state: TrainState = jax.device_put(checkpoint.restore(self._state), self._init.output_shardings)
+    def restore(self, checkpoint: Checkpoint | None, processes: Processes) -> TrainState:
+        """The train state that a checkpoint, verified before, holds; it is the first process's, and None elsewhere.
+        Raises CheckpointError."""
+
+        def read() -> dict[str, np.ndarray[Any, Any]]:
+            assert checkpoint is not None
+            return to_arrays(checkpoint.restore(self._state))
+
+        state: TrainState = self._place(from_arrays(processes.of_first(read), self._state))
         return state
 
     def advance(self, state: TrainState, until: int) -> tuple[TrainState, dict[str, np.ndarray[Any, Any]]]:
@@ -295,6 +323,18 @@ def build(config: RunConfig, env: Any = None) -> Algorithm:
     return algorithm
 
 
+def mesh_of(config: RunConfig, algorithm: Algorithm) -> Mesh | None:
+    """The devices over which a run shares out its environments, if it does; raises ConfigError where it cannot."""
+    if config.shard == "none":
+        return None
+    try:
+        hyperparameters.check_divides("algo.num_envs", algorithm.num_envs, "the number of devices", jax.device_count())
+    except hyperparameters.HyperparameterError as error:
+        raise ConfigError(f"shard=environments: {error}") from None
+    with sharding.over_environments() as mesh:
+        return mesh
+
+
 def run(
     config: RunConfig,
     directory: Path,
@@ -304,6 +344,7 @@ def run(
     resumed: bool = False,
     checkpoint: Checkpoint | None = None,
     stop: Callable[[], int | None] = lambda: None,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     """Trains as configured and returns the run's summary; what is written is up to the observers and the saver.
 
@@ -315,6 +356,7 @@ def run(
       resumed: whether this goes on with a run.
       checkpoint: to go on from, verified; None: from the beginning.
       stop: asked after every compiled call for the number of a signal that wants the run to end.
+      processes: that have a share in the run; saver and checkpoint are the first one's.
 
     Raises:
       ConfigError: where the environment or algorithm cannot be built.
@@ -323,6 +365,7 @@ def run(
       OSError: where an observer cannot write.
     """
     start = time.perf_counter()
+    processes = processes or Processes()
     with contextlib.ExitStack() as stack:
         for observer in observers:
             stack.callback(observer.close)
@@ -330,15 +373,13 @@ def run(
             stack.callback(saver.close)
         device, fallback = describe_device()
         algorithm = build(config)
+        mesh = mesh_of(config, algorithm)
         about = {
             "settings": settings_that_matter(config),
             "versions": {name: _version(name) for name in PACKAGES},
             "device": device,
         }
-        position, earlier = Position(), None
-        if checkpoint is not None:
-            earlier = checkpoint.progress()
-            position = _read_position(checkpoint, earlier)
+        earlier, position = processes.of_first(lambda: _read_position(checkpoint))
         seeds = config.num_seeds
         info = RunInfo(
             config, directory, device, fallback, position.rows,
@@ -355,24 +396,27 @@ def run(
                 observer.on_warning(text)
         if saver is not None:
             saver.prepare()
+        processes.meet()
         with _device_errors():
             program = Program(
                 algorithm,
                 seed=config.seed,
                 num_seeds=config.num_seeds,
                 final_eval_episodes=config.final_eval_episodes,
+                mesh=mesh,
             )
-            state = program.init() if checkpoint is None else program.restore(checkpoint)
+            state = program.init() if earlier is None else program.restore(checkpoint, processes)
             for observer in observers:
                 observer.on_compiled(program.compile_seconds)
             position.compile_seconds += program.compile_seconds
-            if checkpoint is not None:
+            if earlier is not None:
                 position.resumed_from.append(position.steps // config.num_seeds)
             wall_before = position.run_seconds + position.compile_seconds - program.compile_seconds
-            training = _Training(program, observers, saver, stop, position, state, config.env)
+            training = _Training(program, observers, saver, stop, processes, position, state, config.env)
             if saver is not None:
                 saved = None if checkpoint is None else training.mark
                 saver.start(position.steps // seeds, best_return=position.best_return, saved=saved, about=about)
+            processes.meet()
             results = training.run()
         summary = {
             "env": config.env,
@@ -392,9 +436,13 @@ def run(
     return summary
 
 
-def _read_position(checkpoint: Checkpoint, progress: dict[str, Any]) -> Position:
+def _read_position(checkpoint: Checkpoint | None) -> tuple[dict[str, Any] | None, Position]:
+    """What a checkpoint says of the run up to it, and where that run stood."""
+    if checkpoint is None:
+        return None, Position()
+    progress = checkpoint.progress()
     try:
-        return Position(**progress["position"])
+        return progress, Position(**progress["position"])
     except (KeyError, TypeError):
         raise CheckpointError(f"{checkpoint.path}: it was written by another version") from None
 
@@ -411,12 +459,13 @@ class _Training:
         observers: Sequence[Observer],
         saver: Saver | None,
         stop: Callable[[], int | None],
+        processes: Processes,
         position: Position,
         state: TrainState,
         env: str,
     ) -> None:
         self._program, self._observers, self._saver, self._stop = program, observers, saver, stop
-        self._state, self._env = state, env
+        self._processes, self._state, self._env = processes, state, env
         self._at = Counters.read(state)
         self._position = position
         if not position.steps:
@@ -457,6 +506,7 @@ class _Training:
         run_seconds = self._clock()
         # Written while the policy is evaluated.
         self._save()
+        self._processes.meet()
 
         final_begin = time.perf_counter()
         final = {name: value.astype(np.float64) for name, value in program.final_evaluation(self._state).items()}
@@ -532,7 +582,8 @@ class _Training:
             observer.on_row(row)
         self._value = row.mean("eval_return" if "eval_return" in row.metrics else "episode_return")
         if self._saver is not None:
-            self._saver.row(self._state, self._value, self.mark, self._snapshot)
+            self._saver.row(sharding.own_copy(self._state), self._value, self.mark, self._snapshot)
+        self._processes.meet()
 
     def _clock(self) -> float:
         """Brings the position's clocks up to now; returns the seconds of the run."""
@@ -552,12 +603,13 @@ class _Training:
     def _save(self) -> None:
         if self._saver is not None:
             steps = self._position.steps // self._program.num_seeds
-            self._saver.save(self._state, steps, self.mark, self._value, self._snapshot())
+            self._saver.save(sharding.own_copy(self._state), steps, self.mark, self._value, self._snapshot())
             self._clock()
 
     def _leave_if_asked(self) -> None:
-        signum = self._stop()
-        if signum is not None:
+        # The first process's clock is everyone's, so that all come to the same end of the next call.
+        signum, self._position.train_seconds = self._processes.meet(self._stop() or 0, self._position.train_seconds)
+        if signum:
             self._save()
             if self._saver is not None:
                 self._saver.wait()
@@ -607,16 +659,17 @@ def _device_errors() -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         detail = one_line(str(error), 160)
-        raise RunError(f"the device is out of memory: take fewer seeds or environments ({detail})") from None
+        raise DeviceError(f"the device is out of memory: take fewer seeds or environments ({detail})") from None
 
 
-def describe_device() -> tuple[str, str | None]:
-    """The devices jax computes on, such as `cpu` or `8 x gpu (NVIDIA H200)`; and, where jax has fallen back to the CPU
-    although there is an accelerator, a sentence that says so. Raises ConfigError where jax finds no device."""
+def describe_device(*, local: bool = False) -> tuple[str, str | None]:
+    """The devices jax computes on, of all hosts or of this one, such as `cpu` or `8 x gpu (NVIDIA H200)`; and, where jax
+    has fallen back to the CPU although there is an accelerator, a sentence that says so. Raises ConfigError where jax
+    finds no device."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            devices = jax.devices()
+            devices = jax.local_devices() if local else jax.devices()
     except RuntimeError as error:
         raise ConfigError(f"jax finds no device to run on: {one_line(str(error), 200)}") from None
     platform, kind = devices[0].platform, devices[0].device_kind

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FREE = frozenset(
     {
-        "run_dir", "resume", "dry_run", "tensorboard", "wandb", "final_eval_episodes",
+        "run_dir", "resume", "dry_run", "distributed", "tensorboard", "wandb", "final_eval_episodes",
         "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints",
     }
 )  # fmt: skip
@@ -51,7 +51,8 @@ def compose_run(overrides: Iterable[Override]) -> RunConfig:
     directory = existing_run(resume, run_dir)
     if directory is None:
         return configuration.compose(overrides, RunConfig)
-    saved = directory.read_config()
+    # Whether there are several processes is not the run's to say but that of those who start them.
+    saved = dataclasses.replace(directory.read_config(), distributed=False)
     return allowed(saved, configuration.changed(saved, overrides), directory)
 
 
@@ -136,6 +137,7 @@ def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None])
     saved = directory.read_config()
     allowed(saved, config, directory)
     damaged = []
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
 
     def accept(checkpoint: Checkpoint) -> None:
         try:
@@ -145,7 +147,9 @@ def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None])
             raise CheckpointError(f"{checkpoint.path}: its progress.json is not of this version") from None
         mine = settings_that_matter(saved)
         for key in {**mine, **settings}:
-            if key != "total_steps" and settings.get(key) != mine.get(key):
+            # What a checkpoint does not say of itself is older than that setting.
+            settings.setdefault(key, defaults.get(key))
+            if key != "total_steps" and settings[key] != mine.get(key):
                 then, now = _text(settings.get(key)), _text(mine.get(key))
                 raise ConfigError(f"{checkpoint.path} was written with {key}={then}, not {now} as config.yaml says")
         if directory.metrics_bytes(rows) is None:

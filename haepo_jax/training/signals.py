@@ -25,10 +25,11 @@ class StopSignals:
 
     Args:
       clean_up: called before the process is ended for want of something to save.
+      quiet: whether to say nothing of the first one.
     """
 
-    def __init__(self, clean_up: Callable[[], None]) -> None:
-        self._clean_up = clean_up
+    def __init__(self, clean_up: Callable[[], None], *, quiet: bool = False) -> None:
+        self._clean_up, self._quiet = clean_up, quiet
         self._begun = False
         self._previous: dict[int, Any] = {}
         self._previous_fd = -1
@@ -77,11 +78,12 @@ class StopSignals:
                 self._clean_up()
                 self._leave(data[0], f"{name} before training began: there is nothing to save")
             self.signum = data[0]
-            print(
-                f"{name}: ending after the call under way and a checkpoint; once more ends at once",
-                file=sys.stderr,
-                flush=True,
-            )
+            if not self._quiet:
+                print(
+                    f"{name}: ending after the call under way and a checkpoint; once more ends at once",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     @staticmethod
     def _leave(signum: int, text: str) -> None:

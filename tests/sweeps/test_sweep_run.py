@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
-import os
+import re
 import shlex
 import shutil
 import signal
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jobs import Job, ended, environment, run
 from pyarrow import parquet
 from sweep_worker import use_toy
 from toy_algorithm import Toy
@@ -38,7 +39,8 @@ TOY = {"total_steps": 100, "final_eval_episodes": 3, "curve_points": 4}
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sweeps are of the toy algorithm; the numbers of the trials trained are put down in the list."""
-    monkeypatch.setattr(runs._Builder, "__call__", runs._Builder.__call__)
+    for name in ("__call__", "check"):
+        monkeypatch.setattr(runs._Builder, name, getattr(runs._Builder, name))
     use_toy()
     trained: list[int] = []
     original = cohorts.Group.__init__
@@ -186,11 +188,6 @@ def test_tpe_learns_between_cohorts(toy: list[int]) -> None:
     assert found.value[20:].mean() > found.value[:10].mean()
 
 
-def environment(**changes: str) -> dict[str, str]:
-    paths = (str(Path(hx.__file__).parents[1]), str(Path(__file__).parent))
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"} | changes
-
-
 def start_worker(directory: Path, seconds: float) -> subprocess.Popen[str]:
     command = [
         sys.executable,
@@ -222,6 +219,43 @@ def test_two_processes_complete_one_study(kill: bool, tmp_path: Path) -> None:
         workers[0].send_signal(signal.SIGKILL)
     outputs = [process.communicate(timeout=300)[0] for process in workers]
     assert [process.returncode for process in workers] == [-9 if kill else 0, 0], outputs
+    assert_each_once(directory)
+
+
+@pytest.mark.parametrize(
+    "killed", [pytest.param(None, marks=pytest.mark.slow), 0, pytest.param(1, marks=pytest.mark.slow)]
+)
+def test_the_processes_of_a_job_complete_one_study(killed: int | None, tmp_path: Path) -> None:
+    """Also where one is killed halfway, be it the one that the others found each other through."""
+    directory = tmp_path / "shared"
+    # The one that is killed is so slow that it is always in the middle of something; the other waits until it is dead.
+    go = tmp_path / "go"
+    seconds = "0.2,0.2" if killed is None else ",".join("300" if index == killed else str(go) for index in range(2))
+    script = str(Path(__file__).with_name("sweep_worker.py"))
+    with Job([script, seconds, *ARGUMENTS[:-1], "cohort=2", "distributed=true", f"run_dir={directory}"]) as job:
+        if killed is not None:
+            claim = re.compile(rf'"worker":\s*"[^"]*/{job.processes[killed].pid}/')
+            deadline = time.monotonic() + 240
+            # Two, its cohort: one that is killed while it claims a trial is given up only after worker_timeout.
+            while not (file := directory / "study.log").exists() or len(claim.findall(file.read_text())) < 2:
+                assert time.monotonic() < deadline and job.processes[killed].poll() is None, job.output(killed)
+                time.sleep(0.1)
+            job.processes[killed].kill()
+            go.touch()
+        expected = [-signal.SIGKILL if index == killed else 0 for index in range(2)]
+        assert job.wait() == expected, ended(job)
+        assert all("on cpu (JAX" in job.output(index)[0] for index in range(2)), "each has its own device"
+    assert_each_once(directory)
+
+
+def test_without_a_job_around_it(tmp_path: Path) -> None:
+    alone = run(["-m", "haepo_jax.sweep", *ARGUMENTS, "distributed=true", f"run_dir={tmp_path}/a"])
+    assert alone.returncode == 2 and alone.stderr.count("\n") == 1 and "JAX_COORDINATOR_ADDRESS" in alone.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def assert_each_once(directory: Path) -> None:
+    """Every trial of the shared study has ended, and none twice."""
     rows = parquet.read_table(directory / "trials.parquet").to_pylist()
     assert [row["index"] for row in rows] == list(range(9)) and {row["state"] for row in rows} == {"complete"}
     plan = runs.read_sweep(read_arguments([*ARGUMENTS, f"run_dir={directory}"]).overrides)
