@@ -137,14 +137,14 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
             return action_distribution(self.env.action_space, output, action_mask)
 
         if jax.tree.leaves(carry):
-            over_lanes = jax.vmap(jax.vmap(sequence, (1, 1, None), 1), (1, 1, None), 1)
-            return over_lanes(observation, steps.action_mask, is_first)
+            over_members = jax.vmap(sequence, in_axes=(1, 1, None), out_axes=1)
+            return jax.vmap(over_members, in_axes=(1, 1, None), out_axes=1)(observation, steps.action_mask, is_first)
         # Without a carry every step is a sequence by itself. On one long axis each layer is one matrix product; on three
         # XLA transposes the activations, a fifth of the time of `learn` where seeds or configurations are vmapped.
         shape = steps.mask.shape
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), (observation, steps.action_mask))
-        each_first = jnp.broadcast_to(is_first[:, None, None], shape).reshape(-1)
-        distribution = jax.vmap(sequence)(*flat, each_first)
+        each_first = jnp.broadcast_to(is_first[:, None, None], shape)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), (observation, steps.action_mask, each_first))
+        distribution = jax.vmap(lambda step: sequence(*step))(flat)
         return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), distribution)
 
     def _init_reference(self, params: Any) -> Any:

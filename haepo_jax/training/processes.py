@@ -2,6 +2,8 @@
 
 The first process alone reads, writes, prints, and decides whatever depends on a clock. The others are told, so that all
 of them come to the same compiled call; and where one of them cannot go on, all end with its exit status.
+
+What they tell each other is pickled, since all of them run one program; nothing that comes from a file ever is.
 """
 
 from __future__ import annotations
