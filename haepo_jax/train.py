@@ -207,7 +207,8 @@ def _train(
         summary = run(
             config,
             directory.path,
-            [*observers, Progress(), _beginning(stop)],
+            # First, so that whoever reads that training has begun may interrupt it.
+            [_beginning(stop), *observers, Progress()],
             saver=saver,
             resumed=goes_on,
             checkpoint=plan.checkpoint,

@@ -346,12 +346,11 @@ def test_a_disk_that_fails_ends_a_sweep_in_one_line(
             shutil.rmtree(place)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place / "trials.csv"))
 
-    monkeypatch.setattr(runs, "write_tables", full)
     arguments = ["env=CartPole-v1", "algo.kl_coef=0,1", *(f"{key}={value}" for key, value in TOY.items())]
-    assert command_line.main([*arguments, f"run_dir={directory}"]) == 1
+    with monkeypatch.context() as failing:
+        failing.setattr(runs, "write_tables", full)
+        assert command_line.main([*arguments, f"run_dir={directory}"]) == 1
     error = capsys.readouterr().err
     expected = "has vanished while the sweep" if vanishes else "trials.csv: No space left on device; the same command"
     assert expected in error and error.count("\n") == 1
-    monkeypatch.undo()
-    use_toy()
     assert vanishes or command_line.main([*arguments, f"run_dir={directory}"]) == 0
