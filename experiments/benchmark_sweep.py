@@ -80,6 +80,11 @@ def together(options: argparse.Namespace, configs: int, seeds: int = 1, **settin
     return found, time.perf_counter() - begin
 
 
+def environment() -> dict[str, str]:
+    """Of a process that runs this checkout, installed or not."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
+
+
 def algorithm_of(values: dict[str, Any], options: argparse.Namespace) -> Any:
     numbers = {key.removeprefix("algo."): value for key, value in values.items()}
     return hx.HAEPO(options.env, total_steps=options.total_steps, eval_episodes=0, log_points=1, **numbers)
@@ -96,8 +101,17 @@ def configurations(options: argparse.Namespace, count: int) -> list[dict[str, An
 
 
 def measure_sweep(options: argparse.Namespace) -> dict[str, Any]:
-    found, seconds = together(options, options.configs)
-    return {"seconds": seconds, "steps": int(found.env_steps.sum()), "best": float(found.value.max())}
+    """The command line, from its start to its tables and figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "haepo_jax.sweep", f"env={options.env}", "search=random"]
+        command += [f"num_configs={options.configs}", f"total_steps={options.total_steps}", f"run_dir={folder}/sweep"]
+        command += [f"algo.{key}={text}" for key, text in SPACE.items()]
+        command += [f"batch_size={options.batch_size}"] if options.batch_size else []
+        begin = time.perf_counter()
+        subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - begin
+        summary = json.loads(Path(folder, "sweep", "summary.json").read_text())
+    return {"seconds": seconds, "steps": summary["env_steps"], "best": summary["best"][options.env]["return"]}
 
 
 def measure_sequential(options: argparse.Namespace) -> dict[str, Any]:
@@ -121,7 +135,6 @@ def measure_processes(options: argparse.Namespace) -> dict[str, Any]:
     """A process for each configuration, as many at once as there are cores."""
     count = min(options.configs, options.processes_sample)
     at_once = os.cpu_count() or 1
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         waiting = configurations(options, count)
@@ -138,7 +151,7 @@ def measure_processes(options: argparse.Namespace) -> dict[str, Any]:
                 ]
                 command += [f"{key}={value!r}" for key, value in values.items()]
                 command += ["algo.eval_episodes=0", "tensorboard=false", f"run_dir={folder}/{len(waiting)}"]
-                running.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+                running.append(subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL))
             for process in [process for process in running if process.poll() is not None]:
                 if process.returncode:
                     raise RuntimeError(f"a training process ended with {process.returncode}")
