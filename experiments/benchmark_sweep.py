@@ -4,14 +4,16 @@ Every way trains the same configurations (a random search over learning_rate, en
 many live steps, and is timed from its start to its last result, compilation included. "One after another" compiles
 once, for hyperparameters are traced there too. "Separate processes" runs `python -m haepo_jax.train` for each
 configuration, as many at once as there are cores; it may be measured on some of them and scaled. rejax has no HAEPO: it
-trains its PPO with as many learning rates and entropy coefficients, vmapped, unevaluated, under its own interpreter.
+trains its PPO with as many learning rates and entropy coefficients, vmapped, unevaluated, under its own interpreter, and
+`sweep_ppo` is our sweep of PPO beside it.
 
-    python experiments/benchmark_sweep.py --rejax-python rejax-venv/bin/python
+    python experiments/benchmark_sweep.py --parts sweep sequential processes sweep_ppo rejax \\
+        --processes-sample 16 --rejax-python rejax-venv/bin/python
     python experiments/benchmark_sweep.py --configs 8 --total-steps 20000 --parts sweep sequential growth --growth 1 2 4
 
-Parts: `sweep`, `sequential`, `processes`, `rejax` (times); `growth` (1 to 1,024 configurations together); `halving`
-(the best of successive halving against the best of the full sweep, and its steps); `seeds` (final returns of 50 seeds
-in a sweep against 50 alone).
+Parts: `sweep`, `sequential`, `processes`, `sweep_ppo`, `rejax` (times); `growth` (1 to 1,024 configurations together);
+`halving` (the best of successive halving against the best of the full sweep, and its steps); `seeds` (final returns of
+50 seeds in a sweep against 50 alone).
 """
 
 from __future__ import annotations
@@ -100,18 +102,23 @@ def configurations(options: argparse.Namespace, count: int) -> list[dict[str, An
     return [plan.drawn(index) for index in range(count)]
 
 
-def measure_sweep(options: argparse.Namespace) -> dict[str, Any]:
+def measure_sweep(options: argparse.Namespace, algo: str = "haepo") -> dict[str, Any]:
     """The command line, from its start to its tables and figures."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "haepo_jax.sweep", f"env={options.env}", "search=random"]
+        command = [sys.executable, "-m", "haepo_jax.sweep", f"env={options.env}", f"algo={algo}", "search=random"]
         command += [f"num_configs={options.configs}", f"total_steps={options.total_steps}", f"run_dir={folder}/sweep"]
-        command += [f"algo.{key}={text}" for key, text in SPACE.items()]
+        command += [f"algo.{key}={text}" for key, text in SPACE.items() if algo == "haepo" or key != "history_decay"]
         command += [f"batch_size={options.batch_size}"] if options.batch_size else []
         begin = time.perf_counter()
         subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - begin
         summary = json.loads(Path(folder, "sweep", "summary.json").read_text())
     return {"seconds": seconds, "steps": summary["env_steps"], "best": summary["best"][options.env]["return"]}
+
+
+def measure_sweep_ppo(options: argparse.Namespace) -> dict[str, Any]:
+    """What rejax is asked for: PPO with its sizes, which are our defaults."""
+    return measure_sweep(options, "ppo")
 
 
 def measure_sequential(options: argparse.Namespace) -> dict[str, Any]:
@@ -241,6 +248,7 @@ def measure_seeds(options: argparse.Namespace) -> dict[str, Any]:
 PARTS = {
     "sweep": measure_sweep,
     "sequential": measure_sequential,
+    "sweep_ppo": measure_sweep_ppo,
     "processes": measure_processes,
     "rejax": measure_rejax,
     "growth": measure_growth,
@@ -251,7 +259,7 @@ PARTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["sweep", "sequential", "processes", "rejax"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["sweep", "sequential", "processes"])
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--configs", type=int, default=256)
     parser.add_argument("--total-steps", type=int, default=200_000)

@@ -32,7 +32,7 @@ def test_python_blocks_run_in_order() -> None:
 
 @pytest.mark.slow
 def test_commands_run(tmp_path: Path) -> None:
-    for line in [*block("commands"), "python -m haepo_jax.train env=CartPole-v1"]:
+    for line in [*block("commands"), *block("sweep"), "python -m haepo_jax.train env=CartPole-v1"]:
         words = shlex.split(line)
         assert words[0] == "python"
         done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=600)
@@ -56,7 +56,7 @@ def test_several_processes_train_one_run(tmp_path: Path) -> None:
 
 def test_every_command_is_run_by_a_test_or_by_ci() -> None:
     blocks = re.findall(r"<!-- ([^>]+?) -->\s*```bash", README)
-    assert set(blocks) == {"ci: train", "ci: test", "commands", "hosts", "reinforce"}
+    assert set(blocks) == {"ci: train", "ci: test", "commands", "hosts", "reinforce", "sweep"}
     assert README.count("```bash") == len(blocks)
 
 
