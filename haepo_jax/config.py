@@ -610,6 +610,17 @@ def algorithm_table() -> str:
     return "\n".join(f"  {name:<{wide}}  {text}" for name, text in rows)
 
 
+def help_text(text: str, schema: type, algo: str) -> str:
+    """A command's help with the settings of its schema, the algorithms, and the hyperparameters of one of them."""
+    fields = hyperparameter_fields(algo)
+    return text.format(
+        settings=settings_table(dataclasses.fields(schema)),
+        algorithms=algorithm_table(),
+        algo=algo,
+        hyperparameters=settings_table(fields.values(), "algo.", hyperparameter_defaults(algo)),
+    )
+
+
 def requested_algorithm(argv: Sequence[str]) -> str:
     """The algorithm whose hyperparameters a help text should show; raises ConfigError where it is unknown."""
     names = [argument.partition("=")[2] for argument in argv if argument.startswith("algo=")]

@@ -7,7 +7,6 @@ the function of that name would otherwise be, depending on who imports what firs
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import os
 import shlex
@@ -64,17 +63,6 @@ Settings that cannot be used end with exit status 2.
 """
 
 
-def help_text(algo: str) -> str:
-    """What `--help` prints, with the hyperparameters of one algorithm."""
-    fields, defaults = configuration.hyperparameter_fields(algo), configuration.hyperparameter_defaults(algo)
-    return HELP.format(
-        settings=configuration.settings_table(dataclasses.fields(SweepConfig)),
-        algorithms=configuration.algorithm_table(),
-        algo=algo,
-        hyperparameters=configuration.settings_table(fields.values(), "algo.", defaults),
-    )
-
-
 @entry_point
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
@@ -83,7 +71,7 @@ def main(argv: list[str]) -> int:
             (argument.partition("=")[2].partition(",")[0] for argument in argv if argument.startswith("algo=")), "haepo"
         )
         configuration.algorithm_class(first)
-        print(help_text(first), end="")
+        print(configuration.help_text(HELP, SweepConfig, first), end="")
         return 0
     arguments = configuration.read_arguments(argv)
     if arguments.list_envs:

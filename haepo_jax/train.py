@@ -62,23 +62,12 @@ SIGTERM and Ctrl-C end a run after a checkpoint; a second one ends it at once.
 """
 
 
-def help_text(algo: str) -> str:
-    """What `--help` prints, with the hyperparameters of one algorithm."""
-    fields, defaults = configuration.hyperparameter_fields(algo), configuration.hyperparameter_defaults(algo)
-    return HELP.format(
-        settings=configuration.settings_table(dataclasses.fields(RunConfig)),
-        algorithms=configuration.algorithm_table(),
-        algo=algo,
-        hyperparameters=configuration.settings_table(fields.values(), "algo.", defaults),
-    )
-
-
 @entry_point
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0; 1 where a run fails or diverges; 2 for settings that cannot be
     used; 128 + the number of the signal that ended it."""
     if "--help" in argv or "-h" in argv:
-        print(help_text(configuration.requested_algorithm(argv)), end="")
+        print(configuration.help_text(HELP, RunConfig, configuration.requested_algorithm(argv)), end="")
         return 0
     arguments = configuration.read_arguments(argv)
     if arguments.list_envs:

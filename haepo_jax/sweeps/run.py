@@ -7,18 +7,16 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haepo_jax import config as configuration
-from haepo_jax.config import one_line
 from haepo_jax.sweeps.display import Display
 from haepo_jax.sweeps.results import SweepResult, read_results, write_tables
 from haepo_jax.sweeps.settings import SweepPlan, key_of_number, read_sweep
 from haepo_jax.sweeps.space import Choice, Values, value_text
 from haepo_jax.sweeps.study import Claimed, Study, open_storage
-from haepo_jax.training.entry import RunError
 from haepo_jax.training.progress import number
 
 if TYPE_CHECKING:
@@ -244,8 +242,10 @@ def _work(study: Study, builder: _Builder, display: Display | None, directory: P
                 worker = _Worker(study, builder, display)
             claimed = study.claim(worker.cohort_size) if worker is not None else []
             if worker is not None and claimed:
+                from haepo_jax.training.loop import device_errors
+
                 waiting = False
-                with _device_errors():
+                with device_errors("give a smaller batch_size="):
                     worker.train(claimed)
                 if directory is not None:
                     write_tables(read_results(study), directory)
@@ -404,17 +404,3 @@ def _plain(value: Any) -> Any:
         # Seven digits hold a float32.
         return float(f"{value:.8g}") if math.isfinite(value) else None
     return value
-
-
-@contextlib.contextmanager
-def _device_errors() -> Iterator[None]:
-    import jax
-
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise RunError(
-            f"the device is out of memory: give a smaller batch_size= ({one_line(str(error), 160)})"
-        ) from None

@@ -397,7 +397,7 @@ def run(
         if saver is not None:
             saver.prepare()
         processes.meet()
-        with _device_errors():
+        with device_errors("take fewer seeds or environments"):
             program = Program(
                 algorithm,
                 seed=config.seed,
@@ -652,14 +652,15 @@ def _slice_end(done: int, gained: int, seconds: float) -> int:
 
 
 @contextlib.contextmanager
-def _device_errors() -> Iterator[None]:
+def device_errors(advice: str) -> Iterator[None]:
+    """A device that is out of memory ends a run in one line, with advice; raises DeviceError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         detail = one_line(str(error), 160)
-        raise DeviceError(f"the device is out of memory: take fewer seeds or environments ({detail})") from None
+        raise DeviceError(f"the device is out of memory: {advice} ({detail})") from None
 
 
 def describe_device(*, local: bool = False) -> tuple[str, str | None]:
