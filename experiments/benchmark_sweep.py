@@ -65,13 +65,18 @@ print(json.dumps({"seconds": time.perf_counter() - begin, "steps": int(np.sum(st
 """
 
 
+def space_of(algo: str) -> dict[str, str]:
+    """What is swept of an algorithm."""
+    return {key: text for key, text in SPACE.items() if algo == "haepo" or key != "history_decay"}
+
+
 def together(options: argparse.Namespace, configs: int, seeds: int = 1, **settings: Any) -> tuple[SweepResult, float]:
     """A sweep, and its seconds."""
     begin = time.perf_counter()
     found = hx.sweep(
         options.env,
-        "haepo",
-        SPACE,
+        options.algo,
+        space_of(options.algo),
         search="random",
         num_configs=configs,
         num_seeds=seeds,
@@ -107,7 +112,7 @@ def measure_sweep(options: argparse.Namespace, algo: str = "haepo") -> dict[str,
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "haepo_jax.sweep", f"env={options.env}", f"algo={algo}", "search=random"]
         command += [f"num_configs={options.configs}", f"total_steps={options.total_steps}", f"run_dir={folder}/sweep"]
-        command += [f"algo.{key}={text}" for key, text in SPACE.items() if algo == "haepo" or key != "history_decay"]
+        command += [f"algo.{key}={text}" for key, text in space_of(algo).items()]
         command += [f"batch_size={options.batch_size}"] if options.batch_size else []
         begin = time.perf_counter()
         subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
@@ -261,6 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["sweep", "sequential", "processes"])
     parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--algo", default="haepo", choices=("haepo", "ppo"), help="of the parts growth and halving")
     parser.add_argument("--configs", type=int, default=256)
     parser.add_argument("--total-steps", type=int, default=200_000)
     parser.add_argument("--batch-size", type=int, help="configurations in one call (default: measured)")
@@ -276,7 +282,7 @@ def main() -> None:
     file = options.output / f"benchmark_sweep_{device.platform}.json"
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     results["machine"] = {"device": device.device_kind, "processor": platform.machine(), "cores": os.cpu_count()}
-    asked = {name: getattr(options, name) for name in ("env", "configs", "total_steps", "batch_size")}
+    asked = {name: getattr(options, name) for name in ("env", "algo", "configs", "total_steps", "batch_size")}
     for part in options.parts:
         print(f"{part}:", flush=True)
         results[part] = {**asked, **PARTS[part](options)}
