@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from haepo_jax.algorithms.dpo import DPO as DPO
+    from haepo_jax.algorithms.episodic import EpisodicHAEPO as EpisodicHAEPO
     from haepo_jax.algorithms.grpo import GRPO as GRPO
     from haepo_jax.algorithms.haepo import HAEPO as HAEPO
     from haepo_jax.algorithms.hyperparameters import HyperparameterError as HyperparameterError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from haepo_jax.losses import dpo_loss as dpo_loss
     from haepo_jax.losses import generalized_advantage_estimation as generalized_advantage_estimation
     from haepo_jax.losses import grpo_loss as grpo_loss
+    from haepo_jax.losses import haepo_advantage_loss as haepo_advantage_loss
     from haepo_jax.losses import haepo_loss as haepo_loss
     from haepo_jax.losses import haepo_prefix_loss as haepo_prefix_loss
     from haepo_jax.losses import plackett_luce_weights as plackett_luce_weights
@@ -33,6 +35,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "HAEPO": "haepo_jax.algorithms.haepo",
+    "EpisodicHAEPO": "haepo_jax.algorithms.episodic",
     "PPO": "haepo_jax.algorithms.ppo",
     "GRPO": "haepo_jax.algorithms.grpo",
     "DPO": "haepo_jax.algorithms.dpo",
@@ -44,6 +47,7 @@ _HOMES = {
     "TrainedPolicy": "haepo_jax.loading",
     "trajectory_log_likelihood": "haepo_jax.losses",
     "plackett_luce_weights": "haepo_jax.losses",
+    "haepo_advantage_loss": "haepo_jax.losses",
     "haepo_loss": "haepo_jax.losses",
     "haepo_prefix_loss": "haepo_jax.losses",
     "ppo_loss": "haepo_jax.losses",

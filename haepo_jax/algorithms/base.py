@@ -66,7 +66,7 @@ class TrainState:
       reference: parameters of the frozen policy that a KL or a preference is measured against; None where it is always
         the policy that collected the batch.
       normalizer: running statistics of observations, or None where they are not normalised.
-      extra: what one algorithm alone keeps, such as PPO's environments in mid-episode.
+      extra: what some algorithms keep beside, such as environments in mid-episode.
       key: the run's typed PRNG key, never changed; randomness is folded in from it by update and lane.
       update: () int32, updates done.
       env_steps: live environment steps done.
@@ -165,17 +165,18 @@ class Algorithm(hyperparameters.Common):
         normalize = self.normalize_observations
         if normalize is None:
             normalize = isinstance(self.env.action_space, Box)
-        return TrainState(
+        state = TrainState(
             params=params,
             opt_state=self.optimizer.init(params),
             reference=self._init_reference(params),
             normalizer=RunningStatistics.of(observation) if normalize else None,
-            extra=self._init_extra(run_key),
+            extra=None,
             key=run_key,
             update=jnp.int32(0),
             env_steps=StepCount.of(0),
             health=Health(jnp.int32(0), jnp.int32(-1), jnp.int32(0), jnp.int32(0)),
         )
+        return dataclasses.replace(state, extra=self._init_extra(state))
 
     def train_step(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """One update: rollout, loss, optimisation. The metrics are float32 scalars with one fixed set of names.
@@ -339,7 +340,7 @@ class Algorithm(hyperparameters.Common):
     def _init_reference(self, params: Any) -> Any:
         return None
 
-    def _init_extra(self, key: jax.Array) -> Any:
+    def _init_extra(self, state: TrainState) -> Any:
         return None
 
     def _example_observation(self) -> Any:

@@ -213,8 +213,52 @@ class Trajectory(Common):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HAEPO(Trajectory):
-    """History-Aggregated Exploratory Policy Optimization (arXiv 2508.18884)."""
+class Segments(Common):
+    """What the methods that learn from fixed-length pieces of experience and a value function have in common."""
+
+    num_steps: int = static(128, int, "steps of each environment in one update", within=COUNT)
+    discount: float = leaf(0.99, "discount factor gamma", within=UNIT)
+    gae_lambda: float = leaf(0.95, "lambda of generalised advantage estimation", within=UNIT)
+    value_coef: float = leaf(0.5, "weight of the value loss", within=NOT_NEGATIVE)
+    normalize_rewards: bool = static(
+        True, bool, "divide rewards by the running standard deviation of the discounted return"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HAEPO(Segments):
+    """History-Aggregated Exploratory Policy Optimization (arXiv 2508.18884) on the histories of the last policies."""
+
+    num_envs: int = static(8, int, "environments that run side by side", within=COUNT)
+    num_steps: int = static(32, int, "steps of each environment in one update", within=COUNT)
+    num_epochs: int = static(16, int, "passes over the history in each update", within=COUNT)
+    num_minibatches: int = static(1, int, "parts that each pass is cut into", within=COUNT)
+    history_batches: int = static(
+        8, int, "batches that an update learns from: its own, and those of the policies before it", within=COUNT
+    )
+    group_size: int = static(
+        8,
+        int,
+        "pieces of experience that are weighed against each other, drawn anew for every pass",
+        within=Range(2, 2**31 - 1),
+    )
+    temperature: Scheduled = leaf(
+        0.3, "of the softmax over a group: how far histories may move apart", within=POSITIVE, scheduled=True
+    )
+    history_decay: float = leaf(0.9, "what a step of age leaves of a decision's weight", within=UNIT)
+    kl_coef: Scheduled = leaf(
+        0.3, "weight of the KL penalty to the policy before the update", within=NOT_NEGATIVE, scheduled=True
+    )
+
+    def check(self) -> None:
+        super().check()
+        pieces, part = self.num_envs * self.history_batches, self.num_minibatches * self.group_size
+        check_divides("num_envs * history_batches", pieces, "num_minibatches * group_size", part)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpisodicHAEPO(Trajectory):
+    """HAEPO (arXiv 2508.18884) on groups of complete episodes, without a value function: the paper's form among others."""
 
     credit: str = static(
         "prefix",
@@ -262,18 +306,14 @@ class HAEPO(Trajectory):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PPO(Common):
+class PPO(Segments):
     """Proximal Policy Optimization (arXiv 1707.06347)."""
 
-    num_steps: int = static(128, int, "steps of each environment in one update", within=COUNT)
     num_epochs: int = static(4, int, "passes over each batch", within=COUNT)
     learning_rate: Scheduled = leaf(1e-3, "Adam's step size", within=NOT_NEGATIVE, scheduled=True)
     entropy_coef: Scheduled = leaf((0.01, 0.0), "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
     max_grad_norm: float = leaf(0.5, "gradients are scaled down to this global norm", within=POSITIVE)
-    discount: float = leaf(0.99, "discount factor gamma", within=UNIT)
-    gae_lambda: float = leaf(0.95, "lambda of generalised advantage estimation", within=UNIT)
     clip_eps: Scheduled = leaf(0.2, "how far the probability ratio may move from 1", within=POSITIVE, scheduled=True)
-    value_coef: float = leaf(0.5, "weight of the value loss", within=NOT_NEGATIVE)
     value_clip_eps: float | None = leaf(
         None,
         "how far a value may move from the behaviour's before its loss is clipped; null: no clipping",
@@ -281,9 +321,6 @@ class PPO(Common):
         optional=True,
     )
     normalize_advantages: bool = static(True, bool, "standardise the advantages of each minibatch")
-    normalize_rewards: bool = static(
-        True, bool, "divide rewards by the running standard deviation of the discounted return"
-    )
     target_kl: float | None = leaf(
         None,
         "leave out the rest of an update's minibatches once the KL to the behaviour policy passes this; null: never",
@@ -319,11 +356,13 @@ class DPO(Trajectory):
     )
 
 
-ALGORITHMS: dict[str, type[Common]] = {"haepo": HAEPO, "ppo": PPO, "grpo": GRPO, "dpo": DPO}
+ALGORITHMS: dict[str, type[Common]] = {
+    "haepo": HAEPO, "haepo_episodic": EpisodicHAEPO, "ppo": PPO, "grpo": GRPO, "dpo": DPO,
+}  # fmt: skip
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_paper": (
-        "haepo",
+        "haepo_episodic",
         {"credit": "trajectory", "score": "likelihood", "temperature": 1.0, "normalize": "standardize"},
     ),
     "ppo_continuous": (

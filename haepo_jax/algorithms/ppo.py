@@ -11,31 +11,12 @@ import optax
 
 from haepo_jax import losses
 from haepo_jax.algorithms import hyperparameters
-from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
+from haepo_jax.algorithms.base import Metrics, TrainState
+from haepo_jax.algorithms.segments import RewardScale, SegmentAlgorithm
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.losses._numerics import masked_mean
-from haepo_jax.networks import Policy, as_policy, default_value
-from haepo_jax.normalization import RunningStatistics
-from haepo_jax.rollout import Lanes, Segment, collect_segment, lane_keys, start_lanes
+from haepo_jax.rollout import Lanes, Segment
 from haepo_jax.unbatched import any_lane
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Extra:
-    """What PPO keeps between updates: environments in mid-episode, and the scale of rewards (None: not normalised)."""
-
-    lanes: Lanes
-    reward_scale: RewardScale | None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RewardScale:
-    """Running statistics of the discounted return, and that return so far in each lane (B,)."""
-
-    statistics: RunningStatistics
-    discounted_return: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -60,79 +41,17 @@ class Batch:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PPO(hyperparameters.PPO, Algorithm):
-    """Clipped surrogate on fixed-length segments with generalised advantage estimation; see `ppo_loss`.
+class PPO(hyperparameters.PPO, SegmentAlgorithm):
+    """Clipped surrogate on fixed-length segments with generalised advantage estimation; see `ppo_loss`."""
 
-    Policy and value function are separate networks.
-
-    Attributes:
-      value: the value function, in any form that `policy` may have, with a scalar output; None: the default network.
-    """
-
-    value: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.value is not None:
-            object.__setattr__(self, "value", as_policy(self.value))
-
-    @property
-    def value_network(self) -> Policy:
-        """The value function as a pair of pure functions."""
-        return self.value or default_value(self.env.observation_space, self.hidden_sizes, self.activation)
-
-    def _update(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """One update: num_steps of every lane, advantages, then num_epochs passes in shuffled minibatches."""
-        now = self.scheduled(state.env_steps.share_of(self.total_steps))
-        step_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.update))
-
-        start = state.extra.lanes
-        segment, lanes = now.collect(state, step_key)
-        rewards, reward_scale = now._scaled_rewards(segment, state.extra.reward_scale)
-        batch, carry = now._batch(state, start, lanes, segment, rewards)
-        params, opt_state, learning = now.learn(state, batch, carry, learn_key)
-
-        normalizer = state.normalizer
-        if normalizer is not None:
-            normalizer = normalizer.update(segment.steps.observation, segment.steps.mask)
-        new_state = dataclasses.replace(
-            state,
-            params=params,
-            opt_state=opt_state,
-            normalizer=normalizer,
-            extra=Extra(lanes, reward_scale),
-            update=state.update + 1,
-            env_steps=state.env_steps + jnp.int32(self.num_envs * self.num_steps),
-        )
-        ended = (segment.terminated | segment.truncated) & segment.steps.mask
-        metrics = {
-            **learning,
-            "learning_rate": jnp.asarray(now.learning_rate, jnp.float32),
-            "episode_return": jnp.mean(segment.episode_return, where=ended),
-            "episode_length": jnp.mean(segment.episode_length.astype(jnp.float32), where=ended),
-            "episodes": jnp.sum(ended, dtype=jnp.float32),
-            "invalid_episodes": jnp.sum(~segment.steps.mask, dtype=jnp.float32),
-        }
-        return new_state, metrics
-
-    def collect(self, state: TrainState, key: jax.Array) -> tuple[Segment, Lanes]:
-        """Steps every lane num_steps times with the current policy, keeping log-probability and value of each step."""
-
-        def act(
-            carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array
-        ) -> tuple[Any, jax.Array, Any]:
-            policy_carry, distribution = self.act_distribution(state, carry[0], observation, is_first, action_mask)
-            value_carry, value = self._value(state, carry[1], observation, is_first)
-            action = distribution.sample(key)
-            return (policy_carry, value_carry), action, (distribution.log_prob(action), value)
-
-        def final_value(carry: Any, observation: Any) -> jax.Array:
-            return self._value(state, carry[1], observation, jnp.bool_(False))[1]
-
-        step_keys = lane_keys(key, self.num_envs)
-        return collect_segment(
-            self.env, act, final_value, state.extra.lanes, _starts_key(state.key), step_keys, self.num_steps
-        )
+    def improve(
+        self, state: TrainState, segment: Segment, lanes: Lanes, reward_scale: RewardScale | None, key: jax.Array
+    ) -> tuple[Any, Any, None, Metrics]:
+        """Advantages, then num_epochs passes in shuffled minibatches."""
+        rewards = segment.steps.reward if reward_scale is None else reward_scale.apply(segment.steps.reward)
+        batch, carry = self._batch(state, state.extra.lanes, lanes, segment, rewards)
+        params, opt_state, metrics = self.learn(state, batch, carry, key)
+        return params, opt_state, None, metrics
 
     def learn(self, state: TrainState, batch: Batch, carry: Any, key: jax.Array) -> tuple[Any, Any, Metrics]:
         """The epochs of one update; `self` must be `scheduled`. Returns parameters, optimiser state and mean metrics."""
@@ -212,21 +131,6 @@ class PPO(hyperparameters.PPO, Algorithm):
         # transpose the gradients of all layers, a third of the time of `learn`.
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), start.carry
 
-    def _scaled_rewards(self, segment: Segment, scale: RewardScale | None) -> tuple[jax.Array, RewardScale | None]:
-        rewards = segment.steps.reward
-        if scale is None:
-            return rewards, None
-
-        def accumulate(total: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            reward, is_first = now
-            total = jnp.where(is_first, 0, total) * self.discount + reward
-            return total, total
-
-        last, totals = jax.lax.scan(accumulate, scale.discounted_return, (rewards, segment.is_first))
-        statistics = scale.statistics.update(totals, segment.steps.mask)
-        deviation = jnp.sqrt(statistics.squares / jnp.maximum(statistics.count, 1))
-        return jnp.clip(rewards / (deviation + 1e-8), -10, 10), RewardScale(statistics, last)
-
     def _sequence_outputs(self, params: Any, batch: Batch, carry: Any) -> tuple[Distribution, jax.Array]:
         def sequence(
             observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any
@@ -236,38 +140,3 @@ class PPO(hyperparameters.PPO, Algorithm):
             return action_distribution(self.env.action_space, output, action_mask), values
 
         return jax.vmap(sequence)(batch.observation, batch.is_first, batch.action_mask, carry)
-
-    def _value(self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, jax.Array]:
-        observation = self.normalized(state.normalizer, observation)
-        return self.value_network.apply(state.params["value"], carry, observation, is_first)
-
-    @staticmethod
-    def policy_params(params: Any) -> Any:
-        return params["policy"]
-
-    def _init_params(self, key: jax.Array, observation: Any) -> Any:
-        policy_key, value_key = jax.random.split(key)
-        policy, value = (
-            self.network.init(policy_key, observation)[0],
-            self.value_network.init(value_key, observation)[0],
-        )
-        return {"policy": policy, "value": value}
-
-    def _init_extra(self, key: jax.Array) -> Extra:
-        value_carry = self.value_network.init(jax.random.key(0), self._example_observation())[1]
-        carry = self.initial_carry(), value_carry
-        if jax.tree.leaves(carry):
-            # A recurrent network learns from the whole segments of lanes, not from single steps.
-            hyperparameters.check_divides("num_envs", self.num_envs, "num_minibatches", self.num_minibatches)
-        lanes = start_lanes(self.env, carry, _starts_key(key), self.num_envs)
-        scale = (
-            RewardScale(RunningStatistics.of(jnp.float32(0)), jnp.zeros(self.num_envs))
-            if self.normalize_rewards
-            else None
-        )
-        return Extra(lanes, scale)
-
-
-def _starts_key(key: jax.Array) -> jax.Array:
-    """The key of all starts in a run: a number that no update has, since updates fold theirs into the same key."""
-    return jax.random.fold_in(key, 2**32 - 1)

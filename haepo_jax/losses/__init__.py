@@ -2,7 +2,7 @@
 
 from haepo_jax.losses.dpo import dpo_loss
 from haepo_jax.losses.grpo import grpo_loss
-from haepo_jax.losses.haepo import haepo_loss, haepo_prefix_loss
+from haepo_jax.losses.haepo import haepo_advantage_loss, haepo_loss, haepo_prefix_loss
 from haepo_jax.losses.kl import kl_k3
 from haepo_jax.losses.ppo import generalized_advantage_estimation, ppo_loss
 from haepo_jax.losses.returns import normalize_returns
@@ -14,6 +14,7 @@ __all__ = [
     "dpo_loss",
     "generalized_advantage_estimation",
     "grpo_loss",
+    "haepo_advantage_loss",
     "haepo_loss",
     "haepo_prefix_loss",
     "kl_k3",
