@@ -47,7 +47,7 @@ class Batch:
     log_prob: jax.Array
     advantage: jax.Array
     value_target: jax.Array
-    reference: Distribution
+    reference: Any
     carry: Any
 
 
@@ -174,7 +174,7 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
         # Without a carry every step is a sequence by itself, and each layer one matrix product on one long axis.
         shape = is_first.shape
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), inputs)
-        outputs = jax.vmap(lambda step: sequence(*step, carry))(flat)
+        outputs = jax.vmap(sequence, in_axes=(0, 0, 0, None))(*flat, carry)
         return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), outputs)
 
     def _end_values(self, state: TrainState, observation: Any, is_first: jax.Array, pieces: Pieces) -> jax.Array:

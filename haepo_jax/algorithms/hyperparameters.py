@@ -233,6 +233,7 @@ class HAEPO(Segments):
     num_steps: int = static(32, int, "steps of each environment in one update", within=COUNT)
     num_epochs: int = static(16, int, "passes over the history in each update", within=COUNT)
     num_minibatches: int = static(1, int, "parts that each pass is cut into", within=COUNT)
+    learning_rate: Scheduled = leaf(2e-3, "Adam's step size", within=NOT_NEGATIVE, scheduled=True)
     history_batches: int = static(
         8, int, "batches that an update learns from: its own, and those of the policies before it", within=COUNT
     )
@@ -245,7 +246,7 @@ class HAEPO(Segments):
     temperature: Scheduled = leaf(
         0.3, "of the softmax over a group: how far histories may move apart", within=POSITIVE, scheduled=True
     )
-    history_decay: float = leaf(0.9, "what a step of age leaves of a decision's weight", within=UNIT)
+    history_decay: float = leaf(0.95, "what a step of age leaves of a decision's weight", within=UNIT)
     kl_coef: Scheduled = leaf(
         0.3, "weight of the KL penalty to the policy before the update", within=NOT_NEGATIVE, scheduled=True
     )
