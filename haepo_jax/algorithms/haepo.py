@@ -168,13 +168,12 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
             values = self.value_network.apply(params["value"], carry[1], observation, is_first)[1]
             return action_distribution(self.env.action_space, output, action_mask), values
 
-        inputs = observation, is_first, action_mask
         if jax.tree.leaves(carry):
-            return jax.vmap(sequence)(*inputs, carry)
+            return jax.vmap(sequence)(observation, is_first, action_mask, carry)
         # Without a carry every step is a sequence by itself, and each layer one matrix product on one long axis.
         shape = is_first.shape
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), inputs)
-        outputs = jax.vmap(sequence, in_axes=(0, 0, 0, None))(*flat, carry)
+        steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (observation, is_first, action_mask))
+        outputs = jax.vmap(lambda step: sequence(step[0], step[1], step[2], carry))(steps)
         return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), outputs)
 
     def _end_values(self, state: TrainState, observation: Any, is_first: jax.Array, pieces: Pieces) -> jax.Array:
