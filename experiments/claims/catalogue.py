@@ -144,6 +144,22 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 """HAEPO's default with the named hyperparameters changed."""
 
-DEEP_SEA_SIZES = (6, 8, 10, 12, 14, 16, 20)
+DEEP_SEA_SIZES = (8, 10, 14, 20, 30)
 DEEP_SEA_STEPS = 60_000
 DEEP_SEA_SEEDS = range(5)
+DEEP_SEA: dict[str, tuple[str, dict[str, Any]]] = {
+    "haepo_explore": ("haepo_explore", {}),
+    "haepo": ("haepo", {}),
+    "haepo, bonus, scaled rewards": ("haepo", {"history_bonus": 0.01}),
+    "haepo, entropy 0.05, rewards as they are": ("haepo", {"entropy_coef": 0.05, "normalize_rewards": False}),
+    "ppo": ("ppo", {"num_envs": 8, "num_steps": 32}),
+    "ppo, rewards as they are": ("ppo", {"num_envs": 8, "num_steps": 32, "normalize_rewards": False}),
+    "ppo, entropy 0.05, rewards as they are": (
+        "ppo", {"num_envs": 8, "num_steps": 32, "normalize_rewards": False, "entropy_coef": 0.05},
+    ),
+    "grpo": ("grpo", {}),
+    "dpo": ("dpo", {}),
+    "haepo_episodic": ("haepo_episodic", {}),
+    "haepo_paper": ("haepo_paper", {}),
+}  # fmt: skip
+"""Who looks for the deep sea's treasure: the algorithm, and what is changed in its defaults."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from catalogue import ABLATION_TASKS, ABLATIONS, METHODS, TASKS
+from catalogue import ABLATION_TASKS, ABLATIONS, DEEP_SEA, METHODS, TASKS
 
 from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
 
@@ -97,17 +97,22 @@ def _by(results: list[Result], key: str) -> dict[str, dict[str, Result]]:
     return found
 
 
+def _known(results: list[Result]) -> list[str]:
+    """The methods that there are results of."""
+    return [name for name in METHODS if any(result["method"] == name for result in results)]
+
+
 # Tables; each takes all results of its kind.
 
 
 def threshold_table(results: list[Result]) -> str:
     """Thousands of steps to the threshold, median over seeds with its interval; how many seeds reached it."""
-    rows = []
+    rows, known = [], _known(results)
     for task, methods in _by(results, "method").items():
         cells = [f"{task} ({next(iter(methods.values()))['task']['threshold']:g})"]
         medians = {name: median_interval(steps_to_threshold(r)) for name, r in methods.items()}
         best = min(median for median, _, _ in medians.values())
-        for name in METHODS:
+        for name in known:
             if name not in methods:
                 cells.append("")
                 continue
@@ -120,15 +125,15 @@ def threshold_table(results: list[Result]) -> str:
             text = f"**{text}**" if median == best and np.isfinite(best) else text
             cells.append(f"{text} {reached}/{len(result['seeds'])}")
         rows.append(cells)
-    return _table(["task (threshold)", *METHODS], rows)
+    return _table(["task (threshold)", *known], rows)
 
 
 def final_table(results: list[Result]) -> str:
     """The last evaluation: interquartile mean with its interval, and the worst seed."""
-    rows = []
+    rows, known = [], _known(results)
     for task, methods in _by(results, "method").items():
         cells = [task]
-        for name in METHODS:
+        for name in known:
             if name not in methods:
                 cells.append("")
                 continue
@@ -139,15 +144,14 @@ def final_table(results: list[Result]) -> str:
                 f"worst {_number(float(last.min()))}"
             )
         rows.append(cells)
-    return _table(["task", *METHODS], rows)
+    return _table(["task", *known], rows)
 
 
 def summary_table(results: list[Result]) -> str:
     """Over all tasks that every method has: area under the curve, seconds, robustness, probability of improvement."""
     by_task = {task: methods for task, methods in _by(results, "method").items()}
-    names = [name for name in METHODS if any(name in methods for methods in by_task.values())]
     rows = []
-    for name in names:
+    for name in _known(results):
         own = {task: methods[name] for task, methods in by_task.items() if name in methods}
         area = np.array([scores(r).mean(axis=1) for r in own.values()])
         low, high = _stratified(area)
@@ -212,7 +216,7 @@ def deep_sea_table(results: list[Result]) -> str:
     sizes = sorted({size for row in found.values() for size in row})
     return _table(
         ["method", *map(str, sizes)],
-        ([name, *(found[name].get(size, "") for size in sizes)] for name in METHODS if name in found),
+        ([name, *(found[name].get(size, "") for size in sizes)] for name in DEEP_SEA if name in found),
     )
 
 

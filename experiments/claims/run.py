@@ -102,18 +102,21 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
     if "ablations" in parts:
         for task in set(catalogue.ABLATION_TASKS) & set(tasks):
             for name in ABLATIONS:
-                file = "".join(c if c.isalnum() else "_" for c in name)
                 yield (
-                    size.folder / "ablations" / f"{task}.{file}.json",
+                    size.folder / "ablations" / f"{task}.{_file(name)}.json",
                     lambda task=task, name=name: ablate(size, TASKS[task], name),
                 )
     if "deep_sea" in parts:
-        for method in methods:
+        for name in catalogue.DEEP_SEA:
             for side in catalogue.DEEP_SEA_SIZES:
                 yield (
-                    size.folder / "deep_sea" / f"{side}.{method}.json",
-                    lambda side=side, method=method: deep_sea(size, side, method),
+                    size.folder / "deep_sea" / f"{side}.{_file(name)}.json",
+                    lambda side=side, name=name: deep_sea(size, side, name),
                 )
+
+
+def _file(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
 
 
 def tune_and_train(size: Size, task: Task, name: str) -> dict[str, Any]:
@@ -154,10 +157,11 @@ def ablate(size: Size, task: Task, name: str) -> dict[str, Any]:
 
 
 def deep_sea(size: Size, side: int, name: str) -> dict[str, Any]:
-    """A deep sea of `side` x `side`, whose one treasure takes `side` right moves in a row; defaults of each method."""
+    """A deep sea of `side` x `side`, whose one treasure takes `side` right moves in a row."""
     task = Task("DeepSea-bsuite", catalogue.DEEP_SEA_STEPS, 0.9, 0, 0.99, {"size": side})
-    trained = _train(task, METHODS[name].algo, {}, size.deep_sea_seeds)
-    return {"task": dataclasses.asdict(task), "method": name, "hyperparameters": {}, **trained}
+    algo, changes = catalogue.DEEP_SEA[name]
+    trained = _train(task, algo, changes, size.deep_sea_seeds)
+    return {"task": dataclasses.asdict(task), "method": name, "algo": algo, "hyperparameters": changes, **trained}
 
 
 def _train(task: Task, algo: str, hyperparameters: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:

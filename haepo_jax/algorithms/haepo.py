@@ -61,6 +61,10 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
     has made it since, and bounds how far it may: that makes many passes over old experience safe. Advantages are
     estimated anew with the value function of the moment.
 
+    With `history_bonus` an action also earns its surprise, -log pi_behaviour, so that the return to maximise holds the
+    entropy of whole histories and not of single decisions: where reward is too rare to show a way, all ways are kept open
+    (maximum-entropy reinforcement learning, Ziebart 2010). The preset `haepo_explore` does this.
+
     The paper's form, and others that need no value function, are `EpisodicHAEPO`.
 
     >>> import haepo_jax as hx
@@ -144,6 +148,7 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
         following = jnp.concatenate([values[:, 1:], end[:, None]], axis=1)
         bootstrap = jnp.where(segment.truncated, segment.final_value, following)
         rewards = steps.reward if reward_scale is None else reward_scale.apply(steps.reward)
+        rewards = rewards - self.history_bonus * steps.extras
         # The delta of an invalid step is then 0: it teaches nothing, and nothing of it reaches the steps before.
         rewards = jnp.where(steps.mask, rewards, values)
         advantages, value_targets = losses.generalized_advantage_estimation(

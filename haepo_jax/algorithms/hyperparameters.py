@@ -247,6 +247,12 @@ class HAEPO(Segments):
         0.3, "of the softmax over a group: how far histories may move apart", within=POSITIVE, scheduled=True
     )
     history_decay: float = leaf(0.95, "what a step of age leaves of a decision's weight", within=UNIT)
+    history_bonus: Scheduled = leaf(
+        0.0,
+        "reward for each nat by which an action was unlikely, beside the task's",
+        within=NOT_NEGATIVE,
+        scheduled=True,
+    )
     kl_coef: Scheduled = leaf(
         0.3, "weight of the KL penalty to the policy before the update", within=NOT_NEGATIVE, scheduled=True
     )
@@ -362,6 +368,7 @@ ALGORITHMS: dict[str, type[Common]] = {
 }  # fmt: skip
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "haepo_explore": ("haepo", {"history_bonus": 0.01, "normalize_rewards": False}),
     "haepo_paper": (
         "haepo_episodic",
         {"credit": "trajectory", "score": "likelihood", "temperature": 1.0, "normalize": "standardize"},
