@@ -6,7 +6,6 @@ They see the same batches and differ in `loss` alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,9 +14,14 @@ import optax
 
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
+from haepo_jax.chunks import scan_live
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.rollout import Trajectory, collect_episodes, finite_observations, lane_keys
 from haepo_jax.unbatched import any_lane, max_lane
+
+
+CHUNKS = 16
+"""Parts of the horizon; see `sequence_distribution`."""
 
 
 @jax.tree_util.register_dataclass
@@ -50,7 +54,7 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
         rollout_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.update))
 
         steps, returns, lengths, invalid = now.collect(state, rollout_key)
-        params, opt_state, learning = on_live_steps(lambda steps: now.learn(state, steps, learn_key), steps)
+        params, opt_state, learning = now.learn(state, steps, learn_key)
 
         normalizer = state.normalizer
         if normalizer is not None:
@@ -128,24 +132,41 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
         raise TypeError(f"{type(self).__name__} has no loss of its own")
 
     def sequence_distribution(self, params: Any, observation: Any, steps: Trajectory) -> Distribution:
-        """Action distributions (T, G, K) under `params` for whole episodes."""
-        carry = self.initial_carry()
-        is_first = jnp.arange(steps.mask.shape[0]) == 0
+        """Action distributions (T, G, K) under `params` for whole episodes; arbitrary numbers behind the last live step.
 
-        def sequence(observation: Any, action_mask: jax.Array | None, is_first: jax.Array) -> Distribution:
-            output = self.network.apply(params, carry, observation, is_first)[1]
-            return action_distribution(self.env.action_space, output, action_mask)
+        Episodes end long before the horizon in most environments, so the network sees one chunk of time after another and
+        none in which no episode is alive.
+        """
+        horizon, *members = steps.mask.shape
+        size = -(-horizon // CHUNKS)
+        count = -(-horizon // size)
 
-        if jax.tree.leaves(carry):
-            over_members = jax.vmap(sequence, in_axes=(1, 1, None), out_axes=1)
-            return jax.vmap(over_members, in_axes=(1, 1, None), out_axes=1)(observation, steps.action_mask, is_first)
-        # Without a carry every step is a sequence by itself. On one long axis each layer is one matrix product; on three
-        # XLA transposes the activations, a fifth of the time of `learn` where seeds or configurations are vmapped.
-        shape = steps.mask.shape
-        each_first = jnp.broadcast_to(is_first[:, None, None], shape)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), (observation, steps.action_mask, each_first))
-        distribution = jax.vmap(lambda step: sequence(*step))(flat)
-        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), distribution)
+        def chunked(x: jax.Array) -> jax.Array:
+            padding = [(0, count * size - horizon), *[(0, 0)] * (x.ndim - 1)]
+            return jnp.pad(x, padding).reshape(count, size, *x.shape[1:])
+
+        def chunk(params: Any, carry: Any, inputs: tuple[Any, Any, jax.Array]) -> tuple[Any, Distribution]:
+            def sequence(carry: Any, observation: Any, action_mask: Any, is_first: jax.Array) -> tuple[Any, Distribution]:
+                carry, output = self.network.apply(params, carry, observation, is_first)
+                return carry, action_distribution(self.env.action_space, output, action_mask)
+
+            if jax.tree.leaves(carry):
+                axes = {"in_axes": (0, 1, 1, None), "out_axes": (0, 1)}
+                return jax.vmap(jax.vmap(sequence, **axes), **axes)(carry, *inputs)
+            # Without a carry every step is a sequence by itself. On one long axis each layer is one matrix product; on
+            # three XLA transposes the activations, a fifth of the time of `learn` where seeds or configurations are
+            # vmapped.
+            observation, action_mask, is_first = inputs
+            each_first = jnp.broadcast_to(is_first[:, None, None], (size, *members))
+            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), (observation, action_mask, each_first))
+            distribution = jax.vmap(lambda *step: sequence(carry, *step)[1])(*flat)
+            return carry, jax.tree.map(lambda x: x.reshape(size, *members, *x.shape[1:]), distribution)
+
+        carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (*members, *jnp.shape(x))), self.initial_carry())
+        inputs = jax.tree.map(chunked, (observation, steps.action_mask, jnp.arange(horizon) == 0))
+        longest = max_lane(jnp.sum(jnp.any(steps.mask, axis=(1, 2))))
+        distribution = scan_live(chunk, params, carry, inputs, -(-longest // size))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:horizon], distribution)
 
     def _init_reference(self, params: Any) -> Any:
         # None stands for the policy that collected the batch.
@@ -153,19 +174,6 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
 
     def _next_reference(self, state: TrainState, params: Any) -> Any:
         return state.reference
-
-
-def on_live_steps(function: Callable[[Trajectory], Any], steps: Trajectory) -> Any:
-    """`function(steps)` on the shortest of three prefixes (1/8, 1/3, all) that holds every live step.
-
-    Episodes end long before the horizon in most environments, and the steps behind the last live one would cost as much
-    as the live ones.
-    """
-    horizon = steps.mask.shape[0]
-    sizes = sorted({-(-horizon // parts) for parts in (8, 3, 1)})
-    longest = max_lane(jnp.sum(jnp.any(steps.mask, axis=(1, 2))))
-    branches = [lambda steps, size=size: function(jax.tree.map(lambda x: x[:size], steps)) for size in sizes]
-    return jax.lax.switch(jnp.searchsorted(jnp.array(sizes), longest), branches, steps)
 
 
 def drop_invalid(steps: Trajectory) -> tuple[Trajectory, jax.Array]:
