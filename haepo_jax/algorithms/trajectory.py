@@ -6,6 +6,7 @@ They see the same batches and differ in `loss` alone.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,14 +15,9 @@ import optax
 
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
-from haepo_jax.chunks import scan_live
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.rollout import Trajectory, collect_episodes, finite_observations, lane_keys
 from haepo_jax.unbatched import any_lane, max_lane
-
-
-CHUNKS = 16
-"""Parts of the horizon; see `sequence_distribution`."""
 
 
 @jax.tree_util.register_dataclass
@@ -110,9 +106,15 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
 
     def learn(self, state: TrainState, steps: Trajectory, key: jax.Array) -> tuple[Any, Any, Metrics]:
         """The epochs of one update; `self` must be `scheduled`. Returns parameters, optimiser state and mean metrics."""
-        observation = self.normalized(state.normalizer, steps.observation)
+        horizon = steps.mask.shape[0]
         reference_params = state.params if state.reference is None else state.reference
-        batch = Batch(steps, observation, self.sequence_distribution(reference_params, observation, steps))
+
+        def prepare(steps: Trajectory) -> tuple[Any, Distribution]:
+            observation = self.normalized(state.normalizer, steps.observation)
+            made = observation, self.sequence_distribution(reference_params, observation, steps)
+            return jax.tree.map(lambda x: jnp.pad(x, [(0, horizon - x.shape[0]), *[(0, 0)] * (x.ndim - 1)]), made)
+
+        batch = Batch(steps, *on_live_steps(prepare, steps, steps.mask))
 
         num_groups = self.num_envs // self.group_size
         orders = jax.vmap(lambda key: jax.random.permutation(key, num_groups))(jax.random.split(key, self.num_epochs))
@@ -120,7 +122,11 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
 
         def step(carry: tuple[Any, Any], groups: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
             params, opt_state = carry
-            gradients, metrics = jax.grad(self.loss, has_aux=True)(params, batch.groups(groups))
+            gradients, metrics = on_live_steps(
+                lambda batch: jax.grad(self.loss, has_aux=True)(params, batch.groups(groups)),
+                batch,
+                jnp.take(steps.mask, groups, axis=1),
+            )
             params, opt_state = self._optimize(params, opt_state, gradients)
             return (params, opt_state), {**metrics, "grad_norm": optax.tree.norm(gradients)}
 
@@ -132,41 +138,24 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
         raise TypeError(f"{type(self).__name__} has no loss of its own")
 
     def sequence_distribution(self, params: Any, observation: Any, steps: Trajectory) -> Distribution:
-        """Action distributions (T, G, K) under `params` for whole episodes; arbitrary numbers behind the last live step.
+        """Action distributions (T, G, K) under `params` for whole episodes."""
+        carry = self.initial_carry()
+        is_first = jnp.arange(steps.mask.shape[0]) == 0
 
-        Episodes end long before the horizon in most environments, so the network sees one chunk of time after another and
-        none in which no episode is alive.
-        """
-        horizon, *members = steps.mask.shape
-        size = -(-horizon // CHUNKS)
-        count = -(-horizon // size)
+        def sequence(observation: Any, action_mask: jax.Array | None, is_first: jax.Array) -> Distribution:
+            output = self.network.apply(params, carry, observation, is_first)[1]
+            return action_distribution(self.env.action_space, output, action_mask)
 
-        def chunked(x: jax.Array) -> jax.Array:
-            padding = [(0, count * size - horizon), *[(0, 0)] * (x.ndim - 1)]
-            return jnp.pad(x, padding).reshape(count, size, *x.shape[1:])
-
-        def chunk(params: Any, carry: Any, inputs: tuple[Any, Any, jax.Array]) -> tuple[Any, Distribution]:
-            def sequence(carry: Any, observation: Any, action_mask: Any, is_first: jax.Array) -> tuple[Any, Distribution]:
-                carry, output = self.network.apply(params, carry, observation, is_first)
-                return carry, action_distribution(self.env.action_space, output, action_mask)
-
-            if jax.tree.leaves(carry):
-                axes = {"in_axes": (0, 1, 1, None), "out_axes": (0, 1)}
-                return jax.vmap(jax.vmap(sequence, **axes), **axes)(carry, *inputs)
-            # Without a carry every step is a sequence by itself. On one long axis each layer is one matrix product; on
-            # three XLA transposes the activations, a fifth of the time of `learn` where seeds or configurations are
-            # vmapped.
-            observation, action_mask, is_first = inputs
-            each_first = jnp.broadcast_to(is_first[:, None, None], (size, *members))
-            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), (observation, action_mask, each_first))
-            distribution = jax.vmap(lambda *step: sequence(carry, *step)[1])(*flat)
-            return carry, jax.tree.map(lambda x: x.reshape(size, *members, *x.shape[1:]), distribution)
-
-        carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (*members, *jnp.shape(x))), self.initial_carry())
-        inputs = jax.tree.map(chunked, (observation, steps.action_mask, jnp.arange(horizon) == 0))
-        longest = max_lane(jnp.sum(jnp.any(steps.mask, axis=(1, 2))))
-        distribution = scan_live(chunk, params, carry, inputs, -(-longest // size))
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:horizon], distribution)
+        if jax.tree.leaves(carry):
+            over_members = jax.vmap(sequence, in_axes=(1, 1, None), out_axes=1)
+            return jax.vmap(over_members, in_axes=(1, 1, None), out_axes=1)(observation, steps.action_mask, is_first)
+        # Without a carry every step is a sequence by itself. On one long axis each layer is one matrix product; on three
+        # XLA transposes the activations, a fifth of the time of `learn` where seeds or configurations are vmapped.
+        shape = steps.mask.shape
+        each_first = jnp.broadcast_to(is_first[:, None, None], shape)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), (observation, steps.action_mask, each_first))
+        distribution = jax.vmap(lambda step: sequence(*step))(flat)
+        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), distribution)
 
     def _init_reference(self, params: Any) -> Any:
         # None stands for the policy that collected the batch.
@@ -174,6 +163,26 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
 
     def _next_reference(self, state: TrainState, params: Any) -> Any:
         return state.reference
+
+
+def on_live_steps(function: Callable[[Any], Any], tree: Any, mask: jax.Array) -> Any:
+    """`function` of the shortest of three prefixes (1/8, 1/3, all) of a tree that holds every live step.
+
+    Episodes end long before the horizon in most environments, and the steps behind the last live one would cost as much
+    as the live ones. The function is compiled three times: it should hold what costs time and no more. A loop over chunks
+    of time would be compiled once, but has to compute or move every activation twice: it made updates of full length 1.1
+    to 1.4 times as slow.
+
+    Args:
+      function: its result must have the same shapes for every prefix.
+      tree: arrays (T, ...).
+      mask: (T, G, K), the live steps.
+    """
+    horizon = mask.shape[0]
+    sizes = sorted({-(-horizon // parts) for parts in (8, 3, 1)})
+    longest = max_lane(jnp.sum(jnp.any(mask, axis=(1, 2))))
+    branches = [lambda tree, size=size: function(jax.tree.map(lambda x: x[:size], tree)) for size in sizes]
+    return jax.lax.switch(jnp.searchsorted(jnp.array(sizes), longest), branches, tree)
 
 
 def drop_invalid(steps: Trajectory) -> tuple[Trajectory, jax.Array]:

@@ -16,7 +16,7 @@ import scipy.stats
 from toy_envs import Drift, Lock, Start, equations
 
 import haepo_jax as hx
-from haepo_jax.algorithms.trajectory import Batch, drop_invalid
+from haepo_jax.algorithms.trajectory import Batch, drop_invalid, on_live_steps
 from haepo_jax.losses import AUTO
 from haepo_jax.rollout import Trajectory
 
@@ -157,18 +157,22 @@ def test_drop_invalid_of_a_dictionary_observation() -> None:
     assert np.asarray(kept.observation["image"])[:, 1].all()
 
 
-def test_the_network_sees_live_chunks_alone() -> None:
-    """Behind the last chunk with a live step there is 0; before, what one pass over all steps gives."""
-    algo = hx.HAEPO(Drift(horizon=40), group_size=2, **SMALL)
-    state = algo.init(jax.random.key(0))
-    steps, *_ = algo.collect(state, jax.random.key(3))
-    alive = jnp.arange(40)[:, None, None] < jnp.array([[7, 2], [1, 5]])
-    steps = dataclasses.replace(steps, mask=alive)
-    found = np.asarray(jax.jit(algo.sequence_distribution)(state.params, steps.observation, steps).log_probs)
-    logits = algo.network.apply(state.params, (), steps.observation, None)[1]
-    assert 16 * 3 >= 40 > 15 * 3, "chunks of 3 steps"
-    np.testing.assert_allclose(found[:9], jax.nn.log_softmax(logits)[:9], rtol=1e-5, atol=1e-6)
-    assert not found[9:].any()
+@pytest.mark.parametrize(("horizon", "sizes"), [(1, {1}), (2, {1, 2}), (9, {2, 3, 9}), (24, {3, 8, 24})])
+def test_work_is_done_on_the_shortest_prefix_that_holds_every_live_step(horizon: int, sizes: set[int]) -> None:
+    def size(longest: jax.Array) -> jax.Array:
+        mask = (jnp.arange(horizon)[:, None] < jnp.array([longest, 0]))[:, None]
+        steps = Trajectory(mask, mask, mask.astype(jnp.float32), mask, None, ())
+        return on_live_steps(lambda steps: jnp.int32(steps.mask.shape[0]), steps, steps.mask)
+
+    found = [int(jax.jit(size)(longest)) for longest in range(horizon + 1)]
+    assert found == [min(s for s in sizes if s >= longest) for longest in range(horizon + 1)]
+    # Under vmap the longest of all lanes decides, and the branch is taken, not selected.
+    together = jax.vmap(size)
+    assert together(jnp.array([0, 1])).tolist() == [min(sizes)] * 2
+    assert together(jnp.array([1, horizon])).tolist() == [horizon] * 2
+    if horizon > 1:
+        branches = [e for e in equations(jax.make_jaxpr(together)(jnp.arange(2))) if e.primitive.name == "cond"]
+        assert [len(e.params["branches"]) for e in branches] == [len(sizes)]
 
 
 # The losses: what they are of. Their formulas have their own tests; here the arrays that reach them are checked.
