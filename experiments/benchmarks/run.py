@@ -98,11 +98,12 @@ def started(side: str, seed: int, cache: Path, limit: float) -> dict[str, float 
                 found["updated"] = found["updated"] or (now if events else None)
                 done = any(event["event"] == "solved" for event in events)
             found["solved"] = now if done else None
-        if not pid:
+        ended = bool(pid)
+        if not ended:
             process.send_signal(signal.SIGKILL)
             pid, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        if found["updated"] is None:
+        if ended and found["updated"] is None:
             raise RuntimeError(f"{side} ended with exit status {process.returncode} before its first update")
     return found | {"peak_bytes": float(1024 * usage.ru_maxrss)}
 

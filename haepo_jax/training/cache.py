@@ -7,7 +7,10 @@ and what is read is the very executable that was written, so a run is the same t
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import platform
 import sys
 import warnings
 from pathlib import Path
@@ -17,7 +20,8 @@ MAX_BYTES = 2**30
 
 
 def keep_compiled() -> None:
-    """Turns the cache on, in `$XDG_CACHE_HOME/haepo_jax` (`~/.cache/haepo_jax`), where that can be written.
+    """Turns the cache on, in `$XDG_CACHE_HOME/haepo_jax` (`~/.cache/haepo_jax`), where that can be written, in a folder for
+    this kind of processor: what XLA compiles for one may not run on another that shares the home directory.
 
     Whatever the user has said counts: jax's own environment variables, of which JAX_ENABLE_COMPILATION_CACHE=false turns
     it off, or `jax.config` where jax is loaded already.
@@ -26,7 +30,7 @@ def keep_compiled() -> None:
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
     if "jax" in sys.modules or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "haepo_jax")
+    directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "haepo_jax", _processor())
     try:
         directory = directory.expanduser().absolute()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -37,6 +41,14 @@ def keep_compiled() -> None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
         # Programs that compile in less than jax's second are many, and are seconds together.
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next(line for line in lines if line.startswith(("flags", "Features")))
+        return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+    return platform.machine()
 
 
 def _delete_oldest(directory: Path) -> None:
