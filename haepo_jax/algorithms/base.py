@@ -22,7 +22,7 @@ from haepo_jax.networks import Policy, as_policy, default_policy
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.rollout import collect_episodes, lane_keys
 from haepo_jax.spaces import Box, Discrete, space_leaves
-from haepo_jax.unbatched import any_lane
+from haepo_jax.unbatched import any_lane, hold_finished
 
 Metrics = dict[str, jax.Array]
 
@@ -213,11 +213,10 @@ class Algorithm(hyperparameters.Common):
             return (state.env_steps < until) & ~state.health.diverged
 
         def step(loop: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-            # Under vmap other lanes may still be at work; one that has finished stays as it is.
-            more = unfinished(loop[0])
-            return jax.tree.map(lambda new, old: jnp.where(more, new, old), self.train_step(loop[0]), loop)
+            return hold_finished(unfinished(loop[0]), train_step(loop[0]), loop)
 
-        shapes = jax.eval_shape(self.train_step, state)[1]
+        train_step = jax.jit(self.train_step)  # traced once, for its shapes and for the loop
+        shapes = jax.eval_shape(train_step, state)[1]
         nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
         return jax.lax.while_loop(lambda loop: any_lane(unfinished(loop[0])), step, (state, nothing))
 
@@ -354,5 +353,6 @@ class Algorithm(hyperparameters.Common):
 
 
 def _all_finite(tree: Any) -> jax.Array:
+    # As one vector: a reduction for each leaf takes seconds to compile.
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+    return jnp.all(jnp.isfinite(jnp.concatenate([jnp.ravel(x) for x in leaves])))

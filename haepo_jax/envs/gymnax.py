@@ -7,6 +7,9 @@ Lange, "gymnax: A JAX-based Reinforcement Learning Environment Library" (2022). 
 import contextlib
 import dataclasses
 import functools
+import importlib
+import sys
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -139,7 +142,8 @@ def _build(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
 
 def _construct(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
     try:
-        from gymnax import registration
+        with _without_plotting():
+            from gymnax import registration
     except ModuleNotFoundError as error:
         raise ImportError(f"{name} needs gymnax, and {error.name} is not installed: pip install gymnax six") from error
     if name not in registration.registered_envs:
@@ -148,6 +152,30 @@ def _construct(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
 
 
 _construct_once = functools.cache(_construct)
+
+
+class _Later(types.ModuleType):
+    """Stands for a module that is imported when something of it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextlib.contextmanager
+def _without_plotting() -> Iterator[None]:
+    """gymnax imports these for its pictures, which takes most of its two seconds; inside, they are only named."""
+    later = {name: _Later(name) for name in ("seaborn", "matplotlib.pyplot") if name not in sys.modules}
+    sys.modules.update(later)
+    try:
+        yield
+    finally:
+        for name, module in later.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
 
 
 def _reset(inner: Any, params: Any, key: Array) -> tuple[PyTree, PyTree]:

@@ -262,11 +262,13 @@ class Program:
                 lowered["progress"] = jax.jit(over_seeds(algorithm.progress, 0), **placed).lower(state)
             self._place = jax.jit(lambda state: state, **placed)
         self._state = state
-        # XLA lets go of Python's lock while it compiles.
-        with ThreadPoolExecutor(len(lowered)) as pool:
-            compiled = dict(zip(lowered, pool.map(lambda program: program.compile(), lowered.values()), strict=True))
-        self._init, self._advance, self._final_evaluation = compiled["init"], compiled["advance"], compiled["final"]
-        self._progress = compiled.get("progress")
+        # XLA lets go of Python's lock while it compiles. What is needed at the end only need not be waited for.
+        pool = ThreadPoolExecutor(len(lowered))
+        compiling = {name: pool.submit(program.compile) for name, program in lowered.items()}
+        pool.shutdown(wait=False)
+        self._final_evaluation = compiling.pop("final")
+        compiled = {name: program.result() for name, program in compiling.items()}
+        self._init, self._advance, self._progress = compiled["init"], compiled["advance"], compiled.get("progress")
         self.compile_seconds = time.perf_counter() - start
 
     def _over_seeds(self, function: Any, in_axes: Any) -> Any:
@@ -306,7 +308,7 @@ class Program:
 
     def final_evaluation(self, state: TrainState) -> dict[str, np.ndarray[Any, Any]]:
         """`return`, `length` (sampled actions) and `return_greedy` of the final policy: (seeds, episodes) each."""
-        return self._per_seed(self._final_evaluation(state))
+        return self._per_seed(self._final_evaluation.result()(state))
 
 
 def build(config: RunConfig, env: Any = None) -> Algorithm:
