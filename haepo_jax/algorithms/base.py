@@ -18,9 +18,10 @@ from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.envs.base import as_environment, check_environment
 from haepo_jax.losses import AUTO
-from haepo_jax.networks import Policy, as_policy, default_policy
+from haepo_jax.networks import Policy, as_policy, default_policy, default_value
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.rollout import collect_episodes, lane_keys
+from haepo_jax.sequence_networks import sequence_policy
 from haepo_jax.spaces import Box, Discrete, space_leaves
 from haepo_jax.unbatched import any_lane
 
@@ -90,8 +91,8 @@ class Algorithm(hyperparameters.Common):
 
     Attributes:
       env: an environment, or its name; see `make_env`.
-      policy: a Flax Linen module, a function rngs -> NNX module, or an object with `init` and `apply`; None: the default
-        network for the environment's spaces.
+      policy: a Flax Linen module, a function rngs -> NNX module, or an object with `init` and `apply`; None: the
+        network that `network` names, for the environment's spaces.
 
     Raises:
       HyperparameterError: at construction, for a value that cannot be used.
@@ -123,11 +124,22 @@ class Algorithm(hyperparameters.Common):
     # Parts that follow from the environment and the hyperparameters.
 
     @property
-    def network(self) -> Policy:
+    def policy_network(self) -> Policy:
         """The policy as a pair of pure functions."""
-        if self.policy is not None:
-            return self.policy
-        return default_policy(self.env.observation_space, self.env.action_space, self.hidden_sizes, self.activation)
+        return self.policy or self.default_network(self.env.action_space)
+
+    def default_network(self, action_space: Discrete | Box | None) -> Policy:
+        """The network that `network` names: a policy, or with None for an action space a value function."""
+        space = self.env.observation_space
+        if self.network != "mlp":
+            context = min(self.context or self.env.horizon, self.env.horizon)
+            return sequence_policy(
+                self.network, space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation,
+                num_heads=self.num_heads, context=context,
+            )  # fmt: skip
+        if action_space is None:
+            return default_value(space, self.hidden_sizes, self.activation)
+        return default_policy(space, action_space, self.hidden_sizes, self.activation)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -301,14 +313,14 @@ class Algorithm(hyperparameters.Common):
     def initial_carry(self) -> Any:
         """The carry of one environment's policy before its first step."""
         # The carry holds no parameters, so under jit the initialisation of those is dead code.
-        return self.network.init(jax.random.key(0), self._example_observation())[1]
+        return self.policy_network.init(jax.random.key(0), self._example_observation())[1]
 
     def act_distribution(
         self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array, action_mask: jax.Array | None = None
     ) -> tuple[Any, Distribution]:
         """The action distribution of the current policy in one environment, and its next carry."""
         observation = self.normalized(state.normalizer, observation)
-        carry, output = self.network.apply(self.policy_params(state.params), carry, observation, is_first)
+        carry, output = self.policy_network.apply(self.policy_params(state.params), carry, observation, is_first)
         return carry, action_distribution(self.env.action_space, output, action_mask)
 
     @staticmethod
@@ -334,7 +346,7 @@ class Algorithm(hyperparameters.Common):
     # What an algorithm may override.
 
     def _init_params(self, key: jax.Array, observation: Any) -> Any:
-        return self.network.init(key, observation)[0]
+        return self.policy_network.init(key, observation)[0]
 
     def _init_reference(self, params: Any) -> Any:
         return None

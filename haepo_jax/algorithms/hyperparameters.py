@@ -161,8 +161,26 @@ class Common:
     )
     max_grad_norm: float = leaf(1.0, "gradients are scaled down to this global norm", within=POSITIVE)
     entropy_coef: Scheduled = leaf(0.01, "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
-    hidden_sizes: tuple[int, ...] = static((64, 64), tuple, "widths of the default networks' hidden layers")
-    activation: str = static("tanh", str, "of the default networks", choices=("tanh", "relu", "swish"))
+    network: str = static(
+        "mlp",
+        str,
+        "the default networks' kind; all but mlp remember the episode",
+        choices=("mlp", "gru", "lstm", "transformer"),
+    )
+    hidden_sizes: tuple[int, ...] = static(
+        (64, 64), tuple, "widths of their hidden layers; gru, lstm: the last is the cell's; transformer: its blocks'"
+    )
+    activation: str = static(
+        "tanh", str, "of their hidden layers (the transformer's is gelu)", choices=("tanh", "relu", "swish")
+    )
+    num_heads: int = static(4, int, "transformer: attention heads of a block", within=COUNT)
+    context: int | None = static(
+        None,
+        int,
+        "transformer: steps that a block looks back on, the present one included; null: the episode's",
+        within=COUNT,
+        optional=True,
+    )
     normalize_observations: bool | None = static(
         None,
         bool,
@@ -189,6 +207,20 @@ class Common:
         for field in dataclasses.fields(self):
             if "kind" in field.metadata:
                 check_value(field, getattr(self, field.name))
+        if self.network != "mlp" and not self.hidden_sizes:
+            raise HyperparameterError(f"hidden_sizes=[] must have at least one size for network={self.network}")
+        if self.network == "transformer":
+            width = self.hidden_sizes[0]
+            if any(size != width for size in self.hidden_sizes):
+                sizes = short(list(self.hidden_sizes))
+                raise HyperparameterError(f"hidden_sizes={sizes} must be equal for network=transformer, one a block")
+            if width % (2 * self.num_heads):
+                below, above = width - width % (2 * self.num_heads), width - width % (-2 * self.num_heads)
+                nearest = f"{below} or {above}" if below else f"{above}"
+                raise HyperparameterError(
+                    f"hidden_sizes of {width} must be a multiple of 2 num_heads = {2 * self.num_heads} for "
+                    f"network=transformer; the nearest that are: {nearest}"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -294,6 +326,8 @@ class PPO(Common):
     def check(self) -> None:
         super().check()
         check_divides("num_envs * num_steps", self.num_envs * self.num_steps, "num_minibatches", self.num_minibatches)
+        if self.network != "mlp":  # a minibatch is then of whole segments
+            check_divides("num_envs", self.num_envs, "num_minibatches", self.num_minibatches)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

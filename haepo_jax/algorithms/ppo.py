@@ -14,7 +14,7 @@ from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.losses._numerics import masked_mean
-from haepo_jax.networks import Policy, as_policy, default_value
+from haepo_jax.networks import Policy, as_policy
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.rollout import Lanes, Segment, collect_segment, lane_keys, start_lanes
 from haepo_jax.unbatched import any_lane
@@ -63,7 +63,7 @@ class Batch:
 class PPO(hyperparameters.PPO, Algorithm):
     """Clipped surrogate on fixed-length segments with generalised advantage estimation; see `ppo_loss`.
 
-    Policy and value function are separate networks.
+    Policy and value function are separate networks, of the same kind by default; each has its own memory.
 
     Attributes:
       value: the value function, in any form that `policy` may have, with a scalar output; None: the default network.
@@ -79,7 +79,7 @@ class PPO(hyperparameters.PPO, Algorithm):
     @property
     def value_network(self) -> Policy:
         """The value function as a pair of pure functions."""
-        return self.value or default_value(self.env.observation_space, self.hidden_sizes, self.activation)
+        return self.value or self.default_network(None)
 
     def _update(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """One update: num_steps of every lane, advantages, then num_epochs passes in shuffled minibatches."""
@@ -231,7 +231,7 @@ class PPO(hyperparameters.PPO, Algorithm):
         def sequence(
             observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any
         ) -> tuple[Distribution, jax.Array]:
-            output = self.network.apply(params["policy"], carry[0], observation, is_first)[1]
+            output = self.policy_network.apply(params["policy"], carry[0], observation, is_first)[1]
             values = self.value_network.apply(params["value"], carry[1], observation, is_first)[1]
             return action_distribution(self.env.action_space, output, action_mask), values
 
@@ -248,7 +248,7 @@ class PPO(hyperparameters.PPO, Algorithm):
     def _init_params(self, key: jax.Array, observation: Any) -> Any:
         policy_key, value_key = jax.random.split(key)
         policy, value = (
-            self.network.init(policy_key, observation)[0],
+            self.policy_network.init(policy_key, observation)[0],
             self.value_network.init(value_key, observation)[0],
         )
         return {"policy": policy, "value": value}
