@@ -353,7 +353,21 @@ class DPO(Trajectory):
     )
 
 
-ALGORITHMS: dict[str, type[Common]] = {"haepo": HAEPO, "ppo": PPO, "grpo": GRPO, "dpo": DPO}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Supervised(Common):
+    """Likelihood of an expert's actions: next-token training on a task's demonstrations."""
+
+    num_envs: int = static(64, int, "demonstrations in one update, new ones in each", within=COUNT)
+    num_epochs: int = static(1, int, "passes over each batch", within=COUNT)
+    num_minibatches: int = static(1, int, "parts that each pass is cut into", within=COUNT)
+    entropy_coef: Scheduled = leaf(0.0, "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
+
+    def check(self) -> None:
+        super().check()
+        check_divides("num_envs", self.num_envs, "num_minibatches", self.num_minibatches)
+
+
+ALGORITHMS: dict[str, type[Common]] = {"haepo": HAEPO, "ppo": PPO, "grpo": GRPO, "dpo": DPO, "supervised": Supervised}
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_paper": (

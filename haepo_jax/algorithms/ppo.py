@@ -203,8 +203,8 @@ class PPO(hyperparameters.PPO, Algorithm):
         )  # fmt: skip
         batch = Batch(
             observation=self.normalized(state.normalizer, segment.steps.observation), is_first=segment.is_first,
-            action=segment.steps.action, action_mask=segment.steps.action_mask, mask=segment.steps.mask, log_prob=log_probs, value=values,
-            advantage=advantages, value_target=value_targets,
+            action=segment.steps.action, action_mask=segment.steps.action_mask, mask=segment.steps.decisions,
+            log_prob=log_probs, value=values, advantage=advantages, value_target=value_targets,
         )  # fmt: skip
         if jax.tree.leaves(start.carry):
             return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch), start.carry

@@ -36,6 +36,11 @@ class Batch:
     observation: Any
     reference: Any
 
+    @property
+    def mask(self) -> jax.Array:
+        """The steps (T, G, K) that count in a loss; see `Trajectory.decisions`."""
+        return self.steps.decisions
+
     def groups(self, indices: jax.Array) -> Batch:
         """The groups of these indices (M,)."""
         return jax.tree.map(lambda x: jnp.take(x, indices, axis=1), self)
