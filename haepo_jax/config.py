@@ -68,6 +68,9 @@ class RunConfig:
     )
     final_eval_episodes: int = setting(128, int, "episodes per seed behind the final return", within=hp.COUNT)
     env_kwargs: dict[str, Any] = setting(None, dict, "passed to the environment: env_kwargs.<name>=<value>")
+    init_from: str | None = setting(
+        None, str, "start from the policy of this run (the first of its seeds): its directory", optional=True
+    )
     run_dir: str | None = setting(
         None, str, "where the results go; null: runs/<env>-<algo>-<seed>-<time>", optional=True
     )

@@ -98,9 +98,11 @@ def _dry_run(config: RunConfig) -> int:
         check_run_dir(config)
     else:
         make_plan(config, directory, _warn)
-    from haepo_jax.training.loop import build, mesh_of
+    from haepo_jax.training.loop import build, mesh_of, start_of
 
-    mesh_of(config, build(config))
+    algorithm = build(config)
+    mesh_of(config, algorithm)
+    start_of(config, algorithm)
     print("the settings are usable; dry_run=true stops here")
     return 0
 

@@ -7,7 +7,7 @@ leaves, so `jax.vmap(lambda lr: algo.replace(learning_rate=lr).train(key))(rates
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,14 @@ class TrainState:
     update: jax.Array
     env_steps: StepCount
     health: Health
+
+
+class Start(NamedTuple):
+    """What a training starts from in place of fresh weights: a policy's parameters, and the normaliser it was trained
+    with or None; see `haepo_jax.load`."""
+
+    params: Any
+    normalizer: RunningStatistics | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +176,15 @@ class Algorithm(hyperparameters.Common):
 
     # The life of a run.
 
-    def init(self, key: jax.Array) -> TrainState:
-        """A fresh train state from a typed PRNG key (`jax.random.key(seed)`)."""
+    def init(self, key: jax.Array, start: Start | None = None) -> TrainState:
+        """A fresh train state from a typed PRNG key (`jax.random.key(seed)`).
+
+        With `start` the policy begins there, and so does a reference policy that is kept: `algo.init(key, policy.start)`
+        for a policy that `haepo_jax.load` gave. A value function begins afresh.
+
+        Raises:
+          ValueError: `start` is of another network, or its observations were normalised and these are not.
+        """
         check_environment(self.env)
         params_key, run_key = jax.random.split(key)
         observation = self._example_observation()
@@ -177,11 +192,15 @@ class Algorithm(hyperparameters.Common):
         normalize = self.normalize_observations
         if normalize is None:
             normalize = isinstance(self.env.action_space, Box)
+        normalizer = RunningStatistics.of(observation) if normalize else None
+        if start is not None:
+            _check_fits(start, Start(self.policy_params(params), normalizer))
+            params, normalizer = self._with_policy(params, start.params), start.normalizer
         return TrainState(
             params=params,
             opt_state=self.optimizer.init(params),
             reference=self._init_reference(params),
-            normalizer=RunningStatistics.of(observation) if normalize else None,
+            normalizer=normalizer,
             extra=self._init_extra(run_key),
             key=run_key,
             update=jnp.int32(0),
@@ -328,6 +347,11 @@ class Algorithm(hyperparameters.Common):
         """The policy's part of the parameters."""
         return params
 
+    @staticmethod
+    def _with_policy(params: Any, policy_params: Any) -> Any:
+        """The parameters with another policy's in place of the policy's."""
+        return policy_params
+
     def normalized(self, normalizer: RunningStatistics | None, observation: Any) -> Any:
         """An observation as the networks see it; what is `Discrete` stays the integer that the networks make one-hot."""
         if normalizer is None:
@@ -362,6 +386,21 @@ class Algorithm(hyperparameters.Common):
         """One optimiser step; `self` must be `scheduled`."""
         updates, opt_state = self.optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, jax.tree.map(lambda u: -self.learning_rate * u, updates)), opt_state
+
+
+def _check_fits(start: Start, own: Start) -> None:
+    """Raises ValueError, in one line, where one policy cannot start from another's parameters."""
+    if (start.normalizer is None) != (own.normalizer is None):
+        there, here = ("normalised", "are not") if own.normalizer is None else ("not normalised", "are")
+        raise ValueError(f"the policy to start from saw observations that were {there}, and these {here}")
+    named = [
+        {jax.tree_util.keystr(path): jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (start, own)
+    ]
+    for name in {**named[1], **named[0]}:
+        there, here = (str(shapes.get(name, "missing")) for shapes in named)
+        if there != here:
+            raise ValueError(f"the policy to start from has another network: {name} is {there} there and {here} here")
 
 
 def _all_finite(tree: Any) -> jax.Array:

@@ -245,6 +245,10 @@ class PPO(hyperparameters.PPO, Algorithm):
     def policy_params(params: Any) -> Any:
         return params["policy"]
 
+    @staticmethod
+    def _with_policy(params: Any, policy_params: Any) -> Any:
+        return {**params, "policy": policy_params}
+
     def _init_params(self, key: jax.Array, observation: Any) -> Any:
         policy_key, value_key = jax.random.split(key)
         policy, value = (

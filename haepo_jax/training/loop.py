@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 import haepo_jax
 from haepo_jax import sharding
 from haepo_jax.algorithms import hyperparameters
-from haepo_jax.algorithms.base import CAUSES, Algorithm, TrainState
+from haepo_jax.algorithms.base import CAUSES, Algorithm, Start, TrainState
 from haepo_jax.config import ConfigError, RunConfig, one_line, short
 from haepo_jax.counting import StepCount
 from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Saver, from_arrays, to_arrays
@@ -229,8 +229,9 @@ class Program:
         num_seeds: int,
         final_eval_episodes: int,
         mesh: Mesh | None = None,
+        start: Start | None = None,
     ) -> None:
-        start = time.perf_counter()
+        begin = time.perf_counter()
         self.algorithm = algorithm
         self.first_seed = seed
         self.num_seeds = num_seeds
@@ -249,7 +250,7 @@ class Program:
         if mesh is not None:
             placed = dict.fromkeys(("in_shardings", "out_shardings"), sharding.whole(mesh))
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            init = jax.jit(over_seeds(algorithm.init, 0), **placed).lower(self._keys)
+            init = jax.jit(over_seeds(algorithm.init, (0, None)), **placed).lower(self._keys, start)
             state, count = init.out_info, jax.eval_shape(lambda: StepCount.of(0))
             lowered = {
                 "init": init,
@@ -261,13 +262,13 @@ class Program:
             if algorithm.eval_episodes:
                 lowered["progress"] = jax.jit(over_seeds(algorithm.progress, 0), **placed).lower(state)
             self._place = jax.jit(lambda state: state, **placed)
-        self._state = state
+        self._state, self._start = state, start
         # XLA lets go of Python's lock while it compiles.
         with ThreadPoolExecutor(len(lowered)) as pool:
             compiled = dict(zip(lowered, pool.map(lambda program: program.compile(), lowered.values()), strict=True))
         self._init, self._advance, self._final_evaluation = compiled["init"], compiled["advance"], compiled["final"]
         self._progress = compiled.get("progress")
-        self.compile_seconds = time.perf_counter() - start
+        self.compile_seconds = time.perf_counter() - begin
 
     def _over_seeds(self, function: Any, in_axes: Any) -> Any:
         return jax.vmap(function, in_axes=in_axes) if self.num_seeds > 1 else function
@@ -278,7 +279,7 @@ class Program:
 
     def init(self) -> TrainState:
         """The train state before the first update."""
-        state: TrainState = self._init(self._keys)
+        state: TrainState = self._init(self._keys, self._start)
         return state
 
     def restore(self, checkpoint: Checkpoint | None, processes: Processes) -> TrainState:
@@ -321,6 +322,21 @@ def build(config: RunConfig, env: Any = None) -> Algorithm:
         reason = str(error) or type(error).__name__
         raise ConfigError(one_line(f"cannot set up {config.algo.name} on {config.env}{detail}: {reason}")) from error
     return algorithm
+
+
+def start_of(config: RunConfig, algorithm: Algorithm) -> Start | None:
+    """What a run starts from where it has `init_from`, on the host; raises ConfigError where that does not fit."""
+    if config.init_from is None:
+        return None
+    from haepo_jax.loading import load  # which builds algorithms as this module does
+
+    try:
+        start = load(config.init_from)[1].start
+        jax.eval_shape(algorithm.init, jax.random.key(0), start)
+    except (CheckpointError, ValueError) as error:  # a ConfigError of the other run among them
+        raise ConfigError(f"init_from={short(config.init_from)}: {error}") from None
+    host: Start = jax.device_get(start)
+    return host
 
 
 def mesh_of(config: RunConfig, algorithm: Algorithm) -> Mesh | None:
@@ -380,6 +396,7 @@ def run(
             "device": device,
         }
         earlier, position = processes.of_first(lambda: _read_position(checkpoint))
+        start_from = processes.of_first(lambda: start_of(config, algorithm) if checkpoint is None else None)
         seeds = config.num_seeds
         info = RunInfo(
             config, directory, device, fallback, position.rows,
@@ -404,6 +421,7 @@ def run(
                 num_seeds=config.num_seeds,
                 final_eval_episodes=config.final_eval_episodes,
                 mesh=mesh,
+                start=start_from,
             )
             state = program.init() if earlier is None else program.restore(checkpoint, processes)
             for observer in observers:
