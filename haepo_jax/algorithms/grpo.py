@@ -26,5 +26,7 @@ class GRPO(hyperparameters.GRPO, TrajectoryAlgorithm):
         return losses.grpo_loss(
             current.log_prob(steps.action), steps.extras, jnp.sum(steps.reward, axis=0, where=mask), mask,
             reference_log_probs=batch.reference.log_prob(steps.action), clip_eps=self.clip_eps, kl_coef=self.kl_coef,
+            clip_eps_high=self.clip_eps_high, normalize=self.normalize, average=self.average, max_length=self.env.horizon,
+            ratio=self.ratio,
             entropy_coef=self.entropy_coef, policy_entropy=masked_mean(current.entropy(), mask),
         )  # fmt: skip

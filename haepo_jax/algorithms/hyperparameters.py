@@ -332,9 +332,30 @@ class PPO(Common):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GRPO(Trajectory):
-    """Group Relative Policy Optimization (arXiv 2402.03300)."""
+    """Group Relative Policy Optimization (arXiv 2402.03300); its later variants by option."""
 
+    normalize: str = static(
+        "standardize",
+        str,
+        "how returns become advantages (Dr. GRPO: center)",
+        choices=("standardize", "center"),
+    )
+    average: str = static(
+        "trajectory",
+        str,
+        "means over steps: of each trajectory, of the group's steps (DAPO), or sums over the horizon (Dr. GRPO)",
+        choices=("trajectory", "step", "constant"),
+    )
+    ratio: str = static(
+        "step",
+        str,
+        "probability ratios of steps, or of whole trajectories to the power of 1 / length (GSPO)",
+        choices=("step", "trajectory"),
+    )
     clip_eps: Scheduled = leaf(0.2, "how far the probability ratio may move from 1", within=POSITIVE, scheduled=True)
+    clip_eps_high: float | None = leaf(
+        None, "how far it may move above 1 (DAPO: 0.28); null: clip_eps", within=POSITIVE, optional=True
+    )
     kl_coef: Scheduled = leaf(
         0.04, "weight of the KL penalty to the reference policy", within=NOT_NEGATIVE, scheduled=True
     )
