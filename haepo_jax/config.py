@@ -104,6 +104,9 @@ class RunConfig:
     )
     tensorboard: bool = setting(True, bool, "write TensorBoard events")
     wandb: bool = setting(False, bool, "log to Weights & Biases (needs the extra `wandb`)")
+    completions: int = setting(
+        2, int, "token tasks: prompts whose completions are logged at every row; 0: none", within=hp.Range(0, 1000)
+    )
     dry_run: bool = setting(False, bool, "check everything, then stop before training")
 
     def check(self) -> None:

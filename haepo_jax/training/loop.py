@@ -185,8 +185,7 @@ class Observer:
     """What watches a run: loggers, the progress display, checkpoints. Every method may be left out.
 
     They are called in the order in which they were given. `on_slice` comes after every compiled call and may raise to
-    end the run; it is the only one that sees the train state, whose buffers are donated to the next call: copy what
-    must stay.
+    end the run; it and `on_state` see the train state, whose buffers are donated to the next call: copy what must stay.
     """
 
     def on_start(self, info: RunInfo) -> None:
@@ -200,6 +199,9 @@ class Observer:
 
     def on_row(self, row: Row) -> None:
         """After every logged update."""
+
+    def on_state(self, row: Row, state: TrainState) -> None:
+        """After `on_row`: the state behind the row; copy what must stay."""
 
     def on_warning(self, text: str) -> None:
         """Something that the user should know of, and that does not end the run; one line."""
@@ -598,6 +600,7 @@ class _Training:
         position.rows, position.logged_steps = position.rows + 1, position.steps
         for observer in self._observers:
             observer.on_row(row)
+            observer.on_state(row, sharding.own_copy(self._state))
         self._value = row.mean("eval_return" if "eval_return" in row.metrics else "episode_return")
         if self._saver is not None:
             self._saver.row(sharding.own_copy(self._state), self._value, self.mark, self._snapshot)
