@@ -287,8 +287,8 @@ class Algorithm(hyperparameters.Common):
         )
         return {"return": returns, "length": lengths}
 
-    def train(self, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
-        """The whole run, one compiled program under `jax.jit`.
+    def train(self, key: jax.Array, start: Start | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """The whole run, one compiled program under `jax.jit`; with `start` from there, as `init` says.
 
         Returns:
           The final state, and a history of `log_points` rows evenly spaced in live steps: the metrics of the last update
@@ -299,7 +299,7 @@ class Algorithm(hyperparameters.Common):
         until = StepCount(
             jnp.array([p >> 32 for p in points], jnp.uint32), jnp.array([p & 0xFFFFFFFF for p in points], jnp.uint32)
         )
-        state = self.init(key)
+        state = self.init(key, start)
         shapes = jax.eval_shape(self.train_step, state)[1]
 
         def row(

@@ -252,7 +252,9 @@ class Program:
         if mesh is not None:
             placed = dict.fromkeys(("in_shardings", "out_shardings"), sharding.whole(mesh))
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            init = jax.jit(over_seeds(algorithm.init, (0, None)), **placed).lower(self._keys, start)
+            self._init_from = (self._keys,) if start is None else (self._keys, start)
+            axes = (0,) if start is None else (0, None)
+            init = jax.jit(over_seeds(algorithm.init, axes), **placed).lower(*self._init_from)
             state, count = init.out_info, jax.eval_shape(lambda: StepCount.of(0))
             lowered = {
                 "init": init,
@@ -264,7 +266,7 @@ class Program:
             if algorithm.eval_episodes:
                 lowered["progress"] = jax.jit(over_seeds(algorithm.progress, 0), **placed).lower(state)
             self._place = jax.jit(lambda state: state, **placed)
-        self._state, self._start = state, start
+        self._state = state
         # XLA lets go of Python's lock while it compiles.
         with ThreadPoolExecutor(len(lowered)) as pool:
             compiled = dict(zip(lowered, pool.map(lambda program: program.compile(), lowered.values()), strict=True))
@@ -281,7 +283,7 @@ class Program:
 
     def init(self) -> TrainState:
         """The train state before the first update."""
-        state: TrainState = self._init(self._keys, self._start)
+        state: TrainState = self._init(*self._init_from)
         return state
 
     def restore(self, checkpoint: Checkpoint | None, processes: Processes) -> TrainState:
