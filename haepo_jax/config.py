@@ -68,6 +68,9 @@ class RunConfig:
     )
     final_eval_episodes: int = setting(128, int, "episodes per seed behind the final return", within=hp.COUNT)
     env_kwargs: dict[str, Any] = setting(None, dict, "passed to the environment: env_kwargs.<name>=<value>")
+    init_from: str | None = setting(
+        None, str, "start from the policy of this run (the first of its seeds): its directory", optional=True
+    )
     run_dir: str | None = setting(
         None, str, "where the results go; null: runs/<env>-<algo>-<seed>-<time>", optional=True
     )
@@ -101,6 +104,9 @@ class RunConfig:
     )
     tensorboard: bool = setting(True, bool, "write TensorBoard events")
     wandb: bool = setting(False, bool, "log to Weights & Biases (needs the extra `wandb`)")
+    completions: int = setting(
+        2, int, "token tasks: prompts whose completions are logged at every row; 0: none", within=hp.Range(0, 1000)
+    )
     dry_run: bool = setting(False, bool, "check everything, then stop before training")
 
     def check(self) -> None:

@@ -7,7 +7,8 @@ A policy is a pair of pure functions for ONE environment, which the library vmap
 
 `is_first` is () for a single step and (T,) for a whole sequence, whose observations then have a leading T axis; it
 marks the first step of an episode, where a recurrent policy starts again from its initial carry. The carry of a
-feed-forward network is the empty tuple. `output` is what `action_distribution` takes: logits (n,) for a `Discrete`
+feed-forward network is the empty tuple; networks that remember are in
+`haepo_jax.sequence_networks`. `output` is what `action_distribution` takes: logits (n,) for a `Discrete`
 space, a pair of mean and log-std for a `Box`. A value function has the same form with a scalar output.
 """
 
@@ -27,7 +28,7 @@ from flax import nnx
 from haepo_jax.distributions import LOG_STD_MAX, LOG_STD_MIN
 from haepo_jax.spaces import Box, Discrete, Space, space_leaves
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
 
 
 class Policy(Protocol):
@@ -172,7 +173,7 @@ class MLP(nn.Module):
     def __call__(self, observation: Any) -> jax.Array:
         x = Encoder(self.space)(observation)
         for size in self.hidden_sizes:
-            x = _ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=orthogonal(math.sqrt(2)))(x))
+            x = ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=orthogonal(math.sqrt(2)))(x))
         return nn.Dense(self.num_outputs, kernel_init=orthogonal(self.output_gain))(x)
 
 
@@ -190,13 +191,22 @@ class ActionNetwork(nn.Module):
         size = space.n if isinstance(space, Discrete) else math.prod(space.shape)
         # Nearly equal logits at the start: exploration, and no chance preference that the first updates must undo.
         output = MLP(self.observation_space, size, self.hidden_sizes, self.activation, 0.01)(observation)
-        if isinstance(space, Discrete):
-            return output
-        output = output.reshape(*output.shape[:-1], *self.action_space.shape)
-        # A squashed parameter rather than a clipped one: it has a gradient everywhere, so it can come back from an end.
-        middle, half = (LOG_STD_MAX + LOG_STD_MIN) / 2, (LOG_STD_MAX - LOG_STD_MIN) / 2
-        raw = self.param("raw_log_std", nn.initializers.constant(math.atanh(-middle / half)), (size,))
-        return output, (middle + half * nn.tanh(raw)).reshape(self.action_space.shape)
+        return action_output(self, space, output)
+
+
+def action_output(module: nn.Module, action_space: Discrete | Box, output: jax.Array) -> Any:
+    """What `action_distribution` takes, of a network's last layer (..., size); a log-std becomes one of its parameters.
+
+    To be called in the module's compact method.
+    """
+    if isinstance(action_space, Discrete):
+        return output
+    size = output.shape[-1]
+    output = output.reshape(*output.shape[:-1], *action_space.shape)
+    # A squashed parameter rather than a clipped one: it has a gradient everywhere, so it can come back from an end.
+    middle, half = (LOG_STD_MAX + LOG_STD_MIN) / 2, (LOG_STD_MAX - LOG_STD_MIN) / 2
+    raw = module.param("raw_log_std", nn.initializers.constant(math.atanh(-middle / half)), (size,))
+    return output, (middle + half * nn.tanh(raw)).reshape(action_space.shape)
 
 
 class ValueNetwork(nn.Module):
@@ -215,16 +225,16 @@ def default_policy(
     observation_space: Space, action_space: Discrete | Box, hidden_sizes: tuple[int, ...], activation: str
 ) -> Policy:
     """The policy used where none is given; see `ActionNetwork`."""
-    return LinenPolicy(ActionNetwork(_frozen(observation_space), action_space, hidden_sizes, activation))
+    return LinenPolicy(ActionNetwork(frozen_space(observation_space), action_space, hidden_sizes, activation))
 
 
 def default_value(observation_space: Space, hidden_sizes: tuple[int, ...], activation: str) -> Policy:
     """The value function used where none is given; see `ValueNetwork`."""
-    return LinenPolicy(ValueNetwork(_frozen(observation_space), hidden_sizes, activation))
+    return LinenPolicy(ValueNetwork(frozen_space(observation_space), hidden_sizes, activation))
 
 
-def _frozen(space: Any) -> Any:
+def frozen_space(space: Any) -> Any:
     """The same space with hashable dicts: a Linen module's fields are compiled in."""
     if isinstance(space, dict):
-        return flax.core.FrozenDict({name: _frozen(part) for name, part in space.items()})
-    return tuple(map(_frozen, space)) if isinstance(space, tuple) else space
+        return flax.core.FrozenDict({name: frozen_space(part) for name, part in space.items()})
+    return tuple(map(frozen_space, space)) if isinstance(space, tuple) else space

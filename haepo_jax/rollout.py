@@ -45,6 +45,13 @@ class Trajectory:
     action_mask: jax.Array | None
     extras: Any
 
+    @property
+    def decisions(self) -> jax.Array:
+        """The steps of `mask` that a loss is about: all but those whose one valid action pays nothing, as in a prompt."""
+        if self.action_mask is None:
+            return self.mask
+        return self.mask & ((jnp.sum(self.action_mask, axis=-1) > 1) | (self.reward != 0))
+
 
 def lane_keys(key: jax.Array, num_lanes: int) -> jax.Array:
     """One key for each lane, (num_lanes,)."""

@@ -7,7 +7,7 @@ leaves, so `jax.vmap(lambda lr: algo.replace(learning_rate=lr).train(key))(rates
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,10 @@ from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.envs.base import as_environment, check_environment
 from haepo_jax.losses import AUTO
-from haepo_jax.networks import Policy, as_policy, default_policy
+from haepo_jax.networks import Policy, as_policy, default_policy, default_value
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.rollout import collect_episodes, lane_keys
+from haepo_jax.sequence_networks import sequence_policy
 from haepo_jax.spaces import Box, Discrete, space_leaves
 from haepo_jax.unbatched import any_lane, hold_finished
 
@@ -84,14 +85,22 @@ class TrainState:
     health: Health
 
 
+class Start(NamedTuple):
+    """What a training starts from in place of fresh weights: a policy's parameters, and the normaliser it was trained
+    with or None; see `haepo_jax.load`."""
+
+    params: Any
+    normalizer: RunningStatistics | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Algorithm(hyperparameters.Common):
     """The base of `HAEPO`, `PPO`, `GRPO` and `DPO`, which add `_update`.
 
     Attributes:
       env: an environment, or its name; see `make_env`.
-      policy: a Flax Linen module, a function rngs -> NNX module, or an object with `init` and `apply`; None: the default
-        network for the environment's spaces.
+      policy: a Flax Linen module, a function rngs -> NNX module, or an object with `init` and `apply`; None: the
+        network that `network` names, for the environment's spaces.
 
     Raises:
       HyperparameterError: at construction, for a value that cannot be used.
@@ -123,11 +132,22 @@ class Algorithm(hyperparameters.Common):
     # Parts that follow from the environment and the hyperparameters.
 
     @property
-    def network(self) -> Policy:
+    def policy_network(self) -> Policy:
         """The policy as a pair of pure functions."""
-        if self.policy is not None:
-            return self.policy
-        return default_policy(self.env.observation_space, self.env.action_space, self.hidden_sizes, self.activation)
+        return self.policy or self.default_network(self.env.action_space)
+
+    def default_network(self, action_space: Discrete | Box | None) -> Policy:
+        """The network that `network` names: a policy, or with None for an action space a value function."""
+        space = self.env.observation_space
+        if self.network != "mlp":
+            context = min(self.context or self.env.horizon, self.env.horizon)
+            return sequence_policy(
+                self.network, space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation,
+                num_heads=self.num_heads, context=context,
+            )  # fmt: skip
+        if action_space is None:
+            return default_value(space, self.hidden_sizes, self.activation)
+        return default_policy(space, action_space, self.hidden_sizes, self.activation)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -156,8 +176,15 @@ class Algorithm(hyperparameters.Common):
 
     # The life of a run.
 
-    def init(self, key: jax.Array) -> TrainState:
-        """A fresh train state from a typed PRNG key (`jax.random.key(seed)`)."""
+    def init(self, key: jax.Array, start: Start | None = None) -> TrainState:
+        """A fresh train state from a typed PRNG key (`jax.random.key(seed)`).
+
+        With `start` the policy begins there, and so does a reference policy that is kept: `algo.init(key, policy.start)`
+        for a policy that `haepo_jax.load` gave. A value function begins afresh.
+
+        Raises:
+          ValueError: `start` is of another network, or its observations were normalised and these are not.
+        """
         check_environment(self.env)
         params_key, run_key = jax.random.split(key)
         observation = self._example_observation()
@@ -165,11 +192,15 @@ class Algorithm(hyperparameters.Common):
         normalize = self.normalize_observations
         if normalize is None:
             normalize = isinstance(self.env.action_space, Box)
+        normalizer = RunningStatistics.of(observation) if normalize else None
+        if start is not None:
+            _check_fits(start, Start(self.policy_params(params), normalizer))
+            params, normalizer = self._with_policy(params, start.params), start.normalizer
         state = TrainState(
             params=params,
             opt_state=self.optimizer.init(params),
             reference=self._init_reference(params),
-            normalizer=RunningStatistics.of(observation) if normalize else None,
+            normalizer=normalizer,
             extra=None,
             key=run_key,
             update=jnp.int32(0),
@@ -256,8 +287,8 @@ class Algorithm(hyperparameters.Common):
         )
         return {"return": returns, "length": lengths}
 
-    def train(self, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
-        """The whole run, one compiled program under `jax.jit`.
+    def train(self, key: jax.Array, start: Start | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """The whole run, one compiled program under `jax.jit`; with `start` from there, as `init` says.
 
         Returns:
           The final state, and a history of `log_points` rows evenly spaced in live steps: the metrics of the last update
@@ -268,7 +299,7 @@ class Algorithm(hyperparameters.Common):
         until = StepCount(
             jnp.array([p >> 32 for p in points], jnp.uint32), jnp.array([p & 0xFFFFFFFF for p in points], jnp.uint32)
         )
-        state = self.init(key)
+        state = self.init(key, start)
         shapes = jax.eval_shape(self.train_step, state)[1]
 
         def row(
@@ -301,20 +332,25 @@ class Algorithm(hyperparameters.Common):
     def initial_carry(self) -> Any:
         """The carry of one environment's policy before its first step."""
         # The carry holds no parameters, so under jit the initialisation of those is dead code.
-        return self.network.init(jax.random.key(0), self._example_observation())[1]
+        return self.policy_network.init(jax.random.key(0), self._example_observation())[1]
 
     def act_distribution(
         self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array, action_mask: jax.Array | None = None
     ) -> tuple[Any, Distribution]:
         """The action distribution of the current policy in one environment, and its next carry."""
         observation = self.normalized(state.normalizer, observation)
-        carry, output = self.network.apply(self.policy_params(state.params), carry, observation, is_first)
+        carry, output = self.policy_network.apply(self.policy_params(state.params), carry, observation, is_first)
         return carry, action_distribution(self.env.action_space, output, action_mask)
 
     @staticmethod
     def policy_params(params: Any) -> Any:
         """The policy's part of the parameters."""
         return params
+
+    @staticmethod
+    def _with_policy(params: Any, policy_params: Any) -> Any:
+        """The parameters with another policy's in place of the policy's."""
+        return policy_params
 
     def normalized(self, normalizer: RunningStatistics | None, observation: Any) -> Any:
         """An observation as the networks see it; what is `Discrete` stays the integer that the networks make one-hot."""
@@ -334,7 +370,7 @@ class Algorithm(hyperparameters.Common):
     # What an algorithm may override.
 
     def _init_params(self, key: jax.Array, observation: Any) -> Any:
-        return self.network.init(key, observation)[0]
+        return self.policy_network.init(key, observation)[0]
 
     def _init_reference(self, params: Any) -> Any:
         return None
@@ -350,6 +386,21 @@ class Algorithm(hyperparameters.Common):
         """One optimiser step; `self` must be `scheduled`."""
         updates, opt_state = self.optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, jax.tree.map(lambda u: -self.learning_rate * u, updates)), opt_state
+
+
+def _check_fits(start: Start, own: Start) -> None:
+    """Raises ValueError, in one line, where one policy cannot start from another's parameters."""
+    if (start.normalizer is None) != (own.normalizer is None):
+        there, here = ("normalised", "are not") if own.normalizer is None else ("not normalised", "are")
+        raise ValueError(f"the policy to start from saw observations that were {there}, and these {here}")
+    named = [
+        {jax.tree_util.keystr(path): jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (start, own)
+    ]
+    for name in {**named[1], **named[0]}:
+        there, here = (str(shapes.get(name, "missing")) for shapes in named)
+        if there != here:
+            raise ValueError(f"the policy to start from has another network: {name} is {there} there and {here} here")
 
 
 def _all_finite(tree: Any) -> jax.Array:

@@ -148,7 +148,7 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
         following = jnp.concatenate([values[:, 1:], end[:, None]], axis=1)
         bootstrap = jnp.where(segment.truncated, segment.final_value, following)
         rewards = steps.reward if reward_scale is None else reward_scale.apply(steps.reward)
-        rewards = rewards - self.history_bonus * steps.extras
+        rewards = rewards - self.history_bonus * jnp.where(steps.decisions, steps.extras, 0)
         # The delta of an invalid step is then 0: it teaches nothing, and nothing of it reaches the steps before.
         rewards = jnp.where(steps.mask, rewards, values)
         advantages, value_targets = losses.generalized_advantage_estimation(
@@ -157,7 +157,7 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
         )  # fmt: skip
         return Batch(
             observation=observation, is_first=segment.is_first, action=steps.action, action_mask=steps.action_mask,
-            mask=steps.mask, log_prob=steps.extras, advantage=advantages.T, value_target=value_targets.T,
+            mask=steps.decisions, log_prob=steps.extras, advantage=advantages.T, value_target=value_targets.T,
             reference=reference, carry=pieces.carry,
         )  # fmt: skip
 
@@ -169,7 +169,7 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
         def sequence(
             observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any
         ) -> tuple[Distribution, jax.Array]:
-            output = self.network.apply(params["policy"], carry[0], observation, is_first)[1]
+            output = self.policy_network.apply(params["policy"], carry[0], observation, is_first)[1]
             values = self.value_network.apply(params["value"], carry[1], observation, is_first)[1]
             return action_distribution(self.env.action_space, output, action_mask), values
 

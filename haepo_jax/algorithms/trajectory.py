@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from haepo_jax.algorithms import hyperparameters
@@ -34,6 +35,11 @@ class Batch:
     steps: Trajectory
     observation: Any
     reference: Any
+
+    @property
+    def mask(self) -> jax.Array:
+        """The steps (T, G, K) that count in a loss; see `Trajectory.decisions`."""
+        return self.steps.decisions
 
     def groups(self, indices: jax.Array) -> Batch:
         """The groups of these indices (M,)."""
@@ -140,10 +146,11 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
     def sequence_distribution(self, params: Any, observation: Any, steps: Trajectory) -> Distribution:
         """Action distributions (T, G, K) under `params` for whole episodes."""
         carry = self.initial_carry()
-        is_first = jnp.arange(steps.mask.shape[0]) == 0
+        # A constant of the program: a transformer then knows that there is nothing before to look back on.
+        is_first = np.arange(steps.mask.shape[0]) == 0
 
         def sequence(observation: Any, action_mask: jax.Array | None, is_first: jax.Array) -> Distribution:
-            output = self.network.apply(params, carry, observation, is_first)[1]
+            output = self.policy_network.apply(params, carry, observation, is_first)[1]
             return action_distribution(self.env.action_space, output, action_mask)
 
         if jax.tree.leaves(carry):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         check_environment,
         has_action_mask,
     )
+    from haepo_jax.envs.tokens import TokenTask
 
 __all__ = [
     "Box",
@@ -26,6 +27,7 @@ __all__ = [
     "Environment",
     "Space",
     "TimeStep",
+    "TokenTask",
     "as_environment",
     "check_environment",
     "has_action_mask",
@@ -34,7 +36,7 @@ __all__ = [
     "resolve_name",
 ]
 
-_IN_BASE = frozenset(__all__) - {"list_envs", "make_env", "resolve_name"}
+_IN_BASE = frozenset(__all__) - {"TokenTask", "list_envs", "make_env", "resolve_name"}
 
 
 def make_env(name: str, **kwargs: Any) -> "Environment":
@@ -77,4 +79,6 @@ def make_env(name: str, **kwargs: Any) -> "Environment":
 def __getattr__(name: str) -> Any:
     if name in _IN_BASE:
         return getattr(importlib.import_module("haepo_jax.envs.base"), name)
+    if name == "TokenTask":
+        return importlib.import_module("haepo_jax.envs.tokens").TokenTask
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -56,7 +56,7 @@ BRAX: tuple[str, ...] = (
     "walker2d",
 )
 
-HAEPO: tuple[str, ...] = ("bandit", "random_walk")
+HAEPO: tuple[str, ...] = ("bandit", "random_walk", "hidden_cartpole", "addition", "reverse", "countdown")
 
 PLAYGROUND: tuple[str, ...] = (
     "AcrobotSwingup",
