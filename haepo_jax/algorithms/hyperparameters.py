@@ -163,6 +163,12 @@ class Common:
     entropy_coef: Scheduled = leaf(0.01, "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
     hidden_sizes: tuple[int, ...] = static((64, 64), tuple, "widths of the default networks' hidden layers")
     activation: str = static("tanh", str, "of the default networks", choices=("tanh", "relu", "swish"))
+    squash_actions: bool = static(
+        False, bool, "continuous actions are passed through tanh, rather than clipped, to their bounds"
+    )
+    state_dependent_std: bool = static(
+        False, bool, "default networks: actions' standard deviation depends on the observation, rather than being one"
+    )
     normalize_observations: bool | None = static(
         None,
         bool,
