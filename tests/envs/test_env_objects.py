@@ -81,11 +81,11 @@ def test_a_jumanji_object() -> None:
 
 def test_a_pgx_object_and_its_opponent() -> None:
     pytest.importorskip("pgx")
-    from pgx.hex import Hex
+    from pgx.go import Go
 
-    env = hx.make_env(Hex(size=3), opponent=lambda key, observation, valid: valid.argmax())
+    env = hx.make_env(Go(size=5), opponent=lambda key, observation, valid: valid.argmax())
     check_environment(env)
-    assert env.horizon == 5 and env.action_space.n == 10
+    assert env.horizon == 25 and env.action_space.n == 26
 
 
 def test_an_xminigrid_object_with_a_ruleset() -> None:
