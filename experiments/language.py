@@ -60,8 +60,8 @@ def addition(held_out: bool) -> TokenTask:
 
 TASK, HELD_OUT = addition(held_out=False), addition(held_out=True)
 ALGORITHMS: dict[str, Any] = {
-    "haepo": hx.HAEPO(TASK, **GROUPS),
-    "haepo_paper": hx.HAEPO(TASK, credit="trajectory", score="likelihood", **GROUPS),
+    "haepo_episodic": hx.EpisodicHAEPO(TASK, **GROUPS),
+    "haepo_paper": hx.EpisodicHAEPO(TASK, credit="trajectory", score="likelihood", **GROUPS),
     "grpo": hx.GRPO(TASK, **GROUPS),
     "dpo": hx.DPO(TASK, **GROUPS),
     "ppo": hx.PPO(TASK, num_steps=16, num_minibatches=2, discount=1.0, **SHARED),

@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haepo_jax.networks import ACTIVATIONS, Encoder, Policy, action_output, frozen_space, orthogonal
-from haepo_jax.spaces import Box, Discrete, Space
+from haepo_jax.action_outputs import action_output, action_size
+from haepo_jax.networks import ACTIVATIONS, Encoder, Policy, orthogonal
+from haepo_jax.spaces import Space, frozen_space
 
 _CELLS: dict[str, Any] = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
 
@@ -168,22 +169,24 @@ class SequenceNetwork(nn.Module):
 
     Attributes:
       observation_space: of the environment, hashable.
-      action_space: of the environment, or None.
+      action_space: of the environment, hashable, or None.
       body: `Recurrent`, `Transformer` or any module with their two methods.
+      state_dependent_std: the standard deviation of continuous actions depends on the features.
     """
 
     observation_space: Space
-    action_space: Discrete | Box | None
+    action_space: Space | None
     body: Any
+    state_dependent_std: bool = False
 
     @nn.compact
     def __call__(self, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:
         carry, features = self.body(carry, Encoder(self.observation_space)(observation), is_first)
         if self.action_space is None:
             return carry, nn.Dense(1, kernel_init=orthogonal(1.0))(features)[..., 0]
-        space = self.action_space
-        size = space.n if isinstance(space, Discrete) else math.prod(space.shape)
-        return carry, action_output(self, space, nn.Dense(size, kernel_init=orthogonal(0.01))(features))
+        size = action_size(self.action_space, self.state_dependent_std)
+        output = nn.Dense(size, kernel_init=orthogonal(0.01))(features)
+        return carry, action_output(self, self.action_space, output, self.state_dependent_std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,12 +207,13 @@ class SequencePolicy:
 def sequence_policy(
     kind: str,
     observation_space: Space,
-    action_space: Discrete | Box | None,
+    action_space: Space | None,
     *,
     hidden_sizes: tuple[int, ...],
     activation: str = "tanh",
     num_heads: int = 4,
     context: int = 64,
+    state_dependent_std: bool = False,
 ) -> Policy:
     """A policy of a kind, "gru", "lstm" or "transformer"; with `action_space=None` a value function."""
     body: nn.Module = (
@@ -217,4 +221,5 @@ def sequence_policy(
         if kind == "transformer"
         else Recurrent(kind, hidden_sizes, activation)
     )
-    return SequencePolicy(SequenceNetwork(frozen_space(observation_space), action_space, body))
+    spaces = frozen_space(observation_space), None if action_space is None else frozen_space(action_space)
+    return SequencePolicy(SequenceNetwork(*spaces, body, state_dependent_std))

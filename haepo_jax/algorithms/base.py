@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from haepo_jax.action_outputs import squashed
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
@@ -22,7 +23,7 @@ from haepo_jax.networks import Policy, as_policy, default_policy, default_value
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.rollout import collect_episodes, lane_keys
 from haepo_jax.sequence_networks import sequence_policy
-from haepo_jax.spaces import Box, Discrete, space_leaves
+from haepo_jax.spaces import Box, Space, space_leaves
 from haepo_jax.unbatched import any_lane, hold_finished
 
 Metrics = dict[str, jax.Array]
@@ -98,7 +99,7 @@ class Algorithm(hyperparameters.Common):
     """The base of `HAEPO`, `PPO`, `GRPO` and `DPO`, which add `_update`.
 
     Attributes:
-      env: an environment, or its name; see `make_env`.
+      env: an environment, its name, or an environment object of another library; see `make_env`.
       policy: a Flax Linen module, a function rngs -> NNX module, or an object with `init` and `apply`; None: the
         network that `network` names, for the environment's spaces.
 
@@ -111,7 +112,7 @@ class Algorithm(hyperparameters.Common):
 
     def __post_init__(self) -> None:
         # jax rebuilds the object with tracers and placeholders in its leaves, so every step here leaves those alone.
-        if isinstance(self.env, str) or jax.tree_util.all_leaves([self.env]):
+        if isinstance(self.env, str) or type(self.env) is tuple or jax.tree_util.all_leaves([self.env]):
             object.__setattr__(self, "env", as_environment(self.env))
         if self.policy is not None:
             object.__setattr__(self, "policy", as_policy(self.policy))
@@ -124,6 +125,8 @@ class Algorithm(hyperparameters.Common):
             elif isinstance(value, str) and value == "auto" and field.metadata.get("word") == "auto":
                 object.__setattr__(self, field.name, AUTO)
         self.check()
+        if hasattr(self.env, "action_space"):
+            self._check_actions()
 
     def replace(self, **changes: Any) -> Self:
         """The same algorithm with some hyperparameters changed; numbers may be tracers."""
@@ -134,20 +137,21 @@ class Algorithm(hyperparameters.Common):
     @property
     def policy_network(self) -> Policy:
         """The policy as a pair of pure functions."""
-        return self.policy or self.default_network(self.env.action_space)
+        policy = self.policy or self.default_network(self.env.action_space)
+        return squashed(policy, self.env.action_space) if self.squash_actions else policy
 
-    def default_network(self, action_space: Discrete | Box | None) -> Policy:
+    def default_network(self, action_space: Space | None) -> Policy:
         """The network that `network` names: a policy, or with None for an action space a value function."""
         space = self.env.observation_space
         if self.network != "mlp":
             context = min(self.context or self.env.horizon, self.env.horizon)
             return sequence_policy(
                 self.network, space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation,
-                num_heads=self.num_heads, context=context,
+                num_heads=self.num_heads, context=context, state_dependent_std=self.state_dependent_std,
             )  # fmt: skip
         if action_space is None:
             return default_value(space, self.hidden_sizes, self.activation)
-        return default_policy(space, action_space, self.hidden_sizes, self.activation)
+        return default_policy(space, action_space, self.hidden_sizes, self.activation, self.state_dependent_std)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -191,7 +195,7 @@ class Algorithm(hyperparameters.Common):
         params = self._init_params(params_key, observation)
         normalize = self.normalize_observations
         if normalize is None:
-            normalize = isinstance(self.env.action_space, Box)
+            normalize = any(isinstance(part, Box) for part in space_leaves(self.env.action_space))
         normalizer = RunningStatistics.of(observation) if normalize else None
         if start is not None:
             _check_fits(start, Start(self.policy_params(params), normalizer))
@@ -277,7 +281,8 @@ class Algorithm(hyperparameters.Common):
             carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array
         ) -> tuple[Any, jax.Array, None]:
             carry, distribution = self.act_distribution(state, carry, observation, is_first, action_mask)
-            return carry, jnp.where(greedy, distribution.mode(), distribution.sample(key)), None
+            choose = lambda mode, sample: jnp.where(greedy, mode, sample)  # noqa: E731
+            return carry, jax.tree.map(choose, distribution.mode(), distribution.sample(key)), None
 
         # Where an algorithm is a constant of the compiled program, the compiler would compute ahead with the environment's
         # numbers and round differently; so evaluation is the same to the last bit inside `jax.jit` and outside.
@@ -353,7 +358,7 @@ class Algorithm(hyperparameters.Common):
         return policy_params
 
     def normalized(self, normalizer: RunningStatistics | None, observation: Any) -> Any:
-        """An observation as the networks see it; what is `Discrete` stays the integer that the networks make one-hot."""
+        """An observation as the networks see it; what counts choices stays the integers that the networks make one-hot."""
         if normalizer is None:
             return observation
         leaves, structure = jax.tree.flatten(observation)
@@ -363,11 +368,21 @@ class Algorithm(hyperparameters.Common):
             jax.tree.leaves(normalizer.normalize(observation)),
             strict=True,
         )
-        return jax.tree.unflatten(
-            structure, [raw if isinstance(space, Discrete) else seen for space, raw, seen in parts]
-        )
+        return jax.tree.unflatten(structure, [seen if isinstance(space, Box) else raw for space, raw, seen in parts])
 
     # What an algorithm may override.
+
+    def _check_actions(self) -> None:
+        boxes = [part for part in space_leaves(self.env.action_space) if isinstance(part, Box)]
+        for name in ("squash_actions", "state_dependent_std"):
+            if getattr(self, name) and not boxes:
+                raise hyperparameters.HyperparameterError(
+                    f"{name}=true needs continuous actions, and those of {self.env.name} are discrete"
+                )
+        if self.squash_actions and not all(box.bounded for box in boxes):
+            raise hyperparameters.HyperparameterError(
+                f"squash_actions=true needs bounded actions, and those of {self.env.name} have no bounds"
+            )
 
     def _init_params(self, key: jax.Array, observation: Any) -> Any:
         return self.policy_network.init(key, observation)[0]

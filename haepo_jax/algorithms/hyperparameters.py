@@ -181,6 +181,12 @@ class Common:
         within=COUNT,
         optional=True,
     )
+    squash_actions: bool = static(
+        False, bool, "continuous actions are passed through tanh, rather than clipped, to their bounds"
+    )
+    state_dependent_std: bool = static(
+        False, bool, "default networks: actions' standard deviation depends on the observation, rather than being one"
+    )
     normalize_observations: bool | None = static(
         None,
         bool,

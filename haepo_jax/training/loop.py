@@ -38,7 +38,20 @@ SLICE_SECONDS = 1.0
 ACCELERATOR_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin", "libtpu")
 ACCELERATOR_NODES = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0")
 
-PACKAGES = ("jax", "jaxlib", "haepo_jax", "flax", "optax", "gymnax", "brax", "playground")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "haepo_jax",
+    "flax",
+    "optax",
+    "gymnax",
+    "brax",
+    "playground",
+    "jumanji",
+    "craftax",
+    "pgx",
+    "xminigrid",
+)
 
 
 @dataclasses.dataclass(frozen=True)
