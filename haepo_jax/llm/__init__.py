@@ -1,19 +1,21 @@
-"""HAEPO for pretrained language models, as an adapter to Tunix, Google's post-training library in JAX (extra `llm`).
+"""HAEPO for pretrained language models: an adapter to Tunix, Google's post-training library in JAX (extra `llm`).
 
-In a script that trains with Tunix's GRPO, two names change and the rest stays, reward functions and data included:
+In a script that trains with Tunix's GRPO, two names change; reward functions, data and everything else stay:
 
     from haepo_jax.llm import HAEPOConfig, HAEPOLearner
 
-    learner = HAEPOLearner(rl_cluster=cluster, algo_config=HAEPOConfig(num_generations=8, beta=0.04), reward_fns=[reward])
+    learner = HAEPOLearner(cluster, HAEPOConfig(num_generations=8, beta=0.04), reward_fns=[reward])
     learner.train(dataset)
 
-A completion is a trajectory, the completions of one prompt are a group, and the loss is `haepo_jax.haepo_loss` on sums of
-token log-probabilities. The model, sampling, reference, optimiser, sharding and checkpoints are Tunix's. Without a script,
-`python -m haepo_jax.llm` fine-tunes a folder in Hugging Face format, and writes one.
+A completion is a trajectory, the completions of one prompt are a group, and the loss is `haepo_jax.haepo_loss` on sums
+of token log-probabilities. Model, sampling, reference, optimiser, sharding and checkpoints are Tunix's. Without a
+script, `python -m haepo_jax.llm` fine-tunes a folder in Hugging Face format, and writes one.
 
-Tried, on CPU: Qwen 2, Qwen 3 and Llama 3 of two layers and a few thousand parameters, with weights and tokenizer made and
-trained on the spot and loaded as a downloaded folder is. Not tried: a downloaded checkpoint of any size, an accelerator,
-several devices, and vLLM or SGLang for sampling.
+Tried, on CPU with Tunix 0.1.7: Qwen 2, Qwen 3 and Llama models of two layers and 30,000 parameters, with weights and
+tokenizer made and trained on the spot and loaded as a downloaded folder is; the folders written give the same logits in
+`transformers`; one device, and two simulated ones. Not tried: a downloaded checkpoint of any size (no model of 0.5
+billion parameters was run), an accelerator, and vLLM or SGLang for sampling. Refused: published Llama 3 folders,
+because Tunix 0.1.7 computes their rotary embeddings with another theta and without scaling; and mixtures of experts.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import yaml
 from haepo_jax import config as configuration
 from haepo_jax.config import ConfigError, RunConfig, one_line, short
 from haepo_jax.llm import NEEDS_TUNIX, has_tunix
-from haepo_jax.llm.settings import LLMConfig, load_reward, read_data
+from haepo_jax.llm.settings import LLMConfig, load_reward, read_data, settings_text
 from haepo_jax.training.entry import entry_point
 from haepo_jax.training.resume import existing_run
 from haepo_jax.training.run_dir import RunDir, check_run_dir, create_run_dir
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 HELP = """\
-Fine-tunes a language model by HAEPO, or by Tunix's own GRPO, on the rewards that a Python function gives its completions.
+Fine-tunes a language model, by HAEPO or by Tunix's own GRPO, on the rewards that a function of yours gives completions.
 
-usage: python -m haepo_jax.llm model=<folder> data=<prompts.jsonl> reward=<module:function> run_dir=<directory> [key=value ...]
+usage: python -m haepo_jax.llm model=<folder> data=<file.jsonl> reward=<module:function> run_dir=<folder> [key=value ...]
 
   python -m haepo_jax.llm model=Qwen2.5-0.5B-Instruct data=sums.jsonl reward=rewards:correct run_dir=runs/sums
   python -m haepo_jax.llm run_dir=runs/sums resume=true steps=200
@@ -44,9 +44,12 @@ options:
 settings (key, default, meaning):
 {settings}
 
-A run leaves in its directory: model/, the fine-tuned folder in the format of the first; completions.jsonl, every prompt
-and completion with its reward; metrics.jsonl, a row per update; TensorBoard events; config.yaml; summary.json; checkpoints.
-A run that was ended goes on with resume=true. Settings that cannot be used, and rewards that cannot, end with exit status 2.
+A run leaves in its directory: model/, the fine-tuned folder, in the format of the first; completions.jsonl, every
+prompt and completion with its reward; metrics.jsonl, a row per update; TensorBoard events; config.yaml; summary.json; and
+checkpoints, from which it goes on with resume=true if it was ended. Settings that cannot be used, and rewards that
+cannot, end with exit status 2.
+
+Published Llama 3 folders are refused: Tunix 0.1.7 does not compute their rotary embeddings as they were trained.
 """
 
 FREE = {"run_dir", "resume", "reward", "checkpoint_steps", "keep_checkpoints", "tensorboard", "dry_run", "micro_batch"}
@@ -75,8 +78,6 @@ def main(argv: list[str]) -> int:
     from haepo_jax.llm import run
 
     plan = run.prepare(config, data)
-    for warning in plan.folder.warnings:
-        print(f"warning: {one_line(warning)}", file=sys.stderr, flush=True)
     place = RunConfig(run_dir=config.run_dir)  # all that these functions ask of it
     if config.dry_run:
         if not goes_on:
@@ -86,12 +87,6 @@ def main(argv: list[str]) -> int:
     command = shlex.join(["python", "-m", "haepo_jax.llm", *argv])
     run.fine_tune(plan, directory or create_run_dir(place), reward, goes_on=goes_on, command=command)
     return 0
-
-
-def settings_text(config: LLMConfig) -> str:
-    """The settings as YAML."""
-    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-    return text
 
 
 def _compose(overrides: Sequence[Override]) -> tuple[LLMConfig, RunDir | None]:

@@ -1,8 +1,8 @@
 """Model folders in Hugging Face format: checked in full, loaded by Tunix, and written back in the format they came in.
 
-A folder holds `config.json`, one or more `*.safetensors` and `tokenizer.json`. Tunix reads the weights; it has no reader
-for `config.json` and no writer for anything but merged LoRA weights, so both are here. What its loader would meet with a
-traceback, or would not notice, is refused before with one line.
+A folder holds `config.json`, one or more `*.safetensors` and `tokenizer.json`. Tunix reads the weights; it has no
+reader for `config.json` and no writer for anything but merged LoRA weights, so both are here. What its loader would
+meet with a traceback, or would not notice, is refused before with one line.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from haepo_jax.config import ConfigError, one_line, short
 FAMILIES = {"qwen2": ("qwen2", "Qwen2"), "qwen3": ("qwen3", "Qwen3"), "llama": ("llama3", "Llama3")}
 """The `model_type`s of `config.json`, with the module of `tunix.models` and the class that serve them."""
 
+FIXED_THETA = ("qwen3", "llama")
+"""Those whose rotary embeddings Tunix 0.1.7 computes with its own theta, whatever its configuration says."""
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -44,7 +47,6 @@ class ModelFolder:
       context: the largest number of tokens that the model was made for.
       tensors: the weight files by name, each with its tensors' names and shapes.
       uniform: whether the tensors of every file share one dtype, as Tunix's fast loader takes for granted.
-      warnings: what differs from the model that the folder describes, a line each.
     """
 
     path: Path
@@ -53,7 +55,6 @@ class ModelFolder:
     context: int
     tensors: dict[str, dict[str, tuple[int, ...]]]
     uniform: bool
-    warnings: tuple[str, ...]
 
     @property
     def key_of(self) -> Callable[[str], tuple[str, Any]]:
@@ -81,9 +82,9 @@ def read_folder(name: str, dtype: str = "float32") -> ModelFolder:
         raise ConfigError(
             f"model={short(name)}: config.json has model_type={short(model_type)}; there are: {', '.join(FAMILIES)}"
         )
-    config, context, warnings = _model_config(name, values, dtype)
+    config, context = _model_config(name, values, dtype)
     tensors, uniform = _read_headers(path)
-    folder = ModelFolder(path, model_type, config, context, tensors, uniform, tuple(warnings))
+    folder = ModelFolder(path, model_type, config, context, tensors, uniform)
     _check_shapes(folder)
     return folder
 
@@ -182,28 +183,36 @@ def _module(model_type: str, which: str) -> Any:
     return importlib.import_module(f"tunix.models.{FAMILIES[model_type][0]}.{which}")
 
 
-def _model_config(name: str, values: dict[str, Any], dtype: str) -> tuple[Any, int, list[str]]:
-    """Tunix's configuration of the model that config.json describes, its context, and what Tunix does not have."""
+def _model_config(name: str, values: dict[str, Any], dtype: str) -> tuple[Any, int]:
+    """Tunix's configuration of the model that config.json describes, and its context; raises ConfigError for what Tunix
+    would compute otherwise."""
     where = f"model={short(name)}: config.json"
 
     def number(key: str, kind: type = int, default: Any = None) -> Any:
-        value = values.get(key, default)
+        value: Any = values.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, kind | int) or value <= 0:
+        usable = isinstance(value, kind | int) and not isinstance(value, bool)
+        if not usable or value <= 0:
             raise ConfigError(f"{where} has {key}={short(value)}, which must be a positive number")
         return value
 
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if "rope_theta" in rope:
-        values = values | {"rope_theta": rope["rope_theta"]}
-    expected = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
-    for key, only in expected.items():
+    values = {"rope_theta": 10_000, **values, **rope}
+    values["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
+    computed = {
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "use_sliding_window": False,
+        "rope_type": "default",
+    }
+    if values["model_type"] in FIXED_THETA:
+        computed["rope_theta"] = 1_000_000
+    for key, only in computed.items():
         if values.get(key, only) != only:
-            raise ConfigError(f"{where} has {key}={short(values[key])}, but Tunix computes with {only}")
-    warnings = []
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        warnings.append(f"{where} asks for {kind} scaling of the rotary embeddings, which Tunix does not apply")
+            raise ConfigError(
+                f"{where} has {key}={short(values[key])}, but Tunix computes {values['model_type']} with {key}={only}"
+            )
     heads, width = number("num_attention_heads"), number("hidden_size")
     tied = bool(values.get("tie_word_embeddings", False))
     fields = {
@@ -214,7 +223,7 @@ def _model_config(name: str, values: dict[str, Any], dtype: str) -> tuple[Any, i
         "num_heads": heads,
         "head_dim": number("head_dim", default=width // heads),
         "num_kv_heads": number("num_key_value_heads", default=heads),
-        "rope_theta": number("rope_theta", float, 10_000),
+        "rope_theta": number("rope_theta", float),
         "norm_eps": number("rms_norm_eps", float, 1e-6),
         "use_tied_embedding": tied,
         "weight_tying": tied,
@@ -224,7 +233,7 @@ def _model_config(name: str, values: dict[str, Any], dtype: str) -> tuple[Any, i
     cls = _module(values["model_type"], "model").ModelConfig
     known = {field.name for field in dataclasses.fields(cls)}
     config = cls(**{key: value for key, value in fields.items() if key in known})
-    return config, number("max_position_embeddings", default=2048), warnings
+    return config, number("max_position_embeddings", default=2048)
 
 
 def _read_json(path: Path, file: str) -> dict[str, Any]:
@@ -249,9 +258,7 @@ def _read_headers(path: Path) -> tuple[dict[str, dict[str, tuple[int, ...]]], bo
                 tensors[file.name] = {name: tuple(part.get_shape()) for name, part in slices.items()}
                 uniform &= len({part.get_dtype() for part in slices.values()}) <= 1
         except (SafetensorError, OSError) as error:
-            raise ConfigError(
-                f"model={short(str(path))}: {file.name} cannot be read: {_first_line(error)}"
-            ) from None
+            raise ConfigError(f"model={short(str(path))}: {file.name} cannot be read: {_first_line(error)}") from None
     if not tensors:
         raise ConfigError(f"model={short(str(path))} has no weights: there is no *.safetensors in it")
     return tensors, uniform

@@ -119,9 +119,7 @@ class HAEPOLearner(GRPOLearner[HAEPOConfig]):
             metrics = {f"rewards/score/{name}": rewards, f"completions/{name}_length": lengths}
             cluster.buffer_metrics({key: (statistic(x), np.mean) for key, x in metrics.items()}, mode=mode)
         for metric_fn in self.metric_fns:
-            found = metric_fn(
-                prompts=prompts, completions=output.text, rewards=rewards, advantages=rewards, **columns
-            )
+            found = metric_fn(prompts=prompts, completions=output.text, rewards=rewards, advantages=rewards, **columns)
             cluster.buffer_metrics(found, mode=mode)
         return TrainExample(
             prompt_ids=prompt_ids,
@@ -159,7 +157,7 @@ class HAEPOLearner(GRPOLearner[HAEPOConfig]):
 
 
 def with_end(tokens: np.ndarray[Any, Any], eos_id: int, limit: int) -> np.ndarray[Any, Any]:
-    """The tokens of a completion with the end token that Tunix's sampler cuts off; one that ran into `limit` has none."""
+    """The tokens of a completion with the end token that Tunix's sampler cuts off; at `limit` tokens there was none."""
     if len(tokens) >= limit or (len(tokens) and tokens[-1] == eos_id):
         return tokens[:limit]
     return np.append(tokens, eos_id)

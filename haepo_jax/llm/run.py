@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -31,7 +32,7 @@ from haepo_jax.config import ConfigError, short
 from haepo_jax.llm.folder import ModelFolder, load_model, load_tokenizer, read_folder, save_model
 from haepo_jax.llm.learner import HAEPOConfig, HAEPOLearner
 from haepo_jax.llm.rollout import Rollout
-from haepo_jax.llm.settings import LLMConfig, Prompt, RewardFunction, describe
+from haepo_jax.llm.settings import LLMConfig, Prompt, RewardFunction, describe, settings_text
 from haepo_jax.training.entry import Interrupted, RunError
 from haepo_jax.training.loop import device_errors
 from haepo_jax.training.run_dir import AppendedFile, RunDir, json_text, write_atomically
@@ -103,13 +104,13 @@ def fine_tune(
     Raises:
       ConfigError: the reward function raises, or returns something else than a finite number for each completion.
       Interrupted: a signal ended the run. In both cases there is a checkpoint of the last step.
-      RunError: the device is out of memory, or the disk full.
+      RunError: the device is out of memory, the disk full, or the loss no longer finite.
     """
     logging.set_verbosity(logging.ERROR)
     try:
-        with directory.lock(), StopSignals(directory.remove_if_empty) as stop:
-            with device_errors("a smaller micro_batch, max_new_tokens or lora_rank needs less"), _disk_errors():
-                _fine_tune(plan, directory, reward, goes_on, command, stop)
+        advice = "a smaller micro_batch, max_new_tokens or lora_rank needs less"
+        with directory.lock(), StopSignals(directory.remove_if_empty) as stop, device_errors(advice), _disk_errors():
+            _fine_tune(plan, directory, reward, goes_on, command, stop)
     except (ConfigError, Interrupted) as error:
         if not directory.holds_run():  # nothing was trained
             raise
@@ -140,8 +141,6 @@ def _fine_tune(
     command: str,
     stop: StopSignals,
 ) -> None:
-    from haepo_jax.llm.__main__ import settings_text
-
     config = plan.config
     curves = Curves(config, TensorboardBackend(str(directory.path)) if config.tensorboard else None)
     cluster = _cluster(plan, directory, curves)
@@ -168,7 +167,7 @@ def _fine_tune(
         learner.train(itertools.chain(skipped, _batches(plan, done, stop)))
     except (ConfigError, Interrupted):
         cluster.close()  # with a checkpoint
-        if trainer.train_steps == 0:
+        if trainer.train_steps == 0 and not goes_on:
             _discard(directory, completions)
         raise
     finally:
@@ -178,7 +177,9 @@ def _fine_tune(
     save_model(trainer.model, plan.folder, directory.path / "model", config.lora_scale)
     summary = _summary(config, directory, command)
     write_atomically(directory.summary, json_text(summary, indent=2) + "\n")
-    print(f"mean reward {summary['reward_first']:.4g} -> {summary['reward_last']:.4g}; wrote {directory.path / 'model'}")
+    print(
+        f"mean reward {summary['reward_first']:.4g} -> {summary['reward_last']:.4g}; wrote {directory.path / 'model'}"
+    )
 
 
 def _cluster(plan: Plan, directory: RunDir, curves: Curves) -> RLCluster:
@@ -195,9 +196,7 @@ def _cluster(plan: Plan, directory: RunDir, curves: Curves) -> RLCluster:
     reference = model if config.lora_rank is not None else nnx.merge(graph, jax.tree.map(lambda x: x, state))
     every = config.checkpoint_steps * config.num_iterations
     training = RLTrainingConfig(
-        actor_optimizer=optax.chain(
-            optax.clip_by_global_norm(config.max_grad_norm), optax.adam(config.learning_rate)
-        ),
+        actor_optimizer=optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(config.learning_rate)),
         eval_every_n_steps=config.steps * config.num_iterations + 1,
         max_steps=config.steps * config.num_iterations,
         mini_batch_size=config.prompts_per_step,
@@ -244,7 +243,7 @@ def _with_lora(model: nnx.Module, config: LLMConfig) -> nnx.Module:
 
 
 def _learner(config: LLMConfig, cluster: RLCluster, rewards: Rewards) -> GRPOLearner[Any]:
-    shared = {
+    shared: dict[str, Any] = {
         "num_generations": config.group_size,
         "num_iterations": config.num_iterations,
         "beta": config.kl_coef,
@@ -278,6 +277,7 @@ def _batches(plan: Plan, start: int, stop: Callable[[], int | None]) -> Iterator
         }
 
 
+@functools.lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> Any:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
@@ -362,9 +362,16 @@ class Curves(TrainingHooks):
         row |= {"reward_min": min(rewards), "reward_max": max(rewards), **self._values}
         row["seconds"] = time.monotonic() - self._start
         self.file.append((json_text(row) + "\n").encode())
+        if not math.isfinite(train_loss):
+            rate = self._config.learning_rate
+            raise RunError(
+                f"diverged: update {train_step} has loss {train_loss}; a lower learning_rate than {rate:g} may help"
+            )
         updates = self._config.steps * self._config.num_iterations
         if train_step % max(1, updates // 20) == 0 or train_step == updates:
-            print(f"step {step + 1}/{self._config.steps}  reward {row['reward']:.4g}  loss {row['loss']:.4g}", flush=True)
+            print(
+                f"step {step + 1}/{self._config.steps}  reward {row['reward']:.4g}  loss {row['loss']:.4g}", flush=True
+            )
 
     def on_train_start(self, train_ctx: Any) -> None: ...
     def on_train_end(self, train_ctx: Any) -> None: ...

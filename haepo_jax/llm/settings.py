@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from haepo_jax.algorithms.hyperparameters import COUNT, NOT_NEGATIVE, POSITIVE, Range, leaf
 from haepo_jax.config import ConfigError, one_line, setting, short
 
@@ -19,7 +21,7 @@ from haepo_jax.config import ConfigError, one_line, setting, short
 class LLMConfig:
     """What one fine-tuning run is made of."""
 
-    model: str = setting("", str, "a folder in Hugging Face format: Qwen 2, Qwen 3 or Llama 3 (required)")
+    model: str = setting("", str, "a folder in Hugging Face format: Qwen 2, Qwen 3 or a Llama (required)")
     data: str = setting(
         "", str, 'JSON lines, each {"prompt": text or a list of chat messages, ...columns for the reward} (required)'
     )
@@ -34,7 +36,9 @@ class LLMConfig:
     steps: int = setting(100, int, "batches of prompts to train on", within=COUNT)
     prompts_per_step: int = setting(8, int, "prompts in a batch", within=COUNT)
     group_size: int = setting(8, int, "completions of each prompt", within=Range(2, 2**31 - 1))
-    num_iterations: int = setting(1, int, "updates on each batch", within=COUNT)
+    num_iterations: int = setting(
+        1, int, "updates on each batch; in the first one a log_ratio weighs all completions alike", within=COUNT
+    )
     micro_batch: int | None = setting(
         None, int, "prompts whose groups are computed at a time, to save memory; null: all", within=COUNT, optional=True
     )
@@ -47,7 +51,7 @@ class LLMConfig:
         "log_ratio", str, "haepo: what the softmax over a group is taken of, summed over tokens or (mean_) averaged",
         choices=("log_ratio", "mean_log_ratio", "likelihood", "mean_likelihood"),
     )  # fmt: skip
-    temperature: float | str = leaf(
+    temperature: Any = leaf(
         1.0, "haepo: of that softmax; 'auto' widens it where the weights would collapse", within=POSITIVE, word="auto"
     )
     normalize: str = setting(
@@ -93,6 +97,12 @@ class LLMConfig:
         return 1.0 if self.lora_alpha is None else self.lora_alpha / self.lora_rank
 
 
+def settings_text(config: LLMConfig) -> str:
+    """The settings as YAML."""
+    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    return text
+
+
 @dataclasses.dataclass(frozen=True)
 class Prompt:
     """One line of the data: the prompt, text or chat messages, and the other columns."""
@@ -121,8 +131,8 @@ def read_data(name: str) -> list[Prompt]:
         prompt = row.pop("prompt", None) if isinstance(row, dict) else None
         if not (isinstance(prompt, str) and prompt) and not _is_chat(prompt):
             raise ConfigError(
-                f'{where}: {short(line)} has no prompt; a line is {{"prompt": "...", ...}}, the prompt a text or a list '
-                'of {"role": ..., "content": ...}'
+                f'{where}: {short(line)} has no prompt; a line is {{"prompt": "...", ...}}, the prompt a text or a '
+                'list of {"role": ..., "content": ...}'
             )
         prompts.append(Prompt(number, prompt, row))
     if not prompts:

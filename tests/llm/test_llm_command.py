@@ -169,6 +169,12 @@ def test_a_reward_that_fails_later_loses_nothing(
         np.testing.assert_array_equal(tensor, weights(files / "run" / "model")[name])
 
 
+def test_a_run_that_diverges_says_so(files: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(model_folder, learning_rate=1e30)) == 1
+    assert "a lower learning_rate than 1e+30 may help" in capsys.readouterr().err
+    assert not (files / "run" / "model").exists()
+
+
 def test_a_signal_ends_a_run_after_a_checkpoint(files: Path, model_folder: Path) -> None:
     command = [sys.executable, "-m", "haepo_jax.llm", *arguments(model_folder, steps=10**6)]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)

@@ -27,9 +27,7 @@ TOKENS = jnp.array([[5, 40, 100, 7, 220, 31, 0, 9]])
 
 def tensors_of(path: Path) -> dict[str, jax.Array]:
     return {
-        name: tensor
-        for file in path.glob("*.safetensors")
-        for name, tensor in safetensors.flax.load_file(file).items()
+        name: tensor for file in path.glob("*.safetensors") for name, tensor in safetensors.flax.load_file(file).items()
     }
 
 
@@ -98,17 +96,25 @@ def test_mixed_dtypes_are_read_right(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tiny_model.logits(load(source)[1], TOKENS), wanted)
 
 
-def test_transformers_computes_the_same(tmp_path: Path, model_folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("qwen2", {"rope_theta": 5e5, "tie_word_embeddings": False}),
+        ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 3e4}, "rms_norm_eps": 1e-2}),
+        ("qwen3", {"head_dim": 16, "rms_norm_eps": 1e-2}),
+        ("llama", {"num_key_value_heads": 1, "rms_norm_eps": 1e-2}),
+    ],
+)
+def test_transformers_computes_the_same(tmp_path: Path, model_type: str, changes: dict[str, Any]) -> None:
     torch = pytest.importorskip("torch", reason="transformers computes with PyTorch")
     import transformers
 
-    for source in (model_folder, *(tiny_model.make_folder(tmp_path / kind, kind) for kind in ("qwen3", "llama"))):
-        folder, model = load(source)
-        folders.save_model(model, folder, tmp_path / "out")
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
-        with torch.no_grad():
-            found = theirs(torch.tensor(np.asarray(TOKENS))).logits.numpy()
-        np.testing.assert_allclose(tiny_model.logits(model, TOKENS), found, atol=1e-4)
+    folder, model = load(tiny_model.make_folder(tmp_path / "in", model_type, **changes))
+    folders.save_model(model, folder, tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
+    with torch.no_grad():
+        found = theirs(torch.tensor(np.asarray(TOKENS))).logits.numpy()
+    np.testing.assert_allclose(tiny_model.logits(model, TOKENS), found, atol=1e-5)
 
 
 def edit_config(**changes: Any) -> Callable[[Path], None]:
@@ -142,16 +148,14 @@ def truncate(path: Path) -> None:
         (lambda path: (path / "model.safetensors").unlink(), "has no weights: there is no *.safetensors in it"),
         (truncate, "model.safetensors cannot be read"),
         (edit_config(model_type="bert"), "has model_type='bert'; there are: qwen2, qwen3, llama"),
-        (edit_config(hidden_act="gelu"), "has hidden_act='gelu', but Tunix computes with silu"),
+        (edit_config(hidden_act="gelu"), "has hidden_act='gelu', but Tunix computes qwen2 with hidden_act=silu"),
         (edit_config(hidden_size="wide"), "has hidden_size='wide', which must be a positive number"),
         (edit_config(intermediate_size=65), "mlp.down_proj.weight has shape (32, 64), which is not what config.json"),
         (edit_config(num_hidden_layers=3), "the weights lack 12 tensors of the model, first layers.2."),
         (drop("model.layers.0.mlp.up_proj.weight"), "lack 1 tensors of the model, first layers.0.mlp.up_proj.kernel"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_one_line(
-    tmp_path: Path, damage: Callable[[Path], None], message: str
-) -> None:
+def test_a_folder_that_cannot_be_used_is_one_line(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
     path = tiny_model.make_folder(tmp_path / "model")
     damage(path)
     with pytest.raises(ConfigError) as raised:
@@ -173,7 +177,14 @@ def test_a_tokenizer_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
         folders.load_tokenizer(folder)
 
 
-def test_what_tunix_does_not_apply_is_said(tmp_path: Path) -> None:
-    scaling = {"rope_type": "llama3", "factor": 8.0}
-    path = tiny_model.make_folder(tmp_path / "model", "llama", rope_scaling=scaling)
-    assert "llama3 scaling" in folders.read_folder(str(path)).warnings[0]
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_theta": 500000.0}, "has rope_theta=500000.0, but Tunix computes llama with rope_theta=1000000"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "has rope_type='llama3', but Tunix computes"),
+    ],
+)
+def test_what_tunix_would_compute_otherwise_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = tiny_model.make_folder(tmp_path / "model", "llama", **changes)
+    with pytest.raises(ConfigError, match=message):
+        folders.read_folder(str(path))

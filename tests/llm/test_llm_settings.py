@@ -74,15 +74,13 @@ def test_unusable_settings_are_one_line(
         ("", "is empty: there is no prompt in it"),
         ("\n \n", "is empty: there is no prompt in it"),
         (GOOD + "{oh", "line 2 is not JSON"),
-        (GOOD + '{"prompt": ""}', "line 2: '{\"prompt\": \"\"}' has no prompt"),
-        ('{"prompts": "a"}', "line 1: '{\"prompts\": \"a\"}' has no prompt"),
+        (GOOD + '{"prompt": ""}', 'line 2: \'{"prompt": ""}\' has no prompt'),
+        ('{"prompts": "a"}', 'line 1: \'{"prompts": "a"}\' has no prompt'),
         ('["a"]', "has no prompt"),
         ('{"prompt": [{"role": "user"}]}', "has no prompt"),
     ],
 )
-def test_unusable_data_names_its_line(
-    files: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
-) -> None:
+def test_unusable_data_names_its_line(files: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
     (files / "prompts.jsonl").write_text(text)
     assert message in refusal(capsys, *ARGUMENTS)
 

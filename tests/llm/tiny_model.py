@@ -59,7 +59,7 @@ def config_json(model_type: str = "qwen2", **changes: Any) -> dict[str, Any]:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 8,
-        "rope_theta": 10000.0,
+        "rope_theta": 1e6,
         "rms_norm_eps": 1e-6,
         "hidden_act": "silu",
         "max_position_embeddings": 256,
@@ -155,4 +155,3 @@ def pretrain(model: nnx.Module, tokenizer: Any, steps: int, batch: int = 16, len
     for _ in range(steps):
         starts = rng.integers(0, len(stream) - length - 1, batch)
         step(model, optimizer, jnp.asarray(stream[starts[:, None] + np.arange(length + 1)]))
-
