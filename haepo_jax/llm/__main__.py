@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HELP = """\
 Fine-tunes a language model, by HAEPO or by Tunix's own GRPO, on the rewards that a function of yours gives completions.
 
-usage: python -m haepo_jax.llm model=<folder> data=<file.jsonl> reward=<module:function> run_dir=<folder> [key=value ...]
+usage: python -m haepo_jax.llm model=<folder> data=<file.jsonl> reward=<module:function> run_dir=<folder> [key=value]
 
   python -m haepo_jax.llm model=Qwen2.5-0.5B-Instruct data=sums.jsonl reward=rewards:correct run_dir=runs/sums
   python -m haepo_jax.llm run_dir=runs/sums resume=true steps=200
@@ -45,8 +45,8 @@ settings (key, default, meaning):
 {settings}
 
 A run leaves in its directory: model/, the fine-tuned folder, in the format of the first; completions.jsonl, every
-prompt and completion with its reward; metrics.jsonl, a row per update; TensorBoard events; config.yaml; summary.json; and
-checkpoints, from which it goes on with resume=true if it was ended. Settings that cannot be used, and rewards that
+prompt and completion with its reward; metrics.jsonl, a row per update; TensorBoard events; config.yaml; summary.json;
+and checkpoints, from which it goes on with resume=true if it was ended. Settings that cannot be used, and rewards that
 cannot, end with exit status 2.
 
 Published Llama 3 folders are refused: Tunix 0.1.7 does not compute their rotary embeddings as they were trained.

@@ -8,7 +8,6 @@ import functools
 import itertools
 import json
 import math
-import shlex
 import shutil
 import time
 from collections import defaultdict
@@ -33,6 +32,7 @@ from haepo_jax.llm.folder import ModelFolder, load_model, load_tokenizer, read_f
 from haepo_jax.llm.learner import HAEPOConfig, HAEPOLearner
 from haepo_jax.llm.rollout import Rollout
 from haepo_jax.llm.settings import LLMConfig, Prompt, RewardFunction, describe, settings_text
+from haepo_jax.train import resume_command
 from haepo_jax.training.entry import Interrupted, RunError
 from haepo_jax.training.loop import device_errors
 from haepo_jax.training.run_dir import AppendedFile, RunDir, json_text, write_atomically
@@ -114,7 +114,7 @@ def fine_tune(
     except (ConfigError, Interrupted) as error:
         if not directory.holds_run():  # nothing was trained
             raise
-        again = shlex.join(["python", "-m", "haepo_jax.llm", f"run_dir={directory.path}", "resume=true"])
+        again = resume_command(directory, module="haepo_jax.llm")
         text = f"{error}; every step before it is kept, to go on: {again}"
         if isinstance(error, Interrupted):
             raise Interrupted(error.signum, text) from None
