@@ -235,7 +235,7 @@ def compose(overrides: Iterable[Override], schema: type[Settings]) -> Settings:
     """
     overrides = list(overrides)
     fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
-    algo = _algorithm_name(overrides) if "algo" in fields else None
+    algo = _algorithm_name(overrides) if _has_hyperparameters(fields) else None
     for override in overrides:
         _check_form(override)
     lines = [] if algo is None else [f"algo={algo}"]
@@ -244,6 +244,11 @@ def compose(overrides: Iterable[Override], schema: type[Settings]) -> Settings:
         if key != "algo" or algo is None:
             lines.append(_checked_line(override, find_field(key, algo, fields)))
     return from_dict(_compose(lines, schema, algo), schema)
+
+
+def _has_hyperparameters(fields: Mapping[str, dataclasses.Field[Any]]) -> bool:
+    """Whether `algo=` names an algorithm of this library, whose hyperparameters are `algo.<name>`."""
+    return "algo" in fields and fields["algo"].metadata["kind"] is AlgoConfig
 
 
 def peek(overrides: Sequence[Override], schema: type, key: str) -> Any:
@@ -302,7 +307,7 @@ def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
     for key, field in fields.items():
         value = values.get(key, _default(field))
         checked[key] = _algo_from_dict(value) if field.metadata["kind"] is AlgoConfig else _checked(key, field, value)
-    if "algo" in fields and "total_steps" in fields:
+    if _has_hyperparameters(fields) and "total_steps" in fields:
         algo = checked["algo"]
         try:
             algorithm_class(algo.name)(total_steps=checked["total_steps"], **algo.hyperparameters).check()
@@ -507,8 +512,8 @@ def _register(schema: type) -> None:
 
     store = ConfigStore.instance()
     fields = {f.name: f for f in dataclasses.fields(schema)}
-    has_algo = "algo" in fields
-    node = _structured(schema.__name__, {k: f for k, f in fields.items() if k != "algo"}, {}, has_algo)
+    has_algo = _has_hyperparameters(fields)
+    node = _structured(schema.__name__, {k: f for k, f in fields.items() if not has_algo or k != "algo"}, {}, has_algo)
     store.store(name=schema.__name__, node=node)
     if has_algo:
         for name in ALGORITHM_NAMES:

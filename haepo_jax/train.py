@@ -219,7 +219,7 @@ def _train(
     return 0
 
 
-def resume_command(directory: RunDir, *, distributed: bool = False) -> str:
+def resume_command(directory: RunDir, *, distributed: bool = False, module: str = "haepo_jax.train") -> str:
     """The command line that goes on with a run, quoted for the shell and for Hydra's grammar."""
     path = str(directory.path)
     plain = f"run_dir={path}"
@@ -231,7 +231,7 @@ def resume_command(directory: RunDir, *, distributed: bool = False) -> str:
         escaped = path.replace("'", "\\'")
         plain = f"run_dir='{escaped}'"
     several = ["distributed=true"] if distributed else []
-    return shlex.join(["python", "-m", "haepo_jax.train", plain, "resume=true", *several])
+    return shlex.join(["python", "-m", module, plain, "resume=true", *several])
 
 
 @contextlib.contextmanager
