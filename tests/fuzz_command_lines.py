@@ -149,7 +149,16 @@ def env_settings(env: str) -> dict[str, Any]:
 def good_values(field: dataclasses.Field[Any]) -> list[str]:
     """Values of a setting that fit whatever the others are; none for one that has rules with others."""
     meta, kind = field.metadata, field.metadata["kind"]
-    if field.name in ("num_envs", "num_minibatches", "group_size", "num_steps", "score", "total_steps", "seed"):
+    if field.name in (
+        "num_envs",
+        "num_minibatches",
+        "group_size",
+        "num_steps",
+        "history_batches",
+        "score",
+        "total_steps",
+        "seed",
+    ):
         # Sizes must divide each other, a score needs its credit, and a seed leaves room for the others.
         return {"seed": ["0", "17"], "total_steps": ["1e6", "123456"]}.get(field.name, [])
     if field.name in (

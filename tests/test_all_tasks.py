@@ -12,7 +12,14 @@ from haepo_jax.envs import list_envs
 from haepo_jax.train import main
 
 TASKS = [name for name in list_envs() if not name.startswith("playground/")]
-SMALL = ["total_steps=2", "final_eval_episodes=2", "tensorboard=false", "algo.num_envs=4", "algo.group_size=2"]
+SMALL = [
+    "algo=haepo_episodic",
+    "total_steps=2",
+    "final_eval_episodes=2",
+    "tensorboard=false",
+    "algo.num_envs=4",
+    "algo.group_size=2",
+]
 SMALL += ["algo.num_minibatches=1", "algo.num_epochs=1", "algo.log_points=1", "algo.eval_episodes=1"]
 
 

@@ -40,7 +40,10 @@ REFUSED = {
     "misspelt key": (["num_seed=2"], "unknown key 'num_seed'; did you mean 'num_seeds'?"),
     "hyperparameter without its prefix": (["learning_rate=1"], "did you mean 'algo.learning_rate'?"),
     "key with a prefix too many": (["algo.seed=1"], "did you mean 'seed'?"),
-    "another algorithm's hyperparameter": (["algo.gae_lambda=1"], "algo=haepo has no gae_lambda (algo=ppo has)"),
+    "another algorithm's hyperparameter": (
+        ["algo.credit=prefix"],
+        "algo=haepo has no credit (algo=haepo_episodic has)",
+    ),
     "key like nothing": (["zzzzzz=1"], "unknown key 'zzzzzz' (see --help)"),
     "endless key": (["x" * 10_000 + "=1"], "unknown key"),
     "part of a value": (["algo.hidden_sizes.0=1"], "unknown key"),
@@ -53,7 +56,7 @@ REFUSED = {
     "nan for an integer": (["total_steps=nan"], "total_steps=nan must be an integer"),
     "inf for an integer": (["total_steps=inf"], "total_steps=inf must be an integer"),
     "word for a number": (["algo.learning_rate=fast"], "algo.learning_rate='fast' must be a number"),
-    "wrong word for a temperature": (["algo.temperature=warm"], "must be a number or 'auto'"),
+    "wrong word for a temperature": (["algo=haepo_episodic", "algo.temperature=warm"], "must be a number or 'auto'"),
     "nan for a number": (["algo.learning_rate=nan"], "algo.learning_rate=nan is out of range"),
     "inf for a number": (["algo.learning_rate=inf"], "out of range"),
     "overflowing number": (["algo.learning_rate=1e999"], "out of range"),
@@ -67,18 +70,31 @@ REFUSED = {
     "negative seed": (["seed=-1"], "seed=-1 is out of range"),
     "seeds past the last": (["seed=2147483647", "num_seeds=2"], "past the largest seed"),
     "sizes that do not divide": (
-        ["algo.num_envs=30"],
+        ["algo=haepo_episodic", "algo.num_envs=30"],
         "algo.num_envs=30 is not a multiple of group_size=8; the nearest",
     ),
-    "minibatches that do not divide": (["algo.num_minibatches=3"], "algo.num_minibatches=3 does not divide"),
-    "options that do not fit": (["algo.score=likelihood"], "needs credit=trajectory"),
-    "null for a choice": (["algo.credit=trajectory", "algo.normalize=null"], "algo.normalize=None must be a string"),
+    "minibatches that do not divide": (
+        ["algo=haepo_episodic", "algo.num_minibatches=3"],
+        "algo.num_minibatches=3 does not divide",
+    ),
+    "sizes of a history that do not divide": (
+        ["algo.num_minibatches=3"],
+        "num_envs * history_batches=64 is not a multiple of num_minibatches * group_size=24; the nearest that are: 48 or 72",
+    ),
+    "options that do not fit": (["algo=haepo_episodic", "algo.score=likelihood"], "needs credit=trajectory"),
+    "null for a choice": (
+        ["algo=haepo_episodic", "algo.normalize=null"],
+        "algo.normalize=None must be a string",
+    ),
     "warning of a resolver": (["seed=-1", "final_eval_episodes=${oc.deprecated:num_seeds}"], "seed=-1 is out of range"),
     "minibatches of two thousand million": (
-        ["algo.num_envs=2147483640", "algo.group_size=1", "algo.num_minibatches=7"],
+        ["algo=grpo", "algo.num_envs=2147483640", "algo.group_size=1", "algo.num_minibatches=7"],
         "the nearest that do: 6 or 8",
     ),
-    "unknown choice": (["algo.credit=prefx"], "must be one of prefix, trajectory; did you mean 'prefix'?"),
+    "unknown choice": (
+        ["algo=haepo_episodic", "algo.credit=prefx"],
+        "must be one of prefix, trajectory; did you mean 'prefix'?",
+    ),
     "three ends of a schedule": (["algo.learning_rate=[1,2,3]"], "must be a number or a pair [start, end]"),
     "schedule of words": (["algo.learning_rate=[a,b]"], "must be a pair [start, end] of numbers"),
     "schedule where there is none": (["algo.max_grad_norm=[1,2]"], "must be a number"),
@@ -158,7 +174,7 @@ def test_defaults_come_from_the_hyperparameters() -> None:
 def test_values_are_read_as_their_type() -> None:
     config = composed(
         "env=gymnax/CartPole-v1", "seed=3", "total_steps=1e6", "num_seeds=1_0", "run_dir=2024", "wandb=true",
-        "algo.learning_rate=1", "algo.entropy_coef=[1,0]", "algo.temperature=auto", "algo.hidden_sizes=[32,16]",
+        "algo=haepo_episodic", "algo.learning_rate=1", "algo.entropy_coef=[1,0]", "algo.temperature=auto", "algo.hidden_sizes=[32,16]",
         "algo.normalize_observations=null", "env_kwargs.backend=spring", "env_kwargs.nested.sizes=[1,2.5,x]",
     )  # fmt: skip
     assert (config.env, config.seed, config.total_steps, config.num_seeds, config.run_dir) == (

@@ -224,8 +224,8 @@ def updated(algo: Any, more: Any = lambda state: None) -> Any:
 
 
 @pytest.mark.parametrize("policy", [Linear(3), Pair(3)], ids=["linen", "pair"])
-def test_own_policies_train_with_haepo(policy: Any) -> None:
-    updated(hx.HAEPO(Drift(horizon=1), policy=policy, group_size=2, **SMALL))
+def test_own_policies_train_on_episodes(policy: Any) -> None:
+    updated(hx.EpisodicHAEPO(Drift(horizon=1), policy=policy, group_size=2, **SMALL))
 
 
 def test_own_policies_train_with_ppo() -> None:
@@ -237,8 +237,8 @@ def test_own_policies_train_with_ppo() -> None:
 class TestRecurrent:
     """A sequence gives what was recorded step by step: the carry starts anew with each episode, and only then."""
 
-    def test_trains_with_haepo(self) -> None:
-        algo = hx.HAEPO(Drift(horizon=3), policy=GRU(3), group_size=2, **{**SMALL, "num_envs": 8})
+    def test_trains_on_episodes(self) -> None:
+        algo = hx.EpisodicHAEPO(Drift(horizon=3), policy=GRU(3), group_size=2, **{**SMALL, "num_envs": 8})
 
         def both(state: Any) -> Any:
             steps, *_ = algo.collect(state, jax.random.key(3))

@@ -11,13 +11,14 @@ from jobs import run
 from haepo_jax import sharding
 
 EIGHT_DEVICES = """
+import sys
 import jax, numpy as np
 import haepo_jax as hx
 from haepo_jax import sharding
 assert jax.device_count() == 8
 env = hx.make_env("haepo/random_walk", length=4, horizon=8)
 sizes = dict(num_envs=16, group_size=8, num_minibatches=1, num_epochs=2, hidden_sizes=(4,))
-algorithm = hx.HAEPO(env, total_steps=2000, **sizes)
+algorithm = getattr(hx, sys.argv[1])(env, total_steps=2000, **sizes)
 start = jax.jit(algorithm.init)(jax.random.key(0))
 results = []
 for shared in (False, True):
@@ -46,8 +47,9 @@ for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
 
 
 @pytest.mark.slow
-def test_eight_devices_do_what_one_does() -> None:
-    result = run(["-c", EIGHT_DEVICES], 8)
+@pytest.mark.parametrize("method", ["HAEPO", "EpisodicHAEPO"])
+def test_eight_devices_do_what_one_does(method: str) -> None:
+    result = run(["-c", EIGHT_DEVICES, method], 8)
     assert result.returncode == 0, result.stderr
 
 

@@ -101,7 +101,7 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
         """
         num_pieces = batch.is_first.shape[0]
         orders = jnp.argsort(jax.random.bits(key, (self.num_epochs, num_pieces)), axis=-1)
-        # Until the history is full, the pieces that there are stand in for the others, each equally often.
+        # Until the history is full, the pieces that there are stand in for the others, equally often or once more.
         minibatches = (orders % filled).reshape(self.num_epochs * self.num_minibatches, -1)
 
         def step(loop: tuple[Any, Any], indices: jax.Array) -> tuple[tuple[Any, Any], Metrics]:

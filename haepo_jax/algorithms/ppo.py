@@ -12,7 +12,7 @@ import optax
 from haepo_jax import losses
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Metrics, TrainState
-from haepo_jax.algorithms.segments import RewardScale, SegmentAlgorithm
+from haepo_jax.algorithms.segments import Extra, RewardScale, SegmentAlgorithm
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.losses._numerics import masked_mean
 from haepo_jax.rollout import Lanes, Segment
@@ -52,6 +52,13 @@ class PPO(hyperparameters.PPO, SegmentAlgorithm):
         batch, carry = self._batch(state, state.extra.lanes, lanes, segment, rewards)
         params, opt_state, metrics = self.learn(state, batch, carry, key)
         return params, opt_state, None, metrics
+
+    def _init_extra(self, state: TrainState) -> Extra:
+        extra = super()._init_extra(state)
+        if jax.tree.leaves(extra.lanes.carry):
+            # A recurrent network learns from the whole segments of lanes, not from single steps.
+            hyperparameters.check_divides("num_envs", self.num_envs, "num_minibatches", self.num_minibatches)
+        return extra
 
     def learn(self, state: TrainState, batch: Batch, carry: Any, key: jax.Array) -> tuple[Any, Any, Metrics]:
         """The epochs of one update; `self` must be `scheduled`. Returns parameters, optimiser state and mean metrics."""

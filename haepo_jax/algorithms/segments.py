@@ -165,9 +165,6 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
     def _init_extra(self, state: TrainState) -> Extra:
         value_carry = self.value_network.init(jax.random.key(0), self._example_observation())[1]
         carry = self.initial_carry(), value_carry
-        if jax.tree.leaves(carry):
-            # A recurrent network learns from the whole segments of lanes, not from single steps.
-            hyperparameters.check_divides("num_envs", self.num_envs, "num_minibatches", self.num_minibatches)
         lanes = start_lanes(self.env, carry, _starts_key(state.key), self.num_envs)
         scale = (
             RewardScale(RunningStatistics.of(jnp.float32(0)), jnp.zeros(self.num_envs))

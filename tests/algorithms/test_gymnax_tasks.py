@@ -15,17 +15,18 @@ TASKS = [name for name in hx.list_envs() if "/" not in name or name.startswith("
 
 
 def update(method: str, task: str) -> None:
-    own = {"group_size": 2} if method == "HAEPO" else {"num_steps": 16}
+    own = {"group_size": 2} if "HAEPO" in method else {}
+    own |= {} if method == "EpisodicHAEPO" else {"num_steps": 16}
     algo = getattr(hx, method)(hx.make_env(task), **FEW, **own)
     run = jax.jit(lambda key: jax.lax.scan(lambda state, _: algo.train_step(state), algo.init(key), length=1))
     state, metrics = run(jax.random.key(0))
     finite = {name: bool(np.isfinite(value).all()) for name, value in metrics.items()}
-    if method == "PPO":  # No episode need have ended.
+    if method != "EpisodicHAEPO":  # No episode need have ended.
         finite = {name: fine for name, fine in finite.items() if not name.startswith("episode_")}
     assert all(finite.values()), metrics
     assert int(state.health.diverged_at) == -1
     assert state.env_steps.to_int() > 0
-    if method == "HAEPO":
+    if method == "EpisodicHAEPO":
         assert metrics["episodes"] == 4 and metrics["invalid_episodes"] == 0
 
 
@@ -33,8 +34,9 @@ def update(method: str, task: str) -> None:
     ("method", "task"),
     [
         ("HAEPO", "CartPole-v1"),
+        ("EpisodicHAEPO", "CartPole-v1"),
         ("PPO", "Pendulum-v1"),
-        ("HAEPO", "FrozenLake-misc"),
+        ("EpisodicHAEPO", "FrozenLake-misc"),
         ("PPO", "DeepSea-bsuite"),
         ("PPO", "Breakout-MinAtar"),
     ],
@@ -49,6 +51,6 @@ def test_the_list_is_whole() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("method", ["HAEPO", "PPO"])
+@pytest.mark.parametrize("method", ["HAEPO", "EpisodicHAEPO", "PPO"])
 def test_an_update_on_every_task(method: str, task: str) -> None:
     update(method, task)

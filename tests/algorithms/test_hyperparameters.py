@@ -24,7 +24,20 @@ ENV = Drift()
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        ("HAEPO", {"num_envs": 30}, "num_envs=30 is not a multiple of group_size=8; the nearest that are: 24 or 32"),
+        (
+            "HAEPO",
+            {"num_envs": 3, "history_batches": 2},
+            r"num_envs \* history_batches=6 is not a multiple of num_minibatches \* group_size=8; .* are: 8",
+        ),
+        (
+            "EpisodicHAEPO",
+            {"num_envs": 30},
+            "num_envs=30 is not a multiple of group_size=8; the nearest that are: 24 or 32",
+        ),
+        ("HAEPO", {"group_size": 1}, r"group_size=1 is out of range \[2, "),
+        ("HAEPO", {"history_batches": 0}, r"history_batches=0 is out of range \[1, "),
+        ("HAEPO", {"history_decay": 1.1}, r"history_decay=1.1 is out of range \[0, 1\]"),
+        ("HAEPO", {"temperature": "auto"}, "temperature='auto' must be a number"),
         ("GRPO", {"num_envs": 5}, "num_envs=5 is not a multiple of group_size=8; the nearest that are: 8"),
         (
             "DPO",
@@ -44,13 +57,13 @@ ENV = Drift()
         ("PPO", {"discount": 1.5}, r"discount=1.5 is out of range \[0, 1\]"),
         ("PPO", {"discount": (0.9, 0.99)}, r"discount=\(0.9, 0.99\) must be a number"),
         ("PPO", {"clip_eps": 0}, r"clip_eps=0 is out of range \(0, inf\)"),
-        ("HAEPO", {"history_decay": 0.0}, r"history_decay=0.0 is out of range \(0, 1\]"),
-        ("HAEPO", {"temperature": "warm"}, "temperature='warm' must be a number or 'auto'"),
+        ("EpisodicHAEPO", {"history_decay": 0.0}, r"history_decay=0.0 is out of range \(0, 1\]"),
+        ("EpisodicHAEPO", {"temperature": "warm"}, "temperature='warm' must be a number or 'auto'"),
         ("HAEPO", {"temperature": 0.0}, "temperature=0.0 is out of range"),
-        ("HAEPO", {"score": "log_rato"}, "score='log_rato' must be one of .*did you mean 'log_ratio'"),
-        ("HAEPO", {"score": "likelihood"}, "score='likelihood' needs credit=trajectory"),
-        ("HAEPO", {"normalize": "standardise"}, "did you mean 'standardize'"),
-        ("HAEPO", {"reference": "last"}, "reference='last' must be one of previous, initial"),
+        ("EpisodicHAEPO", {"score": "log_rato"}, "score='log_rato' must be one of .*did you mean 'log_ratio'"),
+        ("EpisodicHAEPO", {"score": "likelihood"}, "score='likelihood' needs credit=trajectory"),
+        ("EpisodicHAEPO", {"normalize": "standardise"}, "did you mean 'standardize'"),
+        ("EpisodicHAEPO", {"reference": "last"}, "reference='last' must be one of previous, initial"),
         ("HAEPO", {"activation": "gelu"}, "activation='gelu' must be one of tanh, relu, swish"),
         ("HAEPO", {"total_steps": 1e6}, "total_steps=1000000.0 must be an integer"),
         ("HAEPO", {"total_steps": 0}, "total_steps=0 is out of range"),
@@ -58,7 +71,7 @@ ENV = Drift()
         ("HAEPO", {"hidden_sizes": 64}, "hidden_sizes=64 must be a list"),
         ("HAEPO", {"entropy_coef": "0.1"}, "entropy_coef='0.1' must be a number"),
         ("HAEPO", {"entropy_coef": None}, "entropy_coef=None must be a number"),
-        ("HAEPO", {"shared_start": 1}, "shared_start=1 must be true or false"),
+        ("EpisodicHAEPO", {"shared_start": 1}, "shared_start=1 must be true or false"),
         ("HAEPO", {"num_epochs": True}, "num_epochs=True must be an integer"),
         ("HAEPO", {"on_nan": "ignore"}, "on_nan='ignore' must be one of stop, skip"),
         ("DPO", {"beta": 0.0}, "beta=0.0 is out of range"),
@@ -97,7 +110,7 @@ def test_what_may_be_used() -> None:
         value_clip_eps=0.2,
     )
     assert algo.hidden_sizes == (8, 8)
-    assert hx.HAEPO(ENV, temperature="auto", group_size=32, num_minibatches=1).temperature == AUTO
+    assert hx.EpisodicHAEPO(ENV, temperature="auto", group_size=32, num_minibatches=1).temperature == AUTO
     # Arrays are trusted, tracers among them: a range that hangs on a value cannot be checked under jit.
     assert hx.PPO(ENV, learning_rate=jnp.float32(-1)).learning_rate == -1
 
@@ -124,7 +137,7 @@ def test_schedules(progress: float) -> None:
     """A number, a pair, a function of the share of steps done; a learning rate that is one number falls to 0."""
     scheduled = jax.jit(lambda algo, progress: algo.scheduled(progress))
     cosine = optax.cosine_decay_schedule(0.1, 1)
-    algo = hx.HAEPO(ENV, learning_rate=0.01, kl_coef=(2.0, 1.0), entropy_coef=cosine, temperature="auto")
+    algo = hx.EpisodicHAEPO(ENV, learning_rate=0.01, kl_coef=(2.0, 1.0), entropy_coef=cosine, temperature="auto")
     now = scheduled(algo, jnp.float32(progress))
     np.testing.assert_allclose(now.learning_rate, 0.01 * (1 - progress), rtol=1e-6)
     np.testing.assert_allclose(now.kl_coef, 2 - progress, rtol=1e-6)

@@ -12,7 +12,8 @@ import pytest
 from toy_envs import Count, Drift, Pair, Start, trees_equal
 
 import haepo_jax as hx
-from haepo_jax.algorithms.ppo import Batch, RewardScale, _starts_key
+from haepo_jax.algorithms.ppo import Batch
+from haepo_jax.algorithms.segments import RewardScale, _starts_key
 from haepo_jax.normalization import RunningStatistics
 
 SMALL: dict[str, Any] = {"num_envs": 4, "num_steps": 8, "num_minibatches": 2, "num_epochs": 3, "eval_episodes": 0}
@@ -214,21 +215,21 @@ def test_a_target_that_is_never_passed_changes_nothing(recorded: Recorded) -> No
 
 def test_rewards_are_divided_by_the_deviation_of_the_discounted_return(state: Any, collected: Any) -> None:
     """Over all segments so far; that return runs on from one segment to the next, and starts anew with an episode."""
-    algo = BASE.replace(normalize_rewards=True, discount=0.9)
     scale = RewardScale(RunningStatistics.of(jnp.float32(0)), jnp.zeros(4))
     segment = collected[0]
     rewards, is_first = np.asarray(segment.steps.reward, np.float64), np.asarray(segment.is_first)
     assert not is_first[0].all()
     total, totals = np.zeros(4), []
-    scaled = jax.jit(algo._scaled_rewards)
+    update = jax.jit(lambda scale: scale.update(segment, 0.9))
     for _ in range(2):
-        found, scale = scaled(segment, scale)
+        scale = update(scale)
         for t in range(len(rewards)):
             total = np.where(is_first[t], 0, total) * 0.9 + rewards[t]
             totals.append(total)
-        np.testing.assert_allclose(found, np.clip(rewards / np.std(totals), -10, 10), rtol=1e-4)
+        np.testing.assert_allclose(
+            scale.apply(segment.steps.reward), np.clip(rewards / np.std(totals), -10, 10), rtol=1e-4
+        )
         np.testing.assert_allclose(scale.discounted_return, total, rtol=1e-4)
-    assert BASE._scaled_rewards(segment, None)[0] is segment.steps.reward
 
 
 def test_a_run_with_every_option_at_once() -> None:

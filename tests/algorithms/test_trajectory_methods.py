@@ -1,4 +1,4 @@
-"""HAEPO, GRPO and DPO up to the gradient: what they collect, what their losses are of, what the reference is."""
+"""EpisodicHAEPO, GRPO and DPO up to the gradient: what they collect, what their losses are of, what the reference is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
     "num_envs": GROUPS * MEMBERS, "group_size": MEMBERS, "num_minibatches": 1, "num_epochs": 1, "hidden_sizes": (4,),
     "eval_episodes": 0,
 }  # fmt: skip
-BASE = hx.HAEPO(Drift(horizon=HORIZON), **SMALL)
+BASE = hx.EpisodicHAEPO(Drift(horizon=HORIZON), **SMALL)
 
 
 def shaken(params: Any, seed: int, scale: float = 0.3) -> Any:
@@ -122,7 +122,7 @@ def test_a_broken_step_behind_the_end_breaks_nothing(collected: Any, state: Any)
 
 def test_updates_go_on_where_episodes_break() -> None:
     """They are counted, the mean return is that of the others, and parameters stay finite."""
-    algo = hx.HAEPO(Drift(horizon=2, broken="reward"), shared_start=False, on_nan="skip", **SMALL)
+    algo = hx.EpisodicHAEPO(Drift(horizon=2, broken="reward"), shared_start=False, on_nan="skip", **SMALL)
     state = jax.jit(algo.init)(jax.random.key(0))
     step = jax.jit(algo.train_step)
     broken = 0
@@ -302,7 +302,8 @@ def test_the_loss_of_dpo(batch: Batch, params: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [hx.HAEPO, functools.partial(hx.HAEPO, credit="trajectory", score="likelihood"), hx.GRPO, hx.DPO]
+    "method",
+    [hx.EpisodicHAEPO, functools.partial(hx.EpisodicHAEPO, credit="trajectory", score="likelihood"), hx.GRPO, hx.DPO],
 )
 def test_garbage_in_dead_steps_changes_neither_value_nor_gradient(batch: Batch, params: Any, method: Any) -> None:
     algo = method(BASE.env, **{**SMALL, "entropy_coef": 0.3})
@@ -326,7 +327,7 @@ def test_garbage_in_dead_steps_changes_neither_value_nor_gradient(batch: Batch, 
 # The update.
 
 
-@pytest.mark.parametrize("method", [hx.HAEPO, hx.GRPO])
+@pytest.mark.parametrize("method", [hx.EpisodicHAEPO, hx.GRPO])
 def test_the_reference_is_the_last_policy_or_the_first(state: Any, collected: Any, method: Any) -> None:
     """The KL of the very first minibatch is 0 against the policy that collected it, and not against another one."""
     steps = collected[0]
@@ -342,7 +343,7 @@ def test_the_reference_is_the_last_policy_or_the_first(state: Any, collected: An
             assert abs(kl) < 1e-6
             continue
         now, then = (algo.sequence_distribution(p, steps.observation, steps) for p in (state.params, first))
-        if method is hx.HAEPO:
+        if method is hx.EpisodicHAEPO:
             expected = np.asarray(then.kl_to(now))[np.asarray(steps.mask)].mean()
         else:
             d = np.asarray(then.log_prob(steps.action) - now.log_prob(steps.action))
@@ -356,7 +357,7 @@ def test_minibatches_are_whole_groups_each_once_an_epoch(state: Any) -> None:
 
     @jax.tree_util.register_dataclass
     @dataclasses.dataclass(frozen=True)
-    class Spy(hx.HAEPO):
+    class Spy(hx.EpisodicHAEPO):
         def loss(self, params: Any, batch: Batch) -> Any:
             jax.debug.callback(
                 lambda starts: seen.append(np.asarray(starts)), batch.steps.observation[0, ..., 0], ordered=True
@@ -395,11 +396,12 @@ def test_an_optimiser_step_is_adams_on_clipped_gradients(state: Any) -> None:
 # Dictionary observations and action masks.
 
 
-@pytest.mark.parametrize("method", [hx.HAEPO, hx.PPO])
+@pytest.mark.parametrize("method", [hx.HAEPO, hx.EpisodicHAEPO, hx.PPO])
 def test_dictionary_observations_and_action_masks(method: Any) -> None:
     """Two of four actions are valid, others at every step: none of the others is ever taken, and learning goes on."""
     env = Lock()
-    own = {"group_size": 4} if method is hx.HAEPO else {"num_steps": 4}
+    own = {} if method is hx.PPO else {"group_size": 4}
+    own |= {} if method is hx.EpisodicHAEPO else {"num_steps": 4}
     algo = method(
         env,
         num_envs=8,
@@ -416,14 +418,14 @@ def test_dictionary_observations_and_action_masks(method: Any) -> None:
         start = algo.init(key)
         state, metrics = jax.lax.scan(lambda state, _: algo.train_step(state), start, length=3)
         collected = algo.collect(state, jax.random.key(1))[0]
-        steps = collected if method is hx.HAEPO else collected.steps
+        steps = collected if method is hx.EpisodicHAEPO else collected.steps
         greedy = algo.evaluate(state, episodes=32, greedy=True)
         return metrics, steps, greedy, algo.normalized(state.normalizer, steps.observation)
 
     metrics, steps, greedy, seen = run(jax.random.key(0))
     assert np.isfinite(metrics["loss"]).all() and np.isfinite(metrics["grad_norm"]).all()
     assert (metrics["grad_norm"] > 0).all()
-    if method is hx.HAEPO:
+    if method is hx.EpisodicHAEPO:
         assert not metrics["invalid_episodes"].any(), "an invalid action was taken"
     live = np.asarray(steps.mask)
     assert live.any()
@@ -438,7 +440,7 @@ def test_dictionary_observations_and_action_masks(method: Any) -> None:
 
 
 def test_evaluation_has_the_same_starts_for_all_seeds_and_is_the_same_every_time() -> None:
-    algo = hx.HAEPO(Start(horizon=3), **SMALL)
+    algo = hx.EpisodicHAEPO(Start(horizon=3), **SMALL)
 
     @jax.jit
     def evaluate(key: jax.Array, eval_key: jax.Array) -> Any:
@@ -458,7 +460,7 @@ def test_evaluation_has_the_same_starts_for_all_seeds_and_is_the_same_every_time
 
 def test_greedy_evaluation_takes_the_mode() -> None:
     env = hx.make_env("haepo/bandit", num_arms=3, num_pulls=4, noise_std=0.0)
-    algo = hx.HAEPO(env, **SMALL)
+    algo = hx.EpisodicHAEPO(env, **SMALL)
 
     @jax.jit
     def returns(key: jax.Array) -> Any:

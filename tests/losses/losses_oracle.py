@@ -207,6 +207,59 @@ def haepo_prefix(
     return out
 
 
+def haepo_advantage(
+    log_probs: Array,
+    behaviour: Array,
+    advantages: Array,
+    is_first: Array,
+    mask: Array,
+    *,
+    history_decay: float,
+    temperature: float,
+    entropy_coef: float,
+    kl_coef: float,
+    policy_entropy: Array,
+    policy_kl: Array,
+) -> dict[str, float]:
+    """Each score as the sum of its own history back to the start of the episode, each credit as a difference."""
+    m, first = np.asarray(mask, bool), np.asarray(is_first, bool)
+    ratio = np.where(m, f64(log_probs) - f64(behaviour), 0.0)
+    live = list(f64(advantages)[m])
+    standard = np.zeros(m.shape)
+    standard[m] = normalized(live, "standardize") if live else []
+    T, K, tau = m.shape[0], m.shape[-1], float(temperature)
+
+    def score(t: int, g: tuple[int, ...], k: int) -> float:
+        total, weight = 0.0, 1.0
+        for u in range(t, -1, -1):
+            total += weight * ratio[u][g][k]
+            weight *= history_decay
+            if first[u][g][k]:
+                break
+        return total
+
+    def credit(t: int, g: tuple[int, ...], k: int) -> float:
+        last = t == T - 1 or first[t + 1][g][k]
+        return float(standard[t][g][k]) - (0.0 if last else history_decay * float(standard[t + 1][g][k]))
+
+    objective = 0.0
+    rows: list[tuple[float, float, float]] = []
+    for t in range(T):
+        for g in np.ndindex(m.shape[1:-1]):
+            s = [score(t, g, k) for k in range(K)]
+            w = softmax(s, tau)
+            c = [credit(t, g, k) for k in range(K)]
+            objective += tau * K**2 / (K - 1) * sum(w[k] * (c[k] - mean(c)) for k in range(K))
+            rows.append((*weight_metrics(w)[:2], spearman(s, c)))
+    ess, largest, alignment = (mean(list(column)) for column in zip(*rows, strict=True))
+    out = {
+        "objective": objective / max(len(live), 1), "entropy": mean(list(f64(policy_entropy)[m])),
+        "kl": mean(list(f64(policy_kl)[m])), "ess": ess, "max_weight": largest, "alignment": alignment,
+    }  # fmt: skip
+    out["loss"] = -out["objective"] - entropy_coef * out["entropy"] + kl_coef * out["kl"]
+    return out
+
+
 def gae(
     rewards: Array, values: Array, bootstrap: Array, terminated: Array, truncated: Array, discount: float, lam: float
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -44,6 +44,17 @@ def prefix(x: dict[str, Any], **options: Any) -> Any:
     )
 
 
+def advantage(x: dict[str, Any], **options: Any) -> Any:
+    return losses.haepo_advantage_loss(
+        x["l"],
+        x["l_behaviour"],
+        x["rewards"],
+        x["firsts"],
+        mask=x["steps"],
+        **options,
+    )
+
+
 def ppo(x: dict[str, Any], **options: Any) -> Any:
     return losses.ppo_loss(
         x["l"],
@@ -83,6 +94,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     },
     "prefix": (functools.partial(prefix, history_decay=1.0), ("l",)),
     "prefix-auto": (functools.partial(prefix, temperature="auto"), ("l",)),
+    "advantage": (advantage, ("l",)),
     "ppo": (ppo, ("l", "values")),
     "ppo-raw": (functools.partial(ppo, normalize_advantages=False), ("l", "values")),
     "ppo-clipped": (
@@ -106,7 +118,15 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
 each_loss = pytest.mark.parametrize("loss, differentiated", CASES.values(), ids=CASES.keys())
 
 
-FEW = ("haepo-mean_likelihood-rank-1.0", "haepo-log_ratio-standardize-auto", "prefix", "ppo", "grpo", "dpo")
+FEW = (
+    "haepo-mean_likelihood-rank-1.0",
+    "haepo-log_ratio-standardize-auto",
+    "prefix",
+    "advantage",
+    "ppo",
+    "grpo",
+    "dpo",
+)
 a_few_losses = pytest.mark.parametrize("loss, differentiated", [CASES[k] for k in FEW], ids=FEW)
 
 
@@ -121,6 +141,7 @@ def inputs(seed: int = 0, groups: tuple[int, ...] = (2,), horizon: int = T, memb
         "lengths": rng.integers(1, 9, whole).astype(np.float32),
         "mask": np.ones(whole, bool),
         "steps": np.ones(steps, bool),
+        "firsts": np.broadcast_to((np.arange(horizon) == horizon // 2).reshape(-1, *[1] * len(whole)), steps),
     }
 
 
@@ -184,10 +205,12 @@ def test_value_metrics_and_gradient_stay_finite(
 @each_loss
 def test_nothing_valid_gives_zero(loss: Callable[..., Any], differentiated: tuple[str, ...]) -> None:
     value, metrics, grad = evaluate(loss, differentiated, EXTREMES["all_masked"](inputs()))
+    if loss is advantage:  # Weights that nothing has moved are equal.
+        assert (metrics.pop("ess"), metrics.pop("max_weight")) == (1, 1 / K)
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves((value, metrics, grad)))
 
 
-@a_few_losses
+@pytest.mark.parametrize("loss, differentiated", [CASES[k] for k in FEW if k != "advantage"])
 def test_a_single_member_is_finite(loss: Callable[..., Any], differentiated: tuple[str, ...]) -> None:
     assert oracle.all_finite(evaluate(loss, differentiated, inputs(members=1)))
 
@@ -213,7 +236,7 @@ def test_masked_entries_change_neither_value_nor_gradient(
     clean = x | live
     dirty = dict(clean)
     for name, value in x.items():
-        if name not in live:
+        if name not in (*live, "firsts"):  # where episodes begin is no measurement
             dirty[name] = np.where(
                 live["steps" if value.shape == x["steps"].shape else "mask"], value, np.float32(junk)
             )
@@ -232,7 +255,7 @@ def test_live_nan_is_not_hidden(loss: Callable[..., Any], differentiated: tuple[
     assert np.isnan(evaluate(loss, differentiated, x)[0])
 
 
-@pytest.mark.parametrize("name", ["haepo-log_ratio-center-1.0", "prefix", "ppo", "ppo-raw", "grpo"])
+@pytest.mark.parametrize("name", ["haepo-log_ratio-center-1.0", "prefix", "advantage", "ppo", "ppo-raw", "grpo"])
 def test_live_nan_return_is_not_hidden(name: str) -> None:
     loss, differentiated = CASES[name]
     x = inputs()
@@ -431,6 +454,46 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
         lambda: losses.haepo_prefix_loss(steps, steps, steps, steps, kl="weight"),
         ValueError,
         r"did you mean 'weights'\?",
+    ),
+    (
+        lambda: losses.haepo_advantage_loss(ones, ones, ones, ones),
+        ValueError,
+        r"haepo_advantage_loss: log_probs must have at least 2 axes",
+    ),
+    (
+        lambda: losses.haepo_advantage_loss(steps[:, :1], steps[:, :1], steps[:, :1], steps[:, :1]),
+        ValueError,
+        r"haepo_advantage_loss: a group needs 2 members at least, got shape \(6, 1\)",
+    ),
+    (
+        lambda: losses.haepo_advantage_loss(steps, steps, steps[:, :2], steps),
+        ValueError,
+        r"haepo_advantage_loss: advantages must have shape \(6, 4\), the shape of log_probs, got \(6, 2\)",
+    ),
+    (
+        lambda: losses.haepo_advantage_loss(steps, steps, steps, ones),
+        ValueError,
+        r"haepo_advantage_loss: is_first must have shape \(6, 4\)",
+    ),
+    (
+        lambda: losses.haepo_advantage_loss(steps, steps > 0, steps, steps),
+        TypeError,
+        r"haepo_advantage_loss: behaviour_log_probs must be floating point, got dtype bool",
+    ),
+    (
+        lambda: losses.haepo_advantage_loss(steps, steps, steps, steps, history_decay=1.1),
+        ValueError,
+        r"haepo_advantage_loss: history_decay must be at least 0 and at most 1, got 1.1",
+    ),
+    (
+        lambda: losses.haepo_advantage_loss(steps, steps, steps, steps, temperature=0.0),
+        ValueError,
+        r"haepo_advantage_loss: temperature must be above 0, got 0.0",
+    ),
+    (
+        lambda: losses.haepo_advantage_loss(steps, steps, steps, steps, policy_kl=ones),
+        ValueError,
+        r"haepo_advantage_loss: policy_kl must have shape \(6, 4\)",
     ),
     (
         lambda: losses.generalized_advantage_estimation(steps, ones, steps, steps, steps, discount=0.9, gae_lambda=0.9),

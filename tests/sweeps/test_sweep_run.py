@@ -268,8 +268,8 @@ def assert_each_once(directory: Path) -> None:
 
 
 SMALL = {
-    "total_steps": 600, "num_envs": 8, "group_size": 4, "num_minibatches": 2, "num_epochs": 1, "hidden_sizes": (4,),
-    "eval_episodes": 0,
+    "total_steps": 600, "num_envs": 8, "num_steps": 8, "history_batches": 2, "group_size": 4, "num_minibatches": 2,
+    "num_epochs": 1, "hidden_sizes": (4,), "eval_episodes": 0,
 }  # fmt: skip
 
 

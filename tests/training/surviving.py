@@ -28,9 +28,11 @@ TRAJECTORY = [
 ]  # fmt: skip
 ALGORITHMS = {
     "haepo": [
-        "algo=haepo", "env=Pendulum-v1", "total_steps=6400", "algo.num_envs=4", "algo.group_size=2",
-        "algo.num_minibatches=2", "algo.num_epochs=2", "algo.reference=initial",
+        "algo=haepo", "env=Pendulum-v1", "total_steps=512", "algo.num_envs=4", "algo.num_steps=16",
+        "algo.history_batches=3", "algo.group_size=2", "algo.num_minibatches=2", "algo.num_epochs=2",
+        "algo.normalize_rewards=true",
     ],
+    "haepo_episodic": ["algo=haepo_episodic", "algo.reference=initial", *TRAJECTORY],
     "ppo": [
         "algo=ppo", "env=CartPole-v1", "total_steps=600", "algo.num_envs=4", "algo.num_steps=16", "algo.num_epochs=2",
         "algo.num_minibatches=2", "algo.normalize_rewards=true", "algo.normalize_observations=true",

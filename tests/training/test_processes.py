@@ -24,11 +24,15 @@ COMMON = [
 ALGORITHMS = {
     "haepo": [
         *COMMON, "env=haepo/random_walk", "env_kwargs.length=4", "env_kwargs.horizon=8", "algo=haepo",
+        "algo.num_envs=16", "algo.num_steps=8", "algo.history_batches=2", "algo.group_size=4",
+    ],
+    "haepo_episodic": [
+        *COMMON, "env=haepo/random_walk", "env_kwargs.length=4", "env_kwargs.horizon=8", "algo=haepo_episodic",
         "algo.num_envs=16", "algo.group_size=4",
     ],
     "ppo": [*COMMON, "env=CartPole-v1", "algo=ppo", "algo.num_envs=16", "algo.num_steps=8"],
 }  # fmt: skip
-STEPS = {"haepo": 300, "ppo": 384}
+STEPS = {"haepo": 384, "haepo_episodic": 300, "ppo": 384}
 """About three updates, so that differences in the last digit have not grown apart."""
 HAEPO = ALGORITHMS["haepo"]
 
