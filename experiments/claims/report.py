@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from catalogue import ABLATION_TASKS, ABLATIONS, DEEP_SEA, METHODS, TASKS
+from catalogue import ABLATION_STEPS, ABLATIONS, DEEP_SEA, METHODS, TASKS
 
 from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
 
@@ -194,7 +194,7 @@ def ablation_table(results: list[Result]) -> str:
     rows = []
     for name in ABLATIONS:
         cells = [name]
-        for task in ABLATION_TASKS:
+        for task in ABLATION_STEPS:
             result = by_task.get(task, {}).get(name)
             if result is None:
                 cells += ["", ""]
@@ -204,7 +204,7 @@ def ablation_table(results: list[Result]) -> str:
             cells.append(f"{float(interquartile_mean(area)):.2f} ({float(low):.2f} to {float(high):.2f})")
             cells.append(_steps(median_interval(steps_to_threshold(result))[0], result["task"]["total_steps"]))
         rows.append(cells)
-    return _table(["HAEPO with", *(f"{t}: {w}" for t in ABLATION_TASKS for w in ("area", "steps"))], rows)
+    return _table(["HAEPO with", *(f"{t}: {w}" for t in ABLATION_STEPS for w in ("area", "steps"))], rows)
 
 
 def deep_sea_table(results: list[Result]) -> str:

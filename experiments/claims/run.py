@@ -100,11 +100,11 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
                     lambda task=task, method=method: tune_and_train(size, TASKS[task], method),
                 )
     if "ablations" in parts:
-        for task in set(catalogue.ABLATION_TASKS) & set(tasks):
+        for task in (task for task in catalogue.ABLATION_STEPS if task in tasks):
             for name in ABLATIONS:
                 yield (
                     size.folder / "ablations" / f"{task}.{_file(name)}.json",
-                    lambda task=task, name=name: ablate(size, TASKS[task], name),
+                    lambda task=task, name=name: ablate(size, task, name),
                 )
     if "deep_sea" in parts:
         for name in catalogue.DEEP_SEA:
@@ -149,8 +149,9 @@ def tune_and_train(size: Size, task: Task, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ablate(size: Size, task: Task, name: str) -> dict[str, Any]:
+def ablate(size: Size, task_name: str, name: str) -> dict[str, Any]:
     """HAEPO's default with something changed."""
+    task = dataclasses.replace(TASKS[task_name], total_steps=catalogue.ABLATION_STEPS[task_name])
     changes = ABLATIONS[name]
     trained = _train(task, "haepo", changes, size.ablation_seeds)
     return {"task": dataclasses.asdict(task), "ablation": name, "hyperparameters": changes, **trained}
