@@ -16,6 +16,7 @@ from haepo_jax.algorithms.segments import Extra, RewardScale, SegmentAlgorithm
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.losses._numerics import masked_mean
 from haepo_jax.rollout import Lanes, Segment
+from haepo_jax.sharding import share_out
 
 
 @jax.tree_util.register_dataclass
@@ -106,7 +107,7 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
 
         def step(loop: tuple[Any, Any], indices: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
             params, opt_state = loop
-            minibatch = jax.tree.map(lambda x: jnp.take(x, indices, axis=0), batch)
+            minibatch = share_out(jax.tree.map(lambda x: jnp.take(x, indices, axis=0), batch))
             gradients, metrics = jax.grad(self.loss, has_aux=True)(params, minibatch)
             params, opt_state = self._optimize(params, opt_state, gradients)
             return (params, opt_state), {**metrics, "grad_norm": optax.tree.norm(gradients)}
