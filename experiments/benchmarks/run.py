@@ -165,9 +165,8 @@ def measure_limit(options: argparse.Namespace) -> dict[str, Any]:
     algorithm = hx.HAEPO("CartPole-v1")
     # Trained until episodes are as long as the horizon: the share is that of full batches.
     steps = 200_000 if options.size == "full" else 20_000
-    state, _ = jax.jit(lambda key: hx.HAEPO("CartPole-v1", total_steps=steps, eval_episodes=0).train(key))(
-        jax.random.key(0)
-    )
+    trainer = algorithm.replace(total_steps=steps, eval_episodes=0)
+    state, _ = jax.jit(trainer.train)(jax.random.key(0))
     update = jax.jit(algorithm.train_step)
     length = float(update(state)[1]["episode_length"])
     rows = []
