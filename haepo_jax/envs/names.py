@@ -283,7 +283,9 @@ def near_matches(word: str, choices: tuple[str, ...] | list[str], count: int = 3
         for form in (choice, choice.split("/")[-1], choice.split("/")[-1].split("-")[0]):
             short_forms.setdefault(form.lower(), choice)
     found = difflib.get_close_matches(word.lower(), short_forms, n=2 * count, cutoff=0.7)
-    matches = [short_forms[form] for form in found]
+    likeness = [difflib.SequenceMatcher(None, form, word.lower()).ratio() for form in found]
+    # Beside a name that is nearly the word, those that share a few letters with it only distract.
+    matches = [short_forms[form] for form, ratio in zip(found, likeness, strict=True) if ratio > likeness[0] - 0.15]
     if len(word) >= 3:
         matches += [choice for choice in choices if word.lower() in choice.lower()]
     return list(dict.fromkeys(matches))[:count]
