@@ -86,7 +86,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm(hyperparameters.Common):
-    """The base of `HAEPO`, `PPO`, `GRPO` and `DPO`, which add `_update`.
+    """The base of `HAEPO`, `EpisodicHAEPO`, `PPO`, `GRPO` and `DPO`, which add `_update`.
 
     Attributes:
       env: an environment, or its name; see `make_env`.
