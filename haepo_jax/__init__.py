@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from haepo_jax.algorithms.haepo import HAEPO as HAEPO
     from haepo_jax.algorithms.hyperparameters import HyperparameterError as HyperparameterError
     from haepo_jax.algorithms.ppo import PPO as PPO
+    from haepo_jax.algorithms.supervised import Supervised as Supervised
     from haepo_jax.envs import list_envs as list_envs
     from haepo_jax.envs import make_env as make_env
     from haepo_jax.loading import TrainedPolicy as TrainedPolicy
@@ -39,6 +40,7 @@ _HOMES = {
     "PPO": "haepo_jax.algorithms.ppo",
     "GRPO": "haepo_jax.algorithms.grpo",
     "DPO": "haepo_jax.algorithms.dpo",
+    "Supervised": "haepo_jax.algorithms.supervised",
     "HyperparameterError": "haepo_jax.algorithms.hyperparameters",
     "sweep": "haepo_jax.sweeps.run",
     "make_env": "haepo_jax.envs",

@@ -68,6 +68,9 @@ class RunConfig:
     )
     final_eval_episodes: int = setting(128, int, "episodes per seed behind the final return", within=hp.COUNT)
     env_kwargs: dict[str, Any] = setting(None, dict, "passed to the environment: env_kwargs.<name>=<value>")
+    init_from: str | None = setting(
+        None, str, "start from the policy of this run (the first of its seeds): its directory", optional=True
+    )
     run_dir: str | None = setting(
         None, str, "where the results go; null: runs/<env>-<algo>-<seed>-<time>", optional=True
     )
@@ -101,6 +104,9 @@ class RunConfig:
     )
     tensorboard: bool = setting(True, bool, "write TensorBoard events")
     wandb: bool = setting(False, bool, "log to Weights & Biases (needs the extra `wandb`)")
+    completions: int = setting(
+        2, int, "token tasks: prompts whose completions are logged at every row; 0: none", within=hp.Range(0, 1000)
+    )
     dry_run: bool = setting(False, bool, "check everything, then stop before training")
 
     def check(self) -> None:
@@ -229,7 +235,7 @@ def compose(overrides: Iterable[Override], schema: type[Settings]) -> Settings:
     """
     overrides = list(overrides)
     fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
-    algo = _algorithm_name(overrides) if "algo" in fields else None
+    algo = _algorithm_name(overrides) if _has_hyperparameters(fields) else None
     for override in overrides:
         _check_form(override)
     lines = [] if algo is None else [f"algo={algo}"]
@@ -238,6 +244,11 @@ def compose(overrides: Iterable[Override], schema: type[Settings]) -> Settings:
         if key != "algo" or algo is None:
             lines.append(_checked_line(override, find_field(key, algo, fields)))
     return from_dict(_compose(lines, schema, algo), schema)
+
+
+def _has_hyperparameters(fields: Mapping[str, dataclasses.Field[Any]]) -> bool:
+    """Whether `algo=` names an algorithm of this library, whose hyperparameters are `algo.<name>`."""
+    return "algo" in fields and fields["algo"].metadata["kind"] is AlgoConfig
 
 
 def peek(overrides: Sequence[Override], schema: type, key: str) -> Any:
@@ -296,7 +307,7 @@ def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
     for key, field in fields.items():
         value = values.get(key, _default(field))
         checked[key] = _algo_from_dict(value) if field.metadata["kind"] is AlgoConfig else _checked(key, field, value)
-    if "algo" in fields and "total_steps" in fields:
+    if _has_hyperparameters(fields) and "total_steps" in fields:
         algo = checked["algo"]
         try:
             algorithm_class(algo.name)(total_steps=checked["total_steps"], **algo.hyperparameters).check()
@@ -501,8 +512,8 @@ def _register(schema: type) -> None:
 
     store = ConfigStore.instance()
     fields = {f.name: f for f in dataclasses.fields(schema)}
-    has_algo = "algo" in fields
-    node = _structured(schema.__name__, {k: f for k, f in fields.items() if k != "algo"}, {}, has_algo)
+    has_algo = _has_hyperparameters(fields)
+    node = _structured(schema.__name__, {k: f for k, f in fields.items() if not has_algo or k != "algo"}, {}, has_algo)
     store.store(name=schema.__name__, node=node)
     if has_algo:
         for name in ALGORITHM_NAMES:

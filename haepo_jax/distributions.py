@@ -1,4 +1,5 @@
-"""Action distributions: categorical for `Discrete` spaces, diagonal Gaussian for `Box` spaces.
+"""Action distributions: categorical for `Discrete` and `MultiDiscrete` spaces, diagonal Gaussian, clipped or passed
+through tanh, for `Box` spaces, and independent parts for dicts and tuples of them.
 
 A distribution is a small pytree whose arrays may have any leading axes. Continuous actions and their log-probabilities
 are in the policy's own units, in which the environment's range is [-1, 1]; clipping and scaling happen at the
@@ -8,13 +9,17 @@ environment's door (`Box.from_unit`), so they change no probability.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from haepo_jax.spaces import Box, Discrete
+from haepo_jax.spaces import Discrete, MultiDiscrete, Space, map_space
 
 LOG_STD_MIN, LOG_STD_MAX = -3.0, 1.0
 
@@ -73,19 +78,157 @@ class DiagonalGaussian:
         return jnp.sum(0.5 * (variance_ratio + distance - 1) + other.log_std - self.log_std, axis=-1)
 
 
-Distribution = Categorical | DiagonalGaussian
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TanhGaussian:
+    """The tanh of a `DiagonalGaussian`: all its probability lies inside [-1, 1] (Haarnoja et al. 2018, arXiv 1801.01290).
+
+    Samples are kept `MARGIN` away from the ends, where float32 has no more digits for tanh to be undone.
+    """
+
+    before: DiagonalGaussian
+
+    MARGIN: ClassVar[float] = 1e-6
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        return self._inside(jnp.tanh(self.before.sample(key)))
+
+    def mode(self) -> jax.Array:
+        """The tanh of the mean, which is the median; the density's own maximum may lie at an end."""
+        return self._inside(jnp.tanh(self.before.mean))
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        raw = jnp.arctanh(self._inside(action))
+        return self.before.log_prob(raw) - jnp.sum(_log_slope(raw), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """The Gaussian's, plus the mean of the slope's logarithm by Gauss-Hermite quadrature (no closed form exists)."""
+        nodes, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE_NODES)
+        weights = weights / math.sqrt(2 * math.pi)
+        raw = self.before.mean[..., None] + jnp.exp(self.before.log_std)[..., None] * nodes.astype(np.float32)
+        return self.before.entropy() + jnp.sum(_log_slope(raw) @ weights.astype(np.float32), axis=-1)
+
+    def kl_to(self, other: TanhGaussian) -> jax.Array:
+        """KL(self || other) (...,): that of the Gaussians, since both are carried by the same one-to-one map."""
+        return self.before.kl_to(other.before)
+
+    def _inside(self, action: jax.Array) -> jax.Array:
+        return jnp.clip(action, -1 + self.MARGIN, 1 - self.MARGIN)
 
 
-def action_distribution(
-    action_space: Discrete | Box, output: Any, action_mask: jax.Array | None = None
-) -> Distribution:
+_QUADRATURE_NODES = 16
+
+
+def _log_slope(raw: jax.Array) -> jax.Array:
+    """log(1 - tanh(raw)^2), without its cancellation."""
+    return 2 * (math.log(2) - raw - jax.nn.softplus(-2 * raw))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MultiCategorical:
+    """Independent categoricals, one for each of the d integers of a `MultiDiscrete` action (..., d)."""
+
+    each: Categorical  # (..., d, n), n the largest size
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        return self.each.sample(key)
+
+    def mode(self) -> jax.Array:
+        return self.each.mode()
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        return jnp.sum(self.each.log_prob(action), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        return jnp.sum(self.each.entropy(), axis=-1)
+
+    def kl_to(self, other: MultiCategorical) -> jax.Array:
+        """KL(self || other) (...,)."""
+        return jnp.sum(self.each.kl_to(other.each), axis=-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Factorised:
+    """Independent distributions for the parts of a dict or tuple action: log-probability, entropy and KL are sums."""
+
+    parts: Any  # the action space's dicts and tuples, with a distribution for each part
+
+    def sample(self, key: jax.Array) -> Any:
+        parts, structure = jax.tree.flatten(self.parts, is_leaf=is_distribution)
+        keys = jax.random.split(key, len(parts))
+        return jax.tree.unflatten(structure, [part.sample(key) for part, key in zip(parts, keys, strict=True)])
+
+    def mode(self) -> Any:
+        return jax.tree.map(lambda part: part.mode(), self.parts, is_leaf=is_distribution)
+
+    def log_prob(self, action: Any) -> jax.Array:
+        return self._total(lambda part, x: part.log_prob(x), action)
+
+    def entropy(self) -> jax.Array:
+        return self._total(lambda part: part.entropy())
+
+    def kl_to(self, other: Factorised) -> jax.Array:
+        """KL(self || other) (...,)."""
+        return self._total(lambda part, x: part.kl_to(x), other.parts)
+
+    def _total(self, function: Callable[..., jax.Array], *counterparts: Any) -> jax.Array:
+        terms = jax.tree.map(function, self.parts, *counterparts, is_leaf=is_distribution)
+        return functools.reduce(jnp.add, jax.tree.leaves(terms))
+
+
+class Distribution(Protocol):
+    """What a policy may return in place of the numbers that describe it: a pytree with these methods.
+
+    Its arrays may have any leading axes (...), which all results have too. `kl_to` meets only its own kind. Samples of a
+    `Box` action are flat, (..., d), and in policy units.
+    """
+
+    def sample(self, key: jax.Array) -> Any: ...
+
+    def mode(self) -> Any: ...
+
+    def log_prob(self, action: Any) -> jax.Array: ...
+
+    def entropy(self) -> jax.Array: ...
+
+    def kl_to(self, other: Any) -> jax.Array: ...
+
+
+def is_distribution(output: Any) -> bool:
+    """Whether a policy returned a distribution itself."""
+    return hasattr(output, "log_prob")
+
+
+def action_distribution(action_space: Space, output: Any, action_mask: Any = None) -> Distribution:
     """The distribution that a policy's output describes.
 
     Args:
       action_space: of the environment.
-      output: logits (..., n) for `Discrete(n)`; a pair of mean and log-std (..., *shape) for a `Box`, in policy units.
-      action_mask: (..., n) bool, true where an action is valid; None where all are.
+      output: logits (..., n) for `Discrete(n)`; for `MultiDiscrete` the logits of all its integers, one after the other,
+        (..., sum(sizes)); a pair of mean and log-std (..., *shape) for a `Box`, in policy units; dicts or tuples of
+        these where the space is one; in place of any of them a `Distribution`.
+      action_mask: bool, shaped like the logits, true where an action is valid; None where all are. For dicts and tuples
+        one for each part.
+
+    Raises:
+      TypeError: a mask for an output that is a distribution already.
     """
+    if is_distribution(output):
+        if action_mask is not None:
+            raise TypeError(f"the policy returned a {type(output).__name__}, which no mask can change: return logits")
+        return output
+    if isinstance(action_space, Mapping | tuple):
+        masks = map_space(lambda part: None, action_space) if action_mask is None else action_mask
+        return Factorised(map_space(action_distribution, action_space, output, masks))
+    if isinstance(action_space, MultiDiscrete):
+        sizes = action_space.sizes
+        if action_mask is None and min(sizes) < max(sizes):
+            action_mask = jnp.ones(output.shape, bool)
+        mask = None if action_mask is None else _rows(action_mask, sizes)
+        each = action_distribution(Discrete(max(sizes)), _rows(output, sizes), mask)
+        return MultiCategorical(cast(Categorical, each))
     if isinstance(action_space, Discrete):
         logits = output.astype(jnp.promote_types(output.dtype, jnp.float32))
         # Finite, so that an invalid action contributes 0 and not 0 * inf to entropy and KL, whether the environment rules
@@ -99,3 +242,12 @@ def action_distribution(
     flat = lambda x: x.astype(jnp.float32).reshape(*x.shape[: x.ndim - len(action_space.shape)], -1)  # noqa: E731
     mean, log_std = flat(mean), flat(log_std)
     return DiagonalGaussian(mean, jnp.clip(jnp.broadcast_to(log_std, mean.shape), LOG_STD_MIN, LOG_STD_MAX))
+
+
+def _rows(x: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
+    """The parts of (..., sum(sizes)) below each other, filled up with zeros: (..., len(sizes), max(sizes))."""
+    if min(sizes) == max(sizes):
+        return x.reshape(*x.shape[:-1], len(sizes), sizes[0])
+    parts = jnp.split(x, list(itertools.accumulate(sizes))[:-1], axis=-1)
+    no_padding = [(0, 0)] * (x.ndim - 1)
+    return jnp.stack([jnp.pad(part, [*no_padding, (0, max(sizes) - part.shape[-1])]) for part in parts], axis=-2)

@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.algorithms.base import Algorithm, TrainState
+from haepo_jax.algorithms.base import Algorithm, Start, TrainState
 from haepo_jax.config import ConfigError, RunConfig
 from haepo_jax.rollout import to_env_action
 from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from haepo_jax.training.loop import build
-from haepo_jax.training.resume import settings_that_matter
+from haepo_jax.training.resume import default_settings, settings_that_matter
 from haepo_jax.training.run_dir import RunDir
 
 CHECKPOINTS = ("last", "best")
@@ -56,6 +56,11 @@ class TrainedPolicy:
         if jax.tree.leaves(carry):
             raise TypeError("this policy has a memory: call policy.act(carry, observation, is_first, key)")
         return self.act(carry, observation, jnp.bool_(True), key, action_mask)[1]
+
+    @property
+    def start(self) -> Start:
+        """For another training to start from: `algo.init(key, policy.start)`."""
+        return Start(self.algorithm.policy_params(self.state.params), self.state.normalizer)
 
     def initial_carry(self) -> Any:
         """The memory before the first step of an episode; an empty tuple for a feed-forward policy."""
@@ -132,10 +137,10 @@ def load_run(
 
 def _check_settings(found: Checkpoint, config: RunConfig) -> None:
     saved = found.progress().get("settings")
-    mine = settings_that_matter(config)
+    mine, defaults = settings_that_matter(config), default_settings(config)
     for key in mine:
         # A run that was extended has older checkpoints with its former total_steps.
-        if key != "total_steps" and isinstance(saved, dict) and saved.get(key) != mine[key]:
+        if key != "total_steps" and isinstance(saved, dict) and saved.get(key, defaults.get(key)) != mine[key]:
             raise ConfigError(f"{found.path} was written with another {key} than config.yaml has")
 
 

@@ -7,8 +7,10 @@ A policy is a pair of pure functions for ONE environment, which the library vmap
 
 `is_first` is () for a single step and (T,) for a whole sequence, whose observations then have a leading T axis; it
 marks the first step of an episode, where a recurrent policy starts again from its initial carry. The carry of a
-feed-forward network is the empty tuple. `output` is what `action_distribution` takes: logits (n,) for a `Discrete`
-space, a pair of mean and log-std for a `Box`. A value function has the same form with a scalar output.
+feed-forward network is the empty tuple; networks that remember are in
+`haepo_jax.sequence_networks`. `output` is what `action_distribution` takes: logits (n,) for a `Discrete`
+space, a pair of mean and log-std for a `Box`, or a distribution of your own. A value function has the same form with a
+scalar output.
 """
 
 from __future__ import annotations
@@ -18,16 +20,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from haepo_jax.distributions import LOG_STD_MAX, LOG_STD_MIN
-from haepo_jax.spaces import Box, Discrete, Space, space_leaves
+from haepo_jax.action_outputs import action_output, action_size
+from haepo_jax.spaces import Discrete, Leaf, MultiDiscrete, Space, frozen_space, space_leaves
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
 
 
 class Policy(Protocol):
@@ -101,7 +102,7 @@ def as_policy(policy: Any) -> Policy:
 class Encoder(nn.Module):
     """Observation -> feature vector: (..., *shape) of any space -> (..., features), float32.
 
-    Integers become one-hot (`Discrete`) or are scaled by their bounds to [-1, 1]; images (three axes) go through
+    Integers become one-hot (`Discrete`, `MultiDiscrete`) or are scaled by their bounds to [-1, 1]; images (three axes) go through
     convolutions; everything else is flattened. The parts of a dict or tuple space are concatenated.
     """
 
@@ -112,9 +113,11 @@ class Encoder(nn.Module):
         pairs = zip(space_leaves(self.space), jax.tree.leaves(observation), strict=True)
         return jnp.concatenate([self._encode(space, x) for space, x in pairs], axis=-1)
 
-    def _encode(self, space: Box | Discrete, x: jax.Array) -> jax.Array:
+    def _encode(self, space: Leaf, x: jax.Array) -> jax.Array:
         if isinstance(space, Discrete):
             return jax.nn.one_hot(x, space.n)
+        if isinstance(space, MultiDiscrete):
+            return jnp.concatenate([jax.nn.one_hot(x[..., i], n) for i, n in enumerate(space.sizes)], axis=-1)
         lead = x.shape[: x.ndim - len(space.shape)]
         if jnp.issubdtype(x.dtype, jnp.integer) and space.bounded:
             low, high = jnp.asarray(space.low, jnp.float32), jnp.asarray(space.high, jnp.float32)
@@ -172,31 +175,25 @@ class MLP(nn.Module):
     def __call__(self, observation: Any) -> jax.Array:
         x = Encoder(self.space)(observation)
         for size in self.hidden_sizes:
-            x = _ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=orthogonal(math.sqrt(2)))(x))
+            x = ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=orthogonal(math.sqrt(2)))(x))
         return nn.Dense(self.num_outputs, kernel_init=orthogonal(self.output_gain))(x)
 
 
 class ActionNetwork(nn.Module):
-    """The default policy network: logits for a `Discrete` space; for a `Box` mean and a log-std that is one parameter."""
+    """The default policy network: what `action_distribution` takes; see `action_output` for its log-std."""
 
     observation_space: Space
-    action_space: Discrete | Box
+    action_space: Space
     hidden_sizes: Sequence[int]
     activation: str
+    state_dependent_std: bool = False
 
     @nn.compact
     def __call__(self, observation: Any) -> Any:
-        space = self.action_space
-        size = space.n if isinstance(space, Discrete) else math.prod(space.shape)
+        size = action_size(self.action_space, self.state_dependent_std)
         # Nearly equal logits at the start: exploration, and no chance preference that the first updates must undo.
         output = MLP(self.observation_space, size, self.hidden_sizes, self.activation, 0.01)(observation)
-        if isinstance(space, Discrete):
-            return output
-        output = output.reshape(*output.shape[:-1], *self.action_space.shape)
-        # A squashed parameter rather than a clipped one: it has a gradient everywhere, so it can come back from an end.
-        middle, half = (LOG_STD_MAX + LOG_STD_MIN) / 2, (LOG_STD_MAX - LOG_STD_MIN) / 2
-        raw = self.param("raw_log_std", nn.initializers.constant(math.atanh(-middle / half)), (size,))
-        return output, (middle + half * nn.tanh(raw)).reshape(self.action_space.shape)
+        return action_output(self, self.action_space, output, self.state_dependent_std)
 
 
 class ValueNetwork(nn.Module):
@@ -212,19 +209,17 @@ class ValueNetwork(nn.Module):
 
 
 def default_policy(
-    observation_space: Space, action_space: Discrete | Box, hidden_sizes: tuple[int, ...], activation: str
+    observation_space: Space,
+    action_space: Space,
+    hidden_sizes: tuple[int, ...],
+    activation: str,
+    state_dependent_std: bool = False,
 ) -> Policy:
     """The policy used where none is given; see `ActionNetwork`."""
-    return LinenPolicy(ActionNetwork(_frozen(observation_space), action_space, hidden_sizes, activation))
+    spaces = frozen_space(observation_space), frozen_space(action_space)
+    return LinenPolicy(ActionNetwork(*spaces, hidden_sizes, activation, state_dependent_std))
 
 
 def default_value(observation_space: Space, hidden_sizes: tuple[int, ...], activation: str) -> Policy:
     """The value function used where none is given; see `ValueNetwork`."""
-    return LinenPolicy(ValueNetwork(_frozen(observation_space), hidden_sizes, activation))
-
-
-def _frozen(space: Any) -> Any:
-    """The same space with hashable dicts: a Linen module's fields are compiled in."""
-    if isinstance(space, dict):
-        return flax.core.FrozenDict({name: _frozen(part) for name, part in space.items()})
-    return tuple(map(_frozen, space)) if isinstance(space, tuple) else space
+    return LinenPolicy(ValueNetwork(frozen_space(observation_space), hidden_sizes, activation))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from haepo_jax.envs.base import has_action_mask
 from haepo_jax.sharding import share_out
-from haepo_jax.spaces import Box
+from haepo_jax.spaces import Box, Leaf, map_space
 from haepo_jax.unbatched import any_lane
 
 Act = Callable[[Any, Any, jax.Array, Any, jax.Array], tuple[Any, jax.Array, Any]]
@@ -31,19 +31,26 @@ class Trajectory:
 
     Attributes:
       observation: what the decision was based on, in the environment's own dtype.
-      action: in policy units.
+      action: in policy units, shaped like the action space.
       reward: float32.
       mask: true while the episode is alive, its last step included; every other array is 0 where it is false.
-      action_mask: valid actions (..., n), or None where the environment has no such notion.
+      action_mask: valid actions (see `Environment`), or None where the environment has no such notion.
       extras: what the policy stored with its action.
     """
 
     observation: Any
-    action: jax.Array
+    action: Any
     reward: jax.Array
     mask: jax.Array
-    action_mask: jax.Array | None
+    action_mask: Any
     extras: Any
+
+    @property
+    def decisions(self) -> jax.Array:
+        """The steps of `mask` that a loss is about: all but those whose one valid action pays nothing, as in a prompt."""
+        if self.action_mask is None:
+            return self.mask
+        return self.mask & ((jnp.sum(self.action_mask, axis=-1) > 1) | (self.reward != 0))
 
 
 def lane_keys(key: jax.Array, num_lanes: int) -> jax.Array:
@@ -148,10 +155,13 @@ def _step(
     return _Stepped(transition, after.state, after.observation, carry, after.terminated, after.truncated)
 
 
-def to_env_action(env: Any, action: jax.Array) -> jax.Array:
+def to_env_action(env: Any, action: Any) -> Any:
     """An action in policy units -> in the environment's own."""
-    space = env.action_space
-    return space.from_unit(action.reshape(space.shape)) if isinstance(space, Box) else action
+
+    def convert(space: Leaf, x: jax.Array) -> jax.Array:
+        return space.from_unit(x.reshape(space.shape)) if isinstance(space, Box) else x
+
+    return map_space(convert, env.action_space, action)
 
 
 @jax.tree_util.register_dataclass

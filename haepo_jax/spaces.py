@@ -1,9 +1,10 @@
 """Observation and action spaces: what an environment gives and takes, hashable so that it can be compiled in."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import flax.core
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,13 +77,53 @@ class Box:
         return (1.0 - share) * low + share * high
 
 
-Space: TypeAlias = Discrete | Box | Mapping[str, "Space"] | tuple["Space", ...]
-"""A `Discrete`, a `Box`, or dicts and tuples of them."""
+@dataclasses.dataclass(frozen=True)
+class MultiDiscrete:
+    """Several integers, the i-th from 0 to sizes[i] - 1, as int32 (len(sizes),)."""
+
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", tuple(int(size) for size in self.sizes))
+        if not self.sizes or min(self.sizes) < 1:
+            raise ValueError(f"MultiDiscrete needs sizes >= 1, got {self.sizes}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.sizes),)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.int32)
 
 
-def space_leaves(space: Space) -> list[Discrete | Box]:
-    """The Discrete and Box parts, in the order of `jax.tree.leaves` of an observation."""
+Leaf: TypeAlias = Discrete | MultiDiscrete | Box
+Space: TypeAlias = Leaf | Mapping[str, "Space"] | tuple["Space", ...]
+"""A `Discrete`, a `MultiDiscrete`, a `Box`, or dicts and tuples of them."""
+
+
+def space_leaves(space: Space) -> list[Leaf]:
+    """The parts, in the order of `jax.tree.leaves` of an observation."""
     return jax.tree.leaves(space)
+
+
+def map_space(function: Callable[..., Any], space: Space, *rest: Any) -> Any:
+    """`function(part, *its counterparts)` for every part of a space, in plain dicts and tuples like the space's own.
+
+    The parts come in the order of `space_leaves`.
+    """
+    if isinstance(space, Mapping):
+        return {name: map_space(function, space[name], *(x[name] for x in rest)) for name in sorted(space)}
+    if isinstance(space, tuple):
+        return tuple(map_space(function, *parts) for parts in zip(space, *rest, strict=True))
+    return function(space, *rest)
+
+
+def frozen_space(space: Any) -> Any:
+    """The same space with hashable dicts, to be compiled in."""
+    if isinstance(space, Mapping):
+        return flax.core.FrozenDict({name: frozen_space(part) for name, part in space.items()})
+    return tuple(map(frozen_space, space)) if isinstance(space, tuple) else space
 
 
 def _hashable(bound: np.ndarray) -> Bound:

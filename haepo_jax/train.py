@@ -53,7 +53,8 @@ hyperparameters of algo={algo} (a pair [start,end] changes linearly over the run
 {hyperparameters}
 
 A run leaves in its directory: config.yaml, metrics.jsonl (one row per logged update, every seed's values beside their
-mean), TensorBoard events, curve.png, summary.json and checkpoints. Settings that cannot be used end with exit status 2.
+mean), TensorBoard events, curve.png, summary.json and checkpoints; of a token task completions.jsonl, too. Settings that
+cannot be used end with exit status 2.
 
 A run that was ended goes on with: python -m haepo_jax.train run_dir=<directory> resume=true. It keeps its settings and
 ends with the same numbers as if it had never been ended. A larger total_steps extends it; what changes over a run, such
@@ -98,9 +99,11 @@ def _dry_run(config: RunConfig) -> int:
         check_run_dir(config)
     else:
         make_plan(config, directory, _warn)
-    from haepo_jax.training.loop import build, mesh_of
+    from haepo_jax.training.loop import build, mesh_of, start_of
 
-    mesh_of(config, build(config))
+    algorithm = build(config)
+    mesh_of(config, algorithm)
+    start_of(config, algorithm)
     print("the settings are usable; dry_run=true stops here")
     return 0
 
@@ -172,6 +175,7 @@ def _train(
     plan: Plan, directory: RunDir, goes_on: bool, argv: Sequence[str], stop: StopSignals, processes: Processes
 ) -> int:
     from haepo_jax.training import loggers
+    from haepo_jax.training.completions import CompletionLogger
     from haepo_jax.training.loop import run
     from haepo_jax.training.progress import Progress
 
@@ -179,8 +183,11 @@ def _train(
     directory.clean_up()
     command = shlex.join(["python", "-m", "haepo_jax.train", *argv])
     observers: list[Observer] = [loggers.FileLogger(directory, command), loggers.CurveLogger(directory)]
-    if config.tensorboard:
-        observers.append(loggers.TensorBoardLogger(directory))
+    tensorboard = loggers.TensorBoardLogger(directory) if config.tensorboard else None
+    if tensorboard is not None:
+        observers.append(tensorboard)
+    if config.completions:
+        observers.append(CompletionLogger(directory, config.completions, tensorboard))
     if config.wandb:
         observers.append(loggers.WandbLogger(directory))
     saver = Saver(
@@ -212,7 +219,7 @@ def _train(
     return 0
 
 
-def resume_command(directory: RunDir, *, distributed: bool = False) -> str:
+def resume_command(directory: RunDir, *, distributed: bool = False, module: str = "haepo_jax.train") -> str:
     """The command line that goes on with a run, quoted for the shell and for Hydra's grammar."""
     path = str(directory.path)
     plain = f"run_dir={path}"
@@ -224,7 +231,7 @@ def resume_command(directory: RunDir, *, distributed: bool = False) -> str:
         escaped = path.replace("'", "\\'")
         plain = f"run_dir='{escaped}'"
     several = ["distributed=true"] if distributed else []
-    return shlex.join(["python", "-m", "haepo_jax.train", plain, "resume=true", *several])
+    return shlex.join(["python", "-m", module, plain, "resume=true", *several])
 
 
 @contextlib.contextmanager

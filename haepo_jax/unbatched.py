@@ -35,3 +35,24 @@ def max_lane(values: jax.Array) -> jax.Array:
 def _max_lane_vmap(axis_size: int, in_batched: list[bool], values: jax.Array) -> tuple[jax.Array, Any]:
     del axis_size, in_batched
     return max_lane(values), False
+
+
+@jax.custom_batching.custom_vmap
+def hold_finished(unfinished: jax.Array, new: Any, old: Any) -> Any:
+    """What the turn of a `while_loop` leaves behind whose predicate is `any_lane(unfinished)`: `new`, and in a lane
+    that has finished, which exists under `jax.vmap` alone, `old`; () bool, and two pytrees alike.
+
+    Without lanes a turn is taken only where it is unfinished, and no select has to be compiled for every array.
+    """
+    del unfinished, old
+    return new
+
+
+@hold_finished.def_vmap
+def _hold_finished_vmap(axis_size: int, in_batched: list[Any], unfinished: jax.Array, new: Any, old: Any) -> Any:
+    flags, *trees = (
+        jax.tree.map(lambda x, batched: x if batched else jnp.broadcast_to(x, (axis_size, *x.shape)), tree, batched)
+        for tree, batched in zip((unfinished, new, old), in_batched, strict=True)
+    )
+    held = jax.vmap(lambda flag, x, y: jax.tree.map(lambda x, y: jnp.where(flag, x, y), x, y))(flags, *trees)
+    return held, jax.tree.map(lambda _: True, held)

@@ -161,7 +161,18 @@ def good_values(field: dataclasses.Field[Any]) -> list[str]:
     ):
         # Sizes must divide each other, a score needs its credit, and a seed leaves room for the others.
         return {"seed": ["0", "17"], "total_steps": ["1e6", "123456"]}.get(field.name, [])
-    if field.name in ("halving", "pbt", "cohort", "search", "distributed", "resume", "run_dir", "wandb", "credit"):
+    if field.name in (
+        "halving",
+        "pbt",
+        "cohort",
+        "search",
+        "distributed",
+        "resume",
+        "run_dir",
+        "wandb",
+        "credit",
+        "network",
+    ):
         return []
     values = {bool: ["true", "false"], tuple: ["[32]", "[64,16]", "[]"]}.get(kind, list(meta.get("choices") or ()))
     if (within := meta.get("within")) is not None:
@@ -227,13 +238,13 @@ class Writer:
         draw = self.draw
         plan = draw.choices(["good", "one bad", "wild"], [25, 30, 45])[0]
         algo = draw.choice(configuration.ALGORITHM_NAMES)
-        env = self.environment()
-        arguments = [f"env={env}", f"algo={algo}"]
-        swept: set[str] = set()
+        algos = [algo]
         if command == "compare" and draw.random() < 0.3:
-            arguments[1] = (
-                f"algo={algo},{draw.choice([name for name in configuration.ALGORITHM_NAMES if name != algo])}"
-            )
+            algos.append(draw.choice([name for name in configuration.ALGORITHM_NAMES if name != algo]))
+        # Only a few environments have demonstrations.
+        env = "haepo/reverse" if "supervised" in algos else self.environment()
+        arguments = [f"env={env}", f"algo={','.join(algos)}"]
+        swept: set[str] = set()
         if command == "sweep":
             swept.add("algo.learning_rate")
             values = ("1e-3,1e-2", "interval(0,1)", "tag(log,interval(1e-4,1e-2))", "choice(0.1)", "range(1,4)")

@@ -25,14 +25,14 @@ def block(marker: str) -> list[str]:
 def test_python_blocks_run_in_order() -> None:
     namespace: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for source in blocks:
         exec(compile(source, "README.md", "exec"), namespace)
 
 
 @pytest.mark.slow
 def test_commands_run(tmp_path: Path) -> None:
-    for line in [*block("commands"), *block("sweep"), "python -m haepo_jax.train env=CartPole-v1"]:
+    for line in [*block("commands"), *block("sweep"), "python -m haepo_jax.train env=CartPole-v1 total_steps=50_000"]:
         words = shlex.split(line)
         assert words[0] == "python"
         done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=600)

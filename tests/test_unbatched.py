@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 from toy_envs import equations
 
-from haepo_jax.unbatched import any_lane, max_lane
+from haepo_jax.unbatched import any_lane, hold_finished, max_lane
 
 
 def count_down(x: jax.Array) -> jax.Array:
@@ -87,3 +87,18 @@ def test_only_one_of_two_arguments_batched() -> None:
     x = jnp.array([1, 0])
     found = jax.vmap(lambda shift: count_down(x) + shift)(jnp.arange(4))
     assert found.tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_lane_that_has_finished_is_held(depth: int) -> None:
+    """Without lanes nothing is selected; in lanes each stops at its own count."""
+
+    def count_down(x: jax.Array) -> jax.Array:
+        def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            return hold_finished(state[0] > 0, (state[0] - 1, state[1] + 2), state)
+
+        return jax.lax.while_loop(lambda state: any_lane(state[0] > 0), turn, (x, jnp.int32(0)))[1]
+
+    x = jnp.arange(1, 1 + 3**depth).reshape((3,) * depth)
+    assert (nested(count_down, depth)(x) == 2 * x).all()
+    assert bool(primitives(nested(count_down, depth), x).get("select_n")) == bool(depth)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haepo_jax.envs.base import TimeStep
-from haepo_jax.spaces import Box, Discrete
+from haepo_jax.spaces import Box, Discrete, MultiDiscrete
 
 
 @dataclasses.dataclass(eq=False)
@@ -144,6 +144,36 @@ class Lock:
     def _observe(self, state: Any) -> Any:
         image = jnp.full((4, 4, 3), 50 * state["time"], jnp.uint8)
         return {"image": image, "code": self._code(state), "nested": (jnp.zeros(2), state["time"])}
+
+
+@dataclasses.dataclass(eq=False)
+class Controls:
+    """Actions and masks in a dict: a lever, two dials and two sliders, each worth up to 1, told by the observation.
+
+    An invalid action, or a slider outside its range, makes the reward NaN. The lever's right position is always valid.
+    """
+
+    horizon: int = 1
+
+    name = "toy/controls"
+    action_space = {"lever": Discrete(2), "dials": (MultiDiscrete((2, 3)), Box(0.0, 10.0, (2,)))}
+    observation_space = {"lever": Discrete(2), "dials": MultiDiscrete((2, 3))}
+
+    def reset(self, key: jax.Array) -> tuple[Any, Any]:
+        lever, *dials = jax.random.randint(key, (3,), 0, jnp.array([2, 2, 3]))
+        state = {"lever": lever, "dials": jnp.stack(dials)}
+        return state, state
+
+    def step(self, key: jax.Array, state: Any, action: Any) -> TimeStep:
+        dials, sliders = action["dials"]
+        valid = jnp.all((sliders >= 0) & (sliders <= 10)) & self.action_mask(state)["dials"][0][2 + dials[1]]
+        right = (action["lever"] == state["lever"]).astype(jnp.float32) + jnp.sum(dials == state["dials"])
+        reward = right - jnp.sum(jnp.abs(sliders - 5.0)) / 5.0
+        return TimeStep(state, state, jnp.where(valid, reward, jnp.nan), jnp.bool_(True), jnp.bool_(False))
+
+    def action_mask(self, state: Any) -> Any:
+        second = jnp.arange(3) != (state["dials"][1] + 1) % 3  # one wrong position is barred
+        return {"lever": jnp.ones(2, bool), "dials": (jnp.concatenate([jnp.ones(2, bool), second]), None)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,22 +7,24 @@ leaves, so `jax.vmap(lambda lr: algo.replace(learning_rate=lr).train(key))(rates
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from haepo_jax.action_outputs import squashed
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.envs.base import as_environment, check_environment
 from haepo_jax.losses import AUTO
-from haepo_jax.networks import Policy, as_policy, default_policy
+from haepo_jax.networks import Policy, as_policy, default_policy, default_value
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.rollout import collect_episodes, lane_keys
-from haepo_jax.spaces import Box, Discrete, space_leaves
-from haepo_jax.unbatched import any_lane
+from haepo_jax.sequence_networks import sequence_policy
+from haepo_jax.spaces import Box, Space, space_leaves
+from haepo_jax.unbatched import any_lane, hold_finished
 
 Metrics = dict[str, jax.Array]
 
@@ -84,14 +86,22 @@ class TrainState:
     health: Health
 
 
+class Start(NamedTuple):
+    """What a training starts from in place of fresh weights: a policy's parameters, and the normaliser it was trained
+    with or None; see `haepo_jax.load`."""
+
+    params: Any
+    normalizer: RunningStatistics | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Algorithm(hyperparameters.Common):
     """The base of `HAEPO`, `EpisodicHAEPO`, `PPO`, `GRPO` and `DPO`, which add `_update`.
 
     Attributes:
-      env: an environment, or its name; see `make_env`.
-      policy: a Flax Linen module, a function rngs -> NNX module, or an object with `init` and `apply`; None: the default
-        network for the environment's spaces.
+      env: an environment, its name, or an environment object of another library; see `make_env`.
+      policy: a Flax Linen module, a function rngs -> NNX module, or an object with `init` and `apply`; None: the
+        network that `network` names, for the environment's spaces.
 
     Raises:
       HyperparameterError: at construction, for a value that cannot be used.
@@ -102,7 +112,7 @@ class Algorithm(hyperparameters.Common):
 
     def __post_init__(self) -> None:
         # jax rebuilds the object with tracers and placeholders in its leaves, so every step here leaves those alone.
-        if isinstance(self.env, str) or jax.tree_util.all_leaves([self.env]):
+        if isinstance(self.env, str) or type(self.env) is tuple or jax.tree_util.all_leaves([self.env]):
             object.__setattr__(self, "env", as_environment(self.env))
         if self.policy is not None:
             object.__setattr__(self, "policy", as_policy(self.policy))
@@ -115,6 +125,8 @@ class Algorithm(hyperparameters.Common):
             elif isinstance(value, str) and value == "auto" and field.metadata.get("word") == "auto":
                 object.__setattr__(self, field.name, AUTO)
         self.check()
+        if hasattr(self.env, "action_space"):
+            self._check_actions()
 
     def replace(self, **changes: Any) -> Self:
         """The same algorithm with some hyperparameters changed; numbers may be tracers."""
@@ -123,11 +135,23 @@ class Algorithm(hyperparameters.Common):
     # Parts that follow from the environment and the hyperparameters.
 
     @property
-    def network(self) -> Policy:
+    def policy_network(self) -> Policy:
         """The policy as a pair of pure functions."""
-        if self.policy is not None:
-            return self.policy
-        return default_policy(self.env.observation_space, self.env.action_space, self.hidden_sizes, self.activation)
+        policy = self.policy or self.default_network(self.env.action_space)
+        return squashed(policy, self.env.action_space) if self.squash_actions else policy
+
+    def default_network(self, action_space: Space | None) -> Policy:
+        """The network that `network` names: a policy, or with None for an action space a value function."""
+        space = self.env.observation_space
+        if self.network != "mlp":
+            context = min(self.context or self.env.horizon, self.env.horizon)
+            return sequence_policy(
+                self.network, space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation,
+                num_heads=self.num_heads, context=context, state_dependent_std=self.state_dependent_std,
+            )  # fmt: skip
+        if action_space is None:
+            return default_value(space, self.hidden_sizes, self.activation)
+        return default_policy(space, action_space, self.hidden_sizes, self.activation, self.state_dependent_std)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -156,20 +180,31 @@ class Algorithm(hyperparameters.Common):
 
     # The life of a run.
 
-    def init(self, key: jax.Array) -> TrainState:
-        """A fresh train state from a typed PRNG key (`jax.random.key(seed)`)."""
+    def init(self, key: jax.Array, start: Start | None = None) -> TrainState:
+        """A fresh train state from a typed PRNG key (`jax.random.key(seed)`).
+
+        With `start` the policy begins there, and so does a reference policy that is kept: `algo.init(key, policy.start)`
+        for a policy that `haepo_jax.load` gave. A value function begins afresh.
+
+        Raises:
+          ValueError: `start` is of another network, or its observations were normalised and these are not.
+        """
         check_environment(self.env)
         params_key, run_key = jax.random.split(key)
         observation = self._example_observation()
         params = self._init_params(params_key, observation)
         normalize = self.normalize_observations
         if normalize is None:
-            normalize = isinstance(self.env.action_space, Box)
+            normalize = any(isinstance(part, Box) for part in space_leaves(self.env.action_space))
+        normalizer = RunningStatistics.of(observation) if normalize else None
+        if start is not None:
+            _check_fits(start, Start(self.policy_params(params), normalizer))
+            params, normalizer = self._with_policy(params, start.params), start.normalizer
         state = TrainState(
             params=params,
             opt_state=self.optimizer.init(params),
             reference=self._init_reference(params),
-            normalizer=RunningStatistics.of(observation) if normalize else None,
+            normalizer=normalizer,
             extra=None,
             key=run_key,
             update=jnp.int32(0),
@@ -213,11 +248,10 @@ class Algorithm(hyperparameters.Common):
             return (state.env_steps < until) & ~state.health.diverged
 
         def step(loop: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-            # Under vmap other lanes may still be at work; one that has finished stays as it is.
-            more = unfinished(loop[0])
-            return jax.tree.map(lambda new, old: jnp.where(more, new, old), self.train_step(loop[0]), loop)
+            return hold_finished(unfinished(loop[0]), train_step(loop[0]), loop)
 
-        shapes = jax.eval_shape(self.train_step, state)[1]
+        train_step = jax.jit(self.train_step)  # traced once, for its shapes and for the loop
+        shapes = jax.eval_shape(train_step, state)[1]
         nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
         return jax.lax.while_loop(lambda loop: any_lane(unfinished(loop[0])), step, (state, nothing))
 
@@ -247,7 +281,8 @@ class Algorithm(hyperparameters.Common):
             carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array
         ) -> tuple[Any, jax.Array, None]:
             carry, distribution = self.act_distribution(state, carry, observation, is_first, action_mask)
-            return carry, jnp.where(greedy, distribution.mode(), distribution.sample(key)), None
+            choose = lambda mode, sample: jnp.where(greedy, mode, sample)  # noqa: E731
+            return carry, jax.tree.map(choose, distribution.mode(), distribution.sample(key)), None
 
         # Where an algorithm is a constant of the compiled program, the compiler would compute ahead with the environment's
         # numbers and round differently; so evaluation is the same to the last bit inside `jax.jit` and outside.
@@ -257,8 +292,8 @@ class Algorithm(hyperparameters.Common):
         )
         return {"return": returns, "length": lengths}
 
-    def train(self, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
-        """The whole run, one compiled program under `jax.jit`.
+    def train(self, key: jax.Array, start: Start | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """The whole run, one compiled program under `jax.jit`; with `start` from there, as `init` says.
 
         Returns:
           The final state, and a history of `log_points` rows evenly spaced in live steps: the metrics of the last update
@@ -269,7 +304,7 @@ class Algorithm(hyperparameters.Common):
         until = StepCount(
             jnp.array([p >> 32 for p in points], jnp.uint32), jnp.array([p & 0xFFFFFFFF for p in points], jnp.uint32)
         )
-        state = self.init(key)
+        state = self.init(key, start)
         shapes = jax.eval_shape(self.train_step, state)[1]
 
         def row(
@@ -302,14 +337,14 @@ class Algorithm(hyperparameters.Common):
     def initial_carry(self) -> Any:
         """The carry of one environment's policy before its first step."""
         # The carry holds no parameters, so under jit the initialisation of those is dead code.
-        return self.network.init(jax.random.key(0), self._example_observation())[1]
+        return self.policy_network.init(jax.random.key(0), self._example_observation())[1]
 
     def act_distribution(
         self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array, action_mask: jax.Array | None = None
     ) -> tuple[Any, Distribution]:
         """The action distribution of the current policy in one environment, and its next carry."""
         observation = self.normalized(state.normalizer, observation)
-        carry, output = self.network.apply(self.policy_params(state.params), carry, observation, is_first)
+        carry, output = self.policy_network.apply(self.policy_params(state.params), carry, observation, is_first)
         return carry, action_distribution(self.env.action_space, output, action_mask)
 
     @staticmethod
@@ -317,8 +352,13 @@ class Algorithm(hyperparameters.Common):
         """The policy's part of the parameters."""
         return params
 
+    @staticmethod
+    def _with_policy(params: Any, policy_params: Any) -> Any:
+        """The parameters with another policy's in place of the policy's."""
+        return policy_params
+
     def normalized(self, normalizer: RunningStatistics | None, observation: Any) -> Any:
-        """An observation as the networks see it; what is `Discrete` stays the integer that the networks make one-hot."""
+        """An observation as the networks see it; what counts choices stays the integers that the networks make one-hot."""
         if normalizer is None:
             return observation
         leaves, structure = jax.tree.flatten(observation)
@@ -328,14 +368,24 @@ class Algorithm(hyperparameters.Common):
             jax.tree.leaves(normalizer.normalize(observation)),
             strict=True,
         )
-        return jax.tree.unflatten(
-            structure, [raw if isinstance(space, Discrete) else seen for space, raw, seen in parts]
-        )
+        return jax.tree.unflatten(structure, [seen if isinstance(space, Box) else raw for space, raw, seen in parts])
 
     # What an algorithm may override.
 
+    def _check_actions(self) -> None:
+        boxes = [part for part in space_leaves(self.env.action_space) if isinstance(part, Box)]
+        for name in ("squash_actions", "state_dependent_std"):
+            if getattr(self, name) and not boxes:
+                raise hyperparameters.HyperparameterError(
+                    f"{name}=true needs continuous actions, and those of {self.env.name} are discrete"
+                )
+        if self.squash_actions and not all(box.bounded for box in boxes):
+            raise hyperparameters.HyperparameterError(
+                f"squash_actions=true needs bounded actions, and those of {self.env.name} have no bounds"
+            )
+
     def _init_params(self, key: jax.Array, observation: Any) -> Any:
-        return self.network.init(key, observation)[0]
+        return self.policy_network.init(key, observation)[0]
 
     def _init_reference(self, params: Any) -> Any:
         return None
@@ -353,6 +403,22 @@ class Algorithm(hyperparameters.Common):
         return optax.apply_updates(params, jax.tree.map(lambda u: -self.learning_rate * u, updates)), opt_state
 
 
+def _check_fits(start: Start, own: Start) -> None:
+    """Raises ValueError, in one line, where one policy cannot start from another's parameters."""
+    if (start.normalizer is None) != (own.normalizer is None):
+        there, here = ("normalised", "are not") if own.normalizer is None else ("not normalised", "are")
+        raise ValueError(f"the policy to start from saw observations that were {there}, and these {here}")
+    named = [
+        {jax.tree_util.keystr(path): jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (start, own)
+    ]
+    for name in {**named[1], **named[0]}:
+        there, here = (str(shapes.get(name, "missing")) for shapes in named)
+        if there != here:
+            raise ValueError(f"the policy to start from has another network: {name} is {there} there and {here} here")
+
+
 def _all_finite(tree: Any) -> jax.Array:
+    # As one vector: a reduction for each leaf takes seconds to compile.
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+    return jnp.all(jnp.isfinite(jnp.concatenate([jnp.ravel(x) for x in leaves])))

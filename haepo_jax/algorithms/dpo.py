@@ -24,14 +24,14 @@ class DPO(hyperparameters.DPO, TrajectoryAlgorithm):
     """
 
     def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-        steps = batch.steps
+        steps, mask = batch.steps, batch.mask
         current = self.sequence_distribution(params, batch.observation, steps)
         # Relative to the reference from the first step on: two long sums subtracted would lose digits.
         log_ratio = current.log_prob(steps.action) - batch.reference.log_prob(steps.action)
         return losses.dpo_loss(
-            losses.trajectory_log_likelihood(log_ratio, steps.mask), jnp.sum(steps.reward, axis=0, where=steps.mask),
-            reference_log_likelihood=jnp.zeros(steps.mask.shape[1:]), beta=self.beta, mask=jnp.any(steps.mask, axis=0),
-            entropy_coef=self.entropy_coef, policy_entropy=masked_mean(current.entropy(), steps.mask),
+            losses.trajectory_log_likelihood(log_ratio, mask), jnp.sum(steps.reward, axis=0, where=mask),
+            reference_log_likelihood=jnp.zeros(mask.shape[1:]), beta=self.beta, mask=jnp.any(mask, axis=0),
+            entropy_coef=self.entropy_coef, policy_entropy=masked_mean(current.entropy(), mask),
         )  # fmt: skip
 
     def _init_reference(self, params: Any) -> Any:

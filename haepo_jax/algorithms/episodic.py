@@ -33,7 +33,7 @@ class EpisodicHAEPO(hyperparameters.EpisodicHAEPO, TrajectoryAlgorithm):
 
     def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
         """The per-decision loss, or the trajectory loss, of a batch (T, G, K)."""
-        steps, mask = batch.steps, batch.steps.mask
+        steps, mask = batch.steps, batch.mask
         current = self.sequence_distribution(params, batch.observation, steps)
         log_probs = current.log_prob(steps.action)
         entropy = current.entropy()

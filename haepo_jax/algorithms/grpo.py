@@ -21,10 +21,12 @@ class GRPO(hyperparameters.GRPO, TrajectoryAlgorithm):
     """Group-standardised returns as every step's advantage, clipped ratios, k3 KL to the reference; see `grpo_loss`."""
 
     def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-        steps = batch.steps
+        steps, mask = batch.steps, batch.mask
         current = self.sequence_distribution(params, batch.observation, steps)
         return losses.grpo_loss(
-            current.log_prob(steps.action), steps.extras, jnp.sum(steps.reward, axis=0, where=steps.mask), steps.mask,
+            current.log_prob(steps.action), steps.extras, jnp.sum(steps.reward, axis=0, where=mask), mask,
             reference_log_probs=batch.reference.log_prob(steps.action), clip_eps=self.clip_eps, kl_coef=self.kl_coef,
-            entropy_coef=self.entropy_coef, policy_entropy=masked_mean(current.entropy(), steps.mask),
+            clip_eps_high=self.clip_eps_high, normalize=self.normalize, average=self.average, max_length=self.env.horizon,
+            ratio=self.ratio,
+            entropy_coef=self.entropy_coef, policy_entropy=masked_mean(current.entropy(), mask),
         )  # fmt: skip

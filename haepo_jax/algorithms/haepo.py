@@ -16,6 +16,7 @@ from haepo_jax.algorithms.segments import Extra, RewardScale, SegmentAlgorithm
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.losses._numerics import masked_mean
 from haepo_jax.rollout import Lanes, Segment
+from haepo_jax.sharding import share_out
 
 
 @jax.tree_util.register_dataclass
@@ -47,7 +48,7 @@ class Batch:
     log_prob: jax.Array
     advantage: jax.Array
     value_target: jax.Array
-    reference: Distribution
+    reference: Any
     carry: Any
 
 
@@ -60,6 +61,10 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
     that the policy which played it gave it. The softmax over a group weighs a history by how much likelier the policy
     has made it since, and bounds how far it may: that makes many passes over old experience safe. Advantages are
     estimated anew with the value function of the moment.
+
+    With `history_bonus` an action also earns its surprise, -log pi_behaviour, so that the return to maximise holds the
+    entropy of whole histories and not of single decisions: where reward is too rare to show a way, all ways are kept open
+    (maximum-entropy reinforcement learning, Ziebart 2010). The preset `haepo_explore` does this.
 
     The paper's form, and others that need no value function, are `EpisodicHAEPO`.
 
@@ -102,7 +107,7 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
 
         def step(loop: tuple[Any, Any], indices: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
             params, opt_state = loop
-            minibatch = jax.tree.map(lambda x: jnp.take(x, indices, axis=0), batch)
+            minibatch = share_out(jax.tree.map(lambda x: jnp.take(x, indices, axis=0), batch))
             gradients, metrics = jax.grad(self.loss, has_aux=True)(params, minibatch)
             params, opt_state = self._optimize(params, opt_state, gradients)
             return (params, opt_state), {**metrics, "grad_norm": optax.tree.norm(gradients)}
@@ -144,6 +149,7 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
         following = jnp.concatenate([values[:, 1:], end[:, None]], axis=1)
         bootstrap = jnp.where(segment.truncated, segment.final_value, following)
         rewards = steps.reward if reward_scale is None else reward_scale.apply(steps.reward)
+        rewards = rewards - self.history_bonus * jnp.where(steps.decisions, steps.extras, 0)
         # The delta of an invalid step is then 0: it teaches nothing, and nothing of it reaches the steps before.
         rewards = jnp.where(steps.mask, rewards, values)
         advantages, value_targets = losses.generalized_advantage_estimation(
@@ -152,7 +158,7 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
         )  # fmt: skip
         return Batch(
             observation=observation, is_first=segment.is_first, action=steps.action, action_mask=steps.action_mask,
-            mask=steps.mask, log_prob=steps.extras, advantage=advantages.T, value_target=value_targets.T,
+            mask=steps.decisions, log_prob=steps.extras, advantage=advantages.T, value_target=value_targets.T,
             reference=reference, carry=pieces.carry,
         )  # fmt: skip
 
@@ -164,17 +170,16 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
         def sequence(
             observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any
         ) -> tuple[Distribution, jax.Array]:
-            output = self.network.apply(params["policy"], carry[0], observation, is_first)[1]
+            output = self.policy_network.apply(params["policy"], carry[0], observation, is_first)[1]
             values = self.value_network.apply(params["value"], carry[1], observation, is_first)[1]
             return action_distribution(self.env.action_space, output, action_mask), values
 
-        inputs = observation, is_first, action_mask
         if jax.tree.leaves(carry):
-            return jax.vmap(sequence)(*inputs, carry)
+            return jax.vmap(sequence)(observation, is_first, action_mask, carry)
         # Without a carry every step is a sequence by itself, and each layer one matrix product on one long axis.
         shape = is_first.shape
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), inputs)
-        outputs = jax.vmap(lambda step: sequence(*step, carry))(flat)
+        steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (observation, is_first, action_mask))
+        outputs = jax.vmap(lambda step: sequence(step[0], step[1], step[2], carry))(steps)
         return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), outputs)
 
     def _end_values(self, state: TrainState, observation: Any, is_first: jax.Array, pieces: Pieces) -> jax.Array:

@@ -161,8 +161,32 @@ class Common:
     )
     max_grad_norm: float = leaf(1.0, "gradients are scaled down to this global norm", within=POSITIVE)
     entropy_coef: Scheduled = leaf(0.01, "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
-    hidden_sizes: tuple[int, ...] = static((64, 64), tuple, "widths of the default networks' hidden layers")
-    activation: str = static("tanh", str, "of the default networks", choices=("tanh", "relu", "swish"))
+    network: str = static(
+        "mlp",
+        str,
+        "the default networks' kind; all but mlp remember the episode",
+        choices=("mlp", "gru", "lstm", "transformer"),
+    )
+    hidden_sizes: tuple[int, ...] = static(
+        (64, 64), tuple, "widths of their hidden layers; gru, lstm: the last is the cell's; transformer: its blocks'"
+    )
+    activation: str = static(
+        "tanh", str, "of their hidden layers (the transformer's is gelu)", choices=("tanh", "relu", "swish")
+    )
+    num_heads: int = static(4, int, "transformer: attention heads of a block", within=COUNT)
+    context: int | None = static(
+        None,
+        int,
+        "transformer: steps that a block looks back on, the present one included; null: the episode's",
+        within=COUNT,
+        optional=True,
+    )
+    squash_actions: bool = static(
+        False, bool, "continuous actions are passed through tanh, rather than clipped, to their bounds"
+    )
+    state_dependent_std: bool = static(
+        False, bool, "default networks: actions' standard deviation depends on the observation, rather than being one"
+    )
     normalize_observations: bool | None = static(
         None,
         bool,
@@ -189,6 +213,20 @@ class Common:
         for field in dataclasses.fields(self):
             if "kind" in field.metadata:
                 check_value(field, getattr(self, field.name))
+        if self.network != "mlp" and not self.hidden_sizes:
+            raise HyperparameterError(f"hidden_sizes=[] must have at least one size for network={self.network}")
+        if self.network == "transformer":
+            width = self.hidden_sizes[0]
+            if any(size != width for size in self.hidden_sizes):
+                sizes = short(list(self.hidden_sizes))
+                raise HyperparameterError(f"hidden_sizes={sizes} must be equal for network=transformer, one a block")
+            if width % (2 * self.num_heads):
+                below, above = width - width % (2 * self.num_heads), width - width % (-2 * self.num_heads)
+                nearest = f"{below} or {above}" if below else f"{above}"
+                raise HyperparameterError(
+                    f"hidden_sizes of {width} must be a multiple of 2 num_heads = {2 * self.num_heads} for "
+                    f"network=transformer; the nearest that are: {nearest}"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -233,6 +271,7 @@ class HAEPO(Segments):
     num_steps: int = static(32, int, "steps of each environment in one update", within=COUNT)
     num_epochs: int = static(16, int, "passes over the history in each update", within=COUNT)
     num_minibatches: int = static(1, int, "parts that each pass is cut into", within=COUNT)
+    learning_rate: Scheduled = leaf(2e-3, "Adam's step size", within=NOT_NEGATIVE, scheduled=True)
     history_batches: int = static(
         8, int, "batches that an update learns from: its own, and those of the policies before it", within=COUNT
     )
@@ -245,7 +284,13 @@ class HAEPO(Segments):
     temperature: Scheduled = leaf(
         0.3, "of the softmax over a group: how far histories may move apart", within=POSITIVE, scheduled=True
     )
-    history_decay: float = leaf(0.9, "what a step of age leaves of a decision's weight", within=UNIT)
+    history_decay: float = leaf(0.95, "what a step of age leaves of a decision's weight", within=UNIT)
+    history_bonus: Scheduled = leaf(
+        0.0,
+        "reward for each nat by which an action was unlikely, beside the task's",
+        within=NOT_NEGATIVE,
+        scheduled=True,
+    )
     kl_coef: Scheduled = leaf(
         0.3, "weight of the KL penalty to the policy before the update", within=NOT_NEGATIVE, scheduled=True
     )
@@ -331,13 +376,36 @@ class PPO(Segments):
     def check(self) -> None:
         super().check()
         check_divides("num_envs * num_steps", self.num_envs * self.num_steps, "num_minibatches", self.num_minibatches)
+        if self.network != "mlp":  # a minibatch is then of whole segments
+            check_divides("num_envs", self.num_envs, "num_minibatches", self.num_minibatches)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GRPO(Trajectory):
-    """Group Relative Policy Optimization (arXiv 2402.03300)."""
+    """Group Relative Policy Optimization (arXiv 2402.03300); its later variants by option."""
 
+    normalize: str = static(
+        "standardize",
+        str,
+        "how returns become advantages (Dr. GRPO: center)",
+        choices=("standardize", "center"),
+    )
+    average: str = static(
+        "trajectory",
+        str,
+        "means over steps: of each trajectory, of the group's steps (DAPO), or sums over the horizon (Dr. GRPO)",
+        choices=("trajectory", "step", "constant"),
+    )
+    ratio: str = static(
+        "step",
+        str,
+        "probability ratios of steps, or of whole trajectories to the power of 1 / length (GSPO)",
+        choices=("step", "trajectory"),
+    )
     clip_eps: Scheduled = leaf(0.2, "how far the probability ratio may move from 1", within=POSITIVE, scheduled=True)
+    clip_eps_high: float | None = leaf(
+        None, "how far it may move above 1 (DAPO: 0.28); null: clip_eps", within=POSITIVE, optional=True
+    )
     kl_coef: Scheduled = leaf(
         0.04, "weight of the KL penalty to the reference policy", within=NOT_NEGATIVE, scheduled=True
     )
@@ -356,11 +424,26 @@ class DPO(Trajectory):
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Supervised(Common):
+    """Likelihood of an expert's actions: next-token training on a task's demonstrations."""
+
+    num_envs: int = static(64, int, "demonstrations in one update, new ones in each", within=COUNT)
+    num_epochs: int = static(1, int, "passes over each batch", within=COUNT)
+    num_minibatches: int = static(1, int, "parts that each pass is cut into", within=COUNT)
+    entropy_coef: Scheduled = leaf(0.0, "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
+
+    def check(self) -> None:
+        super().check()
+        check_divides("num_envs", self.num_envs, "num_minibatches", self.num_minibatches)
+
+
 ALGORITHMS: dict[str, type[Common]] = {
-    "haepo": HAEPO, "haepo_episodic": EpisodicHAEPO, "ppo": PPO, "grpo": GRPO, "dpo": DPO,
+    "haepo": HAEPO, "haepo_episodic": EpisodicHAEPO, "ppo": PPO, "grpo": GRPO, "dpo": DPO, "supervised": Supervised,
 }  # fmt: skip
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "haepo_explore": ("haepo", {"history_bonus": 0.01, "normalize_rewards": False}),
     "haepo_paper": (
         "haepo_episodic",
         {"credit": "trajectory", "score": "likelihood", "temperature": 1.0, "normalize": "standardize"},

@@ -129,8 +129,8 @@ class PPO(hyperparameters.PPO, SegmentAlgorithm):
         )  # fmt: skip
         batch = Batch(
             observation=self.normalized(state.normalizer, segment.steps.observation), is_first=segment.is_first,
-            action=segment.steps.action, action_mask=segment.steps.action_mask, mask=segment.steps.mask, log_prob=log_probs, value=values,
-            advantage=advantages, value_target=value_targets,
+            action=segment.steps.action, action_mask=segment.steps.action_mask, mask=segment.steps.decisions,
+            log_prob=log_probs, value=values, advantage=advantages, value_target=value_targets,
         )  # fmt: skip
         if jax.tree.leaves(start.carry):
             return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch), start.carry
@@ -142,7 +142,7 @@ class PPO(hyperparameters.PPO, SegmentAlgorithm):
         def sequence(
             observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any
         ) -> tuple[Distribution, jax.Array]:
-            output = self.network.apply(params["policy"], carry[0], observation, is_first)[1]
+            output = self.policy_network.apply(params["policy"], carry[0], observation, is_first)[1]
             values = self.value_network.apply(params["value"], carry[1], observation, is_first)[1]
             return action_distribution(self.env.action_space, output, action_mask), values
 

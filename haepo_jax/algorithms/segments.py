@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
-from haepo_jax.networks import Policy, as_policy, default_value
+from haepo_jax.networks import Policy, as_policy
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.rollout import Lanes, Segment, collect_segment, lane_keys, start_lanes
 
@@ -53,7 +53,8 @@ class Extra:
 
 @dataclasses.dataclass(frozen=True)
 class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
-    """The base of `PPO` and `HAEPO`. Policy and value function are separate networks.
+    """The base of `PPO` and `HAEPO`. Policy and value function are separate networks, of the same kind
+    by default; each has its own memory.
 
     Attributes:
       value: the value function, in any form that `policy` may have, with a scalar output; None: the default network.
@@ -69,7 +70,7 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
     @property
     def value_network(self) -> Policy:
         """The value function as a pair of pure functions."""
-        return self.value or default_value(self.env.observation_space, self.hidden_sizes, self.activation)
+        return self.value or self.default_network(None)
 
     def _update(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """One update: num_steps of every lane, and what `improve` makes of them."""
@@ -149,10 +150,14 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
     def policy_params(params: Any) -> Any:
         return params["policy"]
 
+    @staticmethod
+    def _with_policy(params: Any, policy_params: Any) -> Any:
+        return {**params, "policy": policy_params}
+
     def _init_params(self, key: jax.Array, observation: Any) -> Any:
         policy_key, value_key = jax.random.split(key)
         policy, value = (
-            self.network.init(policy_key, observation)[0],
+            self.policy_network.init(policy_key, observation)[0],
             self.value_network.init(value_key, observation)[0],
         )
         return {"policy": policy, "value": value}

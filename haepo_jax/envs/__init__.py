@@ -1,4 +1,5 @@
-"""Environments: one small protocol (`haepo_jax.envs.base`), adapters for gymnax, Brax and MuJoCo Playground, own tasks.
+"""Environments: one small protocol (`haepo_jax.envs.base`), adapters for gymnax, Brax and, where they are
+installed, MuJoCo Playground, Jumanji, Craftax, Pgx and XLand-MiniGrid, own tasks.
 
 Importing this package imports neither jax nor any environment library.
 """
@@ -6,7 +7,7 @@ Importing this package imports neither jax nor any environment library.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from haepo_jax.envs.names import list_envs, resolve_name
+from haepo_jax.envs.names import OPTIONAL, list_envs, resolve_name
 
 if TYPE_CHECKING:
     from haepo_jax.envs.base import (
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         check_environment,
         has_action_mask,
     )
+    from haepo_jax.envs.tokens import TokenTask
 
 __all__ = [
     "Box",
@@ -26,6 +28,7 @@ __all__ = [
     "Environment",
     "Space",
     "TimeStep",
+    "TokenTask",
     "as_environment",
     "check_environment",
     "has_action_mask",
@@ -34,47 +37,52 @@ __all__ = [
     "resolve_name",
 ]
 
-_IN_BASE = frozenset(__all__) - {"list_envs", "make_env", "resolve_name"}
+_IN_BASE = frozenset(__all__) - {"TokenTask", "list_envs", "make_env", "resolve_name"}
 
 
-def make_env(name: str, **kwargs: Any) -> "Environment":
-    """Build an environment by name.
+# Prefix -> the adapter and its function.
+_MAKERS: dict[str, tuple[str, str]] = {
+    "haepo": ("haepo_jax.envs.tasks", "make_task"),
+    **{name: (f"haepo_jax.envs.{name}", f"make_{name}") for name in ("gymnax", "brax", *OPTIONAL)},
+}
+
+
+def make_env(env: Any, **kwargs: Any) -> "Environment":
+    """Build an environment by name, or take an object of an environment library as it is.
 
     Args:
-        name: one of `list_envs()`, for instance `CartPole-v1` (or `gymnax/CartPole-v1`), `brax/ant`,
-            `haepo/random_walk`.
-        **kwargs: the environment's settings. gymnax: constructor arguments and fields of its `EnvParams`; Brax:
-            `backend`, `episode_length` and the constructor's arguments; Playground: entries of its config; own tasks:
-            see `haepo_jax.envs.tasks`.
+        env: one of `list_envs()`, for instance `CartPole-v1` (or `gymnax/CartPole-v1`), `brax/ant`, `haepo/random_walk`,
+            `jumanji/Snake-v1`; or an environment object of gymnax, Craftax or XLand-MiniGrid, alone or with its params
+            as `(env, params)`, of Brax, Playground, Jumanji or Pgx; or one that follows the protocol.
+        **kwargs: the environment's settings. gymnax, Craftax and XLand-MiniGrid: fields of their `EnvParams`, and
+            gymnax's constructor arguments; Brax: `backend`, `episode_length` and the constructor's arguments;
+            Playground: entries of its config; Jumanji: the constructor's arguments and `episode_length`; Pgx: `opponent`
+            and `episode_length`; own tasks: see `haepo_jax.envs.tasks`. Of these an object takes `episode_length` and
+            `opponent` only: it has all others.
 
     Returns:
         An environment whose static part is equal, and hashes equal, for equal arguments: jitted code compiles once.
 
     Raises:
         ValueError: unknown name or setting (near matches are named), or a value that the environment refuses.
-        TypeError: a setting of the wrong type.
+        TypeError: a setting of the wrong type, or an object that is no environment.
         ImportError: the library behind the name is not installed.
     """
-    canonical = resolve_name(name)
-    library, _, task = canonical.rpartition("/")
-    if library == "brax":
-        from haepo_jax.envs.brax import make_brax
+    if not isinstance(env, str):
+        from haepo_jax.envs.base import as_environment
 
-        return make_brax(task, **kwargs)
-    if library == "playground":
-        from haepo_jax.envs.playground import make_playground
-
-        return make_playground(task, **kwargs)
-    if library == "haepo":
-        from haepo_jax.envs.tasks import make_task
-
-        return make_task(task, **kwargs)
-    from haepo_jax.envs.gymnax import make_gymnax
-
-    return make_gymnax(canonical, **kwargs)
+        return as_environment(env, **kwargs)
+    canonical = resolve_name(env)
+    library, _, task = canonical.partition("/")
+    if library not in _MAKERS:
+        library, task = "gymnax", canonical
+    module, function = _MAKERS[library]
+    return getattr(importlib.import_module(module), function)(task, **kwargs)
 
 
 def __getattr__(name: str) -> Any:
     if name in _IN_BASE:
         return getattr(importlib.import_module("haepo_jax.envs.base"), name)
+    if name == "TokenTask":
+        return importlib.import_module("haepo_jax.envs.tokens").TokenTask
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from haepo_jax.envs._libraries import check_horizon
 from haepo_jax.envs.base import (
     Array,
     Box,
@@ -82,15 +83,13 @@ def make_physics(name: str, inner: Any, model_attribute: str, horizon: int) -> P
     Raises:
         ValueError: a horizon below 1.
     """
-    if horizon < 1:
-        raise ValueError(f"{name}: episode_length must be at least 1, got {horizon}")
     params = jax.tree.map(jnp.asarray, getattr(inner, model_attribute)) if model_attribute else ()
     env = PhysicsEnv(
         params=params,
         inner=inner,
         model_attribute=model_attribute,
         name=name,
-        horizon=int(horizon),
+        horizon=check_horizon(name, "episode_length", horizon),
         observation_space=None,
         action_space=Box(-1.0, 1.0, (int(inner.action_size),)),
     )

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haepo_jax.spaces import Box, Discrete, Space
+from haepo_jax.messages import short
+from haepo_jax.spaces import Box, Discrete, MultiDiscrete, Space, map_space
 
 Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
@@ -29,7 +30,8 @@ class TimeStep(NamedTuple):
 class Environment(Protocol):
     """One environment.
 
-    Optional, for a `Discrete` action space: `action_mask(state) -> bool (n,)`, the valid actions.
+    Optional: `action_mask(state)`, the valid actions: bool (n,) for `Discrete(n)`; for `MultiDiscrete` those of all its
+    integers, one after the other, (sum(sizes),); for dicts and tuples one for each part, None for a `Box`.
     """
 
     @property
@@ -42,11 +44,13 @@ class Environment(Protocol):
 
     @property
     def observation_space(self) -> Space:
-        """A `Discrete`, a `Box`, or a nested dict or tuple of them."""
+        """A `Discrete`, a `MultiDiscrete`, a `Box`, or a nested dict or tuple of them."""
         ...
 
     @property
-    def action_space(self) -> Discrete | Box: ...
+    def action_space(self) -> Space:
+        """As `observation_space`."""
+        ...
 
     def reset(self, key: Array) -> tuple[PyTree, PyTree]:
         """Start an episode: (state, observation)."""
@@ -106,7 +110,7 @@ class PlainEnvironment(Replaceable):
         return self.holder.value.observation_space
 
     @property
-    def action_space(self) -> Discrete | Box:
+    def action_space(self) -> Any:
         return self.holder.value.action_space
 
     def reset(self, key: Array) -> tuple[PyTree, PyTree]:
@@ -126,19 +130,26 @@ class PlainEnvironment(Replaceable):
         return getattr(self.holder.value, name)
 
 
-def as_environment(obj: Any) -> Environment:
-    """An environment from a name, or from an object that follows the protocol.
+def as_environment(obj: Any, **settings: Any) -> Environment:
+    """An environment from a name, from an object of a library that is known, or from one that follows the protocol.
 
-    A registered pytree is returned as it is; a plain object is wrapped (see `PlainEnvironment`).
+    A registered pytree is returned as it is; a plain object is wrapped (see `PlainEnvironment`), one of another library
+    is adapted (see `haepo_jax.envs.objects`).
 
     Raises:
         TypeError: a member is missing, or what reset or step returns does not fit the protocol.
-        ValueError: unknown name, or a horizon below 1.
+        ValueError: unknown name or setting, or a horizon below 1.
     """
-    if isinstance(obj, str):
-        from haepo_jax.envs import make_env
+    from haepo_jax.envs import make_env
+    from haepo_jax.envs.objects import adapt
 
-        return make_env(obj)
+    if isinstance(obj, str):
+        return make_env(obj, **settings)
+    adapted = adapt(obj, **settings)
+    if adapted is not None:
+        return adapted
+    if settings:
+        raise ValueError(f"{type(obj).__name__} takes no settings here: it has its own, and {short(settings)} came too")
     members = ("name", "horizon", "observation_space", "action_space", "reset", "step")
     missing = [member for member in members if not hasattr(obj, member)]
     if missing:
@@ -167,14 +178,13 @@ def check_environment(env: Environment) -> None:
         raise TypeError(f"{name}: horizon must be an integer, got {env.horizon!r}")
     if env.horizon < 1:
         raise ValueError(f"{name}: horizon must be at least 1, got {env.horizon}")
-    if not isinstance(env.action_space, Discrete | Box):
-        raise TypeError(f"{name}: action_space must be a Discrete or a Box, got {type(env.action_space).__name__}")
+    _check_space(f"{name}: action_space", env.action_space)
     key = jax.eval_shape(lambda: jax.random.key(0))
     start = jax.eval_shape(env.reset, key)
     if not isinstance(start, tuple) or len(start) != 2:
         raise TypeError(f"{name}: reset must return (state, observation)")
     state, observation = start
-    action = jax.ShapeDtypeStruct(env.action_space.shape, env.action_space.dtype)
+    action = map_space(lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype), env.action_space)
     result = jax.eval_shape(env.step, key, state, action)
     if not isinstance(result, TimeStep):
         raise TypeError(f"{name}: step must return a TimeStep({', '.join(TimeStep._fields)})")
@@ -186,11 +196,9 @@ def check_environment(env: Environment) -> None:
         if getattr(value, "shape", None) != () or value.dtype != dtype:
             raise TypeError(f"{name}: {field} must be a {np.dtype(dtype).name} scalar, got {_describe(value)}")
     if has_action_mask(env):
-        if not isinstance(env.action_space, Discrete):
-            raise TypeError(f"{name}: action_mask needs a Discrete action space")
-        mask = jax.eval_shape(env.action_mask, state)  # type: ignore[attr-defined]
-        if getattr(mask, "shape", None) != (env.action_space.n,) or mask.dtype != np.bool_:
-            raise TypeError(f"{name}: action_mask must be bool ({env.action_space.n},), got {_describe(mask)}")
+        if not any(isinstance(part, Discrete | MultiDiscrete) for part in jax.tree.leaves(env.action_space)):
+            raise TypeError(f"{name}: action_mask needs a Discrete or MultiDiscrete action space")
+        _check_mask(f"{name}: action_mask", env.action_space, jax.eval_shape(env.action_mask, state))  # type: ignore[attr-defined]
 
 
 def strongly_typed(tree: PyTree) -> PyTree:
@@ -252,10 +260,32 @@ def _describe(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}{weak}"
 
 
-def _check_observation(what: str, space: Any, observation: PyTree) -> None:
+def _describe_tree(tree: Any) -> str:
+    return str(jax.tree.map(_describe, tree)).replace("'", "")
+
+
+def _check_space(what: str, space: Any) -> None:
     spaces = jax.tree.leaves(space)
-    if not all(isinstance(leaf, Discrete | Box) for leaf in spaces):
-        raise TypeError(f"{what}: observation_space must be made of Discrete and Box, got {space!r}")
+    if not spaces or not all(isinstance(part, Discrete | MultiDiscrete | Box) for part in spaces):
+        raise TypeError(f"{what} must be made of Discrete, MultiDiscrete and Box, got {short(space)}")
+
+
+def _check_mask(what: str, space: Any, mask: Any) -> None:
+    def wanted(part: Any) -> Any:
+        if isinstance(part, Box):
+            return None
+        return jax.ShapeDtypeStruct((part.n if isinstance(part, Discrete) else sum(part.sizes),), np.dtype(np.bool_))
+
+    expected = map_space(wanted, space)
+    if not _same_structure(expected, mask) or [*map(_describe, jax.tree.leaves(expected))] != [
+        *map(_describe, jax.tree.leaves(mask))
+    ]:
+        raise TypeError(f"{what} must be {_describe_tree(expected)}, got {_describe_tree(mask)}")
+
+
+def _check_observation(what: str, space: Any, observation: PyTree) -> None:
+    _check_space(f"{what}: observation_space", space)
+    spaces = jax.tree.leaves(space)
     if not _same_structure(space, observation):
         structures = f"{jax.tree.structure(observation)} and {jax.tree.structure(space)}"
         raise TypeError(f"{what} has another structure than observation_space: {structures}")

@@ -10,9 +10,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from haepo_jax.envs._libraries import building
 from haepo_jax.envs._physics import PhysicsEnv, make_physics, quiet
 from haepo_jax.envs._settings import check_settings, constructor_settings, freeze
-from haepo_jax.messages import short
 
 BACKENDS = ("generalized", "spring", "positional", "mjx")
 
@@ -40,14 +40,13 @@ def make_brax(task: str, *, episode_length: int = 1000, **kwargs: Any) -> Physic
     if kwargs.get("backend", BACKENDS[0]) not in BACKENDS:
         raise ValueError(f"{name}: backend must be one of {', '.join(BACKENDS)}, got {kwargs['backend']!r}")
     arguments = tuple(sorted((key, freeze(value)) for key, value in kwargs.items()))
-    try:
-        inner = _build(name, task, arguments)
-        return make_physics(name, inner, "sys" if hasattr(inner, "sys") else "", episode_length)
-    except Exception as error:
-        if not kwargs:
-            raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{name} cannot be built with {short(kwargs)}: {reason}") from error
+    with building(name, kwargs):
+        return adapt_brax(name, _build(name, task, arguments), episode_length=episode_length)
+
+
+def adapt_brax(name: str, inner: Any, *, episode_length: int = 1000) -> PhysicsEnv:
+    """An object of Brax's `Env` class as it is; `episode_length` is its time limit, which Brax leaves to a wrapper."""
+    return make_physics(name, inner, "sys" if hasattr(inner, "sys") else "", episode_length)
 
 
 @functools.cache

@@ -7,7 +7,9 @@ Lange, "gymnax: A JAX-based Reinforcement Learning Environment Library" (2022). 
 import contextlib
 import dataclasses
 import functools
-import warnings
+import importlib
+import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haepo_jax.envs._libraries import building, check_horizon, quiet_types
 from haepo_jax.envs._settings import check_settings, constructor_settings, freeze
 from haepo_jax.envs.base import (
     Array,
@@ -27,7 +30,6 @@ from haepo_jax.envs.base import (
     static_field,
     strongly_typed,
 )
-from haepo_jax.messages import short
 
 # Tasks that end by themselves long before their declared limit. A rollout's arrays are as long as the horizon, and
 # Catch's 1000 declared steps for episodes of 9 would make every update a hundred times as costly.
@@ -68,7 +70,7 @@ class GymnaxEnv(Replaceable):
     def step(self, key: Array, state: PyTree, action: Array) -> TimeStep:
         """One step without gymnax's automatic reset."""
         action = jnp.asarray(action, self.action_space.dtype)
-        with _quiet():
+        with quiet_types():
             observation, new_state, reward, done, _ = self.inner.step_env(key, state, action, self.params)
             new_state = _in_declared_order(new_state)
             if hasattr(self.inner, "is_truncated"):
@@ -103,19 +105,20 @@ def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
             raise ValueError(f"{name}: {key} must be at most {LARGEST_SIZE:,}, got {value}")
 
     arguments = tuple(sorted((key, freeze(value)) for key, value in kwargs.items() if key in constructor))
-    try:
+    with building(name, kwargs):
         inner = default if not arguments else _build(name, arguments)
-        params = _parameters(name, inner.default_params, {key: kwargs[key] for key in kwargs if key not in constructor})
-        _, observation = jax.eval_shape(
-            functools.partial(_reset, inner, params), jax.eval_shape(lambda: jax.random.key(0))
-        )
-    except Exception as error:
-        if not kwargs:
-            raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{name} cannot be built with {short(kwargs)}: {reason}") from error
+        overrides = {key: kwargs[key] for key in kwargs if key not in constructor}
+        return _adapt(name, inner, _parameters(inner.default_params, overrides))
 
-    horizon = int(params.max_steps_in_episode)
+
+def adapt_gymnax(name: str, inner: Any, params: Any = None) -> GymnaxEnv:
+    """An object of gymnax's `Environment` class as it is, with its params or its default ones."""
+    return _adapt(name, inner, _parameters(inner.default_params if params is None else params, {}))
+
+
+def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnv:
+    _, observation = jax.eval_shape(functools.partial(_reset, inner, params), jax.eval_shape(lambda: jax.random.key(0)))
+    horizon = check_horizon(name, "max_steps_in_episode", int(params.max_steps_in_episode))
     if name in _LONGEST_EPISODE:
         horizon = min(horizon, _LONGEST_EPISODE[name](inner, params))
     return GymnaxEnv(
@@ -139,7 +142,8 @@ def _build(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
 
 def _construct(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
     try:
-        from gymnax import registration
+        with _without_plotting():
+            from gymnax import registration
     except ModuleNotFoundError as error:
         raise ImportError(f"{name} needs gymnax, and {error.name} is not installed: pip install gymnax six") from error
     if name not in registration.registered_envs:
@@ -150,13 +154,37 @@ def _construct(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
 _construct_once = functools.cache(_construct)
 
 
+class _Later(types.ModuleType):
+    """Stands for a module that is imported when something of it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextlib.contextmanager
+def _without_plotting() -> Iterator[None]:
+    """gymnax imports these for its pictures, which takes most of its two seconds; inside, they are only named."""
+    later = {name: _Later(name) for name in ("seaborn", "matplotlib.pyplot") if name not in sys.modules}
+    sys.modules.update(later)
+    try:
+        yield
+    finally:
+        for name, module in later.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+
 def _reset(inner: Any, params: Any, key: Array) -> tuple[PyTree, PyTree]:
-    with _quiet():
+    with quiet_types():
         observation, state = inner.reset_env(key, params)
     return strongly_typed(_in_declared_order(state)), strongly_typed(observation)
 
 
-def _parameters(name: str, defaults: Any, overrides: dict[str, Any]) -> Any:
+def _parameters(defaults: Any, overrides: dict[str, Any]) -> Any:
     """gymnax's parameters as arrays: Python numbers would be weakly typed, and no leaves to batch over."""
     changes = {}
     for field in dataclasses.fields(defaults):
@@ -204,12 +232,3 @@ def _space(space: Any, actual: jax.ShapeDtypeStruct | None = None) -> Discrete |
     lowest: Any = np.where(low <= -largest, -np.inf, low)
     highest: Any = np.where(high >= largest, np.inf, high)
     return Box(lowest, highest, shape, dtype)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what gymnax 0.0.9's own type conversions make JAX warn of, once per trace."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="scatter inputs have incompatible types", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="Explicitly requested dtype", category=UserWarning)
-        yield

@@ -5,12 +5,11 @@ the locomotion and manipulation suites download their models when they are first
 """
 
 import functools
-import importlib
 from typing import Any
 
+from haepo_jax.envs._libraries import building, load
 from haepo_jax.envs._physics import PhysicsEnv, make_physics, quiet
 from haepo_jax.envs._settings import check_settings, freeze
-from haepo_jax.messages import short
 
 
 def make_playground(task: str, **kwargs: Any) -> PhysicsEnv:
@@ -28,30 +27,27 @@ def make_playground(task: str, **kwargs: Any) -> PhysicsEnv:
         ImportError: Playground is not installed.
     """
     name = f"playground/{task}"
-    try:
-        with quiet():
-            registry: Any = importlib.import_module("mujoco_playground").registry
-    except ModuleNotFoundError as error:
-        message = (
-            f"{name} needs MuJoCo Playground, and {error.name} is not installed: pip install 'haepo_jax[playground]'"
-        )
-        raise ImportError(message) from error
+    load(name, "MuJoCo Playground", "mujoco", "playground")  # which `quiet` needs
+    with quiet():
+        registry = load(name, "MuJoCo Playground", "mujoco_playground", "playground").registry
     config = registry.get_default_config(task)
     check_settings(name, kwargs, config)
     if "impl" in config:
         kwargs = {"impl": "jax", **kwargs}
-    try:
+    with building(name, kwargs):
         inner = _build(task, tuple(sorted((key, freeze(value)) for key, value in kwargs.items())))
         episode_length = kwargs.get("episode_length", config.episode_length)
-        return make_physics(name, inner, "_mjx_model" if hasattr(inner, "_mjx_model") else "", episode_length)
-    except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{name} cannot be built with {short(kwargs)}: {reason}") from error
+        return adapt_playground(name, inner, episode_length=episode_length)
+
+
+def adapt_playground(name: str, inner: Any, *, episode_length: int = 1000) -> PhysicsEnv:
+    """An object of Playground's `MjxEnv` class as it is; `episode_length` is its time limit."""
+    return make_physics(name, inner, "_mjx_model" if hasattr(inner, "_mjx_model") else "", episode_length)
 
 
 @functools.cache
 def _build(task: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
     """Playground's environment object, the same one for the same arguments: JAX's caches know it by identity."""
     with quiet():
-        registry: Any = importlib.import_module("mujoco_playground").registry
+        registry = load(task, "MuJoCo Playground", "mujoco_playground", "playground").registry
         return registry.load(task, config_overrides=dict(arguments))

@@ -1,4 +1,4 @@
-"""The two small tasks of the source paper's own experiments (arXiv 2508.18884), written for this library."""
+"""Our own tasks by name, and two of them: the small ones of the source paper's own experiments (arXiv 2508.18884)."""
 
 import dataclasses
 import math
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from haepo_jax.envs._settings import check_settings, constructor_settings
 from haepo_jax.envs.base import Array, Box, Discrete, Replaceable, TimeStep, static_field
+from haepo_jax.envs.partial import make_hidden_cartpole
+from haepo_jax.envs.tokens import make_addition, make_countdown, make_reverse
 
 LARGEST = 1_000_000
 """The most arms or cells: an observation is as long."""
@@ -175,10 +177,17 @@ def make_random_walk(*, length: int = 10, horizon: int = 100, reward: float = 1.
     return RandomWalk(params, length, horizon)
 
 
-_TASKS: dict[str, Callable[..., Any]] = {"bandit": make_bandit, "random_walk": make_random_walk}
+_TASKS: dict[str, Callable[..., Any]] = {
+    "bandit": make_bandit,
+    "random_walk": make_random_walk,
+    "hidden_cartpole": make_hidden_cartpole,
+    "addition": make_addition,
+    "reverse": make_reverse,
+    "countdown": make_countdown,
+}
 
 
-def make_task(task: str, **kwargs: Any) -> Bandit | RandomWalk:
+def make_task(task: str, **kwargs: Any) -> Any:
     """Build one of our own tasks by the last part of its name, checking the settings' names and types.
 
     Raises:
@@ -186,7 +195,8 @@ def make_task(task: str, **kwargs: Any) -> Bandit | RandomWalk:
         TypeError: a setting of the wrong type.
     """
     factory = _TASKS[task]
-    check_settings(f"haepo/{task}", kwargs, constructor_settings(factory))
+    if factory is not make_hidden_cartpole:  # whose settings are those of CartPole
+        check_settings(f"haepo/{task}", kwargs, constructor_settings(factory))
     return factory(**kwargs)
 
 

@@ -90,9 +90,12 @@ def _beyond(x: jax.Array) -> jax.Array:
     return jnp.exp(LOG_RATIO_LIMIT) * jnp.maximum(x - LOG_RATIO_LIMIT, 0)
 
 
-def clipped_surrogate(log_ratio: jax.Array, advantages: jax.Array, clip_eps: jax.Array) -> tuple[jax.Array, jax.Array]:
+def clipped_surrogate(
+    log_ratio: jax.Array, advantages: jax.Array, clip_eps: jax.Array, clip_eps_high: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """PPO's per-step objective and whether the ratio lies outside the clip range; all of one shape (Schulman 2017, eq.
-    7)."""
+    7). The range ends at 1 + ``clip_eps_high``, by default ``clip_eps``."""
+    high = clip_eps if clip_eps_high is None else clip_eps_high
     ratio = bounded_exp(log_ratio)
-    clipped = jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps)
-    return jnp.minimum(ratio * advantages, clipped * advantages), jnp.abs(ratio - 1) > clip_eps
+    clipped = jnp.clip(ratio, 1 - clip_eps, 1 + high)
+    return jnp.minimum(ratio * advantages, clipped * advantages), (ratio < 1 - clip_eps) | (ratio > 1 + high)

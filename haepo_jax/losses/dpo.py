@@ -31,6 +31,9 @@ def dpo_loss(
     partition function cancels only between trajectories that share their start. Not Discovered Policy Optimization,
     which other libraries call DPO.
 
+    Given preferences are groups of two: stack the chosen and the rejected log-likelihoods along the last axis, (N, 2), and
+    pass returns of [1, 0].
+
     Args:
       log_likelihood: (..., K), L = sum of the log-probabilities (nats) of a trajectory's actions, leading axes are
         groups. For long trajectories pass ``sum(l - l_reference)`` and ``reference_log_likelihood`` = 0: subtracting

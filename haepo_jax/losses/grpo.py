@@ -18,7 +18,12 @@ def grpo_loss(
     mask: ArrayLike,
     *,
     reference_log_probs: ArrayLike | None = None,
+    normalize: str = "standardize",
+    average: str = "trajectory",
+    max_length: ArrayLike | None = None,
+    ratio: str = "step",
     clip_eps: ArrayLike = 0.2,
+    clip_eps_high: ArrayLike | None = None,
     kl_coef: ArrayLike = 0.04,
     entropy_coef: ArrayLike = 0.0,
     policy_entropy: ArrayLike = 0.0,
@@ -35,6 +40,16 @@ def grpo_loss(
     and the loss is the mean over the groups that have a valid member. Both exponentials continue as their tangents
     beyond an exponent of 20, so value and gradient stay finite.
 
+    Later variants, by option:
+
+    - Dr. GRPO (Liu 2025, arXiv 2503.20783): ``normalize="center"``, A = R - mean R, and ``average="constant"``, 1 /
+      max_length in place of 1/n, so that neither easy groups nor short wrong answers weigh more.
+    - DAPO (Yu 2025, arXiv 2503.14476): ``clip_eps_high`` above ``clip_eps``, and ``average="step"``, J = sum_k sum_t / sum_k
+      n[k]. Its groups sampled again until their returns differ are another matter: such groups have no gradient here.
+    - GSPO (Zheng 2025, arXiv 2507.18071): ``ratio="trajectory"``, rho[k] = exp((1/n[k]) sum_t (l - l_behaviour)) at every
+      step. HAEPO (``haepo_loss``) is one step away: its weights with the score ``log_ratio`` are, where all n are equal and
+      tau = n, these ratios divided by their sum over the group, and the softmax bounds them where GSPO clips.
+
     Args:
       log_probs: (T, ..., K), log-probability (nats) of each action under the policy being optimised; time first, then
         groups, then members.
@@ -43,7 +58,12 @@ def grpo_loss(
       mask: (T, ..., K), bool or 0/1: whether the trajectory is alive at that step, its last step included. What is
         masked changes neither value nor gradient, NaN included.
       reference_log_probs: (T, ..., K), the same under the frozen reference; ``None``: KL is 0.
+      normalize: how returns become advantages: "standardize" or "center".
+      average: over a trajectory's steps, of J and KL: "trajectory", "step" or "constant", as above.
+      max_length: scalar > 0, for ``average="constant"``; default T.
+      ratio: "step" or "trajectory".
       clip_eps: scalar eps >= 0.
+      clip_eps_high: scalar >= 0: the ratio is clipped to [1 - ``clip_eps``, 1 + ``clip_eps_high``]; default ``clip_eps``.
       kl_coef: scalar, weight of KL; the paper's beta.
       entropy_coef: scalar, weight of H, which the paper does not have.
       policy_entropy: the policy's entropy: a scalar (a mean over live steps), or (T, ..., K), which is averaged over
@@ -55,7 +75,7 @@ def grpo_loss(
 
     Raises:
       TypeError: log-probabilities are not floating point, or another array not a real number.
-      ValueError: shapes do not fit, or a number is out of range.
+      ValueError: shapes do not fit, an option is unknown or a number is out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -67,6 +87,9 @@ def grpo_loss(
       -0.075
     """
     check = Checks("grpo_loss")
+    check.option("normalize", normalize, ("standardize", "center"))
+    check.option("average", average, ("trajectory", "step", "constant"))
+    check.option("ratio", ratio, ("step", "trajectory"))
     like = "the shape of log_probs"
     current = check.floats("log_probs", log_probs, min_ndim=2)
     shape = current.shape
@@ -80,17 +103,27 @@ def grpo_loss(
     rewards = check.floats("returns", returns, shape[1:], like="the shape of log_probs without time", integers=True)
     members = jnp.any(live, axis=0)
     valid = jnp.any(members, axis=-1)
-    advantages = jnp.broadcast_to(normalize_returns(rewards, mask=members), shape)
+    advantages = jnp.broadcast_to(normalize_returns(rewards, normalize=normalize, mask=members), shape)
+    most = check.number("max_length", shape[0] if max_length is None else max_length, low=0, open_low=True)
 
-    def per_trajectory(x: jax.Array) -> jax.Array:
+    def over_group(x: jax.Array) -> jax.Array:
+        if average == "step":
+            axes = (0, x.ndim - 1)
+            return masked_mean(masked_mean(x, live, axis=axes), valid)
+        if average == "constant":
+            return masked_mean(masked_mean(jnp.sum(select(live, x), axis=0) / most, members, axis=-1), valid)
         return masked_mean(masked_mean(masked_mean(x, live, axis=0), members, axis=-1), valid)
 
-    eps = check.number("clip_eps", clip_eps, low=0)
-    surrogate, clipped = clipped_surrogate(current - behaviour, advantages, eps)
-    objective = per_trajectory(surrogate)
+    log_ratio = current - behaviour
+    if ratio == "trajectory":
+        log_ratio = jnp.broadcast_to(masked_mean(log_ratio, live, axis=0), shape)
+    low = check.number("clip_eps", clip_eps, low=0)
+    high = low if clip_eps_high is None else check.number("clip_eps_high", clip_eps_high, low=0)
+    surrogate, clipped = clipped_surrogate(log_ratio, advantages, low, high)
+    objective = over_group(surrogate)
     kl = jnp.zeros_like(objective)
     if reference_log_probs is not None:
-        kl = per_trajectory(k3(constant("reference_log_probs", reference_log_probs) - current))
+        kl = over_group(k3(constant("reference_log_probs", reference_log_probs) - current))
     entropies = check.average("policy_entropy", policy_entropy, shape, current.dtype, whole=True, like=like)
     entropy = masked_mean(entropies, live)
 

@@ -286,7 +286,7 @@ def haepo_advantage_loss(
     is_first: ArrayLike,
     *,
     mask: ArrayLike | None = None,
-    history_decay: ArrayLike = 0.9,
+    history_decay: ArrayLike = 0.95,
     temperature: ArrayLike = 1.0,
     entropy_coef: ArrayLike = 0.0,
     kl_coef: ArrayLike = 0.0,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from haepo_jax.config import ConfigError, one_line
+from haepo_jax.training.cache import keep_compiled
 
 REFUSED = 2
 """Exit status of a command whose settings cannot be used."""
@@ -55,6 +56,7 @@ def entry_point(command: Callable[[list[str]], int]) -> Callable[[Sequence[str] 
 
     @functools.wraps(command)
     def main(argv: Sequence[str] | None = None) -> int:
+        keep_compiled()
         try:
             status = command(list(sys.argv[1:] if argv is None else argv))
             sys.stdout.flush()

@@ -110,6 +110,13 @@ class TensorBoardLogger(Observer):
         values = [Summary.Value(tag=name, simple_value=value) for name, value in _scalars(row).items()]
         self._write(Event(wall_time=time.time(), step=row.mean_steps, summary=Summary(value=values)))
 
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        """Text for TensorBoard's own page of texts."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import text
+
+        self._write(Event(wall_time=time.time(), step=step, summary=text(tag, markdown)))
+
     def _write(self, event: Any) -> None:
         from tensorboardX.record_writer import masked_crc32c
 

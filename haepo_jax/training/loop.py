@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 import haepo_jax
 from haepo_jax import sharding
 from haepo_jax.algorithms import hyperparameters
-from haepo_jax.algorithms.base import CAUSES, Algorithm, TrainState
+from haepo_jax.algorithms.base import CAUSES, Algorithm, Start, TrainState
 from haepo_jax.config import ConfigError, RunConfig, one_line, short
 from haepo_jax.counting import StepCount
 from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Saver, from_arrays, to_arrays
@@ -38,7 +38,20 @@ SLICE_SECONDS = 1.0
 ACCELERATOR_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin", "libtpu")
 ACCELERATOR_NODES = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0")
 
-PACKAGES = ("jax", "jaxlib", "haepo_jax", "flax", "optax", "gymnax", "brax", "playground")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "haepo_jax",
+    "flax",
+    "optax",
+    "gymnax",
+    "brax",
+    "playground",
+    "jumanji",
+    "craftax",
+    "pgx",
+    "xminigrid",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,8 +198,7 @@ class Observer:
     """What watches a run: loggers, the progress display, checkpoints. Every method may be left out.
 
     They are called in the order in which they were given. `on_slice` comes after every compiled call and may raise to
-    end the run; it is the only one that sees the train state, whose buffers are donated to the next call: copy what
-    must stay.
+    end the run; it and `on_state` see the train state, whose buffers are donated to the next call: copy what must stay.
     """
 
     def on_start(self, info: RunInfo) -> None:
@@ -200,6 +212,9 @@ class Observer:
 
     def on_row(self, row: Row) -> None:
         """After every logged update."""
+
+    def on_state(self, row: Row, state: TrainState) -> None:
+        """After `on_row`: the state behind the row; copy what must stay."""
 
     def on_warning(self, text: str) -> None:
         """Something that the user should know of, and that does not end the run; one line."""
@@ -229,8 +244,9 @@ class Program:
         num_seeds: int,
         final_eval_episodes: int,
         mesh: Mesh | None = None,
+        start: Start | None = None,
     ) -> None:
-        start = time.perf_counter()
+        begin = time.perf_counter()
         self.algorithm = algorithm
         self.first_seed = seed
         self.num_seeds = num_seeds
@@ -249,7 +265,9 @@ class Program:
         if mesh is not None:
             placed = dict.fromkeys(("in_shardings", "out_shardings"), sharding.whole(mesh))
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            init = jax.jit(over_seeds(algorithm.init, 0), **placed).lower(self._keys)
+            self._init_from = (self._keys,) if start is None else (self._keys, start)
+            axes = (0,) if start is None else (0, None)
+            init = jax.jit(over_seeds(algorithm.init, axes), **placed).lower(*self._init_from)
             state, count = init.out_info, jax.eval_shape(lambda: StepCount.of(0))
             lowered = {
                 "init": init,
@@ -262,12 +280,14 @@ class Program:
                 lowered["progress"] = jax.jit(over_seeds(algorithm.progress, 0), **placed).lower(state)
             self._place = jax.jit(lambda state: state, **placed)
         self._state = state
-        # XLA lets go of Python's lock while it compiles.
-        with ThreadPoolExecutor(len(lowered)) as pool:
-            compiled = dict(zip(lowered, pool.map(lambda program: program.compile(), lowered.values()), strict=True))
-        self._init, self._advance, self._final_evaluation = compiled["init"], compiled["advance"], compiled["final"]
-        self._progress = compiled.get("progress")
-        self.compile_seconds = time.perf_counter() - start
+        # XLA lets go of Python's lock while it compiles. What is needed at the end only need not be waited for.
+        pool = ThreadPoolExecutor(len(lowered))
+        compiling = {name: pool.submit(program.compile) for name, program in lowered.items()}
+        pool.shutdown(wait=False)
+        self._final_evaluation = compiling.pop("final")
+        compiled = {name: program.result() for name, program in compiling.items()}
+        self._init, self._advance, self._progress = compiled["init"], compiled["advance"], compiled.get("progress")
+        self.compile_seconds = time.perf_counter() - begin
 
     def _over_seeds(self, function: Any, in_axes: Any) -> Any:
         return jax.vmap(function, in_axes=in_axes) if self.num_seeds > 1 else function
@@ -278,7 +298,7 @@ class Program:
 
     def init(self) -> TrainState:
         """The train state before the first update."""
-        state: TrainState = self._init(self._keys)
+        state: TrainState = self._init(*self._init_from)
         return state
 
     def restore(self, checkpoint: Checkpoint | None, processes: Processes) -> TrainState:
@@ -306,7 +326,7 @@ class Program:
 
     def final_evaluation(self, state: TrainState) -> dict[str, np.ndarray[Any, Any]]:
         """`return`, `length` (sampled actions) and `return_greedy` of the final policy: (seeds, episodes) each."""
-        return self._per_seed(self._final_evaluation(state))
+        return self._per_seed(self._final_evaluation.result()(state))
 
 
 def build(config: RunConfig, env: Any = None) -> Algorithm:
@@ -321,6 +341,21 @@ def build(config: RunConfig, env: Any = None) -> Algorithm:
         reason = str(error) or type(error).__name__
         raise ConfigError(one_line(f"cannot set up {config.algo.name} on {config.env}{detail}: {reason}")) from error
     return algorithm
+
+
+def start_of(config: RunConfig, algorithm: Algorithm) -> Start | None:
+    """What a run starts from where it has `init_from`, on the host; raises ConfigError where that does not fit."""
+    if config.init_from is None:
+        return None
+    from haepo_jax.loading import load  # which builds algorithms as this module does
+
+    try:
+        start = load(config.init_from)[1].start
+        jax.eval_shape(algorithm.init, jax.random.key(0), start)
+    except (CheckpointError, ValueError) as error:  # a ConfigError of the other run among them
+        raise ConfigError(f"init_from={short(config.init_from)}: {error}") from None
+    host: Start = jax.device_get(start)
+    return host
 
 
 def mesh_of(config: RunConfig, algorithm: Algorithm) -> Mesh | None:
@@ -380,6 +415,7 @@ def run(
             "device": device,
         }
         earlier, position = processes.of_first(lambda: _read_position(checkpoint))
+        start_from = processes.of_first(lambda: start_of(config, algorithm) if checkpoint is None else None)
         seeds = config.num_seeds
         info = RunInfo(
             config, directory, device, fallback, position.rows,
@@ -404,6 +440,7 @@ def run(
                 num_seeds=config.num_seeds,
                 final_eval_episodes=config.final_eval_episodes,
                 mesh=mesh,
+                start=start_from,
             )
             state = program.init() if earlier is None else program.restore(checkpoint, processes)
             for observer in observers:
@@ -580,6 +617,7 @@ class _Training:
         position.rows, position.logged_steps = position.rows + 1, position.steps
         for observer in self._observers:
             observer.on_row(row)
+            observer.on_state(row, sharding.own_copy(self._state))
         self._value = row.mean("eval_return" if "eval_return" in row.metrics else "episode_return")
         if self._saver is not None:
             self._saver.row(sharding.own_copy(self._state), self._value, self.mark, self._snapshot)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FREE = frozenset(
     {
         "run_dir", "resume", "dry_run", "distributed", "tensorboard", "wandb", "final_eval_episodes",
-        "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints",
+        "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "completions",
     }
 )  # fmt: skip
 """Settings that change no update and no row of the metrics, so that a resumed run may change them."""
@@ -122,6 +122,16 @@ def settings_that_matter(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in flat(config).items() if key not in FREE}
 
 
+def default_settings(config: RunConfig) -> dict[str, Any]:
+    """What a run with this algorithm has where nothing is set: a checkpoint that does not name a setting is older."""
+    name = config.algo.name
+    algo = configuration.AlgoConfig(name, configuration.hyperparameter_defaults(name))
+    own = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    return flat(dataclasses.replace(config, algo=algo)) | {
+        k: v for k, v in own.items() if k not in ("algo", "env_kwargs")
+    }
+
+
 def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None]) -> Plan:
     """How to go on with the run in a directory, whose lock the caller holds.
 
@@ -137,7 +147,7 @@ def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None])
     saved = directory.read_config()
     allowed(saved, config, directory)
     damaged = []
-    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    defaults = default_settings(saved)
 
     def accept(checkpoint: Checkpoint) -> None:
         try:
@@ -147,7 +157,6 @@ def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None])
             raise CheckpointError(f"{checkpoint.path}: its progress.json is not of this version") from None
         mine = settings_that_matter(saved)
         for key in {**mine, **settings}:
-            # What a checkpoint does not say of itself is older than that setting.
             settings.setdefault(key, defaults.get(key))
             if key != "total_steps" and settings[key] != mine.get(key):
                 then, now = _text(settings.get(key)), _text(mine.get(key))

@@ -162,7 +162,7 @@ def test_work_is_done_on_the_shortest_prefix_that_holds_every_live_step(horizon:
     def size(longest: jax.Array) -> jax.Array:
         mask = (jnp.arange(horizon)[:, None] < jnp.array([longest, 0]))[:, None]
         steps = Trajectory(mask, mask, mask.astype(jnp.float32), mask, None, ())
-        return on_live_steps(lambda steps: jnp.int32(steps.mask.shape[0]), steps)
+        return on_live_steps(lambda steps: jnp.int32(steps.mask.shape[0]), steps, steps.mask)
 
     found = [int(jax.jit(size)(longest)) for longest in range(horizon + 1)]
     assert found == [min(s for s in sizes if s >= longest) for longest in range(horizon + 1)]

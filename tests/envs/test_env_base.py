@@ -89,9 +89,9 @@ def step_with(**changes):
         (Countdown, TypeError, "pass an instance"),
         (spoilt(horizon=0), ValueError, "horizon must be at least 1"),
         (spoilt(horizon="7"), TypeError, "horizon must be an integer, got '7'"),
-        (spoilt(action_space=3), TypeError, "action_space must be a Discrete or a Box"),
+        (spoilt(action_space=3), TypeError, "action_space must be made of Discrete, MultiDiscrete and Box, got 3"),
         (spoilt(observation_space=Box(0, 1, (2,))), TypeError, "another structure than observation_space"),
-        (spoilt(observation_space=SimpleNamespace(n=2)), TypeError, "must be made of Discrete and Box"),
+        (spoilt(observation_space=SimpleNamespace(n=2)), TypeError, "must be made of Discrete, MultiDiscrete and Box"),
         (
             spoilt(observation_space={"left": Box(0, 1, (2,)), "parity": Discrete(2)}),
             TypeError,

@@ -11,7 +11,7 @@ from haepo_jax.envs import list_envs, make_env, names, resolve_name
 
 def test_table_equals_gymnax_registry():
     registration = pytest.importorskip("gymnax.registration")
-    available = [name for name in registration.registered_envs if name not in names.NEEDS_DOWNLOAD]
+    available = [name for name in registration.registered_envs if name not in names.REFUSED]
     assert [name for name in list_envs() if "/" not in name] == available
 
 
@@ -67,7 +67,9 @@ def test_names_that_are_refused():
     with pytest.raises(ValueError, match="unknown environment"):
         make_env("qqqqqq")
     with pytest.raises(TypeError, match="is a string"):
-        make_env(3)  # type: ignore[arg-type]
+        resolve_name(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="int is no environment"):
+        make_env(3)
 
 
 @pytest.mark.skipif(names.gymnax_is_modern(), reason="gymnax 1.x has them all")

@@ -275,8 +275,8 @@ def gae(
     return advantages, advantages + v
 
 
-def surrogate(ratio: float, advantage: float, eps: float) -> float:
-    return min(ratio * advantage, min(max(ratio, 1 - eps), 1 + eps) * advantage)
+def surrogate(ratio: float, advantage: float, eps: float, high: float | None = None) -> float:
+    return min(ratio * advantage, min(max(ratio, 1 - eps), 1 + (eps if high is None else high)) * advantage)
 
 
 def ppo(
@@ -333,26 +333,39 @@ def grpo(
     kl_coef: float,
     entropy_coef: float,
     policy_entropy: Array,
+    normalize: str = "standardize",
+    average: str = "trajectory",
+    max_length: float | None = None,
+    ratio: str = "step",
+    clip_eps_high: float | None = None,
 ) -> dict[str, float]:
     m = np.asarray(mask, bool)
     lp, lb, R = f64(log_probs), f64(behaviour), f64(returns)
-    objectives, divergences = [], []
+    high = clip_eps if clip_eps_high is None else clip_eps_high
+    objectives, divergences, clipped = [], [], []
     for g, valid in groups(m.any(0)):
         terms, penalties = [], []
-        for k, advantage in zip(valid, normalized([R[g][k] for k in valid], "standardize"), strict=True):
+        for k, advantage in zip(valid, normalized([R[g][k] for k in valid], normalize), strict=True):
             steps = [t for t in range(m.shape[0]) if m[t][g][k]]
-            terms.append(mean([surrogate(math.exp(lp[t][g][k] - lb[t][g][k]), advantage, clip_eps) for t in steps]))
+            logs = [lp[t][g][k] - lb[t][g][k] for t in steps]
+            ratios = [math.exp(mean(logs))] * len(steps) if ratio == "trajectory" else [math.exp(x) for x in logs]
+            clipped += [float(not 1 - clip_eps <= p <= 1 + high) for p in ratios]
+            terms.append([surrogate(p, advantage, clip_eps, high) for p in ratios])
             if reference is not None:
                 gaps = [f64(reference)[t][g][k] - lp[t][g][k] for t in steps]
-                penalties.append(mean([math.exp(d) - d - 1 for d in gaps]))
-        objectives.append(mean(terms))
-        divergences.append(mean(penalties))
-    ratios = np.exp(lp[m] - lb[m])
+                penalties.append([math.exp(d) - d - 1 for d in gaps])
+        for rows, found in ((terms, objectives), (penalties, divergences)):
+            if average == "step":
+                found.append(mean([x for row in rows for x in row]))
+            elif average == "constant":
+                found.append(mean([sum(row) / (max_length or m.shape[0]) for row in rows]))
+            else:
+                found.append(mean([mean(row) for row in rows]))
     out = {
         "objective": mean(objectives),
         "kl": mean(divergences),
         "entropy": mean(list(f64(policy_entropy)[m])),
-        "clip_fraction": mean([float(abs(p - 1) > clip_eps) for p in ratios]),
+        "clip_fraction": mean(clipped),
     }
     out["loss"] = -out["objective"] + kl_coef * out["kl"] - entropy_coef * out["entropy"]
     return out

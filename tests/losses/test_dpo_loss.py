@@ -52,6 +52,20 @@ def test_loss_and_metrics_equal_the_oracle(seed: int, shape: tuple[int, ...]) ->
     oracle.close(metrics, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_given_preferences_are_groups_of_two() -> None:
+    """Rafailov 2023, eq. 7, over N pairs, written out."""
+    chosen, rejected, chosen_reference, rejected_reference = np.random.default_rng(0).normal(size=(4, 6))
+    margins = 0.3 * ((chosen - chosen_reference) - (rejected - rejected_reference))
+    loss, metrics = losses.dpo_loss(
+        jnp.stack([chosen, rejected], axis=-1),
+        jnp.broadcast_to(jnp.array([1, 0]), (6, 2)),
+        reference_log_likelihood=jnp.stack([chosen_reference, rejected_reference], axis=-1),
+        beta=0.3,
+    )
+    np.testing.assert_allclose(loss, np.mean(np.log1p(np.exp(-margins))), rtol=1e-5)
+    assert metrics["pairs"] == 6
+
+
 def test_by_hand() -> None:
     # Log-ratios to the reference are 2, 0 and -1; returns 5, 5 and 1: two pairs, (0, 2) and (1, 2), as 0 and 1 tie.
     # Margins with beta 0.5: 0.5 (2 + 1) = 1.5 and 0.5 (0 + 1) = 0.5. The loss is the mean of log(1 + exp(-margin)):

@@ -34,12 +34,22 @@ def batch(seed: int, shape: tuple[int, ...], dtype: Any = np.float32) -> dict[st
     }
 
 
-def call(data: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
+VARIANTS: dict[str, dict[str, Any]] = {
+    "dr_grpo": {"normalize": "center", "average": "constant"},
+    "dr_grpo of a given length": {"normalize": "center", "average": "constant", "max_length": 7},
+    "dapo": {"average": "step", "clip_eps_high": 0.4},
+    "gspo": {"ratio": "trajectory"},
+    "all": {"normalize": "center", "average": "step", "ratio": "trajectory", "clip_eps_high": 0.05},
+}
+
+
+def call(data: dict[str, Any], **options: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
     names = ("clip_eps", "kl_coef", "entropy_coef", "policy_entropy")
     return losses.grpo_loss(
         *(data[k] for k in ("log_probs", "behaviour", "returns", "mask")),
         reference_log_probs=data["reference"],
         **{k: data[k] for k in names},
+        **options,
     )
 
 
@@ -56,6 +66,26 @@ def test_loss_and_metrics_equal_the_oracle(with_reference: bool, seed: int, shap
     expected = oracle.grpo(**data)
     np.testing.assert_allclose(loss, expected["loss"], rtol=1e-4, atol=2e-5)
     oracle.close(metrics, expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@oracle.SOME
+@given(seed=st.integers(0, 2**31), shape=st.sampled_from([(5, 4), (4, 2, 3)]))
+def test_variants_equal_the_oracle(variant: str, seed: int, shape: tuple[int, ...]) -> None:
+    data, options = batch(seed, shape), VARIANTS[variant]
+    loss, metrics = call(data, **options)
+    expected = oracle.grpo(**data, **options)
+    np.testing.assert_allclose(loss, expected["loss"], rtol=1e-4, atol=2e-5)
+    oracle.close(metrics, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_gspo_and_haepo_are_one_step_apart() -> None:
+    """As grpo_loss says: of equal lengths n, HAEPO's weights at tau = n are GSPO's ratios over their sum."""
+    data = batch(3, (5, 4))
+    log_ratio = data["log_probs"] - data["behaviour"]
+    ratios = np.exp(log_ratio.mean(0))
+    weights = losses.plackett_luce_weights(log_ratio.sum(0), temperature=5.0)
+    np.testing.assert_allclose(weights, ratios / ratios.sum(), rtol=1e-5)
 
 
 def test_by_hand() -> None:

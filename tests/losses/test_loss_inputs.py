@@ -111,6 +111,8 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
         ("l", "values"),
     ),
     "grpo": (grpo, ("l",)),
+    "grpo-step": (functools.partial(grpo, ratio="trajectory", average="step", clip_eps_high=0.3), ("l",)),
+    "grpo-constant": (functools.partial(grpo, normalize="center", average="constant"), ("l",)),
     "dpo": (dpo, ("L",)),
 }
 each_loss = pytest.mark.parametrize("loss, differentiated", CASES.values(), ids=CASES.keys())

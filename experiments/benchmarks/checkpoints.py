@@ -1,26 +1,23 @@
 """How long checkpoints every minute keep a training loop waiting: a CartPole run and a Brax run of a few minutes each.
 
-    python experiments/checkpoint_overhead.py [minutes]
-
 What is measured is the time for which the loop is blocked, by the clock around every copy and every wait, and not the
 difference of two noisy runs. Writing goes on in a thread; how long it took is shown beside.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import json
-import os
-import platform
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from haepo_jax.config import RunConfig, compose, read_arguments
 from haepo_jax.training.checkpoints import Checkpoints, Saver
 from haepo_jax.training.entry import Interrupted
-from haepo_jax.training.loop import Observer, RunInfo, describe_device, run
+from haepo_jax.training.loop import Observer, RunInfo, run
 
 RUNS = {
     "CartPole-v1": ["env=CartPole-v1"],
@@ -45,7 +42,7 @@ class Stopwatch(Observer):
         return 15 if time.perf_counter() > self._end else None
 
 
-def measure(arguments: list[str], minutes: float) -> dict[str, float]:
+def measure_run(arguments: list[str], minutes: float) -> dict[str, float]:
     """Trains with a checkpoint every minute and returns what the last checkpoint says of the time."""
     shared = ["total_steps=1e12", "algo.log_points=1000000", "algo.eval_episodes=0", "checkpoint_minutes=1"]
     config = compose(read_arguments([*arguments, *shared]).overrides, RunConfig)
@@ -68,12 +65,6 @@ def measure(arguments: list[str], minutes: float) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
-    machine = {"device": describe_device()[0], "cpu_count": os.cpu_count(), "python": platform.python_version()}
-    results = {name: measure(arguments, minutes) for name, arguments in RUNS.items()}
-    print(json.dumps({"machine": machine, "results": results}, indent=2))
-
-
-if __name__ == "__main__":
-    main()
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    minutes = 3.0 if options.size == "full" else 0.2
+    return {"minutes": minutes, "results": {name: measure_run(arguments, minutes) for name, arguments in RUNS.items()}}

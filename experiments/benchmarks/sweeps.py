@@ -7,11 +7,7 @@ configuration, as many at once as there are cores; it may be measured on some of
 trains its PPO with as many learning rates and entropy coefficients, vmapped, unevaluated, under its own interpreter, and
 `sweep_ppo` is our sweep of PPO beside it.
 
-    python experiments/benchmark_sweep.py --parts sweep sequential processes sweep_ppo rejax \\
-        --processes-sample 16 --rejax-python rejax-venv/bin/python
-    python experiments/benchmark_sweep.py --configs 8 --total-steps 20000 --parts sweep sequential growth --growth 1 2 4
-
-Parts: `sweep`, `sequential`, `processes`, `sweep_ppo`, `rejax` (times); `growth` (1 to 1,024 configurations together);
+Parts: `sweep`, `sequential`, `processes`, `sweep_ppo`, `sweep_rejax` (times); `growth` (1 to 1,024 configurations together);
 `halving` (the best of successive halving against the best of the full sweep, and its steps); `seeds` (final returns of
 50 seeds in a sweep against 50 alone).
 """
@@ -19,24 +15,23 @@ Parts: `sweep`, `sequential`, `processes`, `sweep_ppo`, `rejax` (times); `growth
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import peers
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-import haepo_jax as hx  # noqa: E402
-from haepo_jax.sweeps.results import SweepResult  # noqa: E402
+import haepo_jax as hx
+from haepo_jax.sweeps.results import SweepResult
 
 SPACE = {
     "learning_rate": "tag(log,interval(3e-4,3e-2))",
@@ -87,11 +82,6 @@ def together(options: argparse.Namespace, configs: int, seeds: int = 1, **settin
     return found, time.perf_counter() - begin
 
 
-def environment() -> dict[str, str]:
-    """Of a process that runs this checkout, installed or not."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
-
-
 def algorithm_of(values: dict[str, Any], options: argparse.Namespace) -> Any:
     numbers = {key.removeprefix("algo."): value for key, value in values.items()}
     return hx.HAEPO(options.env, total_steps=options.total_steps, eval_episodes=0, log_points=1, **numbers)
@@ -115,7 +105,7 @@ def measure_sweep(options: argparse.Namespace, algo: str = "haepo") -> dict[str,
         command += [f"algo.{key}={text}" for key, text in space_of(algo).items()]
         command += [f"batch_size={options.batch_size}"] if options.batch_size else []
         begin = time.perf_counter()
-        subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, env=peers.environment("haepo_jax"), check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - begin
         summary = json.loads(Path(folder, "sweep", "summary.json").read_text())
     return {"seconds": seconds, "steps": summary["env_steps"], "best": summary["best"][options.env]["return"]}
@@ -163,7 +153,7 @@ def measure_processes(options: argparse.Namespace) -> dict[str, Any]:
                 ]
                 command += [f"{key}={value!r}" for key, value in values.items()]
                 command += ["algo.eval_episodes=0", "tensorboard=false", f"run_dir={folder}/{len(waiting)}"]
-                running.append(subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL))
+                running.append(subprocess.Popen(command, env=peers.environment("haepo_jax"), stdout=subprocess.DEVNULL))
             for process in [process for process in running if process.poll() is not None]:
                 if process.returncode:
                     raise RuntimeError(f"a training process ended with {process.returncode}")
@@ -174,8 +164,6 @@ def measure_processes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_rejax(options: argparse.Namespace) -> dict[str, Any]:
-    if options.rejax_python is None:
-        raise SystemExit("the part rejax needs --rejax-python")
     drawn = configurations(options, options.configs)
     settings = {
         "env": options.env,
@@ -183,8 +171,9 @@ def measure_rejax(options: argparse.Namespace) -> dict[str, Any]:
         "rates": [values["algo.learning_rate"] for values in drawn],
         "entropies": [values["algo.entropy_coef"] for values in drawn],
     }
-    command = [options.rejax_python, "-c", REJAX, json.dumps(settings)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    command = [peers.interpreter("rejax"), "-c", REJAX, json.dumps(settings)]
+    variables = peers.environment("rejax")
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=variables).stdout
     measured: dict[str, Any] = json.loads(output.splitlines()[-1])
     return measured
 
@@ -250,47 +239,40 @@ def measure_seeds(options: argparse.Namespace) -> dict[str, Any]:
     return {"in_sweep": found.returns[0].tolist(), "alone": alone.tolist(), "p_value": float(test.pvalue)}
 
 
-PARTS = {
+MEASURES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "sweep": measure_sweep,
     "sequential": measure_sequential,
     "sweep_ppo": measure_sweep_ppo,
     "processes": measure_processes,
-    "rejax": measure_rejax,
+    "sweep_rejax": measure_rejax,
     "growth": measure_growth,
     "halving": measure_halving,
     "seeds": measure_seeds,
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["sweep", "sequential", "processes"])
-    parser.add_argument("--env", default="CartPole-v1")
-    parser.add_argument("--algo", default="haepo", choices=("haepo", "ppo"), help="of the parts growth and halving")
-    parser.add_argument("--configs", type=int, default=256)
-    parser.add_argument("--total-steps", type=int, default=200_000)
-    parser.add_argument("--batch-size", type=int, help="configurations in one call (default: measured)")
-    parser.add_argument("--processes-sample", type=int, default=10**9, help="run so many processes and scale the time")
-    parser.add_argument("--rejax-python", help="interpreter of a virtual environment with rejax 0.1.3")
-    parser.add_argument("--growth", type=int, nargs="+", default=[1, 4, 16, 64, 256, 1024])
-    parser.add_argument("--repeats", type=int, default=10, help="of the comparison of halving with the full sweep")
-    parser.add_argument("--halving-seeds", type=int, default=1, help="seeds of each configuration there")
-    parser.add_argument("--output", type=Path, default=HERE / "results", help="folder of benchmark_sweep.json")
-    options = parser.parse_args()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sweeps")
+    group.add_argument("--env", default="CartPole-v1")
+    group.add_argument("--algo", default="haepo", choices=("haepo", "ppo"), help="of the parts growth and halving")
+    group.add_argument("--configs", type=int, help="(quick: 4, full: 256)")
+    group.add_argument("--total-steps", type=int, help="(quick: 20,000, full: 200,000)")
+    group.add_argument("--batch-size", type=int, help="configurations in one call (default: measured)")
+    group.add_argument("--processes-sample", type=int, default=16, help="run so many processes and scale the time")
+    group.add_argument("--growth", type=int, nargs="+", help="(quick: 1 4, full: 1 4 16 64 256 1024)")
+    group.add_argument("--repeats", type=int, default=10, help="of the comparison of halving with the full sweep")
+    group.add_argument("--halving-seeds", type=int, default=1, help="seeds of each configuration there")
 
-    device = jax.devices()[0]
-    file = options.output / f"benchmark_sweep_{device.platform}.json"
-    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    results["machine"] = {"device": device.device_kind, "processor": platform.machine(), "cores": os.cpu_count()}
+
+def _sized(options: argparse.Namespace, measure: Callable[[argparse.Namespace], dict[str, Any]]) -> dict[str, Any]:
+    full = options.size == "full"
+    options.configs = options.configs or (256 if full else 4)
+    options.total_steps = options.total_steps or (200_000 if full else 20_000)
+    options.growth = options.growth or ([1, 4, 16, 64, 256, 1024] if full else [1, 4])
     asked = {name: getattr(options, name) for name in ("env", "algo", "configs", "total_steps", "batch_size")}
-    for part in options.parts:
-        print(f"{part}:", flush=True)
-        results[part] = {**asked, **PARTS[part](options)}
-        shown = {key: value for key, value in results[part].items() if not isinstance(value, list)}
-        print(f"  {shown}", flush=True)
-        options.output.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(results, indent=1) + "\n")
+    return {**asked, **measure(options)}
 
 
-if __name__ == "__main__":
-    main()
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    name: functools.partial(_sized, measure=measure) for name, measure in MEASURES.items()
+}

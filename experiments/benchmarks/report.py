@@ -1,0 +1,104 @@
+"""Tables and figures of the benchmark, from its JSON files alone: `python experiments/benchmarks/report.py [FOLDER]`."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
+
+from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean  # noqa: E402
+
+
+def spread(values: list[Any], digits: int = 1) -> str:
+    """Median, lowest and highest of what is known."""
+    known = [value for value in values if value is not None]
+    missing = f", {len(values) - len(known)} not" if len(known) < len(values) else ""
+    if not known:
+        return "none"
+    return f"{statistics.median(known):.{digits}f} ({min(known):.{digits}f} to {max(known):.{digits}f}{missing})"
+
+
+def start(found: dict[str, Any]) -> list[str]:
+    lines = [
+        "| | cache | s to the first update | s to a return of 475 | peak MB |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for side, kinds in found["runs"].items():
+        for kind, runs in kinds.items():
+            columns = [spread([run[name] for run in runs]) for name in ("updated", "solved")]
+            peak = statistics.median(run["peak_bytes"] for run in runs) / 1e6
+            lines.append(f"| {side} | {kind} | {columns[0]} | {columns[1]} | {peak:,.0f} |")
+    return lines
+
+
+def speed(found: dict[str, Any]) -> list[str]:
+    lines = [
+        "| task | environments | seeds | peer | steps/s, ours | peer's | ratio | rounds ahead | s to compile, ours |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in found["rows"]:
+        rates = [statistics.median(a["steps"] / a["seconds"] for a in answers) for answers in row["answers"].values()]
+        ahead = f"{sum(ratio > 1 for ratio in row['ratios'])} of {len(row['ratios'])}"
+        compiled = row["first"]["haepo_jax"]["compile_seconds"]
+        lines.append(
+            f"| {row['env']} | {row['num_envs']} | {row['seeds']} | {row['peer']} | {rates[0]:,.0f} | {rates[1]:,.0f} "
+            f"| {spread(row['ratios'], 2)} | {ahead} | {compiled:.1f} |"
+        )
+    return lines
+
+
+def limit(found: dict[str, Any]) -> list[str]:
+    names = ("random_seconds", "rollout_seconds", "learn_seconds", "update_seconds")
+    parts = [f"{name.partition('_')[0]} {spread([1e3 * row[name] for row in found['rows']])} ms" for name in names]
+    return [f"HAEPO on CartPole: {spread([row['share'] for row in found['rows']], 2)} of the limit; {', '.join(parts)}"]
+
+
+def memory(found: dict[str, Any]) -> list[str]:
+    lines = ["| horizon | stored MB | temporary MB | ratio |", "| ---: | ---: | ---: | ---: |"]
+    for row in found["rows"]:
+        stored, temporary = row["stored_bytes"] / 1e6, row["temporary_bytes"] / 1e6
+        lines.append(f"| {row['horizon']:,} | {stored:,.1f} | {temporary:,.1f} | {temporary / stored:.1f} |")
+    return lines
+
+
+def curves(found: dict[str, Any], folder: Path) -> list[str]:
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for side, values in found["returns"].items():
+        returns = np.asarray(values).T  # (points, seeds)
+        steps = found["total_steps"] * np.arange(1, len(returns) + 1) / len(returns)
+        axes.plot(steps, interquartile_mean(returns), label=side)
+        axes.fill_between(steps, *bootstrap_interval(returns), alpha=0.25)
+    axes.set(xlabel="environment steps", ylabel="return, interquartile mean", title=f"PPO on {found['env']}, 95% bands")
+    axes.legend()
+    figure.savefig(folder / "benchmark_curves.png", dpi=150)
+    return [f"![Returns against steps]({folder / 'benchmark_curves.png'})"]
+
+
+def plain(found: dict[str, Any]) -> list[str]:
+    skipped = ("command", "machine", "versions")
+    return [f"{key}: {value}" for key, value in found.items() if key not in skipped and not isinstance(value, list)]
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[1] / "results"
+    tables = {"start": start, "speed": speed, "limit": limit, "memory": memory}
+    for file in sorted(folder.glob("benchmark_*.json")):
+        part, found = file.stem.removeprefix("benchmark_"), json.loads(file.read_text())
+        if "command" not in found:
+            continue
+        lines = curves(found, folder) if part == "curves" else tables.get(part, plain)(found)
+        print(f"## {part}\n\n`{found['command']}`\n", *lines, "", sep="\n")
+
+
+if __name__ == "__main__":
+    main()

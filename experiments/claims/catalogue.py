@@ -1,0 +1,163 @@
+"""What is compared: the tasks, the methods with their search spaces, and the ablations. Data only; see `run.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task, the live steps that every method gets, and the return that counts as solved.
+
+    Attributes:
+      floor: a return as low as doing nothing; stands in where no episode has ended yet.
+      top: the best return there is, or the best published; figures put floor and top at 0 and 1.
+    """
+
+    env: str
+    total_steps: int
+    threshold: float
+    floor: float
+    top: float
+    env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+TASKS: dict[str, Task] = {
+    "cartpole": Task("CartPole-v1", 50_000, 475, 9, 500),
+    "acrobot": Task("Acrobot-v1", 60_000, -100, -500, -75),
+    "pendulum": Task("Pendulum-v1", 80_000, -250, -1400, -130),
+    "catch": Task("Catch-bsuite", 24_000, 0.9, -1, 1),
+    "four_rooms": Task("FourRooms-misc", 60_000, 0.9, 0, 1),
+    "bandit": Task("haepo/bandit", 16_000, 19.2, 0, 20.25),  # the best arm pays 2.025 a pull, ten pulls
+    "random_walk": Task("haepo/random_walk", 24_000, 0.95, 0, 1, {"length": 20, "horizon": 200}),
+    "bandit_100": Task("haepo/bandit", 24_000, 25.1, 0, 26.42, {"num_arms": 100}),
+    "random_walk_50": Task("haepo/random_walk", 100_000, 0.95, 0, 1, {"length": 50, "horizon": 500}),
+    "mountain_car": Task("MountainCar-v0", 100_000, -130, -200, -110),
+    "mountain_car_continuous": Task("MountainCarContinuous-v0", 100_000, 85, -50, 94),
+    "inverted_pendulum": Task("brax/inverted_pendulum", 60_000, 195, 5, 200, {"episode_length": 200}),
+}
+
+CORE = ("cartpole", "acrobot", "pendulum", "catch", "four_rooms", "bandit", "random_walk")
+"""The tasks of the small suite; the others belong to the full one."""
+
+RATE = "tag(log,interval(3e-4,1e-2))"
+ENTROPY = "choice(0,0.003,0.01,0.03)"
+DISCOUNT = "choice(0.95,0.97,0.99)"
+KL = "tag(log,interval(0.01,3))"
+GROUPS = {"algo.num_envs": "choice(8,32)", "algo.num_minibatches": "1"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method and what its sweep draws from, in the sweep's language; a method without a space is taken as it is."""
+
+    algo: str
+    space: dict[str, str]
+    colour: str
+
+
+METHODS: dict[str, Method] = {
+    "haepo": Method(
+        "haepo",
+        {
+            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": DISCOUNT,
+            "algo.temperature": "tag(log,interval(0.1,1))", "algo.num_steps": "choice(32,64)",
+        },
+        "tab:red",
+    ),
+    "haepo_default": Method("haepo", {}, "tab:pink"),
+    "ppo": Method(
+        "ppo",
+        {
+            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": DISCOUNT,
+            "algo.clip_eps": "choice(0.1,0.2,0.3)", "algo.num_steps": "choice(32,128)", "algo.num_envs": "8",
+        },
+        "tab:blue",
+    ),
+    "grpo": Method(
+        "grpo",
+        {
+            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.kl_coef": KL,
+            "algo.clip_eps": "choice(0.1,0.2,0.3)", **GROUPS,
+        },
+        "tab:green",
+    ),
+    "dpo": Method(
+        "dpo",
+        {
+            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY,
+            "algo.beta": "tag(log,interval(0.03,3))", **GROUPS,
+        },
+        "tab:purple",
+    ),
+    "haepo_episodic": Method(
+        "haepo_episodic",
+        {
+            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.kl_coef": KL,
+            "algo.temperature": "tag(log,interval(0.1,10))", **GROUPS,
+        },
+        "tab:orange",
+    ),
+    "haepo_paper": Method(
+        "haepo_paper",
+        {
+            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.kl_coef": KL, **GROUPS,
+        },
+        "tab:brown",
+    ),
+}  # fmt: skip
+
+NUM_CONFIGS = 12
+"""Configurations that each method's sweep draws on each task."""
+TUNING_SEEDS = range(1_000_000, 1_000_002)
+REPORT_SEEDS = range(20)
+CURVE_POINTS = 40
+EVAL_EPISODES = 16
+
+ABLATION_STEPS = {"cartpole": 30_000, "pendulum": 50_000, "acrobot": 30_000}
+ABLATION_SEEDS = range(100, 106)
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "uniform weights": {"temperature": 1000.0},
+    "uniform weights, KL 1": {"temperature": 1000.0, "kl_coef": 1.0},
+    "uniform weights, KL 3": {"temperature": 1000.0, "kl_coef": 3.0},
+    "temperature 0.1": {"temperature": 0.1},
+    "temperature 1": {"temperature": 1.0},
+    "no history in the score (h = 0)": {"history_decay": 0.0},
+    "h = 0.99": {"history_decay": 0.99},
+    "no KL": {"kl_coef": 0.0},
+    "KL 0.1": {"kl_coef": 0.1},
+    "KL 1": {"kl_coef": 1.0},
+    "no entropy": {"entropy_coef": 0.0},
+    "1 batch": {"history_batches": 1},
+    "4 batches": {"history_batches": 4},
+    "16 batches": {"history_batches": 16},
+    "1 batch, uniform weights": {"history_batches": 1, "temperature": 1000.0},
+    "4 epochs": {"num_epochs": 4},
+    "32 epochs": {"num_epochs": 32},
+    "32 epochs, uniform weights": {"num_epochs": 32, "temperature": 1000.0},
+    "groups of 2": {"group_size": 2},
+    "groups of 32": {"group_size": 32},
+}
+"""HAEPO's default with the named hyperparameters changed."""
+
+DEEP_SEA_SIZES = (8, 14, 20)
+DEEP_SEA_STEPS = 60_000
+DEEP_SEA_SEEDS = range(5)
+DEEP_SEA: dict[str, tuple[str, dict[str, Any]]] = {
+    "haepo_explore": ("haepo_explore", {}),
+    "haepo": ("haepo", {}),
+    "haepo, bonus, scaled rewards": ("haepo", {"history_bonus": 0.01}),
+    "haepo, entropy 0.05, rewards as they are": ("haepo", {"entropy_coef": 0.05, "normalize_rewards": False}),
+    "ppo": ("ppo", {"num_envs": 8, "num_steps": 32}),
+    "ppo, rewards as they are": ("ppo", {"num_envs": 8, "num_steps": 32, "normalize_rewards": False}),
+    "ppo, entropy 0.05, rewards as they are": (
+        "ppo", {"num_envs": 8, "num_steps": 32, "normalize_rewards": False, "entropy_coef": 0.05},
+    ),
+    "grpo": ("grpo", {}),
+    "dpo": ("dpo", {}),
+    "haepo_episodic": ("haepo_episodic", {}),
+    "haepo_paper": ("haepo_paper", {}),
+}  # fmt: skip
+"""Who looks for the deep sea's treasure: the algorithm, and what is changed in its defaults."""

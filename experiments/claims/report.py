@@ -1,0 +1,355 @@
+"""Figures, and the tables of `experiments/README.md`, from the stored results alone.
+
+`python experiments/claims/report.py` writes both; `report.py small` draws the small suite's figures beside its results.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from catalogue import ABLATION_STEPS, ABLATIONS, DEEP_SEA, METHODS, TASKS
+
+from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+Array = npt.NDArray[np.float64]
+Result = dict[str, Any]
+
+RIVALS = ("ppo", "grpo", "dpo")
+
+
+def load(folder: Path) -> list[Result]:
+    """The results of a folder, in the catalogue's order as far as its names go."""
+    order = {name: number for number, name in enumerate((*TASKS, *METHODS, *ABLATIONS))}
+    results = [json.loads(path.read_text()) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
+    return sorted(results, key=lambda r: (order.get(task_of(r), 99), order.get(r.get("method", r.get("ablation")), 99)))
+
+
+def task_of(result: Result) -> str:
+    """The task's name in the catalogue, from the file's."""
+    return str(result["file"].partition(".")[0])
+
+
+def array(result: Result, name: str) -> Array:
+    """A stored (seeds, rows) array; NaN where there was no number."""
+    return np.array([[np.nan if x is None else x for x in row] for row in result[name]], np.float64)
+
+
+def scores(result: Result) -> Array:
+    """Evaluation returns (seeds, rows), 0 at the task's floor and 1 at its top."""
+    task = result["task"]
+    return (array(result, "eval_return") - task["floor"]) / (task["top"] - task["floor"])
+
+
+def steps_to_threshold(result: Result) -> Array:
+    """Live steps (seeds,) at the first evaluation that, averaged with the next one, reaches the threshold; else inf.
+
+    Two evaluations of 16 episodes each: one alone would call a lucky evaluation a solution.
+    """
+    returns = array(result, "eval_return")
+    smooth = np.concatenate([(returns[:, :-1] + returns[:, 1:]) / 2, returns[:, -1:]], axis=1)
+    reached = smooth >= result["task"]["threshold"]
+    steps = array(result, "env_steps")
+    first = np.argmax(reached, axis=1)
+    return np.where(reached.any(axis=1), steps[np.arange(len(steps)), first], np.inf)
+
+
+def median_interval(values: Array, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """The median and its 95% percentile bootstrap interval; values may be inf."""
+    drawn = np.random.default_rng(seed).choice(values, (resamples, len(values)))
+    medians = np.sort(np.quantile(drawn, 0.5, axis=1, method="higher"))
+    low, high = medians[int(0.025 * resamples)], medians[int(0.975 * resamples) - 1]
+    return float(np.quantile(values, 0.5, method="higher")), float(low), float(high)
+
+
+def seconds_per_step(result: Result) -> float:
+    """Of one seed of the vmapped run, evaluation included."""
+    return float(result["train_seconds"] / array(result, "env_steps")[:, -1].sum())
+
+
+def _steps(value: float, budget: float) -> str:
+    return f"{value / 1000:.1f}" if np.isfinite(value) else f"> {budget / 1000:.0f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _by(results: list[Result], key: str) -> dict[str, dict[str, Result]]:
+    """{task: {method or ablation: result}}."""
+    found: dict[str, dict[str, Result]] = {}
+    for result in results:
+        found.setdefault(task_of(result), {})[result[key]] = result
+    return found
+
+
+def _known(results: list[Result]) -> list[str]:
+    """The methods that there are results of."""
+    return [name for name in METHODS if any(result["method"] == name for result in results)]
+
+
+# Tables; each takes all results of its kind.
+
+
+def threshold_table(results: list[Result]) -> str:
+    """Thousands of steps to the threshold, median over seeds with its interval; how many seeds reached it."""
+    rows, known = [], _known(results)
+    for task, methods in _by(results, "method").items():
+        cells = [f"{task} ({next(iter(methods.values()))['task']['threshold']:g})"]
+        medians = {name: median_interval(steps_to_threshold(r)) for name, r in methods.items()}
+        best = min(median for median, _, _ in medians.values())
+        for name in known:
+            if name not in methods:
+                cells.append("")
+                continue
+            result, (median, low, high) = methods[name], medians[name]
+            budget = result["task"]["total_steps"]
+            text = _steps(median, budget)
+            if np.isfinite(low):
+                text += f" ({_steps(low, budget)} to {_steps(high, budget)})"
+            reached = int(np.isfinite(steps_to_threshold(result)).sum())
+            text = f"**{text}**" if median == best and np.isfinite(best) else text
+            cells.append(f"{text} {reached}/{len(result['seeds'])}")
+        rows.append(cells)
+    return _table(["task (threshold)", *known], rows)
+
+
+def final_table(results: list[Result]) -> str:
+    """The last evaluation: interquartile mean with its interval, and the worst seed."""
+    rows, known = [], _known(results)
+    for task, methods in _by(results, "method").items():
+        cells = [task]
+        for name in known:
+            if name not in methods:
+                cells.append("")
+                continue
+            last = array(methods[name], "eval_return")[:, -1]
+            low, high = bootstrap_interval(last)
+            cells.append(
+                f"{_number(float(interquartile_mean(last)))} ({_number(float(low))} to {_number(float(high))}), "
+                f"worst {_number(float(last.min()))}"
+            )
+        rows.append(cells)
+    return _table(["task", *known], rows)
+
+
+def summary_table(results: list[Result]) -> str:
+    """Over all tasks that every method has: area under the curve, seconds, robustness, probability of improvement."""
+    by_task = {task: methods for task, methods in _by(results, "method").items()}
+    rows = []
+    for name in _known(results):
+        own = {task: methods[name] for task, methods in by_task.items() if name in methods}
+        area = np.array([scores(r).mean(axis=1) for r in own.values()])
+        low, high = _stratified(area)
+        solved = [share for r in own.values() for share in r["sweep"].get("solved", [])]
+        ours = {task: methods["haepo_default"] for task, methods in by_task.items() if "haepo_default" in methods}
+        shared = [task for task in own if task in ours]
+        chance = probability_of_improvement(
+            [scores(ours[task]).mean(axis=1) for task in shared], [scores(own[task]).mean(axis=1) for task in shared]
+        )
+        seconds = np.median([1e3 * seconds_per_step(r) for r in own.values()])
+        rows.append(
+            [
+                name,
+                str(len(own)),
+                f"{float(interquartile_mean(area.reshape(-1))):.2f} ({low:.2f} to {high:.2f})",
+                f"{seconds:.2f}",
+                f"{100 * np.mean(solved):.0f}% of {len(solved)}" if solved else "",
+                "" if name == "haepo_default" else f"{chance[0]:.2f} ({chance[1]:.2f} to {chance[2]:.2f})",
+            ]
+        )
+    head = [
+        "method", "tasks", "area under the curve", "seconds per 1,000 steps", "configurations that solve",
+        "P(haepo_default better)",
+    ]  # fmt: skip
+    return _table(head, rows)
+
+
+def _stratified(values: Array, resamples: int = 2000) -> tuple[float, float]:
+    """95% interval of the interquartile mean over all entries, seeds resampled within each task: (tasks, seeds)."""
+    generator = np.random.default_rng(0)
+    tasks, seeds = values.shape
+    drawn = generator.integers(0, seeds, (resamples, tasks, seeds))
+    means = interquartile_mean(values[np.arange(tasks)[:, None], drawn].reshape(resamples, -1))
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def ablation_table(results: list[Result]) -> str:
+    """HAEPO's default with one thing changed: area under the normalised curve, and steps to the threshold."""
+    by_task = _by(results, "ablation")
+    rows = []
+    for name in ABLATIONS:
+        cells = [name]
+        for task in ABLATION_STEPS:
+            result = by_task.get(task, {}).get(name)
+            if result is None:
+                cells += ["", ""]
+                continue
+            area = scores(result).mean(axis=1)
+            low, high = bootstrap_interval(area)
+            cells.append(f"{float(interquartile_mean(area)):.2f} ({float(low):.2f} to {float(high):.2f})")
+            cells.append(_steps(median_interval(steps_to_threshold(result))[0], result["task"]["total_steps"]))
+        rows.append(cells)
+    return _table(["HAEPO with", *(f"{t}: {w}" for t in ABLATION_STEPS for w in ("area", "steps"))], rows)
+
+
+def deep_sea_table(results: list[Result]) -> str:
+    """How many seeds found the treasure, by the sea's depth: the last evaluation above half of it."""
+    found: dict[str, dict[int, str]] = {}
+    for result in results:
+        last = array(result, "eval_return_greedy")[:, -1]
+        found.setdefault(result["method"], {})[int(task_of(result))] = f"{int((last > 0.5).sum())}/{len(last)}"
+    sizes = sorted({size for row in found.values() for size in row})
+    return _table(
+        ["method", *map(str, sizes)],
+        ([name, *(found[name].get(size, "") for size in sizes)] for name in DEEP_SEA if name in found),
+    )
+
+
+def alignment_table(results: list[Result]) -> str:
+    """Rank correlation between the weights of trajectories and what they earned, mean over updates and seeds."""
+    rows = []
+    for task, methods in _by(results, "method").items():
+        cells = [task]
+        for name in ("haepo_default", "haepo_episodic", "haepo_paper"):
+            known = name in methods and methods[name].get("alignment")
+            cells.append(f"{float(np.nanmean(array(methods[name], 'alignment'))):+.2f}" if known else "")
+        rows.append(cells)
+    return _table(["task", "haepo_default", "haepo_episodic", "haepo_paper"], rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[list[Result]], str]]] = {
+    "thresholds": ("methods", threshold_table),
+    "final": ("methods", final_table),
+    "summary": ("methods", summary_table),
+    "alignment": ("methods", alignment_table),
+    "ablations": ("ablations", ablation_table),
+    "deep_sea": ("deep_sea", deep_sea_table),
+}
+
+
+def filled_in(text: str, folder: Path) -> str:
+    """A document with every `<!-- table: name -->` followed by that table, up to the next empty line."""
+    for name, (kind, make) in TABLES.items():
+        if results := load(folder / kind):
+            mark = f"<!-- table: {name} -->\n"
+            text = re.sub(rf"{re.escape(mark)}(?:.+\n)*", (mark + make(results) + "\n").replace("\\", r"\\"), text)
+    return text
+
+
+# Figures.
+
+
+def draw(folder: Path, to: Path) -> list[Path]:
+    """Draws whatever there are results for; returns the files."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    to.mkdir(exist_ok=True)
+    makers = {"methods": (_curves, _profile), "ablations": (_ablation_bars,)}
+    written = []
+    for kind, drawers in makers.items():
+        results = load(folder / kind)
+        for drawer in drawers if results else ():
+            path = to / f"{drawer.__name__.strip('_')}.png"
+            drawer(results).savefig(path, dpi=110, bbox_inches="tight")
+            written.append(path)
+    return written
+
+
+def _curves(results: list[Result]) -> Any:
+    from matplotlib.figure import Figure
+
+    by_task = _by(results, "method")
+    columns = 4
+    rows = -(-len(by_task) // columns)
+    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+    for place, (task, methods) in enumerate(by_task.items(), start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        for name, result in methods.items():
+            steps, returns = array(result, "env_steps").mean(axis=0) / 1000, array(result, "eval_return")
+            low, high = bootstrap_interval(returns.T, resamples=500)
+            axes.plot(steps, interquartile_mean(returns.T), color=METHODS[name].colour, label=name)
+            axes.fill_between(steps, low, high, color=METHODS[name].colour, alpha=0.2, linewidth=0)
+        axes.axhline(result["task"]["threshold"], color="grey", linewidth=0.8, linestyle="dotted")
+        axes.set_title(task)
+        axes.set_xlabel("thousand steps")
+        axes.set_ylabel("return")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
+def _profile(results: list[Result]) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    at = np.linspace(0, 1, 101)
+    for name, method in METHODS.items():
+        areas = [scores(r).mean(axis=1) for r in results if r["method"] == name]
+        if areas:
+            share = np.mean([[(area > x).mean() for x in at] for area in areas], axis=0)
+            axes.plot(at, share, color=method.colour, label=name)
+    axes.set_xlabel("area under the normalised curve")
+    axes.set_ylabel("share of runs above it, mean over tasks")
+    axes.legend()
+    return figure
+
+
+def _ablation_bars(results: list[Result]) -> Any:
+    from matplotlib.figure import Figure
+
+    by_task = _by(results, "ablation")
+    figure = Figure(figsize=(4 * len(by_task) + 2, 6), layout="constrained")
+    names = [name for name in ABLATIONS if any(name in found for found in by_task.values())]
+    for place, (task, found) in enumerate(by_task.items(), start=1):
+        axes = figure.add_subplot(1, len(by_task), place)
+        for row, name in enumerate(names):
+            if name not in found:
+                continue
+            area = scores(found[name]).mean(axis=1)
+            (low, high), middle = bootstrap_interval(area), float(interquartile_mean(area))
+            colour = "tab:red" if name == "default" else "tab:grey" if "uniform" in name else "tab:blue"
+            axes.barh(row, middle, color=colour, xerr=[[middle - float(low)], [float(high) - middle]], capsize=2)
+        axes.set_yticks(range(len(names)), names if place == 1 else [""] * len(names))
+        axes.invert_yaxis()
+        axes.set_title(task)
+        axes.set_xlabel("area under the normalised curve")
+    return figure
+
+
+def main(argv: list[str]) -> int:
+    """Draws, and where the suite is the full one fills in the report's tables."""
+    small = argv == ["small"]
+    if argv and not small:
+        print(f"error: {argv[0]!r} is no suite: write small, or nothing", file=sys.stderr)
+        return 2
+    folder = HERE / "results" / "small" if small else HERE / "results"
+    for path in draw(folder, folder if small else HERE / "figures"):
+        print(path)
+    if small:
+        for name, (kind, make) in TABLES.items():
+            if results := load(folder / kind):
+                print(f"\n{name}\n{make(results)}")
+    else:
+        README.write_text(filled_in(README.read_text(), folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

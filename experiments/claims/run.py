@@ -1,0 +1,212 @@
+"""Tunes, trains and stores what `report.py` draws: `python experiments/claims/run.py small` (or `full`).
+
+Each piece of work is one JSON file in `experiments/claims/results`; one that is there is not done again, so the command
+can be ended and started again at any time, and several can share the work by naming other tasks.
+
+  python experiments/claims/run.py small                      the core tasks with fewer seeds: a laptop, in half an hour
+  python experiments/claims/run.py full                       everything, as in the report
+  python experiments/claims/run.py full tasks=cartpole,catch methods=haepo,ppo
+  python experiments/claims/run.py full parts=ablations
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import catalogue
+import jax
+import numpy as np
+from catalogue import ABLATIONS, METHODS, TASKS, Task
+
+import haepo_jax as hx
+from haepo_jax import config as configuration
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.training.comparison import machine
+from haepo_jax.training.run_dir import write_atomically
+
+RESULTS = Path(__file__).parent / "results"
+PARTS = ("methods", "ablations", "deep_sea")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much is done: of the full suite, or less of it in another folder."""
+
+    folder: Path
+    tasks: tuple[str, ...]
+    num_configs: int
+    report_seeds: Sequence[int]
+    ablation_seeds: Sequence[int]
+    deep_sea_seeds: Sequence[int]
+
+
+SIZES = {
+    "small": Size(RESULTS / "small", catalogue.CORE, 4, range(5), range(100, 103), range(2)),
+    "full": Size(
+        RESULTS, tuple(TASKS), catalogue.NUM_CONFIGS, catalogue.REPORT_SEEDS, catalogue.ABLATION_SEEDS,
+        catalogue.DEEP_SEA_SEEDS,
+    ),
+}  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    """Does the work that is missing; returns the exit status: 0, or 2 for arguments that cannot be used."""
+    size = SIZES.get(argv[0] if argv else "")
+    chosen = dict(argument.partition("=")[::2] for argument in argv[1:])
+    known = {"tasks": tuple(TASKS), "methods": tuple(METHODS), "parts": PARTS}
+    wrong = [f"{key}={value}" for key, value in chosen.items() if set(value.split(",")) - set(known.get(key, ()))]
+    if size is None or wrong:
+        told = wrong[0] if wrong else f"{argv[0] if argv else 'nothing'} is no size"
+        choices = "; ".join(f"{key}: {','.join(names)}" for key, names in known.items())
+        print(f"error: {told}: write small or full, then key=a,b with {choices}", file=sys.stderr)
+        return 2
+    pick = {key: tuple(chosen[key].split(",")) if key in chosen else names for key, names in known.items()}
+    tasks = [task for task in pick["tasks"] if task in size.tasks or "tasks" in chosen]
+    missing = [job for job in _jobs(size, tasks, pick["methods"], pick["parts"]) if not job[0].exists()]
+    begin = time.perf_counter()
+    for number, (path, work) in enumerate(missing, start=1):
+        left = (time.perf_counter() - begin) / max(number - 1, 1) * (len(missing) - number + 1)
+        estimate = f", about {left / 60:.0f} min left" if number > 1 else ""
+        print(f"[{number}/{len(missing)}{estimate}] {path.relative_to(size.folder)}", flush=True)
+        if path.exists():  # somebody else has done it meanwhile
+            continue
+        start = time.perf_counter()
+        result = work()
+        made = {
+            "command": shlex.join(["python", "experiments/claims/run.py", *argv]),
+            "date": datetime.date.today().isoformat(),
+            "machine": machine(),
+            "wall_seconds": round(time.perf_counter() - start, 1),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({**made, **_rounded(result)}, separators=(",", ":")) + "\n")
+    return 0
+
+
+def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Sequence[str]) -> Iterator[tuple[Path, Any]]:
+    if "methods" in parts:
+        for task in tasks:
+            for method in methods:
+                yield (
+                    size.folder / "methods" / f"{task}.{method}.json",
+                    lambda task=task, method=method: tune_and_train(size, TASKS[task], method),
+                )
+    if "ablations" in parts:
+        for task in (task for task in catalogue.ABLATION_STEPS if task in tasks):
+            for name in ABLATIONS:
+                yield (
+                    size.folder / "ablations" / f"{task}.{_file(name)}.json",
+                    lambda task=task, name=name: ablate(size, task, name),
+                )
+    if "deep_sea" in parts:
+        for name in catalogue.DEEP_SEA:
+            for side in catalogue.DEEP_SEA_SIZES:
+                yield (
+                    size.folder / "deep_sea" / f"{side}.{_file(name)}.json",
+                    lambda side=side, name=name: deep_sea(size, side, name),
+                )
+
+
+def _file(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+def tune_and_train(size: Size, task: Task, name: str) -> dict[str, Any]:
+    """A sweep on the tuning seeds, then the best configuration on the reported ones."""
+    method = METHODS[name]
+    swept: dict[str, Any] = {}
+    best: dict[str, Any] = {}
+    if method.space:
+        seeds = catalogue.TUNING_SEEDS
+        start = time.perf_counter()
+        found = hx.sweep(
+            task.env, method.algo, method.space | {f"env_kwargs.{k}": str(v) for k, v in task.env_kwargs.items()},
+            total_steps=task.total_steps,
+            num_configs=size.num_configs, num_seeds=len(seeds), seed=seeds[0], curve_points=catalogue.CURVE_POINTS,
+            final_eval_episodes=32, search="random",
+        )  # fmt: skip
+        curves = np.where(np.isnan(found.curves), task.floor, found.curves)
+        area = curves.mean(axis=(1, 2))
+        chosen = int(np.argmax(area))
+        best = {key.removeprefix("algo."): value for key, value in found.configs[chosen].items()}
+        swept = {
+            "space": method.space, "seeds": list(seeds), "seconds": time.perf_counter() - start, "chosen": chosen,
+            "configs": found.configs, "area": area.tolist(), "returns": found.returns.tolist(),
+            "solved": (found.returns.mean(axis=1) >= task.threshold).tolist(),
+        }  # fmt: skip
+    fixed = {key.removeprefix("algo."): int(value) for key, value in method.space.items() if value.isdigit()}
+    return {
+        "task": dataclasses.asdict(task), "method": name, "algo": method.algo, "hyperparameters": {**fixed, **best},
+        "sweep": swept, **_train(task, method.algo, {**fixed, **best}, size.report_seeds),
+    }  # fmt: skip
+
+
+def ablate(size: Size, task_name: str, name: str) -> dict[str, Any]:
+    """HAEPO's default with something changed."""
+    task = dataclasses.replace(TASKS[task_name], total_steps=catalogue.ABLATION_STEPS[task_name])
+    changes = ABLATIONS[name]
+    trained = _train(task, "haepo", changes, size.ablation_seeds)
+    return {"task": dataclasses.asdict(task), "ablation": name, "hyperparameters": changes, **trained}
+
+
+def deep_sea(size: Size, side: int, name: str) -> dict[str, Any]:
+    """A deep sea of `side` x `side`, whose one treasure takes `side` right moves in a row."""
+    task = Task("DeepSea-bsuite", catalogue.DEEP_SEA_STEPS, 0.9, 0, 0.99, {"size": side})
+    algo, changes = catalogue.DEEP_SEA[name]
+    trained = _train(task, algo, changes, size.deep_sea_seeds)
+    return {"task": dataclasses.asdict(task), "method": name, "algo": algo, "hyperparameters": changes, **trained}
+
+
+def _train(task: Task, algo: str, hyperparameters: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    """Trains all seeds in one compiled program and plays the final policies: weights against returns."""
+    defaults = configuration.hyperparameter_defaults(algo)
+    changed = {key: value for key, value in defaults.items() if key not in ("log_points", "eval_episodes")}
+    algorithm: Algorithm = getattr(hx, configuration.algorithm_class(algo).__name__)(
+        hx.make_env(task.env, **task.env_kwargs), total_steps=task.total_steps, log_points=catalogue.CURVE_POINTS,
+        eval_episodes=catalogue.EVAL_EPISODES, **{**changed, **hyperparameters},
+    )  # fmt: skip
+    keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
+    begin = time.perf_counter()
+    # The numbers are arguments, so variants that differ in nothing else are the same program for jax's compilation cache.
+    train = jax.jit(jax.vmap(lambda algorithm, key: algorithm.train(key), (None, 0))).lower(algorithm, keys).compile()
+    compiled = time.perf_counter()
+    state, history = jax.block_until_ready(train(algorithm, keys))
+    done = time.perf_counter()
+    history = jax.device_get(history)
+    return {
+        "seeds": list(seeds),
+        "compile_seconds": compiled - begin,
+        "train_seconds": done - compiled,
+        "env_steps": history["env_steps"].to_int(),
+        "eval_return": history["eval_return"],
+        "eval_return_greedy": history["eval_return_greedy"],
+        "entropy": history["entropy"],
+        "ess": history.get("ess"),
+        "alignment": history.get("alignment"),
+        "diverged_at": np.asarray(state.health.diverged_at),
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Plain data with six digits; None where a number is not finite."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if np.isfinite(value) else None
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

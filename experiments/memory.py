@@ -1,0 +1,53 @@
+"""Tasks that cannot be done without a memory: PPO with each network on MemoryChain and on CartPole without velocities.
+
+    python experiments/memory.py
+
+Each network is trained on 5 seeds with the same settings; what was trained before is not trained again. Results:
+experiments/results/memory.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "memory.json"
+NETWORKS = ("mlp", "gru", "transformer")
+TASKS: dict[str, list[str]] = {
+    "MemoryChain-bsuite": ["total_steps=100_000"],
+    "haepo/hidden_cartpole": ["total_steps=250_000", "algo.num_envs=16", "algo.context=16"],
+}
+SHARED = ["algo=ppo", "algo.hidden_sizes=[32,32]", "num_seeds=5", "tensorboard=false", "checkpoint_minutes=null"]
+
+
+def train(task: str, network: str) -> dict[str, Any]:
+    """One task and network, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        arguments = [f"env={task}", f"algo.network={network}", *SHARED, *TASKS[task]]
+        subprocess.run([sys.executable, "-m", "haepo_jax.train", *arguments, f"run_dir={run}"], check=True)
+        summary = json.loads((run / "summary.json").read_text())
+    names = ("final_return_mean", "final_return_per_seed", "env_steps", "run_seconds", "compile_seconds", "versions")
+    return {"command": " ".join(["python -m haepo_jax.train", *arguments]), **{name: summary[name] for name in names}}
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for task in TASKS:
+        for network in NETWORKS:
+            name = f"{task} {network}"
+            if name not in results:
+                results[name] = train(task, network)
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            returns = results[name]["final_return_per_seed"]
+            print(f"{name:34} mean {results[name]['final_return_mean']:7.2f}, seeds", *(f"{x:.2f}" for x in returns))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""From the last layer of a network to what `action_distribution` takes, for any action space."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from haepo_jax.distributions import (
+    LOG_STD_MAX,
+    LOG_STD_MIN,
+    DiagonalGaussian,
+    TanhGaussian,
+    action_distribution,
+    is_distribution,
+)
+from haepo_jax.spaces import Box, Discrete, MultiDiscrete, Space, frozen_space, map_space, space_leaves
+
+
+def action_size(action_space: Space, state_dependent_std: bool = False) -> int:
+    """How many numbers a network must put out for an action space."""
+    continuous = sum(math.prod(part.shape) for part in space_leaves(action_space) if isinstance(part, Box))
+    choices = sum(_size(part) for part in space_leaves(action_space)) - continuous
+    return choices + continuous * (2 if state_dependent_std else 1)
+
+
+def action_output(module: nn.Module, action_space: Space, output: jax.Array, state_dependent_std: bool = False) -> Any:
+    """What `action_distribution` takes, of a network's last layer (..., action_size).
+
+    To be called in the compact method of `module`: the log-std is one of its parameters, the same for all observations,
+    unless `state_dependent_std` makes the last numbers of `output` be it.
+    """
+    parts = space_leaves(action_space)
+    num_continuous = sum(_size(part) for part in parts if isinstance(part, Box))
+    # A squashed log-std rather than a clipped one: it has a gradient everywhere, so it can come back from an end.
+    middle, half = (LOG_STD_MAX + LOG_STD_MIN) / 2, (LOG_STD_MAX - LOG_STD_MIN) / 2
+    start = math.atanh(-middle / half)
+    if not num_continuous:
+        raw = jnp.zeros(0)
+    elif state_dependent_std:
+        output, raw = output[..., :-num_continuous], output[..., -num_continuous:] + start
+    else:
+        raw = module.param("raw_log_std", nn.initializers.constant(start), (num_continuous,))
+    log_std = middle + half * nn.tanh(raw)
+
+    taken, stds_taken = 0, 0
+    outputs: list[Any] = []
+    for part in parts:
+        numbers = output[..., taken : taken + _size(part)]
+        taken += _size(part)
+        if isinstance(part, Box):
+            stds = log_std[..., stds_taken : stds_taken + _size(part)]
+            stds_taken += _size(part)
+            outputs.append(tuple(x.reshape(*x.shape[:-1], *part.shape) for x in (numbers, stds)))
+        else:
+            outputs.append(numbers)
+    remaining = iter(outputs)
+    return map_space(lambda part: next(remaining), action_space)
+
+
+def _size(part: Discrete | MultiDiscrete | Box) -> int:
+    if isinstance(part, Box):
+        return math.prod(part.shape)
+    return part.n if isinstance(part, Discrete) else sum(part.sizes)
+
+
+def squashed(policy: Any, action_space: Space) -> SquashedPolicy:
+    """`policy` with its continuous actions, for which it returns mean and log-std, as `TanhGaussian`s."""
+    return SquashedPolicy(policy, frozen_space(action_space))
+
+
+@dataclasses.dataclass(frozen=True)
+class SquashedPolicy:
+    """See `squashed`."""
+
+    policy: Any
+    action_space: Space
+
+    def init(self, key: jax.Array, observation: Any) -> tuple[Any, Any]:
+        return self.policy.init(key, observation)
+
+    def apply(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:
+        carry, output = self.policy.apply(params, carry, observation, is_first)
+        return carry, map_space(_squash, self.action_space, output)
+
+
+def _squash(part: Discrete | MultiDiscrete | Box, output: Any) -> Any:
+    if not isinstance(part, Box) or is_distribution(output):
+        return output
+    gaussian = action_distribution(part, output)
+    assert isinstance(gaussian, DiagonalGaussian)
+    return TanhGaussian(gaussian)

@@ -1,0 +1,70 @@
+"""Supervised learning from a task's demonstrations: the policy that other algorithms then start from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from haepo_jax.algorithms import hyperparameters
+from haepo_jax.algorithms.base import Metrics, TrainState
+from haepo_jax.algorithms.trajectory import Batch, TrajectoryAlgorithm
+from haepo_jax.envs.base import has_action_mask
+from haepo_jax.losses._numerics import masked_mean
+from haepo_jax.rollout import Trajectory, lane_keys
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Supervised(hyperparameters.Supervised, TrajectoryAlgorithm):
+    """The mean negative log-likelihood of an expert's decisions; of a token task's, next-token cross-entropy.
+
+    Every update draws new demonstrations. The environment has a `demonstration(state) -> (horizon,)`: the actions, in
+    policy units, of an expert that starts there; what comes after the episode's end is not used.
+    """
+
+    # Demonstrations are not weighed against each other.
+    group_size: int = dataclasses.field(default=1, kw_only=True, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if hasattr(self.env, "reset") and not callable(getattr(self.env, "demonstration", None)):
+            raise ValueError(f"{self.env.name} has no demonstrations to learn from")
+
+    def collect(self, state: TrainState, key: jax.Array) -> tuple[Trajectory, jax.Array, jax.Array, jax.Array]:
+        """Demonstrations in place of episodes of the policy's own; see `TrajectoryAlgorithm.collect`."""
+        steps = jax.vmap(self._demonstrate, out_axes=1)(lane_keys(key, self.num_envs))
+        invalid = jnp.zeros(self.num_envs, bool)
+        returns = jnp.sum(steps.reward, axis=0, where=steps.mask)
+        lengths = jnp.sum(steps.mask, axis=0, dtype=jnp.int32)
+        return jax.tree.map(lambda x: x[:, :, None], steps), returns, lengths, invalid
+
+    def _demonstrate(self, key: jax.Array) -> Trajectory:
+        """One episode, (T,)."""
+        state, observation = self.env.reset(key)
+        actions = self.env.demonstration(state)
+
+        def step(now: tuple[Any, Any, jax.Array], action: jax.Array) -> tuple[Any, Trajectory]:
+            state, observation, alive = now
+            action_mask = self.env.action_mask(state) if has_action_mask(self.env) else None
+            after = self.env.step(key, state, action)
+            live = Trajectory(observation, action, after.reward, alive, action_mask, extras=None)
+            steps = jax.tree.map(lambda x: jnp.where(alive, x, jnp.zeros_like(x)), live)
+            return (after.state, after.observation, alive & ~(after.terminated | after.truncated)), steps
+
+        steps: Trajectory = jax.lax.scan(step, (state, observation, jnp.bool_(True)), actions)[1]
+        return steps
+
+    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        steps, mask = batch.steps, batch.mask
+        current = self.sequence_distribution(params, batch.observation, steps)
+        likelihood = masked_mean(current.log_prob(steps.action), mask)
+        entropy = masked_mean(current.entropy(), mask)
+        entropy_coef: Any = self.entropy_coef
+        loss = -likelihood - entropy_coef * entropy
+        metrics = {"loss": loss, "objective": likelihood, "entropy": entropy}
+        if jnp.issubdtype(steps.action.dtype, jnp.integer):
+            metrics["accuracy"] = masked_mean((current.mode() == steps.action).astype(loss.dtype), mask)
+        return loss, jax.lax.stop_gradient(metrics)

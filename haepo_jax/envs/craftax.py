@@ -1,0 +1,111 @@
+"""Craftax and Craftax-Classic under the environment protocol (optional: `pip install 'haepo_jax[craftax]'`).
+
+Matthews et al., "Craftax: A Lightning-Fast Benchmark for Open-Ended Reinforcement Learning" (arXiv 2402.16801). The
+first time that pixels are asked for, Craftax spends a minute on its textures and keeps them beside its own files.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from haepo_jax.envs._libraries import building, check_horizon, load
+from haepo_jax.envs._settings import check_settings
+from haepo_jax.envs.base import (
+    Array,
+    Box,
+    Discrete,
+    PyTree,
+    Replaceable,
+    TimeStep,
+    finish_step,
+    static_field,
+    strongly_typed,
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class CraftaxEnv(Replaceable):
+    """A Craftax task. Its leaves are `params`, Craftax's own `EnvParams`, so `env.replace(params=...)` vmaps.
+
+    `horizon` was fixed when the environment was made: params with a smaller `max_timesteps` shorten episodes, a larger
+    one does not lengthen them.
+    """
+
+    params: Any
+    inner: Any = static_field()
+    name: str = static_field()
+    horizon: int = static_field()
+    observation_space: Box = static_field()
+    action_space: Discrete = static_field()
+
+    def reset(self, key: Array) -> tuple[PyTree, PyTree]:
+        """Start an episode in a new world: (Craftax's own state, observation)."""
+        observation, state = self.inner.reset_env(key, self.params)
+        return strongly_typed(state), strongly_typed(observation)
+
+    def step(self, key: Array, state: PyTree, action: Array) -> TimeStep:
+        """One step without Craftax's automatic reset, and with its time limit apart from death and victory."""
+        observation, new, reward, _, _ = self.inner.step_env(key, state, action, self.params)
+        endless = self.params.replace(max_timesteps=jnp.iinfo(jnp.int32).max)
+        terminated = self.inner.is_terminal(new, endless)
+        truncated = new.timestep >= jnp.minimum(self.params.max_timesteps, self.horizon)
+        return finish_step(self.name, state, new, observation, reward, terminated, truncated)
+
+
+def make_craftax(task: str, **kwargs: Any) -> CraftaxEnv:
+    """Build the task `task` (`Craftax-Symbolic-v1`, not `craftax/Craftax-Symbolic-v1`).
+
+    Args:
+        task: one of `names.CRAFTAX`.
+        **kwargs: fields of Craftax's `EnvParams`: `max_timesteps`, the horizon, which complete episodes want much
+            shorter than its 10,000 and 100,000; `day_length`, `god_mode`, ...
+
+    Raises:
+        ValueError: an unknown setting, or a value that the task refuses.
+        TypeError: a setting of the wrong type.
+        ImportError: Craftax is not installed.
+    """
+    name = f"craftax/{task}"
+    library = load(name, "Craftax", "craftax.craftax_env", "craftax")
+    inner = _build(library, task)
+    defaults = inner.default_params
+    check_settings(name, kwargs, {field.name: getattr(defaults, field.name) for field in dataclasses.fields(defaults)})
+    with building(name, kwargs):
+        return adapt_craftax(name, inner, defaults.replace(**kwargs))
+
+
+@functools.cache
+def _build(library: Any, task: str) -> Any:
+    """Craftax's environment object: always the same one, because JAX's caches know it by identity."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return library.make_craftax_env_from_name(task, auto_reset=False)
+
+
+def adapt_craftax(name: str, inner: Any, params: Any = None) -> CraftaxEnv:
+    """An environment object of Craftax, with its params or its default ones; that its `step` may reset is no matter."""
+    params = inner.default_params if params is None else params
+    horizon = check_horizon(name, "max_timesteps", params.max_timesteps)
+    # Craftax's own numbers as arrays: Python's would be no leaves to batch over.
+    values = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+    params = params.replace(**{key: _array(x) for key, x in values.items() if isinstance(x, numbers.Real)})
+    space = inner.observation_space(params)
+    return CraftaxEnv(
+        params=params,
+        inner=inner,
+        name=name,
+        horizon=horizon,
+        observation_space=Box(float(space.low), float(space.high), space.shape, jnp.float32),
+        action_space=Discrete(int(inner.action_space(params).n)),
+    )
+
+
+def _array(value: Any) -> Array:
+    array = jnp.asarray(value)
+    return jax.lax.convert_element_type(array, array.dtype)

@@ -1,0 +1,201 @@
+"""Jumanji tasks under the environment protocol (optional: `pip install 'haepo_jax[jumanji]'`).
+
+Bonnet et al., "Jumanji: a Diverse Suite of Scalable Reinforcement Learning Environments in JAX" (arXiv 2306.09884). An
+episode's randomness comes from the key in Jumanji's own state, so episodes with one start share their luck too.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haepo_jax.envs._libraries import building, check_horizon, load, quiet_types
+from haepo_jax.envs._settings import check_settings, constructor_settings, freeze
+from haepo_jax.envs.base import (
+    Array,
+    Box,
+    Discrete,
+    PyTree,
+    Replaceable,
+    TimeStep,
+    finish_step,
+    static_field,
+    strongly_typed,
+)
+from haepo_jax.messages import short
+from haepo_jax.spaces import MultiDiscrete
+
+# Tasks without a time limit that end by themselves: the most steps, read off the environment.
+_LONGEST_EPISODE: dict[str, Callable[[Any], int]] = {
+    "BinPack": lambda inner: inner.generator.max_num_items,
+    "CVRP": lambda inner: 2 * inner.num_nodes,
+    "FlatPack": lambda inner: inner.num_blocks,
+    "GraphColoring": lambda inner: inner.num_nodes,
+    "Knapsack": lambda inner: inner.num_items,
+    "Minesweeper": lambda inner: inner.num_rows * inner.num_cols - inner.num_mines,
+    "Sudoku": lambda inner: 81,
+    "TSP": lambda inner: inner.num_cities,
+}
+LARGEST_ONE_HOT = 256
+"""What Jumanji calls discrete and has more values is a count, such as that of the steps, and no choice."""
+
+
+class JumanjiState(NamedTuple):
+    """Jumanji's own state; the valid actions, where the task tells; and int32 (), the steps taken."""
+
+    inner: Any
+    valid: Any
+    steps: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class JumanjiEnv(Replaceable):
+    """A Jumanji task. Observations are nested dicts; a mask of valid actions goes to the policy's distribution instead.
+
+    Several integers whose mask is over their combinations are one `Discrete` here, over all combinations, so that the
+    mask holds exactly; with a mask for each they are a `MultiDiscrete`.
+    """
+
+    inner: Any = static_field()
+    name: str = static_field()
+    horizon: int = static_field()
+    observation_space: Any = static_field()
+    action_space: Any = static_field()
+    combined: tuple[int, ...] = static_field()  # the sizes of several integers that are one Discrete here
+    masked: bool = static_field()
+
+    def reset(self, key: Array) -> tuple[PyTree, PyTree]:
+        """Start an episode: (`JumanjiState`, observation)."""
+        with quiet_types():
+            inner, step = self.inner.reset(key)
+        observation, valid = self._split(step.observation)
+        return JumanjiState(strongly_typed(inner), valid, jnp.zeros((), jnp.int32)), observation
+
+    def step(self, key: Array, state: JumanjiState, action: Array) -> TimeStep:
+        """One step. An end with a discount of 0 is the episode's own, any other one a time limit's."""
+        if self.combined:
+            action = jnp.stack(jnp.unravel_index(action, self.combined))
+        with quiet_types():
+            inner, step = self.inner.step(state.inner, jnp.asarray(action, self.inner.action_spec.dtype))
+        observation, valid = self._split(step.observation)
+        new = JumanjiState(inner, valid, state.steps + 1)
+        terminated = step.last() & (step.discount == 0)
+        truncated = step.last() | (new.steps >= self.horizon)
+        return finish_step(self.name, state, new, observation, step.reward, terminated, truncated)
+
+    @property
+    def action_mask(self) -> Callable[[JumanjiState], Array] | None:
+        """state -> the valid actions; None where Jumanji does not tell."""
+        return (lambda state: state.valid) if self.masked else None
+
+    def _split(self, observation: Any) -> tuple[PyTree, Array | None]:
+        """Jumanji's observation as a dict, and the mask in it by itself."""
+        plain = strongly_typed(_plain(observation))
+        if not self.masked:
+            return plain, None
+        mask = plain.pop("action_mask")
+        return plain, mask.reshape(-1)
+
+
+def make_jumanji(task: str, *, episode_length: int | None = None, **kwargs: Any) -> JumanjiEnv:
+    """Build the Jumanji task `task` (`Snake-v1`, not `jumanji/Snake-v1`).
+
+    Args:
+        task: one of `names.JUMANJI`.
+        episode_length: a time limit for tasks that have none of their own; None: what the task cannot exceed, or 1000.
+        **kwargs: the task's constructor arguments: `time_limit`, `num_rows`, ...
+
+    Raises:
+        ValueError: an unknown setting, or a value that the task refuses.
+        TypeError: a setting of the wrong type.
+        ImportError: Jumanji is not installed.
+    """
+    name = f"jumanji/{task}"
+    load(name, "Jumanji", "jumanji", "jumanji")
+    settings = {"episode_length": 1000, **constructor_settings(type(_build(name, task, ())).__init__)}
+    given = kwargs if episode_length is None else {"episode_length": episode_length, **kwargs}
+    check_settings(name, given, settings)
+    with building(name, kwargs):
+        inner = _build(name, task, tuple(sorted((key, freeze(value)) for key, value in kwargs.items())))
+        return adapt_jumanji(name, inner, episode_length=episode_length)
+
+
+@functools.cache
+def _build(name: str, task: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
+    """Jumanji's environment object: the same one for the same arguments, because JAX's caches know it by identity."""
+    return load(name, "Jumanji", "jumanji", "jumanji").make(task, **dict(arguments))
+
+
+def adapt_jumanji(name: str, inner: Any, *, episode_length: int | None = None) -> JumanjiEnv:
+    """An object of Jumanji's `Environment` class as it is.
+
+    Raises:
+        ValueError: it has more than one reward a step, or actions that have no counterpart here.
+    """
+    if inner.reward_spec.shape != ():
+        raise ValueError(f"{name} pays {inner.reward_spec.shape} rewards a step, one for each agent; one is needed")
+    spec = inner.observation_spec
+    mask_shape = getattr(getattr(spec, "action_mask", None), "shape", None)
+    action_space, combined = _action_space(name, inner.action_spec, mask_shape)
+    if episode_length is None:
+        longest = _LONGEST_EPISODE.get(type(inner.unwrapped).__name__)
+        episode_length = getattr(inner, "time_limit", None) or (longest(inner.unwrapped) if longest else 1000)
+    env = JumanjiEnv(
+        inner=inner,
+        name=name,
+        horizon=check_horizon(name, "episode_length", episode_length),
+        observation_space=None,
+        action_space=action_space,
+        combined=combined,
+        masked=mask_shape is not None,
+    )
+    _, observation = jax.eval_shape(env.reset, jax.eval_shape(lambda: jax.random.key(0)))
+    return env.replace(observation_space=_observation_space(spec, observation))
+
+
+def _action_space(name: str, spec: Any, mask_shape: tuple[int, ...] | None) -> tuple[Any, tuple[int, ...]]:
+    if np.issubdtype(spec.dtype, np.floating) and hasattr(spec, "maximum"):
+        return _box(spec, spec.shape, spec.dtype), ()
+    if not hasattr(spec, "num_values"):
+        raise ValueError(f"{name}: actions of {short(spec)} have no counterpart here")
+    sizes = tuple(np.asarray(spec.num_values).reshape(-1).tolist())
+    if spec.shape == ():
+        return Discrete(*sizes), ()
+    if mask_shape == sizes:
+        return Discrete(math.prod(sizes)), sizes
+    if len(spec.shape) == 1 and (mask_shape is None or all((len(sizes), size) == mask_shape for size in sizes)):
+        return MultiDiscrete(sizes), ()
+    raise ValueError(f"{name}: actions of sizes {sizes} with a mask {mask_shape} have no counterpart here")
+
+
+def _plain(observation: Any) -> Any:
+    """NamedTuples and dataclasses as dicts."""
+    if hasattr(observation, "_asdict"):
+        observation = observation._asdict()
+    elif dataclasses.is_dataclass(observation):
+        observation = {field.name: getattr(observation, field.name) for field in dataclasses.fields(observation)}
+    if isinstance(observation, dict):
+        return {name: _plain(part) for name, part in observation.items()}
+    return observation
+
+
+def _observation_space(spec: Any, actual: Any) -> Any:
+    """Our spaces for Jumanji's; shapes and dtypes are those of an `actual` observation."""
+    if isinstance(actual, dict):
+        return {name: _observation_space(getattr(spec, name), part) for name, part in actual.items()}
+    count = getattr(spec, "num_values", None)
+    if count is not None and np.ndim(count) == 0 and count <= LARGEST_ONE_HOT:
+        return Discrete(int(count))
+    return _box(spec, actual.shape, actual.dtype)
+
+
+def _box(spec: Any, shape: tuple[int, ...], dtype: Any) -> Box:
+    low: Any = np.asarray(getattr(spec, "minimum", -np.inf), np.float64)
+    high: Any = np.asarray(getattr(spec, "maximum", np.inf), np.float64)
+    return Box(low, high, shape, dtype)

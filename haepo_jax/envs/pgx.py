@@ -1,0 +1,177 @@
+"""Pgx's games under the environment protocol (optional: `pip install 'haepo_jax[pgx]'`).
+
+Koyamada et al., "Pgx: Hardware-Accelerated Parallel Game Simulators for Reinforcement Learning" (arXiv 2303.17503). The
+agent is player 0, who begins in about half of the games; the other players are part of the environment.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haepo_jax.envs._libraries import check_horizon, load
+from haepo_jax.envs._settings import check_settings
+from haepo_jax.envs.base import (
+    Array,
+    Box,
+    Discrete,
+    PyTree,
+    Replaceable,
+    TimeStep,
+    finish_step,
+    static_field,
+    strongly_typed,
+)
+from haepo_jax.messages import short
+
+AGENT = 0
+
+Opponent: TypeAlias = Callable[[Array, Array, Array], Array]
+"""(key, observation, valid actions (n,) bool) -> action () int32: a move of the player whose turn it is."""
+
+# Games that end by themselves: the most moves that one player can make in one.
+_LONGEST_GAME: dict[str, int] = {
+    "animal_shogi": 128,
+    "chess": 256,
+    "connect_four": 21,
+    "gardner_chess": 128,
+    "kuhn_poker": 2,
+    "leduc_holdem": 4,
+    "othello": 60,
+    "shogi": 256,
+    "tic_tac_toe": 5,
+}
+
+
+def random_opponent(key: Array, observation: Array, valid: Array) -> Array:
+    """Any valid action, all equally likely."""
+    return jax.random.categorical(key, jnp.where(valid, 0.0, -jnp.inf))
+
+
+class PgxState(NamedTuple):
+    """Pgx's own state, whose turn is the agent's; and int32 (), the moves that the agent has made."""
+
+    inner: Any
+    steps: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class PgxEnv(Replaceable):
+    """A Pgx game. A step is a move of the agent and all moves of others up to its next turn; rewards of these add up."""
+
+    inner: Any = static_field()
+    opponent: Opponent = static_field()
+    name: str = static_field()
+    horizon: int = static_field()
+    observation_space: Any = static_field()
+    action_space: Discrete = static_field()
+
+    def reset(self, key: Array) -> tuple[PyTree, PyTree]:
+        """Start a game: (`PgxState`, observation), when it is the agent's turn."""
+        start_key, others_key = jax.random.split(key)
+        inner = strongly_typed(self.inner.init(start_key))
+        inner, _ = self._others(others_key, inner)
+        return PgxState(inner, jnp.zeros((), jnp.int32)), inner.observation
+
+    def step(self, key: Array, state: PgxState, action: Array) -> TimeStep:
+        """A move of the agent, and the answers to it."""
+        own_key, others_key = jax.random.split(key)
+        inner = self.inner.step(state.inner, action, own_key)
+        inner, reward = self._others(others_key, inner)
+        new = PgxState(inner, state.steps + 1)
+        truncated = inner.truncated | (new.steps >= self.horizon)
+        return finish_step(self.name, state, new, inner.observation, reward, inner.terminated, truncated)
+
+    def action_mask(self, state: PgxState) -> Array:
+        """The rules' own."""
+        return state.inner.legal_action_mask
+
+    def _others(self, key: Array, inner: Any) -> tuple[Any, Array]:
+        """The moves of others until it is the agent's turn or the game is over, and what the agent was paid."""
+        if self.inner.num_players == 1:
+            return inner, inner.rewards[AGENT]
+
+        def waiting(loop: tuple[Any, Array, Array]) -> Array:
+            inner, _, _ = loop
+            return (inner.current_player != AGENT) & ~(inner.terminated | inner.truncated)
+
+        def move(loop: tuple[Any, Array, Array]) -> tuple[Any, Array, Array]:
+            inner, reward, key = loop
+            key, choice_key, chance_key = jax.random.split(key, 3)
+            action = self.opponent(choice_key, inner.observation, inner.legal_action_mask)
+            new = self.inner.step(inner, jnp.asarray(action, jnp.int32), chance_key)
+            return new, reward + new.rewards[AGENT], key
+
+        inner, reward, _ = jax.lax.while_loop(waiting, move, (inner, inner.rewards[AGENT], key))
+        return inner, reward
+
+
+def make_pgx(task: str, **kwargs: Any) -> PgxEnv:
+    """Build the game `task` (`connect_four`, not `pgx/connect_four`).
+
+    Args:
+        task: one of `names.PGX`.
+        **kwargs: `opponent` and `episode_length`; see `adapt_pgx`. For other settings pass an object of your own.
+
+    Raises:
+        ValueError: an unknown setting, or a value that cannot be used.
+        TypeError: a setting of the wrong type.
+        ImportError: Pgx is not installed.
+    """
+    name = f"pgx/{task}"
+    inner = _build(load(name, "Pgx", "pgx", "pgx"), task)
+    check_settings(name, kwargs, {"opponent": None, "episode_length": None})
+    return adapt_pgx(name, inner, **kwargs)
+
+
+@functools.cache
+def _build(library: Any, task: str) -> Any:
+    """Pgx's environment object: always the same one, because JAX's caches know it by identity."""
+    return library.make(task)
+
+
+def adapt_pgx(
+    name: str, inner: Any, *, opponent: str | Opponent = "random", episode_length: int | None = None
+) -> PgxEnv:
+    """An object of Pgx's `Env` class as it is.
+
+    Args:
+        name: for messages.
+        inner: the object.
+        opponent: "random", or from Python a function for the moves of all other players (see `Opponent`), such as one
+            that asks a policy trained before.
+        episode_length: a limit on the agent's moves; None: what the game cannot exceed, or 1000.
+
+    Raises:
+        ValueError: an opponent that is neither, or a limit below 1.
+        TypeError: a limit that is no integer.
+    """
+    if opponent == "random":
+        opponent = random_opponent
+    if not callable(opponent):
+        raise ValueError(f"{name}: opponent must be 'random', or from Python a function, got {short(opponent)}")
+    start = jax.eval_shape(inner.init, jax.eval_shape(lambda: jax.random.key(0)))
+    low, high = (0, 1) if start.observation.dtype == jnp.bool_ else (-np.inf, np.inf)
+    return PgxEnv(
+        inner=inner,
+        opponent=opponent,
+        name=name,
+        horizon=check_horizon(
+            name, "episode_length", _longest_game(inner) if episode_length is None else episode_length
+        ),
+        observation_space=Box(low, high, start.observation.shape, start.observation.dtype),
+        action_space=Discrete(start.legal_action_mask.shape[0]),
+    )
+
+
+def _longest_game(inner: Any) -> int:
+    if inner.id == "hex":
+        return (inner.size**2 + 1) // 2
+    if inner.id.startswith("go_"):  # Pgx ends a game after two moves for each point of the board
+        return int(inner.id.rpartition("x")[2]) ** 2
+    return _LONGEST_GAME.get(inner.id, 1000)

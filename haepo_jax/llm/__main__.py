@@ -1,0 +1,128 @@
+"""Fine-tunes a language model: `python -m haepo_jax.llm model=FOLDER data=prompts.jsonl reward=module:function ...`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from haepo_jax import config as configuration
+from haepo_jax.config import ConfigError, RunConfig, one_line, short
+from haepo_jax.llm import NEEDS_TUNIX, has_tunix
+from haepo_jax.llm.settings import LLMConfig, load_reward, read_data, settings_text
+from haepo_jax.training.entry import entry_point
+from haepo_jax.training.resume import existing_run
+from haepo_jax.training.run_dir import RunDir, check_run_dir, create_run_dir
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+HELP = """\
+Fine-tunes a language model, by HAEPO or by Tunix's own GRPO, on the rewards that a function of yours gives completions.
+
+usage: python -m haepo_jax.llm model=<folder> data=<file.jsonl> reward=<module:function> run_dir=<folder> [key=value]
+
+  python -m haepo_jax.llm model=Qwen2.5-0.5B-Instruct data=sums.jsonl reward=rewards:correct run_dir=runs/sums
+  python -m haepo_jax.llm run_dir=runs/sums resume=true steps=200
+
+The reward function takes two lists of texts, prompts and completions, and columns of the data by the name of its other
+arguments, and returns a number for each completion:
+
+  def correct(prompts, completions, answer):
+      return [float(completion.strip() == right) for completion, right in zip(completions, answer)]
+
+options:
+  --help        this text
+  --cfg job     print the complete settings as YAML and stop
+
+settings (key, default, meaning):
+{settings}
+
+A run leaves in its directory: model/, the fine-tuned folder, in the format of the first; completions.jsonl, every
+prompt and completion with its reward; metrics.jsonl, a row per update; TensorBoard events; config.yaml; summary.json;
+and checkpoints, from which it goes on with resume=true if it was ended. Settings that cannot be used, and rewards that
+cannot, end with exit status 2.
+
+Published Llama 3 folders are refused: Tunix 0.1.7 does not compute their rotary embeddings as they were trained.
+"""
+
+FREE = {"run_dir", "resume", "reward", "checkpoint_steps", "keep_checkpoints", "tensorboard", "dry_run", "micro_batch"}
+"""Settings that a resumed run may change; steps may grow, too."""
+
+
+@entry_point
+def main(argv: list[str]) -> int:
+    """Runs the command line; returns its exit status: 0; 2 for settings or rewards that cannot be used; 1 where the run
+    fails otherwise; 128 + the number of the signal that ended it."""
+    if "--help" in argv or "-h" in argv:
+        print(HELP.format(settings=configuration.settings_table(dataclasses.fields(LLMConfig))), end="")
+        return 0
+    arguments = configuration.read_arguments(argv)
+    config, directory = _compose(arguments.overrides)
+    if arguments.show_config:
+        print(settings_text(config), end="")
+        return 0
+    goes_on = directory is not None
+    data = read_data(config.data)
+    reward = load_reward(config.reward, data)
+    if not has_tunix():
+        raise ConfigError(NEEDS_TUNIX)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it says at each import that there is no PyTorch
+
+    from haepo_jax.llm import run
+
+    plan = run.prepare(config, data)
+    place = RunConfig(run_dir=config.run_dir)  # all that these functions ask of it
+    if config.dry_run:
+        if not goes_on:
+            check_run_dir(place)
+        print("the settings are usable; dry_run=true stops here")
+        return 0
+    command = shlex.join(["python", "-m", "haepo_jax.llm", *argv])
+    run.fine_tune(plan, directory or create_run_dir(place), reward, goes_on=goes_on, command=command)
+    return 0
+
+
+def _compose(overrides: Sequence[Override]) -> tuple[LLMConfig, RunDir | None]:
+    """The settings, and the directory of the run that goes on, if one does; raises ConfigError."""
+    overrides = list(overrides)
+    resume, run_dir = (configuration.peek(overrides, LLMConfig, key) for key in ("resume", "run_dir"))
+    directory = existing_run(resume, run_dir or None) if resume != "false" else None
+    if directory is None:
+        return configuration.compose(overrides, LLMConfig), None
+    saved = _read_settings(directory.config)
+    given = [override.key_or_group for override in overrides]
+    # Composed for their own sake, so that what is wrong with them is said as in any other run.
+    names = [f"{key}='-'" for key in ("model", "data", "reward") if key not in given]
+    extra = configuration.read_arguments(names).overrides
+    fresh = dataclasses.asdict(configuration.compose([*overrides, *extra], LLMConfig))
+    for key in given:
+        old, new = saved[key], fresh[key]
+        if new != old and key not in FREE and not (key == "steps" and new > old):
+            raise ConfigError(
+                f"{key}={short(new)}, but the run in {short(str(directory.path))} has {key}={short(old)}: a resumed "
+                "run keeps its settings (steps may grow)"
+            )
+    values = saved | {key: fresh[key] for key in given} | {"run_dir": run_dir, "resume": resume}
+    return configuration.from_dict(values, LLMConfig), directory
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    """The settings of a run, those that it does not hold at their defaults; raises ConfigError."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {str(file)!r}: {one_line(str(error), 120)}") from None
+    if not isinstance(values, dict) or "model" not in values:
+        raise ConfigError(f"{str(file)!r} holds no settings of a run of haepo_jax.llm")
+    return dataclasses.asdict(configuration.from_dict(values, LLMConfig))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,185 @@
+"""The settings of `python -m haepo_jax.llm`, its data and its reward function, checked without loading Tunix or jax."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from haepo_jax.algorithms.hyperparameters import COUNT, NOT_NEGATIVE, POSITIVE, Range, leaf
+from haepo_jax.config import ConfigError, one_line, setting, short
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LLMConfig:
+    """What one fine-tuning run is made of."""
+
+    model: str = setting("", str, "a folder in Hugging Face format: Qwen 2, Qwen 3 or a Llama (required)")
+    data: str = setting(
+        "", str, 'JSON lines, each {"prompt": text or a list of chat messages, ...columns for the reward} (required)'
+    )
+    reward: str = setting("", str, "module:function, called with lists of prompts and completions (required)")
+    algo: str = setting("haepo", str, "HAEPO, or Tunix's own GRPO", choices=("haepo", "grpo"))
+    run_dir: str = setting("", str, "where the results go; the fine-tuned folder is <run_dir>/model (required)")
+    resume: str = setting(
+        "false", str, "go on with the run in run_dir from its newest checkpoint; auto: or start",
+        choices=("false", "true", "auto"),
+    )  # fmt: skip
+    seed: int = setting(0, int, "of the prompts' order, the sampling and LoRA's start", within=Range(0, 2**31 - 1))
+    steps: int = setting(100, int, "batches of prompts to train on", within=COUNT)
+    prompts_per_step: int = setting(8, int, "prompts in a batch", within=COUNT)
+    group_size: int = setting(8, int, "completions of each prompt", within=Range(2, 2**31 - 1))
+    num_iterations: int = setting(
+        1, int, "updates on each batch; in the first one a log_ratio weighs all completions alike", within=COUNT
+    )
+    micro_batch: int | None = setting(
+        None, int, "prompts whose groups are computed at a time, to save memory; null: all", within=COUNT, optional=True
+    )
+    max_new_tokens: int = setting(256, int, "the longest completion", within=COUNT)
+    sampling_temperature: float = leaf(1.0, "at which tokens are sampled", within=POSITIVE)
+    learning_rate: float = leaf(1e-6, "Adam's step size", within=NOT_NEGATIVE)
+    max_grad_norm: float = leaf(1.0, "gradients are scaled down to this global norm", within=POSITIVE)
+    kl_coef: float = leaf(0.04, "weight of the KL penalty to the model as it was; 0: none", within=NOT_NEGATIVE)
+    score: str = setting(
+        "log_ratio", str, "haepo: what the softmax over a group is taken of, summed over tokens or (mean_) averaged",
+        choices=("log_ratio", "mean_log_ratio", "likelihood", "mean_likelihood"),
+    )  # fmt: skip
+    temperature: Any = leaf(
+        1.0, "haepo: of that softmax; 'auto' widens it where the weights would collapse", within=POSITIVE, word="auto"
+    )
+    normalize: str = setting(
+        "standardize", str, "haepo: how rewards are normalised in their group",
+        choices=("standardize", "center", "rank", "none"),
+    )  # fmt: skip
+    entropy_coef: float = leaf(0.0, "haepo: weight of the mean entropy over tokens", within=NOT_NEGATIVE)
+    clip_eps: float = leaf(0.2, "grpo: the ratio's clip range", within=NOT_NEGATIVE)
+    lora_rank: int | None = setting(
+        None, int, "train low-rank additions of this rank; null: every weight", within=COUNT, optional=True
+    )
+    lora_alpha: float | None = leaf(
+        None, "their scale is lora_alpha / lora_rank; null: 1", within=POSITIVE, optional=True
+    )
+    dtype: str = setting("float32", str, "of weights and computation", choices=("float32", "bfloat16"))
+    checkpoint_steps: int = setting(10, int, "steps from one checkpoint to the next", within=COUNT)
+    keep_checkpoints: int = setting(3, int, "how many of the last checkpoints stay", within=COUNT)
+    tensorboard: bool = setting(True, bool, "write TensorBoard events")
+    dry_run: bool = setting(False, bool, "check everything but the reward's values, then stop before training")
+
+    def check(self) -> None:
+        """Raises ConfigError where settings do not go together."""
+        for key in ("model", "data", "reward", "run_dir"):
+            if not getattr(self, key):
+                raise ConfigError(f"{key}= is missing (see --help)")
+        if self.micro_batch is not None and self.prompts_per_step % self.micro_batch:
+            raise ConfigError(
+                f"prompts_per_step={self.prompts_per_step} is not a multiple of micro_batch={self.micro_batch}"
+            )
+        if self.algo == "grpo" and self.num_iterations > 1 and self.sampling_temperature != 1:
+            raise ConfigError(
+                f"num_iterations={self.num_iterations} with algo=grpo needs sampling_temperature=1: "
+                "Tunix takes GRPO's old log-probabilities at temperature 1"
+            )
+        if self.lora_alpha is not None and self.lora_rank is None:
+            raise ConfigError(f"lora_alpha={self.lora_alpha:g} needs lora_rank=")
+
+    @property
+    def lora_scale(self) -> float:
+        """alpha / rank; 0 where every weight is trained."""
+        if self.lora_rank is None:
+            return 0.0
+        return 1.0 if self.lora_alpha is None else self.lora_alpha / self.lora_rank
+
+
+def settings_text(config: LLMConfig) -> str:
+    """The settings as YAML."""
+    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    return text
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One line of the data: the prompt, text or chat messages, and the other columns."""
+
+    line: int
+    prompt: Any
+    columns: dict[str, Any]
+
+
+def read_data(name: str) -> list[Prompt]:
+    """The prompts of a file of JSON lines; raises ConfigError, which names the line."""
+    try:
+        lines = Path(name).read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"data={short(name)} cannot be read: {one_line(str(reason), 200)}") from None
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"data={short(name)}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{where} is not JSON: {one_line(str(error), 120)}") from None
+        prompt = row.pop("prompt", None) if isinstance(row, dict) else None
+        if not (isinstance(prompt, str) and prompt) and not _is_chat(prompt):
+            raise ConfigError(
+                f'{where}: {short(line)} has no prompt; a line is {{"prompt": "...", ...}}, the prompt a text or a '
+                'list of {"role": ..., "content": ...}'
+            )
+        prompts.append(Prompt(number, prompt, row))
+    if not prompts:
+        raise ConfigError(f"data={short(name)} is empty: there is no prompt in it")
+    return prompts
+
+
+def _is_chat(prompt: Any) -> bool:
+    return (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
+    )
+
+
+RewardFunction = Callable[..., Sequence[float]]
+
+
+def load_reward(name: str, data: list[Prompt]) -> tuple[RewardFunction, list[str]]:
+    """The reward function of `module:function`, and the columns of the data that it takes; raises ConfigError.
+
+    A module may lie in the working directory.
+    """
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise ConfigError(f"reward={short(name)} must be module:function, such as rewards:exact_match")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
+        raise ConfigError(f"reward={short(name)} cannot be imported: {describe(error)}") from None
+    if not callable(found):
+        raise ConfigError(f"reward={short(name)}: module {module!r} has no function {function!r}")
+    parameters = inspect.signature(found).parameters
+    columns = sorted({key for prompt in data for key in prompt.columns})
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        columns = [key for key in columns if key in parameters]
+    try:
+        inspect.signature(found).bind([], [], **dict.fromkeys(columns))
+    except TypeError as error:
+        raise ConfigError(
+            f"reward={short(name)} must take (prompts, completions) and columns of the data by name: {error}"
+        ) from None
+    return found, columns
+
+
+def describe(error: BaseException) -> str:
+    """An exception in a few words: its type and the first line of its message."""
+    return one_line(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}", 200)

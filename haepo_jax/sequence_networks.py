@@ -1,0 +1,225 @@
+"""Networks that remember: GRU, LSTM and a causal transformer, as policies and as value functions.
+
+All have the form of `haepo_jax.networks.Policy`. In the rollout they take one step at a time and carry their memory
+along; in `learn` they see a whole sequence at once. A recurrent cell is then scanned over time. The transformer is
+not: it carries a cache of keys and values from step to step, and over a sequence makes one parallel pass, whose results
+are the same.
+
+Where a sequence begins in mid-episode, as PPO's segments do, it goes on from the carry; what the carry holds is a
+constant of the differentiation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haepo_jax.action_outputs import action_output, action_size
+from haepo_jax.networks import ACTIVATIONS, Encoder, Policy, orthogonal
+from haepo_jax.spaces import Space, frozen_space
+
+_CELLS: dict[str, Any] = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
+
+
+class Recurrent(nn.Module):
+    """Dense layers of all but the last of `hidden_sizes`, then a `cell` ("gru" or "lstm") of the last one.
+
+    The carry is Flax's own: (size,) of a GRU, two of them of an LSTM.
+    """
+
+    cell: str
+    hidden_sizes: Sequence[int]
+    activation: str = "tanh"
+
+    def initial_carry(self) -> Any:
+        """Zeros."""
+        return self._cell(parent=None).initialize_carry(jax.random.key(0), (1,))
+
+    @nn.compact
+    def __call__(self, carry: Any, x: jax.Array, is_first: jax.Array) -> tuple[Any, jax.Array]:
+        """Features of one step (n,), with is_first (), or of a sequence (T, n), with is_first (T,)."""
+        for size in self.hidden_sizes[:-1]:
+            x = ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=orthogonal(math.sqrt(2)))(x))
+
+        def step(cell: nn.RNNCellBase, carry: Any, now: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+            x, is_first = now
+            return cell(jax.tree.map(lambda old: jnp.where(is_first, 0, old), carry), x)
+
+        if jnp.ndim(is_first):
+            step = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
+        return step(self._cell(), carry, (x, jnp.asarray(is_first)))
+
+    def _cell(self, **options: Any) -> nn.RNNCellBase:
+        # Flax's own QR for orthogonal weights can wait for ever; see `orthogonal`.
+        cell: nn.RNNCellBase = _CELLS[self.cell](
+            self.hidden_sizes[-1], recurrent_kernel_init=orthogonal(1.0), **options
+        )
+        return cell
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """What a transformer remembers of an episode: a ring of its last C steps, the step at position p in slot p % C.
+
+    Attributes:
+      position: () int32, steps of the episode so far.
+      keys, values: for each layer (C, heads, width / heads). A slot that no step of this episode has filled may hold
+        anything: which are filled follows from `position`.
+    """
+
+    position: jax.Array
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+class Transformer(nn.Module):
+    """Pre-norm blocks of causal self-attention with rotary positions (Su et al. 2021, arXiv 2104.09864).
+
+    Attributes:
+      width: of every block; its hidden layer is four times as wide.
+      num_layers: blocks.
+      num_heads: of each block; `width / num_heads` must be even.
+      context: C, how many steps a block looks back on, the present one included. Of several blocks, each looks back as
+        far again.
+    """
+
+    width: int
+    num_layers: int
+    num_heads: int
+    context: int
+
+    def initial_carry(self) -> Cache:
+        """An empty cache."""
+        empty = (jnp.zeros((self.context, self.num_heads, self.width // self.num_heads)),) * self.num_layers
+        return Cache(jnp.int32(0), empty, empty)
+
+    @nn.compact
+    def __call__(self, carry: Cache, x: jax.Array, is_first: jax.Array) -> tuple[Cache, jax.Array]:
+        """Features of one step (n,), with is_first (), or of a sequence (T, n), with is_first (T,)."""
+        one_step = jnp.ndim(is_first) == 0
+        # The sequence is known to need no cache where its first flag is a constant of the program.
+        from_start = not one_step and isinstance(is_first, np.ndarray) and bool(is_first[0])
+        x = nn.Dense(self.width)(x[None] if one_step else x)
+        times, slots = jnp.arange(x.shape[0]), jnp.arange(self.context)
+        # When the episode of each step began, -1: before this sequence.
+        start = jax.lax.cummax(jnp.where(is_first, times, -1))
+        position = times - start + jnp.where(start < 0, carry.position - 1, 0)
+        # The latest position that belongs in each slot at the end, and when in this sequence that was.
+        latest = position[-1] - (position[-1] - slots) % self.context
+        written = latest - position[-1] + times[-1]
+
+        if one_step:
+            visible = (latest >= 0)[None]
+        else:
+            age = times[:, None] - times
+            visible = (age >= 0) & (age < self.context) & (start[:, None] == start)
+            if not from_start:
+                held = carry.position - 1 - (carry.position - 1 - slots) % self.context
+                recent = position[:, None] - held < self.context
+                visible = jnp.concatenate([(start < 0)[:, None] & (held >= 0) & recent, visible], axis=1)
+
+        def remember(cache: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """The cache after the sequence, and what the sequence looks at."""
+            here = (written >= 0)[:, None, None]
+            cache_after = jnp.where(here, new[jnp.maximum(written, 0)] if len(times) > 1 else new, cache)
+            if one_step:
+                return cache_after, cache_after
+            return cache_after, new if from_start else jnp.concatenate([cache, new])
+
+        keys, values = [], []
+        for layer in range(self.num_layers):
+            normed = nn.LayerNorm(name=f"attention_norm_{layer}")(x)
+            query, key, value = (
+                nn.DenseGeneral((self.num_heads, self.width // self.num_heads), name=f"{name}_{layer}")(normed)
+                for name in ("query", "key", "value")
+            )
+            key, seen_keys = remember(carry.keys[layer], _rotate(key, position))
+            value, seen_values = remember(carry.values[layer], value)
+            keys.append(key)
+            values.append(value)
+            attended = jax.nn.dot_product_attention(
+                _rotate(query, position), seen_keys, seen_values, mask=visible[None, None]
+            )
+            x = x + nn.DenseGeneral(self.width, axis=(-2, -1), name=f"out_{layer}")(attended)
+            hidden = nn.Dense(4 * self.width, name=f"up_{layer}")(nn.LayerNorm(name=f"norm_{layer}")(x))
+            x = x + nn.Dense(self.width, name=f"down_{layer}")(nn.gelu(hidden))
+        x = nn.LayerNorm()(x)
+        return Cache(position[-1] + 1, tuple(keys), tuple(values)), x[0] if one_step else x
+
+
+def _rotate(x: jax.Array, position: jax.Array) -> jax.Array:
+    """Rotary embedding: x (T, heads, n), each pair (x[i], x[i + n/2]) turned by position (T,) times its frequency."""
+    half = x.shape[-1] // 2
+    angle = position[:, None, None] * 10_000.0 ** (-jnp.arange(half) / half)
+    left, right = x[..., :half], x[..., half:]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return jnp.concatenate([left * cos - right * sin, left * sin + right * cos], axis=-1)
+
+
+class SequenceNetwork(nn.Module):
+    """Encoder, a body that remembers, and a linear output: an action's, or a value where `action_space` is None.
+
+    Attributes:
+      observation_space: of the environment, hashable.
+      action_space: of the environment, hashable, or None.
+      body: `Recurrent`, `Transformer` or any module with their two methods.
+      state_dependent_std: the standard deviation of continuous actions depends on the features.
+    """
+
+    observation_space: Space
+    action_space: Space | None
+    body: Any
+    state_dependent_std: bool = False
+
+    @nn.compact
+    def __call__(self, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:
+        carry, features = self.body(carry, Encoder(self.observation_space)(observation), is_first)
+        if self.action_space is None:
+            return carry, nn.Dense(1, kernel_init=orthogonal(1.0))(features)[..., 0]
+        size = action_size(self.action_space, self.state_dependent_std)
+        output = nn.Dense(size, kernel_init=orthogonal(0.01))(features)
+        return carry, action_output(self, self.action_space, output, self.state_dependent_std)
+
+
+@dataclasses.dataclass(frozen=True)
+class SequencePolicy:
+    """A `SequenceNetwork` as a policy, or a value function, of one environment."""
+
+    network: SequenceNetwork
+
+    def init(self, key: jax.Array, observation: Any) -> tuple[Any, Any]:
+        carry = self.network.body.initial_carry()
+        return self.network.init(key, carry, observation, jnp.bool_(True)), carry
+
+    def apply(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:
+        carry, output = self.network.apply(params, carry, observation, is_first)
+        return carry, output
+
+
+def sequence_policy(
+    kind: str,
+    observation_space: Space,
+    action_space: Space | None,
+    *,
+    hidden_sizes: tuple[int, ...],
+    activation: str = "tanh",
+    num_heads: int = 4,
+    context: int = 64,
+    state_dependent_std: bool = False,
+) -> Policy:
+    """A policy of a kind, "gru", "lstm" or "transformer"; with `action_space=None` a value function."""
+    body: nn.Module = (
+        Transformer(hidden_sizes[0], len(hidden_sizes), num_heads, context)
+        if kind == "transformer"
+        else Recurrent(kind, hidden_sizes, activation)
+    )
+    spaces = frozen_space(observation_space), None if action_space is None else frozen_space(action_space)
+    return SequencePolicy(SequenceNetwork(*spaces, body, state_dependent_std))

@@ -1,0 +1,50 @@
+"""What is compiled does not grow with what only makes a run longer: loops stay loops."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import pytest
+from toy_envs import Drift
+
+import haepo_jax as hx
+
+SMALL: dict[str, Any] = {
+    "num_envs": 16, "num_epochs": 2, "num_minibatches": 2, "hidden_sizes": (4,), "total_steps": 1000, "log_points": 2,
+    "eval_episodes": 2,
+}  # fmt: skip
+
+
+@functools.cache
+def operations(name: str, horizon: int = 24, **changes: int) -> int:
+    """In the whole of a training, as it is handed to the compiler."""
+    own = {"num_steps": 8} if name == "PPO" else {"group_size": 2}
+    algo = getattr(hx, name)(Drift(horizon=horizon), **{**SMALL, **own, **changes})
+    return str(jax.jit(algo.train).lower(jax.random.key(0)).as_text()).count(" = ")
+
+
+@pytest.mark.parametrize("name", ["HAEPO", "PPO"])
+def test_no_number_of_turns_is_compiled_in(name: str) -> None:
+    longer = {"num_epochs": 7, "num_minibatches": 8, "horizon": 700, "total_steps": 10**9, "log_points": 90}
+    found = {key: operations(name, **{key: value}) for key, value in longer.items()}
+    assert found == dict.fromkeys(longer, operations(name))
+
+
+def test_the_optimiser_is_compiled_once_and_not_for_every_prefix() -> None:
+    """One that costs 100 operations more makes the program about as much larger, not three times that."""
+
+    class Longer(hx.HAEPO):
+        def _optimize(self, params: Any, opt_state: Any, gradients: Any) -> Any:
+            for _ in range(100):
+                gradients = jax.tree.map(lambda g: g * 1.5, gradients)
+            return super()._optimize(params, opt_state, gradients)
+
+    jax.tree_util.register_dataclass(Longer)
+    settings = {**SMALL, "group_size": 2}
+    sizes = [
+        str(jax.jit(kind(Drift(horizon=24), **settings).train).lower(jax.random.key(0)).as_text()).count("multiply")
+        for kind in (hx.HAEPO, Longer)
+    ]
+    assert sizes[1] - sizes[0] == 400  # four leaves: two layers of weights and biases

@@ -1,0 +1,15 @@
+"""The model folder that the tests of this folder share, where Tunix is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen 2 that has read some English."""
+    from tiny_model import make_folder
+
+    return make_folder(tmp_path_factory.mktemp("models") / "tiny", steps=60)

@@ -1,0 +1,204 @@
+"""`python -m haepo_jax.llm`, from a folder to a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("tunix", reason="needs the extra llm")
+
+import safetensors.flax
+import tiny_model
+
+from haepo_jax.llm import folder as folders
+from haepo_jax.llm.__main__ import main
+
+PROMPTS = ["The import statement", "A class is", "When a function", "Lists are", "An exception", "The value of"]
+JUDGE = '''
+import json, pathlib
+
+def letters(prompts, completions):
+    """The share of the letter e."""
+    return [completion.count("e") / max(1, len(completion)) for completion in completions]
+
+def late(prompts, completions, place):
+    """Fails where told to, once a run has begun."""
+    count = pathlib.Path("count")
+    calls = int(count.read_text()) if count.exists() else 0
+    count.write_text(str(calls + 1))
+    if calls == 3:
+        raise ZeroDivisionError("no luck\\nat all")
+    return letters(prompts, completions)
+
+def few(prompts, completions): return [1.0]
+def nan(prompts, completions): return [0.0] * (len(completions) - 1) + [float("nan")]
+def words(prompts, completions): return ["good" for _ in completions]
+def raises(prompts, completions): raise KeyError("what")
+def exits(prompts, completions): raise StopIteration
+'''
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    rows = [{"prompt": prompt, "place": place} for place, prompt in enumerate(PROMPTS)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "judge.py").write_text(JUDGE)
+    sys.modules.pop("judge", None)
+    return tmp_path
+
+
+def arguments(model: Path, **changes: Any) -> list[str]:
+    settings = {
+        "model": model, "data": "prompts.jsonl", "reward": "judge:letters", "run_dir": "run", "steps": 12,
+        "prompts_per_step": 4, "group_size": 8, "max_new_tokens": 12, "learning_rate": 5e-3, "tensorboard": "false",
+    }  # fmt: skip
+    return [f"{key}={value}" for key, value in (settings | changes).items()]
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def weights(path: Path) -> dict[str, jax.Array]:
+    found: dict[str, jax.Array] = safetensors.flax.load_file(path / "model.safetensors")
+    return found
+
+
+@pytest.mark.parametrize("algo", ["haepo", "grpo"])
+def test_fine_tuning_raises_the_reward(files: Path, model_folder: Path, algo: str) -> None:
+    """With the settings of a run on the command line; the folder that it writes loads as the first one did."""
+    assert main(arguments(model_folder, algo=algo, tensorboard="true")) == 0
+    summary = json.loads((files / "run" / "summary.json").read_text())
+    assert summary["reward_last"] > 1.7 * summary["reward_first"] > 0
+    curve = rows(files / "run" / "metrics.jsonl")
+    assert [row["step"] for row in curve] == list(range(12))
+    assert curve[-1]["kl"] > 0.01 and curve[-1]["grad_norm"] > 0
+    if algo == "haepo":
+        assert all(row["ess"] == pytest.approx(1, abs=1e-4) for row in curve), "one iteration: the weights are equal"
+    completions = rows(files / "run" / "completions.jsonl")
+    assert len(completions) == 12 * 4 * 8 and {row["prompt"] for row in completions} == set(PROMPTS)
+    assert not any(tiny_model.END in row["completion"] for row in completions)
+    assert np.mean([row["reward"] for row in completions[:32]]) == pytest.approx(curve[0]["reward"])
+    assert len(list((files / "run").glob("events.out.tfevents.*"))) == 1
+    written = folders.read_folder(str(files / "run" / "model"))
+    model = folders.load_model(written, tiny_model.mesh())
+    tokens = np.array([folders.load_tokenizer(written).encode(PROMPTS[0])])
+    before = folders.load_model(folders.read_folder(str(model_folder)), tiny_model.mesh())
+    assert abs(tiny_model.logits(model, tokens) - tiny_model.logits(before, tokens)).max() > 0.1
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(files: Path, model_folder: Path) -> None:
+    """Two updates a step, groups computed in two parts, and LoRA: every place that has something to remember."""
+    shared = {
+        "num_iterations": 2, "micro_batch": 2, "lora_rank": 2, "temperature": "auto", "steps": 6, "checkpoint_steps": 1,
+    }  # fmt: skip
+    assert main(arguments(model_folder, run_dir="whole", **shared)) == 0
+    command = [sys.executable, "-m", "haepo_jax.llm", *arguments(model_folder, run_dir="killed", **shared)]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not (files / "killed" / "checkpoints" / "actor" / "4").exists() and time.monotonic() < deadline:
+        assert run.poll() is None, run.communicate()[1]
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert not (files / "killed" / "model").exists()
+    assert main(["run_dir=killed", "resume=true"]) == 0
+    one, other = weights(files / "whole" / "model"), weights(files / "killed" / "model")
+    assert any(bool((one[name] != tensor).any()) for name, tensor in weights(model_folder).items())
+    for name, tensor in one.items():
+        np.testing.assert_array_equal(tensor, other[name])
+    assert (files / "whole" / "completions.jsonl").read_text() == (files / "killed" / "completions.jsonl").read_text()
+
+
+def test_a_run_can_be_extended_and_keeps_its_settings(
+    files: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(model_folder, run_dir="whole", steps=4)) == 0
+    assert main(arguments(model_folder, steps=2)) == 0
+    assert main(arguments(model_folder, steps=2)) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main(["run_dir=run", "resume=true"]) == 0
+    assert "has ended" in capsys.readouterr().out
+    assert main(["run_dir=run", "resume=true", "score=likelihood"]) == 2
+    assert "a resumed run keeps its settings" in capsys.readouterr().err
+    assert main(["run_dir=run", "resume=true", "steps=4"]) == 0
+    for name, tensor in weights(files / "whole" / "model").items():
+        np.testing.assert_array_equal(tensor, weights(files / "run" / "model")[name])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("few", "reward=judge:few in step 0: it returned 1 values for 32 completions"),
+        ("nan", "in step 0: it returned nan for '"),
+        ("words", "in step 0: it returned 'good' for '"),
+        ("raises", "in step 0: it raised KeyError: 'what'"),
+        ("exits", "in step 0: it raised StopIteration"),
+    ],
+)
+def test_a_reward_that_cannot_be_used_is_one_line(
+    files: Path, model_folder: Path, capsys: pytest.CaptureFixture[str], function: str, message: str
+) -> None:
+    assert main(arguments(model_folder, reward=f"judge:{function}")) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1
+    assert not (files / "run").exists(), "nothing was trained, so nothing stands in the way of another try"
+
+
+def test_a_reward_that_fails_later_loses_nothing(
+    files: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(model_folder, run_dir="whole", steps=5)) == 0
+    assert main(arguments(model_folder, steps=5, reward="judge:late")) == 2
+    error = capsys.readouterr().err
+    assert "in step 3: it raised ZeroDivisionError: no luck; every step before it is kept, to go on: " in error
+    assert main(["run_dir=run", "resume=true", "reward=judge:letters"]) == 0
+    for name, tensor in weights(files / "whole" / "model").items():
+        np.testing.assert_array_equal(tensor, weights(files / "run" / "model")[name])
+
+
+def test_a_run_that_diverges_says_so(files: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(model_folder, learning_rate=1e30)) == 1
+    assert "a lower learning_rate than 1e+30 may help" in capsys.readouterr().err
+    assert not (files / "run" / "model").exists()
+
+
+def test_a_signal_ends_a_run_after_a_checkpoint(files: Path, model_folder: Path) -> None:
+    command = [sys.executable, "-m", "haepo_jax.llm", *arguments(model_folder, steps=10**6)]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
+    deadline = time.monotonic() + 240
+    metrics = files / "run" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        assert run.poll() is None, run.communicate()[1]
+        time.sleep(0.05)
+    run.terminate()
+    error = run.communicate(timeout=120)[1]
+    assert run.returncode == 128 + signal.SIGTERM
+    assert "python -m haepo_jax.llm run_dir=run resume=true" in error and "Traceback" not in error
+    step = int(error.rsplit("ended after ", 1)[1].split()[0])
+    assert (files / "run" / "checkpoints" / "actor" / str(step)).exists()
+
+
+def test_prompts_that_are_too_long_and_a_dry_run(
+    files: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(model_folder, dry_run="true")) == 0
+    assert "usable" in capsys.readouterr().out
+    assert main(arguments(model_folder, max_new_tokens=250)) == 2
+    assert "line 1: a prompt of" in capsys.readouterr().err
+    (files / "prompts.jsonl").write_text('{"prompt": [{"role": "user", "content": "hello"}]}')
+    assert main(arguments(model_folder)) == 2
+    assert "line 1: the tokenizer's chat template refuses it" in capsys.readouterr().err
+    assert not (files / "run").exists()

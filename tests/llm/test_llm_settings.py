@@ -1,0 +1,120 @@
+"""What `python -m haepo_jax.llm` refuses before it needs Tunix: these tests run without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from haepo_jax import llm
+from haepo_jax.config import ConfigError
+from haepo_jax.llm import __main__ as command
+from haepo_jax.llm import settings
+
+GOOD = '{"prompt": "one and one", "answer": "two"}\n'
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    (tmp_path / "prompts.jsonl").write_text(GOOD)
+    (tmp_path / "judge.py").write_text(
+        "constant = 1\n"
+        "def right(prompts, completions, answer):\n    return [1.0 for _ in completions]\n"
+        "def any_column(prompts, completions, **columns):\n    return [1.0 for _ in completions]\n"
+        "def unknown(prompts, completions, colour):\n    return [1.0 for _ in completions]\n"
+    )
+    (tmp_path / "broken.py").write_text("raise OSError('no judge\\ntoday')\n")
+    sys.modules.pop("judge", None)
+    return tmp_path
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert command.main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("error: ")
+    return captured.err
+
+
+ARGUMENTS = ["model=m", "data=prompts.jsonl", "reward=judge:right", "run_dir=r"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["data=''"], "data= is missing"),
+        (["algo=ppo"], "algo='ppo' must be one of haepo, grpo"),
+        (["scores=likelihood"], "unknown key 'scores'; did you mean 'score'?"),
+        (["group_size=1"], "group_size=1 is out of range"),
+        (["prompts_per_step=6", "micro_batch=4"], "prompts_per_step=6 is not a multiple of micro_batch=4"),
+        (["lora_alpha=2"], "lora_alpha=2 needs lora_rank="),
+        (["algo=grpo", "num_iterations=2", "sampling_temperature=0.7"], "needs sampling_temperature=1"),
+        (["data=nowhere.jsonl"], "data='nowhere.jsonl' cannot be read: No such file or directory"),
+        (["reward=judge"], "reward='judge' must be module:function"),
+        (["reward=nowhere:f"], "reward='nowhere:f' cannot be imported: ModuleNotFoundError"),
+        (["reward=broken:f"], "reward='broken:f' cannot be imported: OSError: no judge"),
+        (["reward=judge:constant"], "module 'judge' has no function 'constant'"),
+        (["reward=judge:unknown"], "must take (prompts, completions) and columns of the data by name"),
+        (["resume=true"], "run_dir='r' does not exist: there is nothing to resume"),
+    ],
+)
+def test_unusable_settings_are_one_line(
+    files: Path, capsys: pytest.CaptureFixture[str], changes: list[str], message: str
+) -> None:
+    assert message in refusal(capsys, *ARGUMENTS, *changes)
+    assert not (files / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty: there is no prompt in it"),
+        ("\n \n", "is empty: there is no prompt in it"),
+        (GOOD + "{oh", "line 2 is not JSON"),
+        (GOOD + '{"prompt": ""}', 'line 2: \'{"prompt": ""}\' has no prompt'),
+        ('{"prompts": "a"}', 'line 1: \'{"prompts": "a"}\' has no prompt'),
+        ('["a"]', "has no prompt"),
+        ('{"prompt": [{"role": "user"}]}', "has no prompt"),
+    ],
+)
+def test_unusable_data_names_its_line(files: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+    (files / "prompts.jsonl").write_text(text)
+    assert message in refusal(capsys, *ARGUMENTS)
+
+
+def test_data_and_the_columns_that_a_reward_takes(files: Path) -> None:
+    chat = '{"prompt": [{"role": "user", "content": "hello"}], "colour": 3}\n'
+    (files / "prompts.jsonl").write_text(GOOD + "\n" + chat)
+    data = settings.read_data("prompts.jsonl")
+    assert [(prompt.line, prompt.columns) for prompt in data] == [(1, {"answer": "two"}), (3, {"colour": 3})]
+    assert settings.load_reward("judge:right", data)[1] == ["answer"]
+    assert settings.load_reward("judge:any_column", data)[1] == ["answer", "colour"]
+
+
+def test_without_tunix_one_line_says_what_to_install(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "has_tunix", lambda: False)
+    assert "pip install 'haepo-jax[llm]'" in refusal(capsys, *ARGUMENTS)
+    monkeypatch.setattr(llm, "has_tunix", lambda: False)
+    with pytest.raises(ImportError, match="pip install"):
+        llm.HAEPOLearner  # noqa: B018
+
+
+def test_help_and_settings_are_shown_without_tunix_or_jax(files: Path) -> None:
+    code = (
+        "import sys; from haepo_jax.llm.__main__ import main\n"
+        "assert main(['--help']) == 0\n"
+        f"assert main({[*ARGUMENTS, '--cfg', 'job']}) == 0\n"
+        "assert not {'jax', 'tunix', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert "sampling_temperature" in done.stdout and "reward: judge:right" in done.stdout
+
+
+def test_reading_errors_are_those_of_settings() -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        settings.read_data("a\0b")
