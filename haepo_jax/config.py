@@ -46,7 +46,7 @@ class AlgoConfig:
 
     @property
     def class_name(self) -> str:
-        """The name of the class in `haepo_jax`: `HAEPO` for `haepo` and for `haepo_paper`."""
+        """The name of the class in `haepo_jax`: `EpisodicHAEPO` for `haepo_episodic` and for `haepo_paper`."""
         return algorithm_class(self.name).__name__
 
 

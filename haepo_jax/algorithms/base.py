@@ -96,7 +96,7 @@ class Start(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm(hyperparameters.Common):
-    """The base of `HAEPO`, `PPO`, `GRPO` and `DPO`, which add `_update`.
+    """The base of `HAEPO`, `EpisodicHAEPO`, `PPO`, `GRPO` and `DPO`, which add `_update`.
 
     Attributes:
       env: an environment, its name, or an environment object of another library; see `make_env`.

@@ -1,4 +1,4 @@
-"""One update of the methods that learn from groups of complete episodes: HAEPO, GRPO and DPO.
+"""One update of the methods that learn from groups of complete episodes: EpisodicHAEPO, GRPO and DPO.
 
 They see the same batches and differ in `loss` alone.
 """

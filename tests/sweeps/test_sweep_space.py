@@ -34,7 +34,7 @@ def plan_of(*arguments: str) -> SweepPlan:
         ("algo.num_epochs=interval(2,4)", Interval("algo.num_epochs", 2, 4, integer=True)),
         ("algo.num_epochs=shuffle(2,4)", Choice("algo.num_epochs", (2, 4))),
         ("algo.hidden_sizes=[64,64],[32]", Choice("algo.hidden_sizes", ((64, 64), (32,)))),
-        ("algo.temperature=auto,1", Choice("algo.temperature", ("auto", 1.0))),
+        ("algo=haepo_episodic algo.temperature=auto,1", Choice("algo.temperature", ("auto", 1.0))),
         ("algo.learning_rate=[1e-3,0],1e-3", Choice("algo.learning_rate", ((1e-3, 0.0), 1e-3))),
         ("total_steps=1e5,2e5", Choice("total_steps", (100_000, 200_000))),
         ("seed=range(0,3)", Choice("seed", (0, 1, 2))),
@@ -43,7 +43,7 @@ def plan_of(*arguments: str) -> SweepPlan:
     ],
 )
 def test_a_key_and_its_values(argument: str, expected: Choice | Interval) -> None:
-    assert plan_of(argument).dimensions == (expected,)
+    assert plan_of(*argument.split()).dimensions == (expected,)
 
 
 ERRORS = {

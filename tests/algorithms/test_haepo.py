@@ -1,0 +1,242 @@
+"""HAEPO up to the gradient: what it keeps of earlier policies, advantages, groups, and that it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy_envs import GRU, Count, Drift, Pair, trees_equal
+
+import haepo_jax as hx
+from haepo_jax import losses
+from haepo_jax.algorithms.haepo import Batch, Pieces
+from haepo_jax.algorithms.segments import RewardScale
+from haepo_jax.normalization import RunningStatistics
+
+ENVS, STEPS, BATCHES = 4, 6, 3
+SMALL: dict[str, Any] = {
+    "num_envs": ENVS, "num_steps": STEPS, "history_batches": BATCHES, "group_size": 2, "num_minibatches": 2,
+    "num_epochs": 2, "eval_episodes": 0, "anneal_learning_rate": False, "learning_rate": 0.05,
+}  # fmt: skip
+BASE = hx.HAEPO(Drift(horizon=4), policy=Pair(3), value=Pair(0), **SMALL)
+
+
+@pytest.fixture(scope="module")
+def states() -> list[Any]:
+    """Before each update, and after the last one: the history has gone round once."""
+    step = jax.jit(lambda state: BASE.train_step(state)[0])
+    found = [jax.jit(BASE.init)(jax.random.key(0))]
+    for _ in range(5):
+        found.append(step(found[-1]))
+    return found
+
+
+def slot(history: Any, update: int) -> Any:
+    """What is kept where the pieces of an update go."""
+    begin = update % BATCHES * ENVS
+    return jax.tree.map(lambda x: np.asarray(x)[begin : begin + ENVS], history)
+
+
+@pytest.fixture(scope="module")
+def batch(states: list[Any]) -> Batch:
+    """What the update after the last would learn from, but for its own segment: pieces of three policies."""
+    return jax.jit(functools.partial(BASE._batch, reward_scale=None))(states[5], states[5].extra.history)
+
+
+# What is kept.
+
+
+def test_the_history_holds_the_last_segments_with_the_probabilities_of_the_policies_that_played_them(
+    states: list[Any],
+) -> None:
+    for update in range(5):
+        before, after = states[update], states[update + 1]
+        kept = slot(after.extra.history, update)
+        # The slot begins where the lanes stood before the update, and ends where they stand after it.
+        np.testing.assert_allclose(kept.segment.steps.observation[:, 0], before.extra.lanes.observation)
+        np.testing.assert_array_equal(kept.segment.is_first[:, 0], before.extra.lanes.is_first)
+        np.testing.assert_allclose(kept.end[0], after.extra.lanes.observation)
+        np.testing.assert_array_equal(kept.end[1], after.extra.lanes.is_first)
+        for other in range(max(update - BATCHES + 1, 0), update + 1):
+            old = slot(after.extra.history, other)
+            assert trees_equal(old, slot(states[other + 1].extra.history, other)), "a piece changes while it is kept"
+            logits = np.float64(old.segment.steps.observation) @ np.float64(states[other].params["policy"])
+            log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+            taken = np.take_along_axis(log_probs, old.segment.steps.action[..., None], -1)[..., 0]
+            np.testing.assert_allclose(old.segment.steps.extras, taken, rtol=1e-4, atol=1e-5)
+        for empty in range(update + 1, BATCHES):
+            assert not any(np.any(leaf) for leaf in jax.tree.leaves(slot(after.extra.history, empty)))
+    assert not trees_equal(states[0].params, states[1].params)
+
+
+@functools.cache
+def spied_program() -> tuple[Any, list[np.ndarray]]:
+    """`learn`, with the pieces of every minibatch put down as the numbers that stand in their value targets."""
+    seen: list[np.ndarray] = []
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Spy(hx.HAEPO):
+        def loss(self, params: Any, batch: Batch) -> Any:
+            jax.debug.callback(lambda x: seen.append(np.asarray(x)), batch.value_target[:, 0], ordered=True)
+            return super().loss(params, batch)
+
+    spy = Spy(**{field.name: getattr(BASE, field.name) for field in dataclasses.fields(BASE)})
+    return jax.jit(lambda state, batch, filled: spy.learn(state, batch, filled, jax.random.key(5))), seen
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_every_epoch_is_of_all_pieces_that_there_are(states: list[Any], batch: Batch, batches: int) -> None:
+    """The others are not looked at, whatever is in them: until the history is full, some pieces come again."""
+    learn, seen = spied_program()
+    seen.clear()
+    filled, pieces = batches * ENVS, BATCHES * ENVS
+    numbers = jnp.broadcast_to(jnp.arange(pieces, dtype=jnp.float32)[:, None], (pieces, STEPS))
+    numbered = dataclasses.replace(batch, value_target=numbers)
+    clean = learn(states[5], numbered, jnp.int32(filled))
+    jax.effects_barrier()
+    assert [x.shape for x in seen] == [(pieces // 2,)] * 4
+    epochs = [np.concatenate(seen[i : i + 2]).astype(int) for i in (0, 2)]
+    for epoch in epochs:
+        counts = np.bincount(epoch, minlength=pieces)
+        assert counts[filled:].sum() == 0 and counts[:filled].min() >= pieces // filled
+        assert counts[:filled].max() <= -(-pieces // filled)
+    assert epochs[0].tolist() != epochs[1].tolist(), "every epoch has the same order"
+
+    def spoil(x: jax.Array) -> jax.Array:
+        return x.at[filled:].set(jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    assert trees_equal(learn(states[5], jax.tree.map(spoil, numbered), jnp.int32(filled)), clean)
+
+
+# Advantages.
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_advantages_are_of_todays_values(states: list[Any], batch: Batch, scaled: bool) -> None:
+    """V is linear, so every value follows from the observations. What an episode was cut off at has the value that
+    it had then, for its observation is not kept. Rewards are kept as they came and scaled as of today."""
+    history, weights = states[5].extra.history, np.float64(states[5].params["value"])
+    deviation = 1.0
+    if scaled:
+        statistics = dataclasses.replace(
+            RunningStatistics.of(jnp.float32(0)), count=jnp.float32(8), squares=jnp.float32(32)
+        )
+        deviation = 2.0
+        scale = RewardScale(statistics, jnp.zeros(ENVS))
+        batch = jax.jit(lambda scale: BASE._batch(states[5], history, scale))(scale)
+    truncations = 0
+    for update in (2, 3, 4):
+        old = slot(history, update)
+        rows = slice(update % BATCHES * ENVS, update % BATCHES * ENVS + ENVS)
+        observation, raw = np.float64(old.segment.steps.observation), np.float64(old.segment.steps.reward)
+        rewards, terminated, truncated = raw / deviation, old.segment.terminated, old.segment.truncated
+        values = observation @ weights
+        following = np.concatenate([values[:, 1:], (np.float64(old.end[0]) @ weights)[:, None]], 1)
+        # The walk when it was cut off: the reward is x + action; the clock stands at its end.
+        final = np.stack([raw - old.segment.steps.action, np.ones_like(raw)], -1) @ np.float64(
+            states[update].params["value"]
+        )
+        following = np.where(truncated, final, following)
+        expected = np.zeros((ENVS, STEPS))
+        for i in range(ENVS):
+            advantage = 0.0
+            for t in reversed(range(STEPS)):
+                delta = rewards[i, t] + 0.99 * (0.0 if terminated[i, t] else following[i, t]) - values[i, t]
+                advantage = delta + (0.0 if terminated[i, t] or truncated[i, t] else 0.99 * 0.95 * advantage)
+                expected[i, t] = advantage
+        np.testing.assert_allclose(batch.advantage[rows], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(batch.value_target[rows], expected + values, rtol=1e-4, atol=1e-5)
+        truncations += int(truncated.sum())
+    assert truncations > 0
+
+
+def test_the_loss_is_of_groups_of_consecutive_pieces(states: list[Any], batch: Batch) -> None:
+    """Time first, then groups, then members; the KL is to the policy before the update."""
+    algo = BASE.replace(entropy_coef=0.2, kl_coef=0.4, value_coef=0.7, temperature=0.5, history_decay=0.8)
+    params = jax.tree.map(lambda x: 1.5 * x + 0.1, states[5].params)
+
+    def log_softmax(observation: np.ndarray, policy: Any) -> np.ndarray:
+        logits = np.float64(observation) @ np.float64(policy)
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    observation = np.asarray(batch.observation)
+    now, before = (log_softmax(observation, p["policy"]) for p in (params, states[5].params))
+    taken = np.take_along_axis(now, np.asarray(batch.action)[..., None], -1)[..., 0]
+    grouped = np.zeros((4, STEPS, BATCHES * ENVS // 2, 2), np.float32)
+    arrays = taken, np.asarray(batch.log_prob), np.asarray(batch.advantage), np.asarray(batch.is_first)
+    for index, array in enumerate(arrays):
+        for group in range(BATCHES * ENVS // 2):
+            for member in range(2):
+                grouped[index, :, group, member] = array[2 * group + member]
+    entropy, kl = -(np.exp(now) * now).sum(-1).mean(), (np.exp(before) * (before - now)).sum(-1).mean()
+    assert kl > 1e-3
+    policy_loss, expected = losses.haepo_advantage_loss(
+        *grouped, history_decay=0.8, temperature=0.5, entropy_coef=0.2, kl_coef=0.4,
+        policy_entropy=np.float32(entropy), policy_kl=np.float32(kl),
+    )  # fmt: skip
+    value = np.float64(observation) @ np.float64(params["value"])
+    value_loss = ((value - np.asarray(batch.value_target)) ** 2).mean() / 2
+    loss, metrics = jax.jit(algo.loss)(params, batch)
+    np.testing.assert_allclose(loss, policy_loss + 0.7 * value_loss, rtol=1e-4)
+    for name in ("objective", "entropy", "kl", "ess", "max_weight", "alignment"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(metrics["value_loss"], value_loss, rtol=1e-4)
+
+
+# Recurrent networks.
+
+
+def test_pieces_of_a_recurrent_policy_start_from_the_carry_they_were_played_with() -> None:
+    """Steps in sequence give what was recorded one by one, in pieces that begin within an episode too."""
+    algo = hx.HAEPO(Drift(horizon=3), policy=GRU(3), value=GRU(0), **{**SMALL, "num_steps": 5})
+
+    @jax.jit
+    def run(key: jax.Array) -> Any:
+        state, metrics = jax.lax.scan(lambda state, _: algo.train_step(state), algo.init(key), length=2)
+        segment, lanes = algo.collect(state, jax.random.key(1))
+        pieces: Pieces = algo._pieces(state, segment, lanes)
+        inputs = pieces.segment.steps.observation, pieces.segment.is_first, None, pieces.carry
+        distribution, values = algo._outputs(state.params, *inputs)
+        step = jax.vmap(lambda carry, observation, is_first: algo._value(state, carry, observation, is_first)[1])
+        end = step(lanes.carry[1], lanes.observation, lanes.is_first)
+        return (
+            metrics["loss"], pieces.carry, pieces.segment.is_first, state.extra.lanes.carry,
+            (*(x.T for x in segment.steps.extras), end),
+            (distribution.log_prob(pieces.segment.steps.action), values,
+             algo._end_values(state, inputs[0], inputs[1], pieces)),
+        )  # fmt: skip
+
+    loss, carry, is_first, lanes_carry, recorded, found = run(jax.random.key(0))
+    assert np.isfinite(loss).all() and trees_equal(carry, lanes_carry)
+    assert np.any(np.asarray(carry[0])[~np.asarray(is_first[:, 0])] != 0), "no piece begins within an episode"
+    assert is_first.sum() > 4
+    for name, x, y in zip(("log-probability", "value", "value of the end"), recorded, found, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_minibatches_of_a_recurrent_policy_need_not_divide_its_lanes() -> None:
+    """They are of whole pieces in any case."""
+    sizes = SMALL | {"num_envs": 4, "num_minibatches": 3, "history_batches": 3, "group_size": 4}
+    algo = hx.HAEPO(Count(), policy=GRU(2), value=GRU(0), **sizes)
+    state = jax.eval_shape(algo.init, jax.eval_shape(lambda: jax.random.key(0)))
+    assert state.extra.history.segment.is_first.shape == (12, STEPS)
+
+
+# Learning.
+
+
+def test_cartpole_is_learnt_from_few_steps() -> None:
+    algo = hx.HAEPO("CartPole-v1", total_steps=12_000, log_points=1, eval_episodes=0)
+
+    @jax.jit
+    def run(key: jax.Array) -> jax.Array:
+        state, _ = algo.train(key)
+        return algo.evaluate(state, episodes=32, greedy=True)["return"]
+
+    assert float(run(jax.random.key(0)).mean()) > 400
