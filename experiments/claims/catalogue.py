@@ -142,7 +142,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 """HAEPO's default with the named hyperparameters changed."""
 
-DEEP_SEA_SIZES = (8, 14, 20)
+DEEP_SEA_SIZES = (8, 14)
 DEEP_SEA_STEPS = 60_000
 DEEP_SEA_SEEDS = range(5)
 DEEP_SEA: dict[str, tuple[str, dict[str, Any]]] = {

@@ -60,7 +60,7 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
     Every update plays one segment and learns from the last `history_batches` of them, each step with the probability
     that the policy which played it gave it. The softmax over a group weighs a history by how much likelier the policy
     has made it since, and bounds how far it may: that makes many passes over old experience safe. Advantages are
-    estimated anew with the value function of the moment.
+    estimated anew with the value function of the moment; only what lay beyond a time limit keeps the value it had then.
 
     With `history_bonus` an action also earns its surprise, -log pi_behaviour, so that the return to maximise holds the
     entropy of whole histories and not of single decisions: where reward is too rare to show a way, all ways are kept open
