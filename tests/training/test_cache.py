@@ -24,7 +24,7 @@ ARGUMENTS = [
 def start(home: Path, run: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "haepo_jax.train", *(arguments or ARGUMENTS), f"run_dir={run}"]
     # matplotlib's fonts stay where they are: it would speak of a new folder.
-    variables = environment(XDG_CACHE_HOME=str(home), MPLCONFIGDIR=matplotlib.get_configdir(), **changes)
+    variables = environment(XDG_CACHE_HOME=str(home), MPLCONFIGDIR=matplotlib.get_cachedir(), **changes)
     return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
