@@ -37,6 +37,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1])]  # a checkout that is not installed
 
@@ -73,7 +75,8 @@ def command_of(side: str, seed: int, folder: Path) -> list[str]:
 def started(side: str, seed: int, cache: Path, limit: float) -> dict[str, float | None]:
     """Seconds from the start of a process to its first update and to a return of 475, and its peak memory."""
     found: dict[str, float | None] = {"updated": None, "solved": None}
-    caches = {"XDG_CACHE_HOME": str(cache)}
+    # Not that of matplotlib's fonts, which is no matter of compilation.
+    caches = {"XDG_CACHE_HOME": str(cache), "MPLCONFIGDIR": matplotlib.get_cachedir()}
     if not side.startswith("haepo_jax"):  # jax's cache is off by default there; it is turned on, to be fair
         caches = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile("w+") as output:

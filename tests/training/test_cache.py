@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
 from jobs import environment
 from surviving import assert_same_end
@@ -22,7 +23,8 @@ ARGUMENTS = [
 
 def start(home: Path, run: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "haepo_jax.train", *(arguments or ARGUMENTS), f"run_dir={run}"]
-    variables = environment(XDG_CACHE_HOME=str(home), **changes)
+    # matplotlib's fonts stay where they are: it would speak of a new folder.
+    variables = environment(XDG_CACHE_HOME=str(home), MPLCONFIGDIR=matplotlib.get_cachedir(), **changes)
     return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
