@@ -238,7 +238,7 @@ def compose(overrides: Iterable[Override], schema: type[Settings]) -> Settings:
     algo = _algorithm_name(overrides) if _has_hyperparameters(fields) else None
     for override in overrides:
         _check_form(override)
-    lines = [] if algo is None else [f"algo={algo}"]
+    lines = [] if algo is None else [f"{_GROUP}={algo}"]
     for override in overrides:
         key = override.key_or_group
         if key != "algo" or algo is None:
@@ -505,9 +505,14 @@ def _compose(lines: list[str], schema: type, algo: str | None) -> dict[str, Any]
     return cast(dict[str, Any], values)
 
 
+_GROUP = "algorithms"
+"""Hydra's name for the group of algorithms, which fills the key `algo`. Groups belong to the process, not to a schema: by
+the name of the key, this one would be taken for a plain setting `algo` of another command."""
+
+
 @functools.cache
 def _register(schema: type) -> None:
-    """Gives Hydra the typed schema of a command, with the algorithms as the config group `algo`."""
+    """Gives Hydra the typed schema of a command, with the algorithms as a config group."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -520,7 +525,7 @@ def _register(schema: type) -> None:
             group = _structured(
                 name, hyperparameter_fields(name), hyperparameter_defaults(name) | {"name": name}, False
             )
-            store.store(group="algo", name=name, node=group)
+            store.store(group=_GROUP, package="algo", name=name, node=group)
 
 
 def _structured(
@@ -541,7 +546,7 @@ def _structured(
         default = list(default) if isinstance(default, tuple) else {} if kind is dict else default
         columns.append((key, annotation, dataclasses.field(default_factory=functools.partial(copy.copy, default))))
     if has_algo:
-        order = [{"algo": DEFAULT_ALGORITHM}, "_self_"]
+        order = [{_GROUP: DEFAULT_ALGORITHM}, "_self_"]
         columns.append(("algo", Any, MISSING))
         columns.append(("defaults", list[Any], dataclasses.field(default_factory=lambda: order)))
     return dataclasses.make_dataclass(f"{name}_schema", columns)

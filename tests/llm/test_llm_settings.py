@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from haepo_jax import llm
-from haepo_jax.config import ConfigError
+from haepo_jax.config import ConfigError, RunConfig, compose, read_arguments
 from haepo_jax.llm import __main__ as command
 from haepo_jax.llm import settings
 
@@ -83,6 +83,13 @@ def test_unusable_settings_are_one_line(
 def test_unusable_data_names_its_line(files: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
     (files / "prompts.jsonl").write_text(text)
     assert message in refusal(capsys, *ARGUMENTS)
+
+
+def test_algo_is_a_setting_here_and_a_group_of_them_in_training() -> None:
+    """Hydra's groups belong to the process: those of one command must not be seen by another."""
+    trained = compose(read_arguments(["env=CartPole-v1", "algo=grpo"]).overrides, RunConfig)
+    tuned = compose(read_arguments([*ARGUMENTS, "algo=grpo"]).overrides, settings.LLMConfig)
+    assert trained.algo.name == tuned.algo == "grpo"
 
 
 def test_data_and_the_columns_that_a_reward_takes(files: Path) -> None:
