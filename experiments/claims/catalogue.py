@@ -64,9 +64,9 @@ METHODS: dict[str, Method] = {
             "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": DISCOUNT,
             "algo.temperature": "tag(log,interval(0.1,1))", "algo.num_steps": "choice(32,64)",
         },
-        "tab:red",
+        "tab:pink",
     ),
-    "haepo_default": Method("haepo", {}, "tab:pink"),
+    "haepo_default": Method("haepo", {}, "tab:red"),
     "ppo": Method(
         "ppo",
         {

@@ -18,6 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def main(argv: list[str]) -> int:
             "command": shlex.join(["python", "experiments/claims/run.py", *argv]),
             "date": datetime.date.today().isoformat(),
             "machine": machine(),
+            "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "gymnax", "brax")},
             "wall_seconds": round(time.perf_counter() - start, 1),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
