@@ -167,7 +167,7 @@ def summary_table(results: list[Result]) -> str:
                 name,
                 str(len(own)),
                 f"{float(interquartile_mean(area.reshape(-1))):.2f} ({low:.2f} to {high:.2f})",
-                f"{seconds:.2f}",
+                f"{seconds:.2g}",
                 f"{100 * np.mean(solved):.0f}% of {len(solved)}" if solved else "",
                 "" if name == "haepo_default" else f"{chance[0]:.2f} ({chance[1]:.2f} to {chance[2]:.2f})",
             ]
@@ -327,7 +327,7 @@ def _ablation_bars(results: list[Result]) -> Any:
             colour = "tab:red" if name == "default" else "tab:grey" if "uniform" in name else "tab:blue"
             axes.barh(row, middle, color=colour, xerr=[[middle - float(low)], [float(high) - middle]], capsize=2)
         axes.set_yticks(range(len(names)), names if place == 1 else [""] * len(names))
-        axes.invert_yaxis()
+        axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_title(task)
         axes.set_xlabel("area under the normalised curve")
     return figure
