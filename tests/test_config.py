@@ -277,7 +277,7 @@ def test_input_is_judged_without_jax(tmp_path: Path) -> None:
         ["env=CartPol-v1"],
         ["env=CartPole-v1", "algo=hapo"],
         ["env=CartPole-v1", "algo.learning_rate=-1"],
-        ["env=CartPole-v1", "algo.num_envs=30"],
+        ["env=CartPole-v1", "algo=grpo", "algo.num_envs=30"],
         ["env=CartPole-v1", "run_dir=file"],
         ["env=CartPole-v1", "run_dir=file/below"],
     ]
