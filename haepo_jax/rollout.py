@@ -47,8 +47,11 @@ class Trajectory:
 
     @property
     def decisions(self) -> jax.Array:
-        """The steps of `mask` that a loss is about: all but those whose one valid action pays nothing, as in a prompt."""
-        if self.action_mask is None:
+        """The steps of `mask` that a loss is about: all but those whose one valid action pays nothing, as in a prompt.
+
+        Where actions have several parts, every step counts.
+        """
+        if not isinstance(self.action_mask, jax.Array):
             return self.mask
         return self.mask & ((jnp.sum(self.action_mask, axis=-1) > 1) | (self.reward != 0))
 

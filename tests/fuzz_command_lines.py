@@ -156,10 +156,13 @@ def good_values(field: dataclasses.Field[Any]) -> list[str]:
         "num_steps",
         "history_batches",
         "score",
+        "squash_actions",
+        "state_dependent_std",
         "total_steps",
         "seed",
     ):
-        # Sizes must divide each other, a score needs its credit, and a seed leaves room for the others.
+        # Sizes must divide each other, a score needs its credit, some want continuous actions, and a seed leaves room
+        # for the others.
         return {"seed": ["0", "17"], "total_steps": ["1e6", "123456"]}.get(field.name, [])
     if field.name in (
         "halving",

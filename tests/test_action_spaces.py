@@ -236,7 +236,7 @@ class Slider:
 
 def test_a_policy_may_return_a_distribution_of_its_own() -> None:
     settings = SMALL | {"total_steps": 2000, "learning_rate": 3e-2, "normalize_observations": False}
-    _, history = jax.jit(hx.HAEPO(Slider(), policy=BetaPolicy(), **settings).train)(jax.random.key(0))
+    _, history = jax.jit(hx.EpisodicHAEPO(Slider(), policy=BetaPolicy(), **settings).train)(jax.random.key(0))
     assert float(history["eval_return_greedy"][-1]) > -0.5, history["eval_return_greedy"]
 
 
@@ -248,7 +248,9 @@ def test_no_mask_for_a_distribution() -> None:
 # All four algorithms, on a toy environment that ends with NaN where an action is invalid or out of its space.
 
 
-@pytest.mark.parametrize(("name", "squashed"), [("HAEPO", False), ("PPO", True), ("GRPO", True), ("DPO", False)])
+@pytest.mark.parametrize(
+    ("name", "squashed"), [("EpisodicHAEPO", False), ("PPO", True), ("GRPO", True), ("DPO", False)]
+)
 def test_a_dict_action_with_masks_trains(name: str, squashed: bool) -> None:
     settings = SMALL | {"learning_rate": 1e-2, "squash_actions": squashed, "state_dependent_std": squashed}
     algorithm = getattr(hx, name)(Controls(), **settings | ({"num_steps": 4} if name == "PPO" else {}))

@@ -45,7 +45,7 @@ def test_only_decisions_count_for_the_supervised_loss() -> None:
     assert 0 <= metrics["accuracy"] <= 1
 
 
-@pytest.mark.parametrize("method", [hx.HAEPO, hx.GRPO, hx.DPO, hx.PPO])
+@pytest.mark.parametrize("method", [hx.EpisodicHAEPO, hx.GRPO, hx.DPO, hx.PPO])
 def test_every_algorithm_plays_and_counts_decisions_alone(method: Any) -> None:
     """A policy whose every token is as likely has the entropy of one, whatever the share of the prompt."""
     options: dict[str, Any] = (
@@ -70,7 +70,7 @@ def test_what_a_training_starts_from() -> None:
     source = hx.Supervised(TASK, **SMALL)
     policy = jax.jit(source.init)(jax.random.key(1)).params
     start = Start(policy, None)
-    haepo = hx.HAEPO(TASK, reference="initial", **GROUPED)
+    haepo = hx.EpisodicHAEPO(TASK, reference="initial", **GROUPED)
     state = jax.jit(haepo.init)(jax.random.key(2), start)
     assert trees_equal(state.params, policy) and trees_equal(state.reference, policy)
     assert trees_equal(jax.jit(hx.DPO(TASK, **GROUPED).init)(jax.random.key(2), start).reference, policy)
@@ -88,7 +88,7 @@ def test_what_it_cannot_start_from() -> None:
         ({"normalize_observations": True}, "observations that were not normalised, and these are"),
     ):
         with pytest.raises(ValueError, match=message):
-            hx.HAEPO(TASK, **{**GROUPED, **options}).init(jax.random.key(0), start)
+            hx.EpisodicHAEPO(TASK, **{**GROUPED, **options}).init(jax.random.key(0), start)
     with pytest.raises(ValueError, match="has no demonstrations"):
         hx.Supervised(Drift())
 
@@ -107,7 +107,7 @@ def test_from_demonstrations_to_another_training(tmp_path: Path, capsys: pytest.
     assert learnt > 0.9, "little was learnt from the demonstrations"
 
     grouped = [
-        "algo=haepo",
+        "algo=haepo_episodic",
         "algo.num_envs=16",
         "algo.num_minibatches=1",
         "algo.num_epochs=1",

@@ -161,7 +161,7 @@ def test_ppo_learns_what_was_recorded() -> None:
 
 
 def test_complete_episodes_are_as_recorded() -> None:
-    algo = hx.HAEPO(Drift(horizon=6), network="transformer", group_size=2, **SMALL)
+    algo = hx.EpisodicHAEPO(Drift(horizon=6), network="transformer", group_size=2, **SMALL)
 
     @jax.jit
     @jax.vmap

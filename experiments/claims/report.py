@@ -1,4 +1,4 @@
-"""Figures, and the tables of `experiments/README.md`, from the stored results alone.
+"""Figures, and the tables of the report and of the README, from the stored results alone.
 
 `python experiments/claims/report.py` writes both; `report.py small` draws the small suite's figures beside its results.
 """
@@ -19,7 +19,7 @@ from catalogue import ABLATION_STEPS, ABLATIONS, DEEP_SEA, METHODS, TASKS
 from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+DOCUMENTS = (HERE.parent / "README.md", HERE.parents[1] / "README.md")
 Array = npt.NDArray[np.float64]
 Result = dict[str, Any]
 
@@ -347,7 +347,8 @@ def main(argv: list[str]) -> int:
             if results := load(folder / kind):
                 print(f"\n{name}\n{make(results)}")
     else:
-        README.write_text(filled_in(README.read_text(), folder))
+        for document in DOCUMENTS:
+            document.write_text(filled_in(document.read_text(), folder))
     return 0
 
 

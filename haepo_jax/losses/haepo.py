@@ -342,7 +342,7 @@ def haepo_advantage_loss(
       >>> log_probs = jnp.log(jnp.full((1, 2), 0.5))  # one step of two members
       >>> grad = jax.grad(lambda l: haepo_advantage_loss(l, log_probs, jnp.array([[3.0, 1.0]]), jnp.ones((1, 2)))[0])
       >>> print(grad(log_probs))  # the standardised advantages are 1 and -1
-      [[-0.5  0.5]]
+      [[-1.  1.]]
     """
     check = Checks("haepo_advantage_loss")
     like = "the shape of log_probs"

@@ -36,7 +36,7 @@ def test_no_number_of_turns_is_compiled_in(name: str) -> None:
 def test_the_optimiser_is_compiled_once_and_not_for_every_prefix() -> None:
     """One that costs 100 operations more makes the program about as much larger, not three times that."""
 
-    class Longer(hx.HAEPO):
+    class Longer(hx.EpisodicHAEPO):
         def _optimize(self, params: Any, opt_state: Any, gradients: Any) -> Any:
             for _ in range(100):
                 gradients = jax.tree.map(lambda g: g * 1.5, gradients)
@@ -46,6 +46,6 @@ def test_the_optimiser_is_compiled_once_and_not_for_every_prefix() -> None:
     settings = {**SMALL, "group_size": 2}
     sizes = [
         str(jax.jit(kind(Drift(horizon=24), **settings).train).lower(jax.random.key(0)).as_text()).count("multiply")
-        for kind in (hx.HAEPO, Longer)
+        for kind in (hx.EpisodicHAEPO, Longer)
     ]
     assert sizes[1] - sizes[0] == 400  # four leaves: two layers of weights and biases

@@ -118,7 +118,7 @@ def test_an_own_task_trains() -> None:
         return jnp.sum(completion == 2) + 0 * answer
 
     task = TokenTask("own", "ab", 1, 3, sample, reward)
-    algo = hx.HAEPO(
+    algo = hx.EpisodicHAEPO(
         task,
         network="gru",
         hidden_sizes=(8,),

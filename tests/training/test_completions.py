@@ -17,7 +17,9 @@ TASK = hx.make_env("haepo/reverse", letters=2, length=2)
 
 @pytest.mark.parametrize("network", ["gru", "transformer"])
 def test_what_was_said_is_judged_as_it_was_said(network: str) -> None:
-    algo = hx.HAEPO(TASK, network=network, hidden_sizes=(8,), num_heads=2, num_envs=8, group_size=4, num_minibatches=1)
+    algo = hx.EpisodicHAEPO(
+        TASK, network=network, hidden_sizes=(8,), num_heads=2, num_envs=8, group_size=4, num_minibatches=1
+    )
 
     @jax.jit
     def run(key: jax.Array) -> Any:
@@ -35,7 +37,7 @@ def test_a_run_writes_down_what_its_policy_says(tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = [
         "env=haepo/reverse", "env_kwargs.letters=2", "env_kwargs.length=2", "algo.network=gru", "algo.hidden_sizes=[8]",
-        "algo.num_envs=8", "algo.group_size=4", "algo.num_minibatches=1", "algo.num_epochs=1", "algo.log_points=4",
+        "algo=haepo_episodic", "algo.num_envs=8", "algo.group_size=4", "algo.num_minibatches=1", "algo.num_epochs=1", "algo.log_points=4",
         "algo.eval_episodes=0", "final_eval_episodes=8", "completions=2", "num_seeds=2",
     ]  # fmt: skip
     assert train.main([*arguments, "total_steps=200", f"run_dir={run}"]) == 0
