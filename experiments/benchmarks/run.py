@@ -8,7 +8,7 @@ Parts:
                with an empty and with a filled compilation cache; and the peak of memory
   speed        environment steps a second, compilation and evaluation left out, ours and a peer's in turns
   curves       returns of our PPO and of rejax's at equal hyperparameters
-  limit        the share that an update of HAEPO has of bare JAX's time for the same shapes (`limit.py`)
+  limit        the share that an update of EpisodicHAEPO has of bare JAX's time for the same shapes (`limit.py`)
   memory       temporary memory of an update with 1,024 environments, against the trajectories stored in it, by horizon
   sweep, sequential, processes, sweep_ppo, sweep_rejax, growth, halving, seeds     see `sweeps.py`
   checkpoints  how long checkpoints keep the training loop waiting
@@ -165,7 +165,7 @@ def measure_limit(options: argparse.Namespace) -> dict[str, Any]:
 
     import haepo_jax as hx
 
-    algorithm = hx.HAEPO("CartPole-v1")
+    algorithm = hx.EpisodicHAEPO("CartPole-v1")
     # Trained until episodes are as long as the horizon: the share is that of full batches.
     steps = 200_000 if options.size == "full" else 20_000
     trainer = algorithm.replace(total_steps=steps, eval_episodes=0)
@@ -200,7 +200,7 @@ def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for horizon in (100, 1000, 10_000) if options.size == "full" else (100,):
         env = hx.make_env("CartPole-v1", max_steps_in_episode=horizon)
-        algorithm = hx.HAEPO(env, num_envs=1024)
+        algorithm = hx.EpisodicHAEPO(env, num_envs=1024)
         state = jax.eval_shape(algorithm.init, jax.eval_shape(lambda: jax.random.key(0)))
         stored = jax.eval_shape(algorithm.collect, state, state.key)[0]
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stored))

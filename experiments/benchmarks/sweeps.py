@@ -1,4 +1,4 @@
-"""What a sweep costs: HAEPO on CartPole, many configurations together, one after another, in processes, and rejax.
+"""What a sweep costs: HAEPO on complete episodes of CartPole, many configurations together, one after another, in processes, and rejax.
 
 Every way trains the same configurations (a random search over learning_rate, entropy_coef and history_decay) for as
 many live steps, and is timed from its start to its last result, compilation included. "One after another" compiles
@@ -84,7 +84,7 @@ def together(options: argparse.Namespace, configs: int, seeds: int = 1, **settin
 
 def algorithm_of(values: dict[str, Any], options: argparse.Namespace) -> Any:
     numbers = {key.removeprefix("algo."): value for key, value in values.items()}
-    return hx.HAEPO(options.env, total_steps=options.total_steps, eval_episodes=0, log_points=1, **numbers)
+    return hx.EpisodicHAEPO(options.env, total_steps=options.total_steps, eval_episodes=0, log_points=1, **numbers)
 
 
 def configurations(options: argparse.Namespace, count: int) -> list[dict[str, Any]]:

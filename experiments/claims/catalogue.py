@@ -38,8 +38,7 @@ TASKS: dict[str, Task] = {
     "inverted_pendulum": Task("brax/inverted_pendulum", 60_000, 195, 5, 200, {"episode_length": 200}),
 }
 
-CORE = ("cartpole", "acrobot", "pendulum", "catch", "four_rooms", "bandit", "random_walk")
-"""The tasks of the small suite; the others belong to the full one."""
+RIVALS = ("ppo", "grpo", "dpo")
 
 RATE = "tag(log,interval(3e-4,1e-2))"
 ENTROPY = "choice(0,0.003,0.01,0.03)"

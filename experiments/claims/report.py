@@ -23,8 +23,6 @@ DOCUMENTS = (HERE.parent / "README.md", HERE.parents[1] / "README.md")
 Array = npt.NDArray[np.float64]
 Result = dict[str, Any]
 
-RIVALS = ("ppo", "grpo", "dpo")
-
 
 def load(folder: Path) -> list[Result]:
     """The results of a folder, in the catalogue's order as far as its names go."""

@@ -3,7 +3,7 @@
 Each piece of work is one JSON file in `experiments/claims/results`; one that is there is not done again, so the command
 can be ended and started again at any time, and several can share the work by naming other tasks.
 
-  python experiments/claims/run.py small                      the core tasks with fewer seeds: a laptop, in half an hour
+  python experiments/claims/run.py small                      four tasks, fewer seeds and configurations, for a laptop
   python experiments/claims/run.py full                       everything, as in the report
   python experiments/claims/run.py full tasks=cartpole,catch methods=haepo,ppo
   python experiments/claims/run.py full parts=ablations
@@ -43,6 +43,8 @@ class Size:
 
     folder: Path
     tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    ablation_tasks: tuple[str, ...]
     num_configs: int
     report_seeds: Sequence[int]
     ablation_seeds: Sequence[int]
@@ -50,10 +52,13 @@ class Size:
 
 
 SIZES = {
-    "small": Size(RESULTS / "small", catalogue.CORE, 4, range(5), range(100, 103), range(2)),
+    "small": Size(
+        RESULTS / "small", ("cartpole", "catch", "pendulum", "bandit"), ("haepo_default", *catalogue.RIVALS), ("cartpole",),
+        4, range(5), range(100, 103), range(2),
+    ),
     "full": Size(
-        RESULTS, tuple(TASKS), catalogue.NUM_CONFIGS, catalogue.REPORT_SEEDS, catalogue.ABLATION_SEEDS,
-        catalogue.DEEP_SEA_SEEDS,
+        RESULTS, tuple(TASKS), tuple(METHODS), tuple(catalogue.ABLATION_STEPS), catalogue.NUM_CONFIGS,
+        catalogue.REPORT_SEEDS, catalogue.ABLATION_SEEDS, catalogue.DEEP_SEA_SEEDS,
     ),
 }  # fmt: skip
 
@@ -71,7 +76,8 @@ def main(argv: list[str]) -> int:
         return 2
     pick = {key: tuple(chosen[key].split(",")) if key in chosen else names for key, names in known.items()}
     tasks = [task for task in pick["tasks"] if task in size.tasks or "tasks" in chosen]
-    missing = [job for job in _jobs(size, tasks, pick["methods"], pick["parts"]) if not job[0].exists()]
+    methods = [method for method in pick["methods"] if method in size.methods or "methods" in chosen]
+    missing = [job for job in _jobs(size, tasks, methods, pick["parts"]) if not job[0].exists()]
     begin = time.perf_counter()
     for number, (path, work) in enumerate(missing, start=1):
         left = (time.perf_counter() - begin) / max(number - 1, 1) * (len(missing) - number + 1)
@@ -102,7 +108,7 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
                     lambda task=task, method=method: tune_and_train(size, TASKS[task], method),
                 )
     if "ablations" in parts:
-        for task in (task for task in catalogue.ABLATION_STEPS if task in tasks):
+        for task in (task for task in size.ablation_tasks if task in tasks):
             for name in ABLATIONS:
                 yield (
                     size.folder / "ablations" / f"{task}.{_file(name)}.json",
