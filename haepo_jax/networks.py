@@ -39,6 +39,26 @@ class Policy(Protocol):
     def apply(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]: ...
 
 
+RECOMPUTE_ABOVE = 2**14
+"""Steps of a feed-forward policy whose activations are kept for the gradient; of more, the activations are made again."""
+
+
+def each_step(function: Callable[[Any], Any], steps: Any, num_axes: int) -> Any:
+    """`function` of every single step of a tree whose first `num_axes` axes are of steps, for what has no memory.
+
+    The steps are one long axis, so that each layer is one matrix product; on several axes XLA transposes the activations.
+    Above `RECOMPUTE_ABOVE` steps they are taken in parts, whose activations the backward pass computes again: memory
+    holds those of one part, for a third more computation.
+    """
+    shape = jax.tree.leaves(steps)[0].shape[:num_axes]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[num_axes:]), steps)
+    if math.prod(shape) <= RECOMPUTE_ABOVE:
+        outputs = jax.vmap(function)(flat)
+    else:
+        outputs = jax.lax.map(jax.checkpoint(function), flat, batch_size=RECOMPUTE_ABOVE)
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), outputs)
+
+
 @dataclasses.dataclass(frozen=True)
 class LinenPolicy:
     """A Flax Linen module that maps an observation to an output, whatever the leading axes."""

@@ -13,8 +13,18 @@ from flax import nnx
 from toy_envs import GRU, Count, Drift, Pair
 
 import haepo_jax as hx
+from haepo_jax import networks
 from haepo_jax.distributions import LOG_STD_MAX, LOG_STD_MIN, action_distribution
-from haepo_jax.networks import Encoder, LinenPolicy, NNXPolicy, as_policy, default_policy, default_value, orthogonal
+from haepo_jax.networks import (
+    Encoder,
+    LinenPolicy,
+    NNXPolicy,
+    as_policy,
+    default_policy,
+    default_value,
+    each_step,
+    orthogonal,
+)
 from haepo_jax.spaces import Box, Discrete
 
 RNG = np.random.default_rng(0)
@@ -275,3 +285,24 @@ def test_policies_are_static_and_part_of_an_algorithms_identity() -> None:
     other = dataclasses.replace(algo, policy=Pair(3))
     assert jax.tree.structure(algo) == jax.tree.structure(other)
     assert not any(isinstance(leaf, Pair) for leaf in jax.tree.leaves(algo))
+
+
+def test_many_steps_in_parts_are_the_same_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients, a last part that is smaller, and memory that holds the activations of one part."""
+    policy = default_policy(Box(-np.inf, np.inf, (3,)), Discrete(4), (64, 64), "tanh")
+    observations = jnp.asarray(RNG.normal(size=(70, 30, 3)), jnp.float32)
+    params, carry = policy.init(jax.random.key(0), observations[0, 0])
+
+    def total(params: Any) -> jax.Array:
+        outputs = each_step(lambda x: policy.apply(params, carry, x, jnp.bool_(True))[1], observations, 2)
+        assert outputs.shape == (70, 30, 4)
+        return jnp.sum(jnp.sin(outputs * jnp.arange(30)[:, None]))
+
+    found, memory = [], []
+    for above in (2100, 512):
+        monkeypatch.setattr(networks, "RECOMPUTE_ABOVE", above)
+        compiled = jax.jit(jax.value_and_grad(total)).lower(params).compile()
+        found.append(compiled(params))
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), *found)
+    assert memory[1] < memory[0] / 2

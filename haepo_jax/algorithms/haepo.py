@@ -13,7 +13,6 @@ from haepo_jax import losses
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Metrics, TrainState
 from haepo_jax.algorithms.segments import Extra, RewardScale, SegmentAlgorithm
-from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.losses._numerics import masked_mean
 from haepo_jax.rollout import Lanes, Segment
 from haepo_jax.sharding import share_out
@@ -161,26 +160,6 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
             mask=steps.decisions, log_prob=steps.extras, advantage=advantages.T, value_target=value_targets.T,
             reference=reference, carry=pieces.carry,
         )  # fmt: skip
-
-    def _outputs(
-        self, params: Any, observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any
-    ) -> tuple[Distribution, jax.Array]:
-        """Action distributions and values (N, T) of pieces that start from `carry` (N,)."""
-
-        def sequence(
-            observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any
-        ) -> tuple[Distribution, jax.Array]:
-            output = self.policy_network.apply(params["policy"], carry[0], observation, is_first)[1]
-            values = self.value_network.apply(params["value"], carry[1], observation, is_first)[1]
-            return action_distribution(self.env.action_space, output, action_mask), values
-
-        if jax.tree.leaves(carry):
-            return jax.vmap(sequence)(observation, is_first, action_mask, carry)
-        # Without a carry every step is a sequence by itself, and each layer one matrix product on one long axis.
-        shape = is_first.shape
-        steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (observation, is_first, action_mask))
-        outputs = jax.vmap(lambda step: sequence(step[0], step[1], step[2], carry))(steps)
-        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), outputs)
 
     def _end_values(self, state: TrainState, observation: Any, is_first: jax.Array, pieces: Pieces) -> jax.Array:
         """The value (N,) of the observation that follows each piece."""

@@ -13,7 +13,6 @@ from haepo_jax import losses
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Metrics, TrainState
 from haepo_jax.algorithms.segments import Extra, RewardScale, SegmentAlgorithm
-from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.losses._numerics import masked_mean
 from haepo_jax.rollout import Lanes, Segment
 from haepo_jax.unbatched import any_lane
@@ -103,7 +102,7 @@ class PPO(hyperparameters.PPO, SegmentAlgorithm):
 
     def loss(self, params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Metrics]:
         """The scalar to minimise, and metrics, on M sequences, each starting from its `carry` (M, ...)."""
-        distribution, values = self._sequence_outputs(params, batch, carry)
+        distribution, values = self._outputs(params, batch.observation, batch.is_first, batch.action_mask, carry)
         flat = lambda x: x.reshape(-1)  # noqa: E731
         return losses.ppo_loss(
             flat(distribution.log_prob(batch.action)), flat(batch.log_prob), flat(batch.advantage), values=flat(values),
@@ -137,13 +136,3 @@ class PPO(hyperparameters.PPO, SegmentAlgorithm):
         # Without a carry every step is a sequence by itself, and has no time axis: one of length 1 would make XLA
         # transpose the gradients of all layers, a third of the time of `learn`.
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), start.carry
-
-    def _sequence_outputs(self, params: Any, batch: Batch, carry: Any) -> tuple[Distribution, jax.Array]:
-        def sequence(
-            observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any
-        ) -> tuple[Distribution, jax.Array]:
-            output = self.policy_network.apply(params["policy"], carry[0], observation, is_first)[1]
-            values = self.value_network.apply(params["value"], carry[1], observation, is_first)[1]
-            return action_distribution(self.env.action_space, output, action_mask), values
-
-        return jax.vmap(sequence)(batch.observation, batch.is_first, batch.action_mask, carry)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
-from haepo_jax.networks import Policy, as_policy
+from haepo_jax.distributions import Distribution, action_distribution
+from haepo_jax.networks import Policy, as_policy, each_step
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.rollout import Lanes, Segment, collect_segment, lane_keys, start_lanes
 
@@ -140,6 +141,25 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
         step_keys = lane_keys(key, self.num_envs)
         return collect_segment(
             self.env, act, final_value, state.extra.lanes, _starts_key(state.key), step_keys, self.num_steps
+        )
+
+    def _outputs(
+        self, params: Any, observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any
+    ) -> tuple[Distribution, jax.Array]:
+        """Action distributions and values (N, T) of sequences that start from `carry` (N,). Without a carry every step is a
+        sequence by itself, and the leading axes may be any."""
+
+        def sequence(
+            observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any
+        ) -> tuple[Distribution, jax.Array]:
+            output = self.policy_network.apply(params["policy"], carry[0], observation, is_first)[1]
+            values = self.value_network.apply(params["value"], carry[1], observation, is_first)[1]
+            return action_distribution(self.env.action_space, output, action_mask), values
+
+        if jax.tree.leaves(carry):
+            return jax.vmap(sequence)(observation, is_first, action_mask, carry)
+        return each_step(
+            lambda step: sequence(step[0], step[1], step[2], carry), (observation, is_first, action_mask), is_first.ndim
         )
 
     def _value(self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, jax.Array]:

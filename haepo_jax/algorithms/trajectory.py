@@ -17,6 +17,7 @@ import optax
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
 from haepo_jax.distributions import Distribution, action_distribution
+from haepo_jax.networks import each_step
 from haepo_jax.rollout import Trajectory, collect_episodes, finite_observations, lane_keys
 from haepo_jax.unbatched import any_lane, max_lane
 
@@ -115,12 +116,13 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
         horizon = steps.mask.shape[0]
         reference_params = state.params if state.reference is None else state.reference
 
-        def prepare(steps: Trajectory) -> tuple[Any, Distribution]:
-            observation = self.normalized(state.normalizer, steps.observation)
-            made = observation, self.sequence_distribution(reference_params, observation, steps)
+        observation = self.normalized(state.normalizer, steps.observation)
+
+        def prepare(batch: tuple[Any, Trajectory]) -> Distribution:
+            made = self.sequence_distribution(reference_params, *batch)
             return jax.tree.map(lambda x: jnp.pad(x, [(0, horizon - x.shape[0]), *[(0, 0)] * (x.ndim - 1)]), made)
 
-        batch = Batch(steps, *on_live_steps(prepare, steps, steps.mask))
+        batch = Batch(steps, observation, on_live_steps(prepare, (observation, steps), steps.mask))
 
         num_groups = self.num_envs // self.group_size
         orders = jax.vmap(lambda key: jax.random.permutation(key, num_groups))(jax.random.split(key, self.num_epochs))
@@ -156,13 +158,8 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
         if jax.tree.leaves(carry):
             over_members = jax.vmap(sequence, in_axes=(1, 1, None), out_axes=1)
             return jax.vmap(over_members, in_axes=(1, 1, None), out_axes=1)(observation, steps.action_mask, is_first)
-        # Without a carry every step is a sequence by itself. On one long axis each layer is one matrix product; on three
-        # XLA transposes the activations, a fifth of the time of `learn` where seeds or configurations are vmapped.
-        shape = steps.mask.shape
-        each_first = jnp.broadcast_to(is_first[:, None, None], shape)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), (observation, steps.action_mask, each_first))
-        distribution = jax.vmap(lambda step: sequence(*step))(flat)
-        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), distribution)
+        each_first = jnp.broadcast_to(is_first[:, None, None], steps.mask.shape)
+        return each_step(lambda step: sequence(*step), (observation, steps.action_mask, each_first), 3)
 
     def _init_reference(self, params: Any) -> Any:
         # None stands for the policy that collected the batch.
