@@ -56,9 +56,24 @@ def speed(found: dict[str, Any]) -> list[str]:
 
 
 def limit(found: dict[str, Any]) -> list[str]:
-    names = ("random_seconds", "rollout_seconds", "learn_seconds", "update_seconds")
-    parts = [f"{name.partition('_')[0]} {spread([1e3 * row[name] for row in found['rows']])} ms" for name in names]
-    return [f"HAEPO on CartPole: {spread([row['share'] for row in found['rows']], 2)} of the limit; {', '.join(parts)}"]
+    names = ("rollout_seconds", "learn_seconds", "update_seconds")
+    lines = [
+        "| CartPole | share of the limit | rollout, bare | learning, bare | update |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for algorithm in dict.fromkeys(row["algorithm"] for row in found["rows"]):
+        rows = [row for row in found["rows"] if row["algorithm"] == algorithm]
+        parts = [f"{spread([1e3 * row[name] for row in rows])} ms" for name in names]
+        lines.append(f"| {algorithm} | {spread([row['share'] for row in rows], 2)} | {' | '.join(parts)} |")
+    return lines
+
+
+def sequences(found: dict[str, Any]) -> list[str]:
+    times = {name: spread([1e3 * x for x in values]) for name, values in found["seconds"].items()}
+    return [
+        f"Gradient of a transformer, {found['sequences']} sequences of {found['length']} tokens: one pass "
+        f"{times['parallel']} ms, a scan over the carry {times['scanned']} ms, ratio {spread(found['ratios'])}"
+    ]
 
 
 def memory(found: dict[str, Any]) -> list[str]:
@@ -91,7 +106,7 @@ def plain(found: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[1] / "results"
-    tables = {"start": start, "speed": speed, "limit": limit, "memory": memory}
+    tables = {"start": start, "speed": speed, "limit": limit, "sequences": sequences, "memory": memory}
     for file in sorted(folder.glob("benchmark_*.json")):
         part, found = file.stem.removeprefix("benchmark_"), json.loads(file.read_text())
         if "command" not in found:

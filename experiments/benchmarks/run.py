@@ -8,7 +8,8 @@ Parts:
                with an empty and with a filled compilation cache; and the peak of memory
   speed        environment steps a second, compilation and evaluation left out, ours and a peer's in turns
   curves       returns of our PPO and of rejax's at equal hyperparameters
-  limit        the share that an update of EpisodicHAEPO has of bare JAX's time for the same shapes (`limit.py`)
+  limit        the share that an update of HAEPO has of bare JAX's time for the same shapes (`limit.py`)
+  sequences    what a transformer gains from one pass over a sequence, against a scan over its carry
   memory       temporary memory of an update with 1,024 environments, against the trajectories stored in it, by horizon
   sweep, sequential, processes, sweep_ppo, sweep_rejax, growth, halving, seeds     see `sweeps.py`
   checkpoints  how long checkpoints keep the training loop waiting
@@ -38,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1])]  # a checkout that is not installed
@@ -160,35 +162,87 @@ def measure_curves(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_limit(options: argparse.Namespace) -> dict[str, Any]:
-    """Batches of HAEPO at full length, with CartPole's shapes, in turns with the frozen script."""
+    """Updates on CartPole, in turns with the frozen script on the same shapes: of EpisodicHAEPO a batch at full length,
+    and of HAEPO, whose history is full then; its value function is as large as its policy and counts as another one."""
     import jax
 
     import haepo_jax as hx
 
-    algorithm = hx.EpisodicHAEPO("CartPole-v1")
-    # Trained until episodes are as long as the horizon: the share is that of full batches.
-    steps = 200_000 if options.size == "full" else 20_000
-    trainer = algorithm.replace(total_steps=steps, eval_episodes=0)
-    state, _ = jax.jit(trainer.train)(jax.random.key(0))
-    update = jax.jit(algorithm.train_step)
-    length = float(update(state)[1]["episode_length"])
+    def bare(*shapes: int) -> dict[str, float]:
+        command = [sys.executable, str(HERE / "limit.py"), *map(str, shapes)]
+        found = subprocess.run(
+            command, env=peers.environment("haepo_jax"), check=True, stdout=subprocess.PIPE, text=True
+        )
+        parts: dict[str, float] = json.loads(found.stdout)
+        return parts
+
     rows = []
-    for _ in range(options.rounds):
-        seconds = []
-        for _ in range(11):
+    for name, steps in (("EpisodicHAEPO", 200_000), ("HAEPO", 20_000)):
+        algorithm = getattr(hx, name)("CartPole-v1", eval_episodes=0)
+        # Trained until episodes are as long as the horizon: the share is that of full batches.
+        trainer = algorithm.replace(total_steps=steps if options.size == "full" else steps // 10)
+        state, _ = jax.jit(trainer.train)(jax.random.key(0))
+        update = jax.jit(algorithm.train_step)
+        length = round(float(update(state)[1]["episode_length"]))
+        for _ in range(options.rounds):
+            seconds = []
+            for _ in range(11):
+                begin = time.perf_counter()
+                jax.block_until_ready(update(state))
+                seconds.append(time.perf_counter() - begin)
+            passes = algorithm.num_epochs, algorithm.num_minibatches
+            if name == "HAEPO":
+                played = bare(algorithm.num_steps, algorithm.num_envs, 1, 1)
+                learnt = bare(algorithm.num_steps, algorithm.num_envs * algorithm.history_batches, *passes)
+                row = {"rollout_seconds": played["rollout_seconds"], "learn_seconds": 2 * learnt["learn_seconds"]}
+            else:
+                row = bare(length, algorithm.num_envs, *passes)
+            row |= {"update_seconds": statistics.median(seconds)}
+            row["share"] = (row["rollout_seconds"] + row["learn_seconds"]) / row["update_seconds"]
+            rows.append({"algorithm": name, **row})
+            print(f"  {name}: {row['share']:.2f} of the limit", flush=True)
+    return {"rows": rows}
+
+
+def measure_sequences(options: argparse.Namespace) -> dict[str, Any]:
+    """The gradient of a transformer's log-likelihood on sequences of 128 tokens: one causal pass, as `learn` makes it, and
+    a scan over the carry, step by step, as the rollout does; in turns."""
+    import jax
+    import jax.numpy as jnp
+
+    from haepo_jax.sequence_networks import sequence_policy
+    from haepo_jax.spaces import Discrete
+
+    length, sequences, tokens = 128, 32, Discrete(32)
+    policy = sequence_policy("transformer", tokens, tokens, hidden_sizes=(64, 64), context=length)
+    said = jax.random.randint(jax.random.key(0), (sequences, length), 0, 32)
+    params, carry = policy.init(jax.random.key(1), said[0, 0])
+    is_first = np.arange(length) == 0
+
+    def likelihood(logits: jax.Array, said: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits[:-1]), said[1:, None], axis=1))
+
+    def parallel(params: Any, said: jax.Array) -> jax.Array:
+        return likelihood(policy.apply(params, carry, said, is_first)[1], said)
+
+    def scanned(params: Any, said: jax.Array) -> jax.Array:
+        step = lambda carry, now: policy.apply(params, carry, *now)  # noqa: E731
+        return likelihood(jax.lax.scan(step, carry, (said, jnp.asarray(is_first)))[1], said)
+
+    def gradient(of: Any) -> Any:
+        return jax.jit(jax.grad(lambda params: jnp.mean(jax.vmap(of, (None, 0))(params, said))))
+
+    calls = {"parallel": gradient(parallel), "scanned": gradient(scanned)}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(2 * options.rounds + 1):
+        for name, call in calls.items():
             begin = time.perf_counter()
-            jax.block_until_ready(update(state))
-            seconds.append(time.perf_counter() - begin)
-        shapes = [round(length), algorithm.num_envs, algorithm.num_epochs, algorithm.num_minibatches]
-        bare = subprocess.run(
-            [sys.executable, str(HERE / "limit.py"), *map(str, shapes)], env=peers.environment("haepo_jax"),
-            check=True, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        row = json.loads(bare.stdout) | {"update_seconds": statistics.median(seconds)}
-        row["share"] = (row["rollout_seconds"] + row["learn_seconds"]) / row["update_seconds"]
-        rows.append(row)
-        print(f"  {row['share']:.2f} of the limit, episodes of {length:.0f} steps", flush=True)
-    return {"episode_length": length, "rows": rows}
+            jax.block_until_ready(call(params))
+            if turn:  # the first one compiles
+                seconds[name].append(time.perf_counter() - begin)
+    ratios = [slow / fast for fast, slow in zip(*seconds.values(), strict=True)]
+    print(f"  one pass is {statistics.median(ratios):.1f} times as fast as a scan over the carry", flush=True)
+    return {"length": length, "sequences": sequences, "seconds": seconds, "ratios": ratios}
 
 
 def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
@@ -216,6 +270,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "speed": measure_speed,
     "curves": measure_curves,
     "limit": measure_limit,
+    "sequences": measure_sequences,
     "memory": measure_memory,
     **sweeps.PARTS,
     "checkpoints": checkpoints.measure,
