@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from haepo_jax.algorithms.supervised import Supervised as Supervised
     from haepo_jax.envs import list_envs as list_envs
     from haepo_jax.envs import make_env as make_env
-    from haepo_jax.loading import TrainedPolicy as TrainedPolicy
-    from haepo_jax.loading import load as load
     from haepo_jax.losses import dpo_loss as dpo_loss
     from haepo_jax.losses import generalized_advantage_estimation as generalized_advantage_estimation
     from haepo_jax.losses import grpo_loss as grpo_loss
@@ -31,6 +29,8 @@ if TYPE_CHECKING:
     from haepo_jax.losses import ppo_loss as ppo_loss
     from haepo_jax.losses import trajectory_log_likelihood as trajectory_log_likelihood
     from haepo_jax.sweeps.run import sweep as sweep
+    from haepo_jax.training.loading import TrainedPolicy as TrainedPolicy
+    from haepo_jax.training.loading import load as load
 
 __version__ = "0.1.0"
 
@@ -45,8 +45,8 @@ _HOMES = {
     "sweep": "haepo_jax.sweeps.run",
     "make_env": "haepo_jax.envs",
     "list_envs": "haepo_jax.envs",
-    "load": "haepo_jax.loading",
-    "TrainedPolicy": "haepo_jax.loading",
+    "load": "haepo_jax.training.loading",
+    "TrainedPolicy": "haepo_jax.training.loading",
     "trajectory_log_likelihood": "haepo_jax.losses",
     "plackett_luce_weights": "haepo_jax.losses",
     "haepo_advantage_loss": "haepo_jax.losses",

@@ -15,11 +15,14 @@ import types
 from pathlib import Path
 from typing import Any
 
-from haepo_jax import config as configuration
-from haepo_jax.config import ConfigError, short
+from haepo_jax.config import ConfigError, algorithm_class
+from haepo_jax.config.arguments import read_arguments
+from haepo_jax.config.help import help_text
 from haepo_jax.envs import list_envs
+from haepo_jax.messages import short
 from haepo_jax.sweeps.settings import SweepConfig, SweepPlan, read_sweep
-from haepo_jax.training.entry import RunError, entry_point
+from haepo_jax.training.entry import entry_point
+from haepo_jax.training.errors import RunError
 from haepo_jax.training.processes import join, part
 from haepo_jax.training.run_dir import check_writable
 
@@ -70,10 +73,10 @@ def main(argv: list[str]) -> int:
         first = next(
             (argument.partition("=")[2].partition(",")[0] for argument in argv if argument.startswith("algo=")), "haepo"
         )
-        configuration.algorithm_class(first)
-        print(configuration.help_text(HELP, SweepConfig, first), end="")
+        algorithm_class(first)
+        print(help_text(HELP, SweepConfig, first), end="")
         return 0
-    arguments = configuration.read_arguments(argv)
+    arguments = read_arguments(argv)
     if arguments.list_envs:
         print("\n".join(list_envs()))
         return 0

@@ -10,11 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haepo_jax import config as configuration
-from haepo_jax.config import ConfigError, RunConfig, one_line, short
+from haepo_jax.config import SHARD_NOTHING, ConfigError, RunConfig
+from haepo_jax.config.arguments import peek, read_arguments
+from haepo_jax.config.help import help_text, requested_algorithm
 from haepo_jax.envs import list_envs
+from haepo_jax.messages import one_line, short
 from haepo_jax.training.checkpoints import CheckpointError, Checkpoints, Saver
-from haepo_jax.training.entry import Interrupted, RunError, entry_point
+from haepo_jax.training.entry import entry_point
+from haepo_jax.training.errors import Interrupted, RunError
 from haepo_jax.training.processes import Processes, join
 from haepo_jax.training.resume import Plan, compose_run, existing_run, make_plan
 from haepo_jax.training.run_dir import RunDir, check_run_dir, config_text, create_run_dir
@@ -23,7 +26,7 @@ from haepo_jax.training.signals import StopSignals
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-    from haepo_jax.training.loop import Observer
+    from haepo_jax.training.observers import Observer
 
 HELP = """\
 Trains one algorithm on one environment; every seed trains in the same compiled program.
@@ -68,9 +71,9 @@ def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0; 1 where a run fails or diverges; 2 for settings that cannot be
     used; 128 + the number of the signal that ended it."""
     if "--help" in argv or "-h" in argv:
-        print(configuration.help_text(HELP, RunConfig, configuration.requested_algorithm(argv)), end="")
+        print(help_text(HELP, RunConfig, requested_algorithm(argv)), end="")
         return 0
-    arguments = configuration.read_arguments(argv)
+    arguments = read_arguments(argv)
     if arguments.list_envs:
         print("\n".join(list_envs()))
         return 0
@@ -85,11 +88,9 @@ def main(argv: list[str]) -> int:
 
 def _processes(overrides: Sequence[Override]) -> Processes:
     """Those that train together. They come together before anything else, because one of them decides for all."""
-    distributed, resume, shard = (
-        configuration.peek(overrides, RunConfig, key) for key in ("distributed", "resume", "shard")
-    )
+    distributed, resume, shard = (peek(overrides, RunConfig, key) for key in ("distributed", "resume", "shard"))
     if distributed and resume == "false" and shard == "none":
-        raise ConfigError(configuration.SHARD_NOTHING)
+        raise ConfigError(SHARD_NOTHING)
     return join() if distributed else Processes()
 
 
@@ -99,7 +100,8 @@ def _dry_run(config: RunConfig) -> int:
         check_run_dir(config)
     else:
         make_plan(config, directory, _warn)
-    from haepo_jax.training.loop import build, mesh_of, start_of
+    from haepo_jax.training.loading import start_of
+    from haepo_jax.training.program import build, mesh_of
 
     algorithm = build(config)
     mesh_of(config, algorithm)
@@ -153,7 +155,7 @@ def _train_along(processes: Processes) -> int:
     plan: Plan | None = processes.of_first(lambda: None)
     if plan is None:
         return 0
-    from haepo_jax.training.loop import run
+    from haepo_jax.training.run import run
 
     with StopSignals(lambda: None, quiet=True) as stop:
         run(plan.config, Path(), [_beginning(stop)], stop=stop, processes=processes)
@@ -162,7 +164,7 @@ def _train_along(processes: Processes) -> int:
 
 def _beginning(stop: StopSignals) -> Observer:
     """Tells the signals that from the first update on there is something to save."""
-    from haepo_jax.training.loop import Observer
+    from haepo_jax.training.observers import Observer
 
     class Begin(Observer):
         def on_compiled(self, seconds: float) -> None:
@@ -176,8 +178,8 @@ def _train(
 ) -> int:
     from haepo_jax.training import loggers
     from haepo_jax.training.completions import CompletionLogger
-    from haepo_jax.training.loop import run
     from haepo_jax.training.progress import Progress
+    from haepo_jax.training.run import run
 
     config = plan.config
     directory.clean_up()
@@ -224,7 +226,7 @@ def resume_command(directory: RunDir, *, distributed: bool = False, module: str 
     path = str(directory.path)
     plain = f"run_dir={path}"
     try:
-        read = configuration.peek(configuration.read_arguments([plain]).overrides, RunConfig, "run_dir")
+        read = peek(read_arguments([plain]).overrides, RunConfig, "run_dir")
     except ConfigError:
         read = None
     if read != path:

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from haepo_jax import compare
-from haepo_jax.config import ConfigError, RunConfig, compose, read_arguments
+from haepo_jax.config import ConfigError, RunConfig
+from haepo_jax.config.arguments import compose, read_arguments
 from haepo_jax.training import comparison, loop
-from haepo_jax.training.entry import Interrupted
+from haepo_jax.training.errors import Interrupted
 from haepo_jax.training.run_dir import RunDir
 from haepo_jax.training.statistics import probability_of_improvement
 

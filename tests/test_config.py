@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from haepo_jax import config as configuration
+import haepo_jax
 from haepo_jax import plot, train
 from haepo_jax.algorithms import hyperparameters
-from haepo_jax.config import ConfigError, RunConfig, compose, from_dict, read_arguments
+from haepo_jax.config import ALGORITHM_NAMES, ConfigError, RunConfig, algorithm_class, hyperparameter_fields
+from haepo_jax.config.arguments import choices, compose, read_arguments
+from haepo_jax.config.values import from_dict
+from haepo_jax.messages import short
 
 
 def composed(*arguments: str) -> RunConfig:
@@ -161,9 +164,9 @@ def test_refused_in_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_defaults_come_from_the_hyperparameters() -> None:
-    for name in configuration.ALGORITHM_NAMES:
+    for name in ALGORITHM_NAMES:
         config = composed("env=CartPole-v1", f"algo={name}")
-        declared = configuration.algorithm_class(name)()
+        declared = algorithm_class(name)()
         changes = hyperparameters.PRESETS.get(name, ("", {}))[1]
         for key, value in config.algo.hyperparameters.items():
             assert value == changes.get(key, getattr(declared, key)), (name, key)
@@ -209,7 +212,7 @@ def test_mapping_for_the_environment() -> None:
     assert composed("env=CartPole-v1", "env_kwargs={gravity: 9.5}").env_kwargs == {"gravity": 9.5}
 
 
-@pytest.mark.parametrize("name", configuration.ALGORITHM_NAMES)
+@pytest.mark.parametrize("name", ALGORITHM_NAMES)
 def test_config_survives_yaml(name: str) -> None:
     config = composed("env=CartPole-v1", f"algo={name}", "algo.entropy_coef=[0.01,0]", "env_kwargs.gravity=3")
     assert from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict())), RunConfig) == config
@@ -239,19 +242,19 @@ def test_other_commands_share_the_parser(capsys: pytest.CaptureFixture[str]) -> 
     overrides = read_arguments(["run_dir=a,b/c", "out=x.png"]).overrides
     assert compose(overrides, plot.PlotConfig) == plot.PlotConfig(run_dir=("a", "b/c"), out="x.png")
     assert compose(read_arguments(["run_dir=a"]).overrides, plot.PlotConfig).run_dir == ("a",)
-    assert configuration.choices(overrides[0]) == ["a", "b/c"]
+    assert choices(overrides[0]) == ["a", "b/c"]
     assert plot.main(["run_dirs=a"]) == 2
     assert "unknown key 'run_dirs'; did you mean 'run_dir'?" in capsys.readouterr().err
     assert plot.main(["algo=haepo"]) == 2
 
 
 def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in configuration.ALGORITHM_NAMES:
+    for name in ALGORITHM_NAMES:
         assert train.main(["--help", f"algo={name}"]) == 0
         text = capsys.readouterr().out
         for field in dataclasses.fields(RunConfig):
             assert f"  {field.name} " in text
-        for key, field in configuration.hyperparameter_fields(name).items():
+        for key, field in hyperparameter_fields(name).items():
             assert f"  algo.{key} " in text and field.metadata["doc"] in text
     assert train.main(["--help", "algo=hapo"]) == 2
     assert "did you mean 'haepo'?" in capsys.readouterr().err
@@ -287,7 +290,7 @@ def test_input_is_judged_without_jax(tmp_path: Path) -> None:
         "heavy = {'jax', 'matplotlib', 'scipy', 'gymnax', 'rich', 'tensorboardX'} & set(sys.modules)\n"
         "assert statuses == [0, 0, 0, 2, 2, 2, 2, 2, 2], statuses\nassert not heavy, heavy\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(configuration.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(haepo_jax.__file__).parents[1])}
     result = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
@@ -306,7 +309,7 @@ def test_values_are_shown_by_their_beginning() -> None:
     endless: list[object] = []
     endless.append(endless)
     for value in (deep, wide, endless, "x" * 10**6, 1 << 100_000, [2] * 10**6, {"a": deep}):
-        text = configuration.short(value)
+        text = short(value)
         assert len(text) == 83 and text.endswith("...")
     for value in ([1, "a", {"b": (1,), 2: None}], {}, [], (), (1, 2), "a'b", b"x", 1.5, True, None, 10**30):
-        assert configuration.short(value) == repr(value)
+        assert short(value) == repr(value)

@@ -15,7 +15,8 @@ from haepo_jax.distributions import action_distribution
 from haepo_jax.losses import plackett_luce_weights
 from haepo_jax.rollout import Trajectory, collect_episodes, lane_keys
 from haepo_jax.training.loggers import TensorBoardLogger
-from haepo_jax.training.loop import Observer, Row, RunInfo, build
+from haepo_jax.training.observers import Observer, Row, RunInfo
+from haepo_jax.training.program import build
 from haepo_jax.training.run_dir import AppendedFile, RunDir, json_text, write_atomically
 
 

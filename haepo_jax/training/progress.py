@@ -8,7 +8,7 @@ import time
 from typing import Any, TextIO
 
 from haepo_jax.algorithms.base import TrainState
-from haepo_jax.training.loop import Observer, Row, RunInfo
+from haepo_jax.training.observers import Observer, Row, RunInfo
 
 PLAIN_LINES = 20
 

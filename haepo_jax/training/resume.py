@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haepo_jax import config as configuration
-from haepo_jax.config import ConfigError, RunConfig, short
+from haepo_jax.config import AlgoConfig, ConfigError, RunConfig, hyperparameter_defaults
+from haepo_jax.config.arguments import changed, compose, peek
+from haepo_jax.messages import short
 from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from haepo_jax.training.run_dir import RunDir
 
@@ -45,15 +46,15 @@ def compose_run(overrides: Iterable[Override]) -> RunConfig:
     """The settings of a training run: of a new one, or with `resume` of the one in `run_dir` with the changes that are
     allowed. Raises ConfigError."""
     overrides = list(overrides)
-    resume, run_dir = (configuration.peek(overrides, RunConfig, key) for key in ("resume", "run_dir"))
+    resume, run_dir = (peek(overrides, RunConfig, key) for key in ("resume", "run_dir"))
     if resume == "false":
-        return configuration.compose(overrides, RunConfig)
+        return compose(overrides, RunConfig)
     directory = existing_run(resume, run_dir)
     if directory is None:
-        return configuration.compose(overrides, RunConfig)
+        return compose(overrides, RunConfig)
     # Whether there are several processes is not the run's to say but that of those who start them.
     saved = dataclasses.replace(directory.read_config(), distributed=False)
-    return allowed(saved, configuration.changed(saved, overrides), directory)
+    return allowed(saved, changed(saved, overrides), directory)
 
 
 def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
@@ -125,7 +126,7 @@ def settings_that_matter(config: RunConfig) -> dict[str, Any]:
 def default_settings(config: RunConfig) -> dict[str, Any]:
     """What a run with this algorithm has where nothing is set: a checkpoint that does not name a setting is older."""
     name = config.algo.name
-    algo = configuration.AlgoConfig(name, configuration.hyperparameter_defaults(name))
+    algo = AlgoConfig(name, hyperparameter_defaults(name))
     own = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     return flat(dataclasses.replace(config, algo=algo)) | {
         k: v for k, v in own.items() if k not in ("algo", "env_kwargs")

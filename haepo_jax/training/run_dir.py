@@ -18,7 +18,9 @@ from typing import Any
 
 import yaml
 
-from haepo_jax.config import ConfigError, RunConfig, from_dict, one_line, short
+from haepo_jax.config import ConfigError, RunConfig
+from haepo_jax.config.values import from_dict
+from haepo_jax.messages import one_line, short
 
 LOCK = ".lock"
 

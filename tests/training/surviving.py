@@ -12,6 +12,7 @@ import pytest
 from haepo_jax import train
 from haepo_jax.training import loggers, loop
 from haepo_jax.training.checkpoints import Checkpoints, Saver
+from haepo_jax.training.program import Program
 from haepo_jax.training.run_dir import RunDir
 
 CLOCKS = ("wall_seconds", "env_steps_per_second")
@@ -69,16 +70,16 @@ class Runs:
     """Runs the command line in this process, about one update to a compiled call, each program compiled once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        programs: dict[str, loop.Program] = {}
-        make = loop.Program
+        programs: dict[str, Program] = {}
+        make = Program
 
-        def cached(algorithm: Any, **keywords: Any) -> loop.Program:
+        def cached(algorithm: Any, **keywords: Any) -> Program:
             key = repr((algorithm, keywords))
             if key not in programs:
                 programs[key] = make(algorithm, **keywords)
             return programs[key]
 
-        monkeypatch.setattr(loop, "Program", cached)
+        monkeypatch.setattr("haepo_jax.training.run.Program", cached)
         monkeypatch.setattr(loop, "SLICE_SECONDS", 0.0)
         monkeypatch.setattr(train, "StopSignals", StopAfter)
         # A checkpoint that is due while another is being written is put off; here none is.
