@@ -28,6 +28,7 @@ from haepo_jax.training.entry import entry_point
 from haepo_jax.training.errors import Interrupted, RunError
 from haepo_jax.training.resume import allowed, existing_run
 from haepo_jax.training.run_dir import RunDir, check_run_dir, create_run_dir, json_text, write_atomically
+from haepo_jax.training.session import train_and_report
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -268,11 +269,9 @@ def _new_directory() -> Path:
 
 def _train(config: RunConfig) -> None:
     """One run, as `python -m haepo_jax.train` makes it or goes on with it."""
-    from haepo_jax.train import train
-
     assert config.run_dir is not None
     try:
-        train(config, command_of(config))
+        train_and_report(config, command_of(config))
     except RunError as error:
         # A run in which every seed diverged has ended, and is a result.
         if not RunDir(Path(config.run_dir)).summary.exists():

@@ -1,7 +1,6 @@
 """Trains many configurations together: `python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=...'`.
 
-The module can be called, as `haepo_jax.sweep(...)`: importing a submodule puts it in the package under its name, where
-the function of that name would otherwise be, depending on who imports what first.
+The module can be called, too: `haepo_jax.sweep(...)` is the function in `haepo_jax.sweeps.run`.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import datetime
 import os
 import shlex
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
+from haepo_jax._callable_module import make_callable
 from haepo_jax.config import ConfigError, algorithm_class
 from haepo_jax.config.arguments import read_arguments
 from haepo_jax.config.help import help_text
@@ -161,14 +160,7 @@ def _place(plan: SweepPlan, *, make: bool) -> Path:
     return path
 
 
-class _Callable(types.ModuleType):
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        from haepo_jax.sweeps.run import sweep
-
-        return sweep(*arguments, **keywords)
-
-
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__, "haepo_jax.sweeps.run", "sweep")
 
 
 if __name__ == "__main__":

@@ -167,20 +167,19 @@ def test_a_comparison_that_was_ended_goes_on(
 ) -> None:
     folder = tmp_path / "c"
     arguments = ["env=CartPole-v1", "algo=haepo,ppo", "num_seeds=2", *QUICK, f"run_dir={folder}"]
-    from haepo_jax import train
 
-    whole = train.train
+    whole = compare.train_and_report
 
     def ended_in_the_second(config: RunConfig, argv: Any) -> int:
         if config.algo.name == "ppo":
             raise Interrupted(signal.SIGTERM, "ended")
         return whole(config, argv)
 
-    monkeypatch.setattr(train, "train", ended_in_the_second)
+    monkeypatch.setattr(compare, "train_and_report", ended_in_the_second)
     assert compare.main(arguments) == 128 + signal.SIGTERM
     told = capsys.readouterr().err
     assert "in run 2 of 2" in told and f"run_dir={folder} resume=true" in told
-    monkeypatch.setattr(train, "train", whole)
+    monkeypatch.setattr(compare, "train_and_report", whole)
 
     before = (folder / "haepo" / "metrics.jsonl").read_bytes()
     assert compare.main([*arguments, "algo.learning_rate=0.5", "resume=true"]) == 2

@@ -36,7 +36,7 @@ class AlgoConfig:
     @property
     def class_name(self) -> str:
         """The name of the class in `haepo_jax`: `EpisodicHAEPO` for `haepo_episodic` and for `haepo_paper`."""
-        return algorithm_class(self.name).__name__
+        return algorithm_class(self.name).__name__ if self.name in ALGORITHM_NAMES else self.name
 
 
 def setting(default: Any, kind: type, doc: str, **keywords: Any) -> Any:
@@ -117,6 +117,26 @@ class RunConfig:
         algo = {"name": self.algo.name, **self.algo.hyperparameters}
         values["algo"] = {k: list(v) if isinstance(v, tuple) else v for k, v in algo.items()}
         return values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnConfig(RunConfig):
+    """The settings of a run of objects that only a user's program has: they are described here, not to be built from.
+
+    Attributes:
+      objects: what the algorithm, its environment and its networks are, by the names of their classes.
+    """
+
+    objects: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> OwnConfig:
+        """From what `to_dict` gave; raises ConfigError."""
+        try:
+            algo = dict(values["algo"])
+            return cls(**{**values, "algo": AlgoConfig(algo.pop("name"), algo)})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"not the settings of a run that was made from Python: {error}") from None
 
 
 def algorithm_class(name: str) -> type[hp.Common]:

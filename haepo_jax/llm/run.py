@@ -33,9 +33,9 @@ from haepo_jax.llm.learner import HAEPOConfig, HAEPOLearner
 from haepo_jax.llm.rollout import Rollout
 from haepo_jax.llm.settings import LLMConfig, Prompt, RewardFunction, describe, settings_text
 from haepo_jax.messages import short
-from haepo_jax.train import resume_command
 from haepo_jax.training.devices import device_errors
 from haepo_jax.training.errors import Interrupted, RunError
+from haepo_jax.training.resume import resume_command
 from haepo_jax.training.run_dir import AppendedFile, RunDir, json_text, write_atomically
 from haepo_jax.training.signals import StopSignals
 

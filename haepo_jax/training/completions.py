@@ -16,7 +16,6 @@ from haepo_jax.losses import plackett_luce_weights
 from haepo_jax.rollout import Trajectory, collect_episodes, lane_keys
 from haepo_jax.training.loggers import TensorBoardLogger
 from haepo_jax.training.observers import Observer, Row, RunInfo
-from haepo_jax.training.program import build
 from haepo_jax.training.run_dir import AppendedFile, RunDir, json_text, write_atomically
 
 
@@ -83,7 +82,7 @@ class CompletionLogger(Observer):
         self._info: RunInfo | None = None
 
     def on_start(self, info: RunInfo) -> None:
-        algorithm = build(info.config)
+        algorithm = info.algorithm
         if not callable(getattr(algorithm.env, "decode", None)):
             return
         self._info, self._algorithm = info, algorithm

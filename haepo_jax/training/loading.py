@@ -149,6 +149,13 @@ def load_run(
                 raise
 
 
+def last_states(directory: RunDir, algorithm: Algorithm, num_seeds: int, warn: Callable[[str], None]) -> TrainState:
+    """The last train state of a run of an algorithm that is at hand; of several seeds with a leading axis. Raises as
+    `load` does."""
+    states = _find(directory, "last", warn).restore(abstract_states(algorithm, num_seeds))
+    return jax.tree.map(jnp.asarray, states)
+
+
 def _check_settings(found: Checkpoint, config: RunConfig) -> None:
     saved = found.progress().get("settings")
     mine, defaults = settings_that_matter(config), default_settings(config)

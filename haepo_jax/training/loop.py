@@ -40,6 +40,7 @@ class Position:
         checkpoint; likewise train_seconds, eval_seconds and checkpoint_seconds, which are parts of it.
       compile_seconds: in all processes.
       resumed_from: live steps per seed at which the run was resumed.
+      ended: the total_steps of the run that an observer has ended here; None where none has.
     """
 
     rows: int = 0
@@ -54,6 +55,7 @@ class Position:
     checkpoint_seconds: float = 0.0
     compile_seconds: float = 0.0
     resumed_from: list[int] = dataclasses.field(default_factory=list)
+    ended: int | None = None
 
 
 class Training:
@@ -90,14 +92,14 @@ class Training:
         """Of this moment of the run; see `Saver`."""
         return self._position.rows, self._at.update, self._at.diverged_at
 
-    def run(self) -> dict[str, Any]:
-        """Trains to the end; returns the loop's part of the summary."""
+    def run(self) -> tuple[dict[str, Any], TrainState]:
+        """Trains to the end; returns the loop's part of the summary, and the final state."""
         program, position = self._program, self._position
         total, points = program.algorithm.total_steps, program.algorithm.log_points
         first_steps, train_before = self._at.behind or 0, position.train_seconds
         row_begin, row_steps = time.perf_counter(), position.steps
         # A run may have been broken off between the last update of a row and the row.
-        while position.until is not None or self._at.before(total):
+        while position.ended != total and (position.until is not None or self._at.before(total)):
             if position.until is None:
                 # The next of the evenly spaced points that not every seed has passed, so an update past several makes
                 # one row.
@@ -110,7 +112,8 @@ class Training:
             position.until = None
             if position.steps == position.logged_steps:  # a seed diverged and no other had to move to reach this point
                 continue
-            self._log(row_begin, row_steps)
+            if self._log(row_begin, row_steps) and self._at.before(total):
+                position.ended = total
             row_begin, row_steps = time.perf_counter(), position.steps
         run_seconds = self._clock()
         # Written while the policy is evaluated.
@@ -125,11 +128,12 @@ class Training:
         self._leave_if_asked()
         at, position = self._at, self._position
         returns, greedy = final["return"].mean(axis=1), final["return_greedy"].mean(axis=1)
-        return {
+        results = {
             "env_steps": sum(at.env_steps) // len(at.env_steps),
             "env_steps_per_seed": at.env_steps,
             "updates": max(at.update),
             "updates_per_seed": at.update,
+            "ended_early": position.ended == total,
             "diverged": at.divergences(program.first_seed),
             "skipped_updates_per_seed": at.skipped,
             "invalid_episodes_per_seed": at.invalid_episodes,
@@ -149,6 +153,7 @@ class Training:
             "checkpoint_share": position.checkpoint_seconds / run_seconds,
             "env_steps_per_second": sum(at.env_steps) / run_seconds,
         }
+        return results, self._state
 
     def _advance(self, until: int) -> None:
         """One compiled call, and a checkpoint where one is due."""
@@ -169,8 +174,8 @@ class Training:
             self._save()
         self._leave_if_asked()
 
-    def _log(self, row_begin: float, row_steps: int) -> None:
-        """A row: an evaluation, and what the last update of each seed said."""
+    def _log(self, row_begin: float, row_steps: int) -> bool:
+        """A row: an evaluation, and what the last update of each seed said. Returns whether an observer ends the run."""
         begin = time.perf_counter()
         evaluation = self._program.evaluate(self._state)
         now, at, position = time.perf_counter(), self._at, self._position
@@ -187,13 +192,14 @@ class Training:
             metrics={name: value.astype(np.float64).tolist() for name, value in metrics.items()},
         )
         position.rows, position.logged_steps = position.rows + 1, position.steps
+        ended = False
         for observer in self._observers:
             observer.on_row(row)
-            observer.on_state(row, sharding.own_copy(self._state))
+            ended |= bool(observer.on_state(row, sharding.own_copy(self._state)))
         self._value = row.mean("eval_return" if "eval_return" in row.metrics else "episode_return")
         if self._saver is not None:
             self._saver.row(sharding.own_copy(self._state), self._value, self.mark, self._snapshot)
-        self._processes.meet()
+        return bool(self._processes.meet(int(ended))[0])
 
     def _clock(self) -> float:
         """Brings the position's clocks up to now; returns the seconds of the run."""

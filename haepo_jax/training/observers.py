@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from haepo_jax.algorithms.base import CAUSES, TrainState
+from haepo_jax.algorithms.base import CAUSES, Algorithm, TrainState
 from haepo_jax.config import RunConfig
 from haepo_jax.training.statistics import mean_of_known
 
@@ -111,7 +111,8 @@ class RunInfo:
     """
 
     config: RunConfig
-    directory: Path
+    algorithm: Algorithm
+    directory: Path | None
     device: str
     fallback: str | None
     rows: int = 0
@@ -142,8 +143,9 @@ class Observer:
     def on_row(self, row: Row) -> None:
         """After every logged update."""
 
-    def on_state(self, row: Row, state: TrainState) -> None:
-        """After `on_row`: the state behind the row; copy what must stay."""
+    def on_state(self, row: Row, state: TrainState) -> bool | None:
+        """After `on_row`: the state behind the row; copy what must stay. True ends the run here, in good order."""
+        return None
 
     def on_warning(self, text: str) -> None:
         """Something that the user should know of, and that does not end the run; one line."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haepo_jax.config import AlgoConfig, ConfigError, RunConfig, hyperparameter_defaults
-from haepo_jax.config.arguments import changed, compose, peek
+from haepo_jax.config import AlgoConfig, ConfigError, OwnConfig, RunConfig, hyperparameter_defaults
+from haepo_jax.config.arguments import changed, compose, peek, read_arguments
 from haepo_jax.messages import short
 from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from haepo_jax.training.run_dir import RunDir
@@ -76,6 +77,21 @@ def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
     return None
 
 
+def resume_command(directory: RunDir, *, distributed: bool = False, module: str = "haepo_jax.train") -> str:
+    """The command line that goes on with a run, quoted for the shell and for Hydra's grammar."""
+    path = str(directory.path)
+    plain = f"run_dir={path}"
+    try:
+        read = peek(read_arguments([plain]).overrides, RunConfig, "run_dir")
+    except ConfigError:
+        read = None
+    if read != path:
+        escaped = path.replace("'", "\\'")
+        plain = f"run_dir='{escaped}'"
+    several = ["distributed=true"] if distributed else []
+    return shlex.join(["python", "-m", module, plain, "resume=true", *several])
+
+
 def allowed(saved: RunConfig, config: RunConfig, directory: RunDir) -> RunConfig:
     """`config`, where a run with the settings `saved` may go on with it; raises ConfigError, which names what may not
     change."""
@@ -125,6 +141,8 @@ def settings_that_matter(config: RunConfig) -> dict[str, Any]:
 
 def default_settings(config: RunConfig) -> dict[str, Any]:
     """What a run with this algorithm has where nothing is set: a checkpoint that does not name a setting is older."""
+    if isinstance(config, OwnConfig):
+        return flat(config)
     name = config.algo.name
     algo = AlgoConfig(name, hyperparameter_defaults(name))
     own = {field.name: field.default for field in dataclasses.fields(RunConfig)}
@@ -145,7 +163,7 @@ def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None])
       ConfigError: where the settings differ from the run's, or its checkpoints from both.
       CheckpointError: where there are checkpoints and none is intact.
     """
-    saved = directory.read_config()
+    saved = directory.read_config(own=isinstance(config, OwnConfig))
     allowed(saved, config, directory)
     damaged = []
     defaults = default_settings(saved)

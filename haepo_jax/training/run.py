@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from haepo_jax.algorithms.base import Algorithm, TrainState
 from haepo_jax.config import RunConfig
 from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Saver
 from haepo_jax.training.devices import describe_device, device_errors, versions
@@ -21,26 +22,31 @@ from haepo_jax.training.resume import settings_that_matter
 
 def run(
     config: RunConfig,
-    directory: Path,
+    directory: Path | None,
     observers: Sequence[Observer],
     *,
+    algorithm: Algorithm | None = None,
     saver: Saver | None = None,
     resumed: bool = False,
     checkpoint: Checkpoint | None = None,
     stop: Callable[[], int | None] = lambda: None,
     processes: Processes | None = None,
-) -> dict[str, Any]:
-    """Trains as configured and returns the run's summary; what is written is up to the observers and the saver.
+) -> tuple[dict[str, Any], TrainState]:
+    """Trains as configured; what is written is up to the observers and the saver.
 
     Args:
       config: the settings.
-      directory: of the run, named in what is shown.
+      directory: of the run, named in what is shown; None: it has none.
       observers: see `Observer`.
+      algorithm: that the settings describe; None: is built from them.
       saver: writes checkpoints; None: there are none.
       resumed: whether this goes on with a run.
       checkpoint: to go on from, verified; None: from the beginning.
       stop: asked after every compiled call for the number of a signal that wants the run to end.
       processes: that have a share in the run; saver and checkpoint are the first one's.
+
+    Returns:
+      The summary, and the final train state; of several seeds with a leading axis.
 
     Raises:
       ConfigError: where the environment or algorithm cannot be built.
@@ -56,7 +62,7 @@ def run(
         if saver is not None:
             stack.callback(saver.close)
         device, fallback = describe_device()
-        algorithm = build(config)
+        algorithm = build(config) if algorithm is None else algorithm
         mesh = mesh_of(config, algorithm)
         about = {
             "settings": settings_that_matter(config),
@@ -67,10 +73,15 @@ def run(
         start_from = processes.of_first(lambda: start_of(config, algorithm) if checkpoint is None else None)
         seeds = config.num_seeds
         info = RunInfo(
-            config, directory, device, fallback, position.rows,
-            position.logged_steps // seeds if position.rows else -1,
-            position.steps // seeds if resumed else None,
-        )  # fmt: skip
+            config,
+            algorithm,
+            directory,
+            device,
+            fallback,
+            rows=position.rows,
+            logged_steps=position.logged_steps // seeds if position.rows else -1,
+            resumed_from=position.steps // seeds if resumed else None,
+        )
         for observer in observers:
             observer.on_start(info)
         if earlier is not None and any(earlier.get(key) != about[key] for key in ("versions", "device")):
@@ -103,7 +114,7 @@ def run(
                 saved = None if checkpoint is None else training.mark
                 saver.start(position.steps // seeds, best_return=position.best_return, saved=saved, about=about)
             processes.meet()
-            results = training.run()
+            results, state = training.run()
         summary = {
             "env": config.env,
             "algo": config.algo.name,
@@ -119,7 +130,7 @@ def run(
         }
         for observer in observers:
             observer.on_end(summary)
-    return summary
+    return summary, state
 
 
 def _read_position(checkpoint: Checkpoint | None) -> tuple[dict[str, Any] | None, Position]:

@@ -49,7 +49,7 @@ class StopAfter:
 
     calls = 0
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         self.left = StopAfter.calls
 
     def __call__(self) -> int | None:
@@ -81,7 +81,7 @@ class Runs:
 
         monkeypatch.setattr("haepo_jax.training.run.Program", cached)
         monkeypatch.setattr(loop, "SLICE_SECONDS", 0.0)
-        monkeypatch.setattr(train, "StopSignals", StopAfter)
+        monkeypatch.setattr("haepo_jax.training.session.StopSignals", StopAfter)
         # A checkpoint that is due while another is being written is put off; here none is.
         due = Saver.due
         monkeypatch.setattr(Saver, "due", lambda self, steps: self.wait() or due(self, steps))

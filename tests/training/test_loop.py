@@ -57,7 +57,7 @@ def run_counting(
 ) -> tuple[dict[str, Any], Recorder]:
     monkeypatch.setattr("haepo_jax.training.run.build", lambda config: algorithm)
     recorder = Recorder()
-    summary = run(settings(*arguments), Path("nowhere"), [recorder])
+    summary, _ = run(settings(*arguments), Path("nowhere"), [recorder])
     return summary, recorder
 
 

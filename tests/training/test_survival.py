@@ -21,12 +21,12 @@ from surviving import ALGORITHMS, COMMON, Runs, StopAfter, assert_same_end, fina
 from toy_envs import Drift
 
 import haepo_jax
-from haepo_jax import train
 from haepo_jax.config import RunConfig
 from haepo_jax.config.arguments import peek, read_arguments
 from haepo_jax.training import checkpoints, loggers, run_dir
 from haepo_jax.training.checkpoints import Checkpoints
 from haepo_jax.training.program import Program, build
+from haepo_jax.training.resume import resume_command
 from haepo_jax.training.run_dir import RunDir
 
 COUNTING = ["env=CartPole-v1", "total_steps=400", "final_eval_episodes=2", "num_seeds=2", "checkpoint_steps=50"]
@@ -391,7 +391,7 @@ def test_the_resume_command_survives_any_name(tmp_path: Path, monkeypatch: pytes
     import shlex
 
     for name in ("run", "my run", "a,b", "it's", "a=b", "[x]", "ü", "100%", "null", "1e3", "a:b"):
-        command = train.resume_command(RunDir(tmp_path / name))
+        command = resume_command(RunDir(tmp_path / name))
         arguments = shlex.split(command)[3:]
         read = read_arguments(arguments).overrides
         assert peek(read, RunConfig, "run_dir") == str(tmp_path / name), name
