@@ -6,12 +6,11 @@ The module can be called, too: `haepo_jax.train(algo, ...)` is the function in `
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from haepo_jax._callable_module import make_callable
 from haepo_jax.config import SHARD_NOTHING, ConfigError, RunConfig
-from haepo_jax.config.arguments import peek, read_arguments
+from haepo_jax.config.arguments import Arguments, peek, read_arguments
 from haepo_jax.config.help import help_text, requested_algorithm
 from haepo_jax.envs import list_envs
 from haepo_jax.training.entry import entry_point
@@ -21,7 +20,7 @@ from haepo_jax.training.run_dir import check_run_dir, config_text
 from haepo_jax.training.session import run_to_resume, train_and_report, warn
 
 if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
+    pass
 
 HELP = """\
 Trains one algorithm on one environment; every seed trains in the same compiled program.
@@ -30,9 +29,12 @@ usage: python -m haepo_jax.train env=<environment> [key=value ...]
 
   python -m haepo_jax.train env=CartPole-v1
   python -m haepo_jax.train env=Pendulum-v1 num_seeds=8 total_steps=1e6 algo.learning_rate=1e-3
+  python -m haepo_jax.train --config runs/x/config.yaml algo.learning_rate=3e-3
   python -m haepo_jax.train env=brax/ant env_kwargs.backend=spring 'algo.entropy_coef=[0.01,0]'
 
 options:
+  --config FILE settings from a file of YAML, such as the config.yaml that a run leaves (its run_dir and resume apart);
+                those on the command line come before them
   --help        this text; with algo=<name>, that algorithm's hyperparameters
   --cfg job     print the complete settings as YAML and stop
   --list-envs   print the environments' names and stop
@@ -68,13 +70,13 @@ def main(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(help_text(HELP, RunConfig, requested_algorithm(argv)), end="")
         return 0
-    arguments = read_arguments(argv)
+    arguments = read_arguments(argv, takes_file=True)
     if arguments.list_envs:
         print("\n".join(list_envs()))
         return 0
-    processes = _processes(arguments.overrides)
+    processes = _processes(arguments)
     with processes.together():
-        config = processes.of_first(lambda: compose_run(arguments.overrides))
+        config = processes.of_first(lambda: compose_run(arguments))
         if arguments.show_config:
             processes.of_first(lambda: print(config_text(config), end=""))
             return 0
@@ -85,10 +87,11 @@ def main(argv: list[str]) -> int:
         )
 
 
-def _processes(overrides: Sequence[Override]) -> Processes:
+def _processes(arguments: Arguments) -> Processes:
     """Those that train together. They come together before anything else, because one of them decides for all."""
-    distributed, resume, shard = (peek(overrides, RunConfig, key) for key in ("distributed", "resume", "shard"))
-    if distributed and resume == "false" and shard == "none":
+    keys = ("distributed", "resume", "shard")
+    distributed, resume, shard = (peek(arguments.overrides, RunConfig, key) for key in keys)
+    if distributed and resume == "false" and shard == "none" and arguments.file is None:
         raise ConfigError(SHARD_NOTHING)
     return join() if distributed else Processes()
 

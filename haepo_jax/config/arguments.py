@@ -10,8 +10,10 @@ import copy
 import dataclasses
 import functools
 import re
+import shlex
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from haepo_jax.config import (
@@ -31,20 +33,29 @@ from haepo_jax.messages import one_line, short
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+NOT_FROM_FILE = ("run_dir", "resume", "distributed", "dry_run")
+"""Settings of one start of the command, which another does not take over from its `config.yaml`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """A command line taken apart: `overrides` in the order given, and the options among them."""
+    """A command line taken apart: `overrides` in the order given, and the options among them.
+
+    Attributes:
+      file: the settings in the file of `--config`, to be taken before the overrides; None: there is no file.
+    """
 
     overrides: tuple[Override, ...]
+    file: SettingsFile | None = None
     help: bool = False
     show_config: bool = False
     list_envs: bool = False
 
 
-def read_arguments(argv: Sequence[str]) -> Arguments:
-    """Parses a command line with Hydra's grammar; raises ConfigError. Sweeps are left for the command to judge."""
-    options: dict[str, bool] = {}
+def read_arguments(argv: Sequence[str], *, takes_file: bool = False) -> Arguments:
+    """Parses a command line with Hydra's grammar; raises ConfigError. Sweeps are left for the command to judge, and
+    `--config` is an option where `takes_file`."""
+    options: dict[str, Any] = {}
     overrides = []
     arguments = iter(argv)
     for argument in arguments:
@@ -57,6 +68,11 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
             if what != "job":
                 raise ConfigError(f"--cfg takes the word job, not {what!r}")
             options["show_config"] = True
+        elif argument in ("-m", "--multirun"):
+            others = shlex.join(["python", "-m", "haepo_jax.sweep", *(a for a in argv if a != argument)])
+            raise ConfigError(f"{argument} is Hydra's: several configurations are trained by {others}")
+        elif takes_file and (argument == "--config" or argument.startswith("--config=")):
+            options["file"] = SettingsFile.read(argument.partition("=")[2] or next(arguments, ""))
         elif argument.startswith("-"):
             name = argument.lstrip("-").partition("=")[0]
             raise ConfigError(
@@ -65,6 +81,47 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
         else:
             overrides.append(_parse(argument))
     return Arguments(tuple(overrides), **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class SettingsFile:
+    """The settings in a file of YAML, such as the `config.yaml` that a run leaves; what belongs to that run is left out.
+
+    Attributes:
+      name: of the file.
+      values: by key, not checked; a hyperparameter is below `algo`, whose own name is its `name`.
+    """
+
+    name: str
+    values: dict[str, Any]
+
+    @classmethod
+    def read(cls, name: str) -> SettingsFile:
+        """Raises ConfigError, in one line, where the file cannot be read or holds no settings."""
+        import yaml
+
+        class Loader(yaml.SafeLoader):
+            pass
+
+        # YAML 1.1 takes 1e-3 for a word: its numbers have a point.
+        exponent = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+        Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+0123456789"))
+        place = f"--config {short(name)}"
+        if not name:
+            raise ConfigError("--config needs the name of a file")
+        try:
+            values = yaml.load(Path(name).read_text(encoding="utf-8"), Loader)
+        except OSError as error:
+            raise ConfigError(f"{place} cannot be read: {error.strerror or error}") from None
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
+            raise ConfigError(f"{place} is not YAML: {one_line(str(error), 160)}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{place} holds no settings: lines such as env: CartPole-v1 are wanted")
+        if "objects" in values:
+            raise ConfigError(f"{place} is of a run of a program's own objects, which cannot be made from it")
+        if isinstance(values.get("algo"), str):
+            values["algo"] = {"name": values["algo"]}
+        return cls(name, {key: value for key, value in values.items() if key not in NOT_FROM_FILE})
 
 
 @functools.cache
@@ -131,15 +188,21 @@ def peek(overrides: Sequence[Override], schema: type, key: str) -> Any:
     return value
 
 
-def changed(settings: RunConfig, overrides: Sequence[Override]) -> RunConfig:
-    """A run's settings with those that are given changed, all others as they are; raises ConfigError.
+def changed(settings: Mapping[str, Any], overrides: Sequence[Override], place: str = "") -> RunConfig:
+    """Settings, as `RunConfig.to_dict` gives them or some of those, with those that are given changed; raises ConfigError,
+    which begins with the `place` of the settings where it is not the overrides that are wrong.
 
     Another algorithm comes with its own defaults. Values that refer to others (`${...}`) are not resolved here.
     """
     fields = {f.name: f for f in dataclasses.fields(RunConfig)}
-    algo = _algorithm_name([o for o in overrides if o.key_or_group == "algo"], settings.algo.name)
-    values: dict[str, Any] = copy.deepcopy(settings.to_dict())
-    if algo != settings.algo.name:
+    values: dict[str, Any] = copy.deepcopy({"algo": {}, **settings})
+    if isinstance(values["algo"], dict):
+        values["algo"] = {"name": DEFAULT_ALGORITHM} | values["algo"]
+    before = values["algo"]["name"] if isinstance(values["algo"], dict) else DEFAULT_ALGORITHM
+    if not isinstance(before, str):
+        raise ConfigError(f"{place}algo.name={short(before)} must be the name of an algorithm")
+    algo = _algorithm_name([o for o in overrides if o.key_or_group == "algo"], before)
+    if algo != before:
         values["algo"] = {"name": algo}
     for override in overrides:
         _check_form(override)
@@ -147,7 +210,9 @@ def changed(settings: RunConfig, overrides: Sequence[Override]) -> RunConfig:
         key = override.key_or_group
         if key == "algo":
             continue
-        find_field(key, algo, fields)
+        field = find_field(key, algo, fields)
+        if field.metadata["kind"] is not dict:
+            checked_value(key, field, override.value())
         node = values
         *parents, leaf = key.split(".")
         for parent in parents:
@@ -155,7 +220,10 @@ def changed(settings: RunConfig, overrides: Sequence[Override]) -> RunConfig:
         if not isinstance(node, dict):
             raise ConfigError(f"cannot use {short(_text(override))}: {'.'.join(parents)} is no group of settings")
         node[leaf] = override.value()
-    return from_dict(values, RunConfig)
+    try:
+        return from_dict(values, RunConfig)
+    except ConfigError as error:
+        raise ConfigError(f"{place}{error}") from None
 
 
 def _check_form(override: Override) -> None:

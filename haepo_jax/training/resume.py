@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haepo_jax.config import AlgoConfig, ConfigError, OwnConfig, RunConfig, hyperparameter_defaults
-from haepo_jax.config.arguments import changed, compose, peek, read_arguments
+from haepo_jax.config.arguments import Arguments, changed, compose, peek, read_arguments
 from haepo_jax.messages import short
 from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from haepo_jax.training.run_dir import RunDir
 
 if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
+    pass
 
 FREE = frozenset(
     {
@@ -43,19 +43,21 @@ class Plan:
     ended: bool
 
 
-def compose_run(overrides: Iterable[Override]) -> RunConfig:
+def compose_run(arguments: Arguments) -> RunConfig:
     """The settings of a training run: of a new one, or with `resume` of the one in `run_dir` with the changes that are
     allowed. Raises ConfigError."""
-    overrides = list(overrides)
+    overrides = list(arguments.overrides)
     resume, run_dir = (peek(overrides, RunConfig, key) for key in ("resume", "run_dir"))
-    if resume == "false":
-        return compose(overrides, RunConfig)
-    directory = existing_run(resume, run_dir)
-    if directory is None:
-        return compose(overrides, RunConfig)
+    directory = None if resume == "false" else existing_run(resume, run_dir)
     # Whether there are several processes is not the run's to say but that of those who start them.
-    saved = dataclasses.replace(directory.read_config(), distributed=False)
-    return allowed(saved, changed(saved, overrides), directory)
+    saved = None if directory is None else dataclasses.replace(directory.read_config(), distributed=False)
+    if arguments.file is not None:
+        config = changed(arguments.file.values, overrides, f"--config {short(arguments.file.name)}: ")
+    elif saved is not None:
+        config = changed(saved.to_dict(), overrides)
+    else:
+        config = compose(overrides, RunConfig)
+    return config if saved is None or directory is None else allowed(saved, config, directory)
 
 
 def existing_run(resume: str, run_dir: str | None) -> RunDir | None:

@@ -241,7 +241,8 @@ def _qualified(value: Any) -> str:
 
 def _equal(one: Any, other: Any) -> bool:
     """Whether two pytrees are alike in structure and numbers."""
-    alike: bool = jax.tree.structure(one) == jax.tree.structure(other)
+    structures: list[Any] = [jax.tree.structure(one), jax.tree.structure(other)]
+    alike = bool(structures[0] == structures[1])
     return alike and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
