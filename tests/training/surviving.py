@@ -66,20 +66,24 @@ class StopAfter:
         pass
 
 
+def compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each program is compiled once in a test."""
+    programs: dict[str, Program] = {}
+
+    def cached(algorithm: Any, **keywords: Any) -> Program:
+        key = repr((algorithm, keywords))
+        if key not in programs:
+            programs[key] = Program(algorithm, **keywords)
+        return programs[key]
+
+    monkeypatch.setattr("haepo_jax.training.run.Program", cached)
+
+
 class Runs:
     """Runs the command line in this process, about one update to a compiled call, each program compiled once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        programs: dict[str, Program] = {}
-        make = Program
-
-        def cached(algorithm: Any, **keywords: Any) -> Program:
-            key = repr((algorithm, keywords))
-            if key not in programs:
-                programs[key] = make(algorithm, **keywords)
-            return programs[key]
-
-        monkeypatch.setattr("haepo_jax.training.run.Program", cached)
+        compile_once(monkeypatch)
         monkeypatch.setattr(loop, "SLICE_SECONDS", 0.0)
         monkeypatch.setattr("haepo_jax.training.session.StopSignals", StopAfter)
         # A checkpoint that is due while another is being written is put off; here none is.
