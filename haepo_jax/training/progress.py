@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from importlib import util
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -67,10 +68,18 @@ class Progress(Observer):
             self._print(f"resuming {start}")
         if info.fallback:
             self._print(f"note: {info.fallback}")
-        if self._stream.isatty():
+        if self._stream.isatty() or self._in_notebook():
             self._live = self._make_live()
             self._live.start()
             self._task = self._live.add_task("compiling", total=self._total, status="")
+
+    def _in_notebook(self) -> bool:
+        """Whether rich can draw there, which it does with ipywidgets; without them a notebook gets plain lines."""
+        if self._stream is not sys.stdout or "ipykernel" not in sys.modules or util.find_spec("ipywidgets") is None:
+            return False
+        from rich.console import Console
+
+        return Console().is_jupyter
 
     def _make_live(self) -> Any:
         from rich.console import Console

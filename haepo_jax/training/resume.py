@@ -19,10 +19,19 @@ if TYPE_CHECKING:
 
 FREE = frozenset(
     {
-        "run_dir", "resume", "dry_run", "distributed", "tensorboard", "wandb", "final_eval_episodes",
-        "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "completions",
+        "run_dir",
+        "resume",
+        "dry_run",
+        "distributed",
+        "tensorboard",
+        "wandb",
+        "final_eval_episodes",
+        "checkpoint_steps",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+        "completions",
     }
-)  # fmt: skip
+)
 """Settings that change no update and no row of the metrics, so that a resumed run may change them."""
 
 
