@@ -16,7 +16,7 @@ import pytest
 from haepo_jax import compare
 from haepo_jax.config import ConfigError, RunConfig
 from haepo_jax.config.arguments import compose, read_arguments
-from haepo_jax.training import comparison, loop
+from haepo_jax.training import comparison
 from haepo_jax.training.errors import Interrupted
 from haepo_jax.training.run_dir import RunDir
 from haepo_jax.training.statistics import probability_of_improvement
@@ -36,8 +36,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that compile in no time; each algorithm's returns are its own."""
     strides = {"haepo": 20, "ppo": 10, "grpo": 10, "dpo": 15}
     monkeypatch.setattr(
-        loop,
-        "build",
+        "haepo_jax.training.run.build",
         lambda config: Counting(
             total_steps=config.total_steps, stride=strides[config.algo.name], start=strides[config.algo.name]
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -40,10 +41,10 @@ Callback = Callable[[Row, TrainState], bool | None] | Observer
 SETTINGS = (
     "final_eval_episodes",
     "init_from",
+    "shard",
     "checkpoint_minutes",
     "checkpoint_steps",
     "keep_checkpoints",
-    "shard",
     "tensorboard",
     "wandb",
     "completions",
@@ -101,9 +102,9 @@ def train(
     >>> result.history["eval_return"].shape
     (4, 50)
 
-    The algorithm may be any `Algorithm`, of the user's own class, environment and networks. The metrics that its `_update`
-    returns are logged with all others. Where a run of named parts is left in `run_dir`, the command lines can evaluate, render
-    and resume it.
+    The algorithm may be any `Algorithm`, of the user's own class, environment and networks; the metrics that its `_update`
+    returns are logged with all others. A run of named parts alone, such as this one, is one of the command line's: `run_dir`
+    can be evaluated, rendered and gone on with there.
 
     Args:
       algo: for instance `hx.HAEPO("CartPole-v1", total_steps=50_000)`; all seeds train in one compiled call.
@@ -116,8 +117,8 @@ def train(
       resume: go on with the run in `run_dir`, with the same algorithm: one that was interrupted ends as if it had not
         been, one that has ended is given back, or goes on where `algo.total_steps` has grown. "auto": or start.
       progress: show the display.
-      **settings: of the command line: final_eval_episodes, init_from, checkpoint_minutes, checkpoint_steps,
-        keep_checkpoints, shard, tensorboard, wandb, completions.
+      **settings: of the command line: final_eval_episodes, init_from, shard; with `run_dir` also checkpoint_minutes,
+        checkpoint_steps, keep_checkpoints, tensorboard, wandb, completions.
 
     Raises:
       ConfigError (a ValueError): for a setting or a directory that cannot be used, in one line.
@@ -147,7 +148,7 @@ def train(
 
 
 def _leave(interruption: Interrupted) -> NoReturn:
-    if interruption.signum == 2:
+    if interruption.signum == signal.SIGINT:
         raise KeyboardInterrupt(str(interruption)) from None
     warn(str(interruption))
     raise SystemExit(128 + interruption.signum) from None
