@@ -45,7 +45,10 @@ def say(algorithm: Algorithm, state: TrainState, prompts: int, members: int) -> 
         lane_keys(step_key, prompts * members),
     )  # fmt: skip
     assert steps is not None
-    grouped = lambda x: x.reshape(*x.shape[:-1], prompts, members)  # noqa: E731
+
+    def grouped(x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], prompts, members)
+
     likelihood = jnp.sum(steps.extras, axis=0, where=steps.decisions)
     steps = jax.tree.map(lambda x: x.reshape(x.shape[0], prompts, members, *x.shape[2:]), steps)
     return Said(steps, grouped(returns), grouped(likelihood))

@@ -112,8 +112,7 @@ class Training:
             position.until = None
             if position.steps == position.logged_steps:  # a seed diverged and no other had to move to reach this point
                 continue
-            if self._log(row_begin, row_steps) and self._at.before(total):
-                position.ended = total
+            self._log(row_begin, row_steps)
             row_begin, row_steps = time.perf_counter(), position.steps
         run_seconds = self._clock()
         # Written while the policy is evaluated.
@@ -174,8 +173,8 @@ class Training:
             self._save()
         self._leave_if_asked()
 
-    def _log(self, row_begin: float, row_steps: int) -> bool:
-        """A row: an evaluation, and what the last update of each seed said. Returns whether an observer ends the run."""
+    def _log(self, row_begin: float, row_steps: int) -> None:
+        """A row: an evaluation, and what the last update of each seed said. An observer may end the run with it."""
         begin = time.perf_counter()
         evaluation = self._program.evaluate(self._state)
         now, at, position = time.perf_counter(), self._at, self._position
@@ -192,14 +191,17 @@ class Training:
             metrics={name: value.astype(np.float64).tolist() for name, value in metrics.items()},
         )
         position.rows, position.logged_steps = position.rows + 1, position.steps
-        ended = False
+        total, ended = self._program.algorithm.total_steps, False
         for observer in self._observers:
             observer.on_row(row)
             ended |= bool(observer.on_state(row, sharding.own_copy(self._state)))
+        if ended and at.before(total):
+            position.ended = total
         self._value = row.mean("eval_return" if "eval_return" in row.metrics else "episode_return")
         if self._saver is not None:
             self._saver.row(sharding.own_copy(self._state), self._value, self.mark, self._snapshot)
-        return bool(self._processes.meet(int(ended))[0])
+        if self._processes.meet(int(position.ended == total))[0]:
+            position.ended = total
 
     def _clock(self) -> float:
         """Brings the position's clocks up to now; returns the seconds of the run."""

@@ -72,6 +72,12 @@ class Program:
                 ),
                 "final": jax.jit(over_seeds(final_evaluation, 0), **placed).lower(state),
             }
+            for name, metric in lowered["advance"].out_info[1].items():
+                if len(metric.shape) != (num_seeds > 1):
+                    shape = metric.shape[num_seeds > 1 :]
+                    raise ConfigError(
+                        f"the metric {name!r} of {type(algorithm).__name__} has shape {shape}: a metric is one number"
+                    )
             if algorithm.eval_episodes:
                 lowered["progress"] = jax.jit(over_seeds(algorithm.progress, 0), **placed).lower(state)
             self._place = jax.jit(lambda state: state, **placed)

@@ -104,6 +104,10 @@ def test_a_callback_ends_a_run_in_good_order(tmp_path: Path, capsys: pytest.Capt
     again = hx.train(Counting(total_steps=202), seeds=2, run_dir=run, callbacks=[enough], resume=True)
     assert len(kept) == 3 and same(again.state, result.state)
     assert all(np.array_equal(again.history[name], result.history[name], equal_nan=True) for name in result.history)
+    # So does one that was killed between its last checkpoint and its summary.
+    (run / "summary.json").unlink()
+    killed = hx.train(Counting(total_steps=202), seeds=2, run_dir=run, callbacks=[enough], resume=True)
+    assert len(kept) == 3 and same(killed.state, result.state) and killed.summary["ended_early"]
     # More steps take it further.
     longer = hx.train(Counting(total_steps=300), seeds=2, run_dir=run, resume=True)
     assert longer.state.env_steps.to_int().tolist() == [300, 308] and not longer.summary["ended_early"]
@@ -183,6 +187,22 @@ def test_what_cannot_be_used_is_one_line(counting: None, change: dict[str, Any],
     with pytest.raises(ConfigError, match=message) as refusal:
         hx.train(**({"algo": Counting(total_steps=10)} | change))
     assert "\n" not in str(refusal.value)
+
+
+def test_a_metric_is_one_number(counting: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Counting.train_step
+
+    def two(self: Any, state: Any) -> Any:
+        state, metrics = step(self, state)
+        return state, metrics | {"loss": jnp.zeros(2)}
+
+    monkeypatch.setattr(Counting, "train_step", two)
+    monkeypatch.setattr(Counting, "advance", lambda self, state, until: self.train_step(state))
+    for seeds in (1, 2):
+        with pytest.raises(
+            ConfigError, match=r"the metric 'loss' of Counting has shape \(2,\): a metric is one number"
+        ):
+            hx.train(Counting(total_steps=10), seeds=seeds)
 
 
 def test_a_run_of_named_parts_is_that_of_the_command_line(
