@@ -125,34 +125,7 @@ class Training:
         if self._saver is not None:
             self._saver.wait()
         self._leave_if_asked()
-        at, position = self._at, self._position
-        returns, greedy = final["return"].mean(axis=1), final["return_greedy"].mean(axis=1)
-        results = {
-            "env_steps": sum(at.env_steps) // len(at.env_steps),
-            "env_steps_per_seed": at.env_steps,
-            "updates": max(at.update),
-            "updates_per_seed": at.update,
-            "ended_early": position.ended == total,
-            "diverged": at.divergences(program.first_seed),
-            "skipped_updates_per_seed": at.skipped,
-            "invalid_episodes_per_seed": at.invalid_episodes,
-            "final_return_mean": float(returns.mean()),
-            "final_return_iqm": float(interquartile_mean(returns)),
-            "final_return_per_seed": returns.tolist(),
-            "final_return_greedy_mean": float(greedy.mean()),
-            "final_return_greedy_per_seed": greedy.tolist(),
-            "final_length_mean": float(final["length"].mean()),
-            "final_eval_episodes": final["return"].shape[1],
-            "run_seconds": run_seconds,
-            "train_seconds": position.train_seconds,
-            "eval_seconds": position.eval_seconds,
-            "final_eval_seconds": final_seconds,
-            "eval_share": position.eval_seconds / run_seconds,
-            "checkpoint_seconds": position.checkpoint_seconds,
-            "checkpoint_share": position.checkpoint_seconds / run_seconds,
-            "env_steps_per_second": sum(at.env_steps) / run_seconds,
-        }
-        return results, self._state
+        return self._results(final, run_seconds, final_seconds), self._state
 
     def _advance(self, until: int) -> None:
         """One compiled call, and a checkpoint where one is due."""
@@ -202,6 +175,38 @@ class Training:
             self._saver.row(sharding.own_copy(self._state), self._value, self.mark, self._snapshot)
         if self._processes.meet(int(position.ended == total))[0]:
             position.ended = total
+
+    def _results(
+        self, final: dict[str, np.ndarray[Any, Any]], run_seconds: float, final_seconds: float
+    ) -> dict[str, Any]:
+        """The loop's part of the summary, from the final evaluation (see `Program.final_evaluation`) and the clocks."""
+        at, position = self._at, self._position
+        returns, greedy = final["return"].mean(axis=1), final["return_greedy"].mean(axis=1)
+        return {
+            "env_steps": sum(at.env_steps) // len(at.env_steps),
+            "env_steps_per_seed": at.env_steps,
+            "updates": max(at.update),
+            "updates_per_seed": at.update,
+            "ended_early": position.ended == self._program.algorithm.total_steps,
+            "diverged": at.divergences(self._program.first_seed),
+            "skipped_updates_per_seed": at.skipped,
+            "invalid_episodes_per_seed": at.invalid_episodes,
+            "final_return_mean": float(returns.mean()),
+            "final_return_iqm": float(interquartile_mean(returns)),
+            "final_return_per_seed": returns.tolist(),
+            "final_return_greedy_mean": float(greedy.mean()),
+            "final_return_greedy_per_seed": greedy.tolist(),
+            "final_length_mean": float(final["length"].mean()),
+            "final_eval_episodes": final["return"].shape[1],
+            "run_seconds": run_seconds,
+            "train_seconds": position.train_seconds,
+            "eval_seconds": position.eval_seconds,
+            "final_eval_seconds": final_seconds,
+            "eval_share": position.eval_seconds / run_seconds,
+            "checkpoint_seconds": position.checkpoint_seconds,
+            "checkpoint_share": position.checkpoint_seconds / run_seconds,
+            "env_steps_per_second": sum(at.env_steps) / run_seconds,
+        }
 
     def _clock(self) -> float:
         """Brings the position's clocks up to now; returns the seconds of the run."""

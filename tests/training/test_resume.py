@@ -330,3 +330,19 @@ def test_settings_that_a_checkpoint_is_too_old_to_name_are_those_by_default() ->
         config = compose(arguments, RunConfig)
         mine = settings_that_matter(config)
         assert mine == {key: default_settings(config)[key] for key in mine} | {"env": "CartPole-v1"}
+
+
+def test_a_file_of_settings_starts_a_run_and_goes_on_with_it(
+    counting: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, broken, file = tmp_path / "whole", tmp_path / "broken", tmp_path / "my.yaml"
+    assert counting(whole, *COUNTING) == 0
+    # The config of another run: its directory is not taken over.
+    file.write_bytes((whole / "config.yaml").read_bytes())
+    again = ["--config", str(file), "resume=auto"]
+    assert counting(broken, *again, calls=9) == 143
+    assert counting(broken, *again) == 0
+    assert rows(broken) == rows(whole) and outcome(broken) == outcome(whole)
+    assert counting(broken, *again) == 0 and "has ended" in capsys.readouterr().out
+    assert counting(broken, *again, "algo.learning_rate=0.5") == 2
+    assert "algo.learning_rate=0.5, but the run in" in capsys.readouterr().err
