@@ -34,7 +34,7 @@ usage: python -m haepo_jax.train env=<environment> [key=value ...]
 
 options:
   --config FILE settings from a file of YAML, such as the config.yaml that a run leaves (its run_dir and resume apart);
-                those on the command line come before them
+                those on the command line win
   --help        this text; with algo=<name>, that algorithm's hyperparameters
   --cfg job     print the complete settings as YAML and stop
   --list-envs   print the environments' names and stop

@@ -129,15 +129,6 @@ class OwnConfig(RunConfig):
 
     objects: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> OwnConfig:
-        """From what `to_dict` gave; raises ConfigError."""
-        try:
-            algo = dict(values["algo"])
-            return cls(**{**values, "algo": AlgoConfig(algo.pop("name"), algo)})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"not the settings of a run that was made from Python: {error}") from None
-
 
 def algorithm_class(name: str) -> type[hp.Common]:
     """The hyperparameters' dataclass of an algorithm or preset; raises ConfigError with a near match."""

@@ -12,6 +12,8 @@ from haepo_jax.algorithms import hyperparameters as hp
 from haepo_jax.config import (
     AlgoConfig,
     ConfigError,
+    OwnConfig,
+    RunConfig,
     algorithm_class,
     default_of,
     did_you_mean,
@@ -48,6 +50,18 @@ def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
     if hasattr(settings, "check"):
         settings.check()
     return settings
+
+
+def own_from_dict(values: Mapping[str, Any]) -> OwnConfig:
+    """What `OwnConfig.to_dict` gave; the algorithm's and the environment's own settings are taken as they are. Raises
+    ConfigError."""
+    algo, objects = values.get("algo"), values.get("objects")
+    if not isinstance(algo, Mapping) or not isinstance(algo.get("name"), str) or not isinstance(objects, Mapping):
+        raise ConfigError("algo must have a name, and objects those of classes")
+    fields = {f.name: f for f in dataclasses.fields(RunConfig) if f.name != "algo"}
+    checked = {key: checked_value(key, field, values.get(key, default_of(field))) for key, field in fields.items()}
+    hyperparameters = {key: value for key, value in algo.items() if key != "name"}
+    return OwnConfig(algo=AlgoConfig(algo["name"], hyperparameters), objects=dict(objects), **checked)
 
 
 def _algo_from_dict(values: Any) -> AlgoConfig:

@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from haepo_jax.config import ConfigError, OwnConfig, RunConfig
-from haepo_jax.config.values import from_dict
+from haepo_jax.config import ConfigError, RunConfig
+from haepo_jax.config.values import from_dict, own_from_dict
 from haepo_jax.messages import one_line, short
 
 LOCK = ".lock"
@@ -69,7 +69,7 @@ class RunDir:
         if "objects" not in values:
             return from_dict(values, RunConfig)
         if own:
-            return OwnConfig.from_dict(values)
+            return own_from_dict(values)
         raise ConfigError(
             f"run_dir={short(str(self.path))} is a run of objects of your own ({short(values['objects'], 200)}): only the "
             "program that has them can go on with it or play it, with haepo_jax.train(..., resume=True)"

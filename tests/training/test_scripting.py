@@ -235,13 +235,6 @@ class Shifted(hx.PPO):
         return new, metrics | {"shifted": state.update.astype(jnp.float32) + self.shift}
 
 
-jax.tree_util.register_dataclass(
-    Shifted,
-    data_fields=[f.name for f in dataclasses.fields(Shifted) if f.metadata.get("static") is False] + ["env", "shift"],
-    meta_fields=[f.name for f in dataclasses.fields(Shifted) if f.metadata.get("static") is True],
-)
-
-
 def test_own_objects_are_logged_described_and_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +275,16 @@ def test_own_objects_are_logged_described_and_resumed(
     error = capsys.readouterr().err
     assert "is a run of objects of your own" in error and error.count("\n") == 1
     assert module.main([f"run_dir={tmp_path}/whole", "resume=true"]) == 2
+    file = tmp_path / "whole" / "config.yaml"
+    text = file.read_text()
+    for old, new, message in (
+        ("total_steps: 256", "total_steps: many", "total_steps='many' must be an integer"),
+        ("objects: {", "objects: [] #", "algo must have a name, and objects"),
+    ):
+        file.write_text(text.replace(old, new))
+        with pytest.raises(ConfigError, match=message):
+            hx.train(algo, run_dir=tmp_path / "whole", resume=True, **keywords)
+    file.write_text(text)
     with pytest.raises(ConfigError, match=r"algo.shift=2\.5, but the run in .* has algo.shift=1\.5"):
         hx.train(algo.replace(shift=2.5), run_dir=tmp_path / "whole", resume=True, **keywords)
 
