@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from haepo_jax.algorithms.supervised import Supervised as Supervised
     from haepo_jax.envs import list_envs as list_envs
     from haepo_jax.envs import make_env as make_env
-    from haepo_jax.loading import TrainedPolicy as TrainedPolicy
-    from haepo_jax.loading import load as load
     from haepo_jax.losses import dpo_loss as dpo_loss
     from haepo_jax.losses import generalized_advantage_estimation as generalized_advantage_estimation
     from haepo_jax.losses import grpo_loss as grpo_loss
@@ -31,6 +29,10 @@ if TYPE_CHECKING:
     from haepo_jax.losses import ppo_loss as ppo_loss
     from haepo_jax.losses import trajectory_log_likelihood as trajectory_log_likelihood
     from haepo_jax.sweeps.run import sweep as sweep
+    from haepo_jax.training.loading import TrainedPolicy as TrainedPolicy
+    from haepo_jax.training.loading import load as load
+    from haepo_jax.training.scripting import TrainResult as TrainResult
+    from haepo_jax.training.scripting import train as train
 
 __version__ = "0.1.0"
 
@@ -42,11 +44,11 @@ _HOMES = {
     "DPO": "haepo_jax.algorithms.dpo",
     "Supervised": "haepo_jax.algorithms.supervised",
     "HyperparameterError": "haepo_jax.algorithms.hyperparameters",
-    "sweep": "haepo_jax.sweeps.run",
+    "TrainResult": "haepo_jax.training.scripting",
     "make_env": "haepo_jax.envs",
     "list_envs": "haepo_jax.envs",
-    "load": "haepo_jax.loading",
-    "TrainedPolicy": "haepo_jax.loading",
+    "load": "haepo_jax.training.loading",
+    "TrainedPolicy": "haepo_jax.training.loading",
     "trajectory_log_likelihood": "haepo_jax.losses",
     "plackett_luce_weights": "haepo_jax.losses",
     "haepo_advantage_loss": "haepo_jax.losses",
@@ -58,10 +60,15 @@ _HOMES = {
     "generalized_advantage_estimation": "haepo_jax.losses",
 }
 
-__all__ = [*_HOMES, "__version__"]
+_MODULES = ("train", "sweep")
+"""Commands that can be called; see `haepo_jax._callable_module`."""
+
+__all__ = [*_HOMES, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"haepo_jax.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'haepo_jax' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -70,4 +77,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

@@ -10,12 +10,25 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haepo_jax import config as configuration
-from haepo_jax.config import ALGORITHM_NAMES, ConfigError, RunConfig, setting, short
+from haepo_jax.config import (
+    ALGORITHM_NAMES,
+    ConfigError,
+    RunConfig,
+    algorithm_class,
+    hyperparameter_defaults,
+    hyperparameter_fields,
+    setting,
+)
+from haepo_jax.config.arguments import choices, compose, read_arguments
+from haepo_jax.config.help import algorithm_table, settings_table
+from haepo_jax.config.values import find_field
 from haepo_jax.envs import list_envs, resolve_name
-from haepo_jax.training.entry import Interrupted, RunError, entry_point
+from haepo_jax.messages import short
+from haepo_jax.training.entry import entry_point
+from haepo_jax.training.errors import Interrupted, RunError
 from haepo_jax.training.resume import allowed, existing_run
 from haepo_jax.training.run_dir import RunDir, check_run_dir, create_run_dir, json_text, write_atomically
+from haepo_jax.training.session import train_and_report
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -87,9 +100,9 @@ def help_text() -> str:
     own = {field.name: field for schema in (Contestants, CompareConfig) for field in dataclasses.fields(schema)}
     shared = {field.name: field for field in dataclasses.fields(RunConfig) if field.name not in own}
     return HELP.format(
-        own=configuration.settings_table(own.values()),
-        shared=configuration.settings_table(shared.values(), defaults={"num_seeds": 10, "tensorboard": False}),
-        algorithms=configuration.algorithm_table(),
+        own=settings_table(own.values()),
+        shared=settings_table(shared.values(), defaults={"num_seeds": 10, "tensorboard": False}),
+        algorithms=algorithm_table(),
     )
 
 
@@ -112,21 +125,21 @@ def read_comparison(overrides: tuple[Override, ...]) -> Comparison:
             hyperparameters.append((head, override))
         else:
             (own if key == "run_dir" else shared).append(override)
-    settings = configuration.compose(own, CompareConfig) if own else CompareConfig()
+    settings = compose(own, CompareConfig) if own else CompareConfig()
     envs, algos = [_resolved(env) for env in names["env"]], names["algo"]
     for key, values in (("env", envs), ("algo", algos)):
         if repeated := [value for value in values if values.count(value) > 1]:
             raise ConfigError(f"{key}={','.join(map(str, values))} names {repeated[0]!r} twice")
     for algo in algos:
-        configuration.algorithm_class(algo)
+        algorithm_class(algo)
 
     per_algo = _hyperparameters_by_algorithm(algos, hyperparameters)
-    defaults = configuration.read_arguments(DEFAULTS).overrides
+    defaults = read_arguments(DEFAULTS).overrides
     runs: dict[str, RunConfig] = {}
     for env, algo in itertools.product(envs, algos):
-        chosen = configuration.read_arguments([f"env={env}", f"algo={algo}"]).overrides
+        chosen = read_arguments([f"env={env}", f"algo={algo}"]).overrides
         try:
-            config = configuration.compose([*chosen, *defaults, *shared, *per_algo[algo]], RunConfig)
+            config = compose([*chosen, *defaults, *shared, *per_algo[algo]], RunConfig)
         except ConfigError as error:
             where = f"{algo}: " if per_algo[algo] and str(error).startswith("algo.") else ""
             raise ConfigError(f"{where}{error}") from None
@@ -142,7 +155,7 @@ def _names(override: Override) -> list[str]:
     if (override.input_line or "")[:1] in "+~" or override.package is not None:
         raise ConfigError(f"cannot use {text}: write key=value")
     if override.is_sweep_override():
-        return configuration.choices(override)
+        return choices(override)
     value = override.value()
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(value, str) and value for value in values):
@@ -171,12 +184,10 @@ def _hyperparameters_by_algorithm(algos: list[str], given: list[tuple[str, Overr
             raise ConfigError(f"cannot use {short(text)}: write key=value, without {text[0]!r}")
         if head != "algo" and head not in algos:
             raise ConfigError(f"cannot use {short(text)}: {head} is not among the algorithms, algo={','.join(algos)}")
-        takers = [
-            algo for algo in algos if head in ("algo", algo) and name in configuration.hyperparameter_fields(algo)
-        ]
+        takers = [algo for algo in algos if head in ("algo", algo) and name in hyperparameter_fields(algo)]
         if not takers:
-            configuration.find_field(f"algo.{name}", algos[0] if head == "algo" else head, {})
-        line = configuration.read_arguments([f"algo.{name}={text.partition('=')[2]}"]).overrides
+            find_field(f"algo.{name}", algos[0] if head == "algo" else head, {})
+        line = read_arguments([f"algo.{name}={text.partition('=')[2]}"]).overrides
         for algo in takers:
             chosen[algo] += line
     return chosen
@@ -188,7 +199,7 @@ def main(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(help_text(), end="")
         return 0
-    arguments = configuration.read_arguments(argv)
+    arguments = read_arguments(argv)
     if arguments.list_envs:
         print("\n".join(list_envs()))
         return 0
@@ -202,7 +213,7 @@ def main(argv: list[str]) -> int:
 def compare(comparison: Comparison, argv: list[str]) -> int:
     """Trains and compares; returns the exit status."""
     directory, runs = _places(comparison)
-    from haepo_jax.training.loop import build
+    from haepo_jax.training.program import build
 
     # A combination that does not work is refused now and not after hours.
     for config in runs.values():
@@ -258,11 +269,9 @@ def _new_directory() -> Path:
 
 def _train(config: RunConfig) -> None:
     """One run, as `python -m haepo_jax.train` makes it or goes on with it."""
-    from haepo_jax.train import train
-
     assert config.run_dir is not None
     try:
-        train(config, command_of(config))
+        train_and_report(config, command_of(config))
     except RunError as error:
         # A run in which every seed diverged has ended, and is a result.
         if not RunDir(Path(config.run_dir)).summary.exists():
@@ -275,7 +284,7 @@ def command_of(config: RunConfig) -> list[str]:
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     values: dict[str, Any] = {key: getattr(config, key) for key in defaults if key not in ("env", "algo", "env_kwargs")}
     changed = {key: value for key, value in values.items() if value != defaults[key]}
-    usual = configuration.hyperparameter_defaults(config.algo.name)
+    usual = hyperparameter_defaults(config.algo.name)
     changed |= {f"algo.{k}": v for k, v in config.algo.hyperparameters.items() if v != usual[k]}
     changed |= {f"env_kwargs.{key}": value for key, value in config.env_kwargs.items()}
     return [f"env={config.env}", f"algo={config.algo.name}", *(f"{k}={_hydra_text(v)}" for k, v in changed.items())]

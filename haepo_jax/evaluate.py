@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from haepo_jax import config as configuration
 from haepo_jax.algorithms import hyperparameters as hp
-from haepo_jax.config import ConfigError, one_line, setting, short
-from haepo_jax.training.entry import RunError, entry_point
+from haepo_jax.config import ConfigError, setting
+from haepo_jax.config.arguments import compose, read_arguments
+from haepo_jax.config.help import settings_table
+from haepo_jax.messages import one_line, short
+from haepo_jax.training.entry import entry_point
+from haepo_jax.training.errors import RunError
 from haepo_jax.training.progress import number
 from haepo_jax.training.run_dir import RunDir, json_text, write_atomically
 from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean
@@ -82,12 +85,12 @@ def warn(text: str) -> None:
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
     if "--help" in argv or "-h" in argv:
-        print(HELP.format(settings=configuration.settings_table(dataclasses.fields(EvaluateConfig))), end="")
+        print(HELP.format(settings=settings_table(dataclasses.fields(EvaluateConfig))), end="")
         return 0
-    config = configuration.compose(configuration.read_arguments(argv).overrides, EvaluateConfig)
+    config = compose(read_arguments(argv).overrides, EvaluateConfig)
     directory = read_run(config.run_dir)
 
-    from haepo_jax.loading import load_run, seed_lane
+    from haepo_jax.training.loading import load_run, seed_lane
 
     algorithm, run, states = load_run(directory, config.checkpoint, warn)
     seeds = list(range(run.seed, run.seed + run.num_seeds))

@@ -6,8 +6,9 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from haepo_jax import config as configuration
 from haepo_jax.config import ConfigError, setting
+from haepo_jax.config.arguments import compose, read_arguments
+from haepo_jax.config.help import settings_table
 from haepo_jax.training.entry import entry_point
 from haepo_jax.training.run_dir import RunDir
 
@@ -34,9 +35,9 @@ class PlotConfig:
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status."""
     if "--help" in argv or "-h" in argv:
-        print(HELP.format(settings=configuration.settings_table(dataclasses.fields(PlotConfig))), end="")
+        print(HELP.format(settings=settings_table(dataclasses.fields(PlotConfig))), end="")
         return 0
-    config = configuration.compose(configuration.read_arguments(argv).overrides, PlotConfig)
+    config = compose(read_arguments(argv).overrides, PlotConfig)
     if not config.run_dir:
         raise ConfigError("run_dir= is missing: name the directory of a run")
     out = Path(config.out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from haepo_jax import train
+from haepo_jax.train import main as train
 
 DEFAULTS = ("algo=supervised", "algo.network=transformer")
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     # A run that goes on has its algorithm and network already.
     resuming = any(argument.startswith("resume=") and argument != "resume=false" for argument in given)
-    return train.main(given if resuming else [*DEFAULTS, *given])
+    return train(given if resuming else [*DEFAULTS, *given])
 
 
 if __name__ == "__main__":

@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from haepo_jax import config as configuration
 from haepo_jax.algorithms import hyperparameters as hp
-from haepo_jax.config import ConfigError, setting, short
+from haepo_jax.config import ConfigError, setting
+from haepo_jax.config.arguments import compose, read_arguments
+from haepo_jax.config.help import settings_table
 from haepo_jax.evaluate import read_run, warn
-from haepo_jax.training.entry import RunError, entry_point
+from haepo_jax.messages import short
+from haepo_jax.training.entry import entry_point
+from haepo_jax.training.errors import RunError
 from haepo_jax.training.progress import number
 from haepo_jax.training.run_dir import write_atomically
 
 if TYPE_CHECKING:
     import jax
 
-    from haepo_jax.loading import TrainedPolicy
+    from haepo_jax.training.loading import TrainedPolicy
 
 HELP = """\
 Shows one episode of a run's policy: a GIF of a flat task, a page for the browser of a physics task. Neither needs a
@@ -69,18 +72,16 @@ def main(argv: list[str]) -> int:
         from haepo_jax.rendering.drawing import DRAWINGS
 
         print(
-            HELP.format(
-                settings=configuration.settings_table(dataclasses.fields(RenderConfig)), drawn=", ".join(DRAWINGS)
-            ),
+            HELP.format(settings=settings_table(dataclasses.fields(RenderConfig)), drawn=", ".join(DRAWINGS)),
             end="",
         )
         return 0
-    config = configuration.compose(configuration.read_arguments(argv).overrides, RenderConfig)
+    config = compose(read_arguments(argv).overrides, RenderConfig)
     directory = read_run(config.run_dir)
     run = directory.read_config()
 
     from haepo_jax.rendering import drawing, page
-    from haepo_jax.training.loop import build
+    from haepo_jax.training.program import build
 
     # Whether there is anything to see is known before the policy is loaded.
     env = build(run).env
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> int:
     if not os.path.isdir(out.absolute().parent):
         raise ConfigError(f"out={short(str(out))}: there is no directory {short(str(out.parent))}")
 
-    from haepo_jax.loading import load_run, policy_of
+    from haepo_jax.training.loading import load_run, policy_of
 
     algorithm, run, states = load_run(directory, config.checkpoint, warn)
     policy = policy_of(algorithm, run, states, config.seed)

@@ -1,7 +1,6 @@
 """Trains many configurations together: `python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=...'`.
 
-The module can be called, as `haepo_jax.sweep(...)`: importing a submodule puts it in the package under its name, where
-the function of that name would otherwise be, depending on who imports what first.
+The module can be called, too: `haepo_jax.sweep(...)` is the function in `haepo_jax.sweeps.run`.
 """
 
 from __future__ import annotations
@@ -11,15 +10,18 @@ import datetime
 import os
 import shlex
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
-from haepo_jax import config as configuration
-from haepo_jax.config import ConfigError, short
+from haepo_jax._callable_module import make_callable
+from haepo_jax.config import ConfigError, algorithm_class
+from haepo_jax.config.arguments import read_arguments
+from haepo_jax.config.help import help_text
 from haepo_jax.envs import list_envs
+from haepo_jax.messages import short
 from haepo_jax.sweeps.settings import SweepConfig, SweepPlan, read_sweep
-from haepo_jax.training.entry import RunError, entry_point
+from haepo_jax.training.entry import entry_point
+from haepo_jax.training.errors import RunError
 from haepo_jax.training.processes import join, part
 from haepo_jax.training.run_dir import check_writable
 
@@ -70,10 +72,10 @@ def main(argv: list[str]) -> int:
         first = next(
             (argument.partition("=")[2].partition(",")[0] for argument in argv if argument.startswith("algo=")), "haepo"
         )
-        configuration.algorithm_class(first)
-        print(configuration.help_text(HELP, SweepConfig, first), end="")
+        algorithm_class(first)
+        print(help_text(HELP, SweepConfig, first), end="")
         return 0
-    arguments = configuration.read_arguments(argv)
+    arguments = read_arguments(argv)
     if arguments.list_envs:
         print("\n".join(list_envs()))
         return 0
@@ -158,14 +160,7 @@ def _place(plan: SweepPlan, *, make: bool) -> Path:
     return path
 
 
-class _Callable(types.ModuleType):
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        from haepo_jax.sweeps.run import sweep
-
-        return sweep(*arguments, **keywords)
-
-
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__, "haepo_jax.sweeps.run", "sweep")
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ from typing import Any
 import yaml
 
 import haepo_jax
-from haepo_jax import config as configuration
 from haepo_jax.algorithms import hyperparameters as hp
-from haepo_jax.config import RunConfig
+from haepo_jax.config import ALGORITHM_NAMES, RunConfig, hyperparameter_fields
+from haepo_jax.config.arguments import compose, read_arguments
 from haepo_jax.envs import names
 from haepo_jax.evaluate import EvaluateConfig
 from haepo_jax.plot import PlotConfig
@@ -225,9 +225,7 @@ class Writer:
     def __init__(self, seed: int, places: Sequence[str]) -> None:
         self.draw = random.Random(seed)
         self.places = places
-        everything = [
-            hyperparameter for name in hp.ALGORITHMS for hyperparameter in configuration.hyperparameter_fields(name)
-        ]
+        everything = [hyperparameter for name in hp.ALGORITHMS for hyperparameter in hyperparameter_fields(name)]
         self.words = {field.name for schema in SCHEMAS.values() for field in dataclasses.fields(schema)} | {*everything}
 
     def lines(self) -> Iterator[Line]:
@@ -240,10 +238,10 @@ class Writer:
         """Of `train`, `compare` or `sweep`."""
         draw = self.draw
         plan = draw.choices(["good", "one bad", "wild"], [25, 30, 45])[0]
-        algo = draw.choice(configuration.ALGORITHM_NAMES)
+        algo = draw.choice(ALGORITHM_NAMES)
         algos = [algo]
         if command == "compare" and draw.random() < 0.3:
-            algos.append(draw.choice([name for name in configuration.ALGORITHM_NAMES if name != algo]))
+            algos.append(draw.choice([name for name in ALGORITHM_NAMES if name != algo]))
         # Only a few environments have demonstrations.
         env = "haepo/reverse" if "supervised" in algos else self.environment()
         arguments = [f"env={env}", f"algo={','.join(algos)}"]
@@ -299,7 +297,7 @@ class Writer:
         """Every key with its field, but for those that stand for several settings."""
         found = {field.name: field for field in dataclasses.fields(SCHEMAS[command])}
         found = {key: field for key, field in found.items() if key not in ("algo", "env", "env_kwargs", "dry_run")}
-        own = configuration.hyperparameter_fields(algo)
+        own = hyperparameter_fields(algo)
         heads = ["algo", algo] if command == "compare" else ["algo"]
         return found | {f"{head}.{key}": field for head in heads for key, field in own.items()}
 
@@ -405,7 +403,7 @@ def make_places(folder: Path, seed: int, count: int = 150) -> list[str]:
     for name in ("empty", "config/config.yaml", "환경 'a'", "sane"):
         (folder / name).mkdir(parents=True)
     places += ["'환경 \\'a\\''", "sane", "[empty,sane]", "sane,empty"]
-    usable = configuration.compose(configuration.read_arguments(["env=CartPole-v1"]).overrides, RunConfig).to_dict()
+    usable = compose(read_arguments(["env=CartPole-v1"]).overrides, RunConfig).to_dict()
     (folder / "sane" / "config.yaml").write_text(yaml.safe_dump(usable))
     for number in range(count):
         directory = folder / f"damaged{number}"

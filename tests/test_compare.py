@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from haepo_jax import compare
-from haepo_jax.config import ConfigError, RunConfig, compose, read_arguments
-from haepo_jax.training import comparison, loop
-from haepo_jax.training.entry import Interrupted
+from haepo_jax.config import ConfigError, RunConfig
+from haepo_jax.config.arguments import compose, read_arguments
+from haepo_jax.training import comparison
+from haepo_jax.training.errors import Interrupted
 from haepo_jax.training.run_dir import RunDir
 from haepo_jax.training.statistics import probability_of_improvement
 
@@ -35,8 +36,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that compile in no time; each algorithm's returns are its own."""
     strides = {"haepo": 20, "ppo": 10, "grpo": 10, "dpo": 15}
     monkeypatch.setattr(
-        loop,
-        "build",
+        "haepo_jax.training.run.build",
         lambda config: Counting(
             total_steps=config.total_steps, stride=strides[config.algo.name], start=strides[config.algo.name]
         ),
@@ -166,20 +166,19 @@ def test_a_comparison_that_was_ended_goes_on(
 ) -> None:
     folder = tmp_path / "c"
     arguments = ["env=CartPole-v1", "algo=haepo,ppo", "num_seeds=2", *QUICK, f"run_dir={folder}"]
-    from haepo_jax import train
 
-    whole = train.train
+    whole = compare.train_and_report
 
     def ended_in_the_second(config: RunConfig, argv: Any) -> int:
         if config.algo.name == "ppo":
             raise Interrupted(signal.SIGTERM, "ended")
         return whole(config, argv)
 
-    monkeypatch.setattr(train, "train", ended_in_the_second)
+    monkeypatch.setattr(compare, "train_and_report", ended_in_the_second)
     assert compare.main(arguments) == 128 + signal.SIGTERM
     told = capsys.readouterr().err
     assert "in run 2 of 2" in told and f"run_dir={folder} resume=true" in told
-    monkeypatch.setattr(train, "train", whole)
+    monkeypatch.setattr(compare, "train_and_report", whole)
 
     before = (folder / "haepo" / "metrics.jsonl").read_bytes()
     assert compare.main([*arguments, "algo.learning_rate=0.5", "resume=true"]) == 2

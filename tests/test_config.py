@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from haepo_jax import config as configuration
+import haepo_jax
 from haepo_jax import plot, train
 from haepo_jax.algorithms import hyperparameters
-from haepo_jax.config import ConfigError, RunConfig, compose, from_dict, read_arguments
+from haepo_jax.config import ALGORITHM_NAMES, ConfigError, RunConfig, algorithm_class, hyperparameter_fields
+from haepo_jax.config.arguments import choices, compose, read_arguments
+from haepo_jax.config.values import from_dict
+from haepo_jax.messages import short
+from haepo_jax.training.run_dir import config_text
 
 
 def composed(*arguments: str) -> RunConfig:
@@ -161,9 +165,9 @@ def test_refused_in_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_defaults_come_from_the_hyperparameters() -> None:
-    for name in configuration.ALGORITHM_NAMES:
+    for name in ALGORITHM_NAMES:
         config = composed("env=CartPole-v1", f"algo={name}")
-        declared = configuration.algorithm_class(name)()
+        declared = algorithm_class(name)()
         changes = hyperparameters.PRESETS.get(name, ("", {}))[1]
         for key, value in config.algo.hyperparameters.items():
             assert value == changes.get(key, getattr(declared, key)), (name, key)
@@ -209,7 +213,7 @@ def test_mapping_for_the_environment() -> None:
     assert composed("env=CartPole-v1", "env_kwargs={gravity: 9.5}").env_kwargs == {"gravity": 9.5}
 
 
-@pytest.mark.parametrize("name", configuration.ALGORITHM_NAMES)
+@pytest.mark.parametrize("name", ALGORITHM_NAMES)
 def test_config_survives_yaml(name: str) -> None:
     config = composed("env=CartPole-v1", f"algo={name}", "algo.entropy_coef=[0.01,0]", "env_kwargs.gravity=3")
     assert from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict())), RunConfig) == config
@@ -239,19 +243,19 @@ def test_other_commands_share_the_parser(capsys: pytest.CaptureFixture[str]) -> 
     overrides = read_arguments(["run_dir=a,b/c", "out=x.png"]).overrides
     assert compose(overrides, plot.PlotConfig) == plot.PlotConfig(run_dir=("a", "b/c"), out="x.png")
     assert compose(read_arguments(["run_dir=a"]).overrides, plot.PlotConfig).run_dir == ("a",)
-    assert configuration.choices(overrides[0]) == ["a", "b/c"]
+    assert choices(overrides[0]) == ["a", "b/c"]
     assert plot.main(["run_dirs=a"]) == 2
     assert "unknown key 'run_dirs'; did you mean 'run_dir'?" in capsys.readouterr().err
     assert plot.main(["algo=haepo"]) == 2
 
 
 def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in configuration.ALGORITHM_NAMES:
+    for name in ALGORITHM_NAMES:
         assert train.main(["--help", f"algo={name}"]) == 0
         text = capsys.readouterr().out
         for field in dataclasses.fields(RunConfig):
             assert f"  {field.name} " in text
-        for key, field in configuration.hyperparameter_fields(name).items():
+        for key, field in hyperparameter_fields(name).items():
             assert f"  algo.{key} " in text and field.metadata["doc"] in text
     assert train.main(["--help", "algo=hapo"]) == 2
     assert "did you mean 'haepo'?" in capsys.readouterr().err
@@ -261,6 +265,99 @@ def test_cfg_job_prints_settings_that_can_be_read_back(capsys: pytest.CaptureFix
     arguments = ["env=CartPole-v1", "algo=haepo_paper", "algo.temperature=auto"]
     assert train.main([*arguments, "--cfg", "job"]) == 0
     assert from_dict(yaml.safe_load(capsys.readouterr().out), RunConfig) == composed(*arguments)
+
+
+def test_a_run_is_made_again_from_the_config_it_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.yaml"
+    arguments = ["env=CartPole-v1", "algo=haepo_paper", "algo.hidden_sizes=[8,4]", "env_kwargs.gravity=9.0"]
+    file.write_text(
+        config_text(composed(*arguments, "run_dir=there", "resume=auto", "distributed=true", "shard=environments"))
+    )
+    assert train.main(["--config", str(file), "--cfg", "job"]) == 0
+    made = from_dict(yaml.safe_load(capsys.readouterr().out), RunConfig)
+    assert made == composed(*arguments, "shard=environments"), (
+        "run_dir, resume and distributed are those of the new run"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "same_as"),
+    [
+        ("env: CartPole-v1", [], ["env=CartPole-v1"]),
+        ("total_steps: 1e4", ["env=CartPole-v1"], ["env=CartPole-v1", "total_steps=1e4"]),
+        ("env: CartPole-v1\nalgo: ppo", [], ["env=CartPole-v1", "algo=ppo"]),
+        (
+            "env: CartPole-v1\nalgo: {learning_rate: 1e-3, hidden_sizes: [8]}",
+            ["env=Acrobot-v1", "algo.learning_rate=[1e-3,0]"],
+            ["env=Acrobot-v1", "algo.learning_rate=[1e-3,0]", "algo.hidden_sizes=[8]"],
+        ),
+        # Another algorithm's hyperparameters would mean nothing to it.
+        (
+            "env: CartPole-v1\nalgo: {name: haepo, group_size: 2}\nseed: 3",
+            ["algo=ppo", "algo.num_envs=4"],
+            ["env=CartPole-v1", "algo=ppo", "algo.num_envs=4", "seed=3"],
+        ),
+        (
+            "env: CartPole-v1\nenv_kwargs: {gravity: 9, length: 2.0}",
+            ["env_kwargs.gravity=8"],
+            ["env=CartPole-v1", "env_kwargs.gravity=8", "env_kwargs.length=2.0"],
+        ),
+    ],
+)
+def test_a_file_of_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, arguments: list[str], same_as: list[str]
+) -> None:
+    (tmp_path / "my.yaml").write_text(text)
+    assert train.main([f"--config={tmp_path}/my.yaml", *arguments, "--cfg", "job"]) == 0
+    assert from_dict(yaml.safe_load(capsys.readouterr().out), RunConfig) == composed(*same_as)
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        (None, [], "--config 'my.yaml' cannot be read: No such file or directory"),
+        ("", [], "--config 'my.yaml' holds no settings"),
+        ("- env", [], "--config 'my.yaml' holds no settings"),
+        ("env: [", [], "--config 'my.yaml' is not YAML: "),
+        ("algo: ppo", [], "--config 'my.yaml': env= is missing"),
+        ("num_sedes: 3", ["env=CartPole-v1"], "--config 'my.yaml': unknown key 'num_sedes'; did you mean 'num_seeds'?"),
+        ("env: CartPol-v1", [], "--config 'my.yaml': unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'?"),
+        ("env: CartPole-v1\nalgo: {lerning_rate: 1}", [], "did you mean 'algo.learning_rate'?"),
+        ("env: CartPole-v1\nalgo: {name: [1]}", [], "--config 'my.yaml': algo.name=[1] must be the name"),
+        ("env: CartPole-v1\nalgo: 3", [], "--config 'my.yaml': algo must have a name and hyperparameters"),
+        ("env: CartPole-v1\nnum_seeds: two", [], "--config 'my.yaml': num_seeds='two' must be an integer"),
+        ("env: CartPole-v1", ["num_seeds=two"], "error: num_seeds='two' must be an integer"),
+        ("env: CartPole-v1", ["num_seeds=1,2"], "several values belong to haepo_jax.compare or haepo_jax.sweep"),
+        ("objects: {env: mine.Env}", [], "--config 'my.yaml' is of a run of a program's own objects"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str | None,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("my.yaml").write_text(text)
+    assert train.main(["--config", "my.yaml", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_folder_and_nothing_are_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in ((["--config", str(tmp_path)], "Is a directory"), (["--config"], "needs the name")):
+        assert train.main(arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["-m", "--multirun"])
+def test_multirun_is_told_what_to_type(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([option, "env=CartPole-v1", "algo.learning_rate=choice(1e-3,1e-2)"]) == 2
+    told = "python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=choice(1e-3,1e-2)'"
+    assert capsys.readouterr().err == f"error: {option} is Hydra's: several configurations are trained by {told}\n"
 
 
 def test_list_envs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,7 +384,7 @@ def test_input_is_judged_without_jax(tmp_path: Path) -> None:
         "heavy = {'jax', 'matplotlib', 'scipy', 'gymnax', 'rich', 'tensorboardX'} & set(sys.modules)\n"
         "assert statuses == [0, 0, 0, 2, 2, 2, 2, 2, 2], statuses\nassert not heavy, heavy\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(configuration.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(haepo_jax.__file__).parents[1])}
     result = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
@@ -306,7 +403,7 @@ def test_values_are_shown_by_their_beginning() -> None:
     endless: list[object] = []
     endless.append(endless)
     for value in (deep, wide, endless, "x" * 10**6, 1 << 100_000, [2] * 10**6, {"a": deep}):
-        text = configuration.short(value)
+        text = short(value)
         assert len(text) == 83 and text.endswith("...")
     for value in ([1, "a", {"b": (1,), 2: None}], {}, [], (), (1, 2), "a'b", b"x", 1.5, True, None, 10**30):
-        assert configuration.short(value) == repr(value)
+        assert short(value) == repr(value)

@@ -22,7 +22,8 @@ from fuzz_command_lines import (
 )
 
 from haepo_jax.algorithms import hyperparameters as hp
-from haepo_jax.config import ConfigError, checked_value, hyperparameter_fields
+from haepo_jax.config import ConfigError, hyperparameter_fields
+from haepo_jax.config.values import checked_value
 from haepo_jax.training.entry import entry_point
 
 
@@ -61,7 +62,7 @@ def test_values_are_as_good_or_bad_as_they_are_said_to_be() -> None:
 
 
 def _parsed(text: str) -> object:
-    from haepo_jax.config import read_arguments
+    from haepo_jax.config.arguments import read_arguments
 
     return read_arguments([f"key={text}"]).overrides[0].value()
 

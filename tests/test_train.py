@@ -146,12 +146,11 @@ def test_a_run_that_cannot_start_leaves_no_directory(
 def test_ctrl_c_ends_without_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from haepo_jax.training import loop
 
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "build", interrupted)
+    monkeypatch.setattr("haepo_jax.training.run.build", interrupted)
     assert train.main(["env=CartPole-v1", f"run_dir={tmp_path}/run"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 

@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from haepo_jax.config import RunConfig, compose, read_arguments
+from haepo_jax.config import RunConfig
+from haepo_jax.config.arguments import compose, read_arguments
 from haepo_jax.training.checkpoints import Checkpoints, Saver
-from haepo_jax.training.entry import Interrupted
-from haepo_jax.training.loop import Observer, RunInfo, run
+from haepo_jax.training.errors import Interrupted
+from haepo_jax.training.observers import Observer, RunInfo
+from haepo_jax.training.run import run
 
 RUNS = {
     "CartPole-v1": ["env=CartPole-v1"],

@@ -89,7 +89,7 @@ def algorithm_of(values: dict[str, Any], options: argparse.Namespace) -> Any:
 
 def configurations(options: argparse.Namespace, count: int) -> list[dict[str, Any]]:
     """What a random search of the space draws."""
-    from haepo_jax.config import read_arguments
+    from haepo_jax.config.arguments import read_arguments
     from haepo_jax.sweeps.settings import read_sweep
 
     arguments = [f"env={options.env}", *(f"algo.{key}={text}" for key, text in SPACE.items())]

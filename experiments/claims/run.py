@@ -28,8 +28,8 @@ import numpy as np
 from catalogue import ABLATIONS, METHODS, TASKS, Task
 
 import haepo_jax as hx
-from haepo_jax import config as configuration
 from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.config import algorithm_class, hyperparameter_defaults
 from haepo_jax.training.comparison import machine
 from haepo_jax.training.run_dir import write_atomically
 
@@ -175,9 +175,9 @@ def deep_sea(size: Size, side: int, name: str) -> dict[str, Any]:
 
 def _train(task: Task, algo: str, hyperparameters: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
     """Trains all seeds in one compiled program and plays the final policies: weights against returns."""
-    defaults = configuration.hyperparameter_defaults(algo)
+    defaults = hyperparameter_defaults(algo)
     changed = {key: value for key, value in defaults.items() if key not in ("log_points", "eval_episodes")}
-    algorithm: Algorithm = getattr(hx, configuration.algorithm_class(algo).__name__)(
+    algorithm: Algorithm = getattr(hx, algorithm_class(algo).__name__)(
         hx.make_env(task.env, **task.env_kwargs), total_steps=task.total_steps, log_points=catalogue.CURVE_POINTS,
         eval_episodes=catalogue.EVAL_EPISODES, **{**changed, **hyperparameters},
     )  # fmt: skip

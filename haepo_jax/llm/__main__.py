@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from haepo_jax import config as configuration
-from haepo_jax.config import ConfigError, RunConfig, one_line, short
+from haepo_jax.config import ConfigError, RunConfig
+from haepo_jax.config.arguments import compose, peek, read_arguments
+from haepo_jax.config.help import settings_table
+from haepo_jax.config.values import from_dict
 from haepo_jax.llm import NEEDS_TUNIX, has_tunix
 from haepo_jax.llm.settings import LLMConfig, load_reward, read_data, settings_text
+from haepo_jax.messages import one_line, short
 from haepo_jax.training.entry import entry_point
 from haepo_jax.training.resume import existing_run
 from haepo_jax.training.run_dir import RunDir, check_run_dir, create_run_dir
@@ -61,9 +64,9 @@ def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0; 2 for settings or rewards that cannot be used; 1 where the run
     fails otherwise; 128 + the number of the signal that ended it."""
     if "--help" in argv or "-h" in argv:
-        print(HELP.format(settings=configuration.settings_table(dataclasses.fields(LLMConfig))), end="")
+        print(HELP.format(settings=settings_table(dataclasses.fields(LLMConfig))), end="")
         return 0
-    arguments = configuration.read_arguments(argv)
+    arguments = read_arguments(argv)
     config, directory = _compose(arguments.overrides)
     if arguments.show_config:
         print(settings_text(config), end="")
@@ -92,16 +95,16 @@ def main(argv: list[str]) -> int:
 def _compose(overrides: Sequence[Override]) -> tuple[LLMConfig, RunDir | None]:
     """The settings, and the directory of the run that goes on, if one does; raises ConfigError."""
     overrides = list(overrides)
-    resume, run_dir = (configuration.peek(overrides, LLMConfig, key) for key in ("resume", "run_dir"))
+    resume, run_dir = (peek(overrides, LLMConfig, key) for key in ("resume", "run_dir"))
     directory = existing_run(resume, run_dir or None) if resume != "false" else None
     if directory is None:
-        return configuration.compose(overrides, LLMConfig), None
+        return compose(overrides, LLMConfig), None
     saved = _read_settings(directory.config)
     given = [override.key_or_group for override in overrides]
     # Composed for their own sake, so that what is wrong with them is said as in any other run.
     names = [f"{key}='-'" for key in ("model", "data", "reward") if key not in given]
-    extra = configuration.read_arguments(names).overrides
-    fresh = dataclasses.asdict(configuration.compose([*overrides, *extra], LLMConfig))
+    extra = read_arguments(names).overrides
+    fresh = dataclasses.asdict(compose([*overrides, *extra], LLMConfig))
     for key in given:
         old, new = saved[key], fresh[key]
         if new != old and key not in FREE and not (key == "steps" and new > old):
@@ -110,7 +113,7 @@ def _compose(overrides: Sequence[Override]) -> tuple[LLMConfig, RunDir | None]:
                 "run keeps its settings (steps may grow)"
             )
     values = saved | {key: fresh[key] for key in given} | {"run_dir": run_dir, "resume": resume}
-    return configuration.from_dict(values, LLMConfig), directory
+    return from_dict(values, LLMConfig), directory
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
@@ -121,7 +124,7 @@ def _read_settings(file: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {str(file)!r}: {one_line(str(error), 120)}") from None
     if not isinstance(values, dict) or "model" not in values:
         raise ConfigError(f"{str(file)!r} holds no settings of a run of haepo_jax.llm")
-    return dataclasses.asdict(configuration.from_dict(values, LLMConfig))
+    return dataclasses.asdict(from_dict(values, LLMConfig))
 
 
 if __name__ == "__main__":

@@ -27,14 +27,15 @@ from tunix.rl.rollout.base_rollout import RolloutConfig
 from tunix.sft.hooks import TrainingHooks
 from tunix.sft.metrics_logger import MetricsLoggerOptions, TensorboardBackend
 
-from haepo_jax.config import ConfigError, short
+from haepo_jax.config import ConfigError
 from haepo_jax.llm.folder import ModelFolder, load_model, load_tokenizer, read_folder, save_model
 from haepo_jax.llm.learner import HAEPOConfig, HAEPOLearner
 from haepo_jax.llm.rollout import Rollout
 from haepo_jax.llm.settings import LLMConfig, Prompt, RewardFunction, describe, settings_text
-from haepo_jax.train import resume_command
-from haepo_jax.training.entry import Interrupted, RunError
-from haepo_jax.training.loop import device_errors
+from haepo_jax.messages import short
+from haepo_jax.training.devices import device_errors
+from haepo_jax.training.errors import Interrupted, RunError
+from haepo_jax.training.resume import resume_command
 from haepo_jax.training.run_dir import AppendedFile, RunDir, json_text, write_atomically
 from haepo_jax.training.signals import StopSignals
 

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from haepo_jax.algorithms.hyperparameters import COUNT, NOT_NEGATIVE, POSITIVE, Range, leaf
-from haepo_jax.config import ConfigError, one_line, setting, short
+from haepo_jax.config import ConfigError, setting
+from haepo_jax.messages import one_line, short
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

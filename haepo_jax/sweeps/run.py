@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haepo_jax import config as configuration
+from haepo_jax.config import hyperparameter_fields
+from haepo_jax.config.arguments import read_arguments
 from haepo_jax.sweeps.display import Display
 from haepo_jax.sweeps.results import SweepResult, read_results, write_tables
 from haepo_jax.sweeps.settings import SweepPlan, key_of_number, read_sweep
@@ -74,18 +75,18 @@ def sweep(
     if isinstance(algo, Algorithm):
         base = algo if env is None else algo.replace(env=env)
         env, algo = base.env, type(base).__name__.lower()
-        fields = configuration.hyperparameter_fields(algo)
+        fields = hyperparameter_fields(algo)
         arguments |= {
             f"algo.{name}": value_text(getattr(base, name)) for name, f in fields.items() if f.metadata["static"]
         }
         arguments["total_steps"] = value_text(base.total_steps)
     own_env = None if isinstance(env, str) else env
-    names = configuration.hyperparameter_fields(algo)
+    names = hyperparameter_fields(algo)
     for key, value in {**(space or {}), **settings}.items():
         arguments[f"algo.{key}" if key in names else key] = _argument(value)
     # An environment that has no name stands in the settings as one that has: what is built is the environment itself.
     arguments |= {"env": "haepo/bandit" if own_env is not None else env, "algo": algo}
-    plan = read_sweep(configuration.read_arguments([f"{key}={text}" for key, text in arguments.items()]).overrides)
+    plan = read_sweep(read_arguments([f"{key}={text}" for key, text in arguments.items()]).overrides)
     directory = None if run_dir is None else Path(run_dir)
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -197,7 +198,7 @@ class _Builder:
 
     def __call__(self, values: Values) -> Algorithm:
         """The algorithm of a configuration; raises ConfigError where it does not fit its environment."""
-        from haepo_jax.training.loop import build
+        from haepo_jax.training.program import build
 
         if self._algorithm is not None:
             return self._algorithm.replace(
@@ -242,7 +243,7 @@ def _work(study: Study, builder: _Builder, display: Display | None, directory: P
                 worker = _Worker(study, builder, display)
             claimed = study.claim(worker.cohort_size) if worker is not None else []
             if worker is not None and claimed:
-                from haepo_jax.training.loop import device_errors
+                from haepo_jax.training.devices import device_errors
 
                 waiting = False
                 with device_errors("give a smaller batch_size="):
@@ -274,7 +275,7 @@ class _Worker:
         import jax
 
         from haepo_jax.sweeps.cohort import Rules
-        from haepo_jax.training.loop import describe_device
+        from haepo_jax.training.devices import describe_device
 
         self._study, self._builder, self._display = study, builder, display
         self._plan = plan = study.plan

@@ -10,10 +10,12 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from haepo_jax import config as configuration
 from haepo_jax.algorithms import hyperparameters as hp
-from haepo_jax.config import ConfigError, RunConfig, setting, short
+from haepo_jax.config import AlgoConfig, ConfigError, RunConfig, algorithm_class, hyperparameter_fields, setting
+from haepo_jax.config.arguments import compose, read_arguments
+from haepo_jax.config.values import checked_value, find_field, from_dict
 from haepo_jax.envs import resolve_name
+from haepo_jax.messages import one_line, short
 from haepo_jax.sweeps.space import (
     MOST_VALUES,
     Choice,
@@ -46,7 +48,7 @@ class SweepConfig:
     """The settings of a sweep. The first few are those of every trial; where one is swept, its default stands here."""
 
     env: str = _of_run("env")
-    algo: configuration.AlgoConfig = _of_run("algo")
+    algo: AlgoConfig = _of_run("algo")
     seed: int = _of_run("seed")
     num_seeds: int = _of_run("num_seeds")
     total_steps: int = _of_run("total_steps")
@@ -180,9 +182,7 @@ class SweepPlan:
 
     def belongs(self, key: str, algorithm: str) -> bool:
         """Whether an algorithm has this key; a key of the run is had by all."""
-        return not key.startswith("algo.") or key.removeprefix("algo.") in configuration.hyperparameter_fields(
-            algorithm
-        )
+        return not key.startswith("algo.") or key.removeprefix("algo.") in hyperparameter_fields(algorithm)
 
     def grid(self) -> list[Values]:
         """Every combination of the listed values; each algorithm has only its own keys."""
@@ -211,7 +211,7 @@ class SweepPlan:
                 merged[head][name] = value
             elif key != "algo":
                 merged[key] = value
-        return configuration.from_dict(merged, RunConfig)
+        return from_dict(merged, RunConfig)
 
     def command(self, values: Values) -> str:
         """The command line that trains a configuration by itself."""
@@ -244,7 +244,7 @@ def read_sweep(overrides: Iterable[Override]) -> SweepPlan:
     fixed = [override for override in overrides if not override.is_sweep_override()]
     _refuse_doubles(swept, overrides)
     names = _algorithms(swept, fixed)
-    bases = {name: configuration.compose([*_own(fixed, name, names), *_named(name)], SweepConfig) for name in names}
+    bases = {name: compose([*_own(fixed, name, names), *_named(name)], SweepConfig) for name in names}
     settings = bases[names[0]]
     fields = {f.name: f for f in dataclasses.fields(SweepConfig)}
     dimensions = [_checked_dimension(override, names, fields) for override in swept]
@@ -262,7 +262,7 @@ def read_sweep(overrides: Iterable[Override]) -> SweepPlan:
 
 
 def _named(name: str) -> list[Override]:
-    return list(configuration.read_arguments([f"algo={name}"]).overrides)
+    return list(read_arguments([f"algo={name}"]).overrides)
 
 
 def _own(fixed: Sequence[Override], name: str, names: Sequence[str]) -> list[Override]:
@@ -273,8 +273,8 @@ def _own(fixed: Sequence[Override], name: str, names: Sequence[str]) -> list[Ove
         if key == "algo":
             continue
         bare = key.removeprefix("algo.")
-        elsewhere = any(bare in configuration.hyperparameter_fields(other) for other in names)
-        if key.startswith("algo.") and elsewhere and bare not in configuration.hyperparameter_fields(name):
+        elsewhere = any(bare in hyperparameter_fields(other) for other in names)
+        if key.startswith("algo.") and elsewhere and bare not in hyperparameter_fields(name):
             continue
         own.append(override)
     return own
@@ -298,9 +298,9 @@ def _algorithms(swept: Sequence[Override], fixed: Sequence[Override]) -> tuple[s
                     f"{short(override.input_line)}: an algorithm is no number: list names, such as algo=haepo,ppo"
                 )
             for name in names.values:
-                configuration.algorithm_class(name)
+                algorithm_class(name)
             return tuple(dict.fromkeys(names.values))
-    return (configuration.compose([o for o in fixed if o.key_or_group == "algo"], SweepConfig).algo.name,)
+    return (compose([o for o in fixed if o.key_or_group == "algo"], SweepConfig).algo.name,)
 
 
 def _checked_dimension(
@@ -310,10 +310,8 @@ def _checked_dimension(
     key = override.key_or_group
     if key == "algo":
         return Choice("algo", tuple(names))
-    owner = next(
-        (name for name in names if key.removeprefix("algo.") in configuration.hyperparameter_fields(name)), names[0]
-    )
-    field = configuration.find_field(key, owner, fields)
+    owner = next((name for name in names if key.removeprefix("algo.") in hyperparameter_fields(name)), names[0])
+    field = find_field(key, owner, fields)
     head, _, rest = key.partition(".")
     if head in fields and not (key in SWEEPABLE or (rest and head in ("algo", "env_kwargs"))):
         raise ConfigError(f"{key} cannot be swept; what can: {', '.join(SWEEPABLE)}, algo.<key> and env_kwargs.<name>")
@@ -330,21 +328,21 @@ def _checked_dimension(
         if dimension.integer and kind is float:
             raise ConfigError(f"{short(override.input_line)}: {rest} is not a count; leave the int out")
         for end in dimension.bounds():
-            configuration.checked_value(key, field, int(end) if dimension.integer else end)
+            checked_value(key, field, int(end) if dimension.integer else end)
         return dimension
-    checked = [configuration.checked_value(key, field, value) for value in dimension.values]
+    checked = [checked_value(key, field, value) for value in dimension.values]
     if key == "env":
         try:
             checked = [resolve_name(name) for name in checked]
         except ValueError as error:
-            raise ConfigError(configuration.one_line(str(error))) from None
+            raise ConfigError(one_line(str(error))) from None
     return Choice(key, tuple(dict.fromkeys(checked)))
 
 
 def _compiled_in(key: str) -> bool:
     """Whether two values of a key need two compilations. Of `env_kwargs` only the environment knows."""
     if key.startswith("algo."):
-        fields = [configuration.hyperparameter_fields(name).get(key.removeprefix("algo.")) for name in hp.ALGORITHMS]
+        fields = [hyperparameter_fields(name).get(key.removeprefix("algo.")) for name in hp.ALGORITHMS]
         return any(field is not None and field.metadata["static"] for field in fields)
     return key in ("env", "algo", "total_steps")
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from haepo_jax.algorithms import hyperparameters as hp
-from haepo_jax.config import ConfigError, short
+from haepo_jax.config import ConfigError
+from haepo_jax.messages import short
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

@@ -28,7 +28,8 @@ from optuna.samplers import BaseSampler
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from haepo_jax.config import ConfigError, one_line, short
+from haepo_jax.config import ConfigError
+from haepo_jax.messages import one_line, short
 from haepo_jax.sweeps.settings import SweepPlan
 from haepo_jax.sweeps.space import Dimension, Interval, Values, value_text
 

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from haepo_jax.config import one_line
-from haepo_jax.training.entry import RunError
+from haepo_jax.messages import one_line
+from haepo_jax.training.errors import RunError
 
 Arrays = dict[str, npt.NDArray[Any]]
 

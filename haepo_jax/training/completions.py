@@ -15,7 +15,7 @@ from haepo_jax.distributions import action_distribution
 from haepo_jax.losses import plackett_luce_weights
 from haepo_jax.rollout import Trajectory, collect_episodes, lane_keys
 from haepo_jax.training.loggers import TensorBoardLogger
-from haepo_jax.training.loop import Observer, Row, RunInfo, build
+from haepo_jax.training.observers import Observer, Row, RunInfo
 from haepo_jax.training.run_dir import AppendedFile, RunDir, json_text, write_atomically
 
 
@@ -45,7 +45,10 @@ def say(algorithm: Algorithm, state: TrainState, prompts: int, members: int) -> 
         lane_keys(step_key, prompts * members),
     )  # fmt: skip
     assert steps is not None
-    grouped = lambda x: x.reshape(*x.shape[:-1], prompts, members)  # noqa: E731
+
+    def grouped(x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], prompts, members)
+
     likelihood = jnp.sum(steps.extras, axis=0, where=steps.decisions)
     steps = jax.tree.map(lambda x: x.reshape(x.shape[0], prompts, members, *x.shape[2:]), steps)
     return Said(steps, grouped(returns), grouped(likelihood))
@@ -82,7 +85,7 @@ class CompletionLogger(Observer):
         self._info: RunInfo | None = None
 
     def on_start(self, info: RunInfo) -> None:
-        algorithm = build(info.config)
+        algorithm = info.algorithm
         if not callable(getattr(algorithm.env, "decode", None)):
             return
         self._info, self._algorithm = info, algorithm

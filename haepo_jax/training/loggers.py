@@ -11,8 +11,8 @@ from importlib import util
 from typing import Any
 
 from haepo_jax.config import ConfigError
-from haepo_jax.training.entry import RunError
-from haepo_jax.training.loop import Observer, Row, RunInfo
+from haepo_jax.training.errors import RunError
+from haepo_jax.training.observers import Observer, Row, RunInfo
 from haepo_jax.training.run_dir import AppendedFile, RunDir, config_text, json_text, write_atomically
 
 

@@ -39,7 +39,7 @@ def read_curve(directory: RunDir, label: str | None = None) -> Curve:
     if not rows:
         raise ConfigError(f"run_dir={str(directory.path)!r} has no rows in its metrics yet")
     if label is None:
-        config = directory.read_config()
+        config = directory.read_config(own=True)
         label = f"{config.algo.name} on {config.env} ({directory.path.name})"
     try:
         name = "eval_return" if "eval_return" in rows[0] else "episode_return"

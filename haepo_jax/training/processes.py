@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from haepo_jax.config import ConfigError, one_line
-from haepo_jax.training.entry import DeviceError, Elsewhere, RunError, outcome
+from haepo_jax.config import ConfigError
+from haepo_jax.messages import one_line
+from haepo_jax.training.errors import DeviceError, Elsewhere, RunError, outcome
 
 T = TypeVar("T")
 

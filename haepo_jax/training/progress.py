@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import sys
 import time
+from importlib import util
+from pathlib import Path
 from typing import Any, TextIO
 
 from haepo_jax.algorithms.base import TrainState
-from haepo_jax.training.loop import Observer, Row, RunInfo
+from haepo_jax.training.observers import Observer, Row, RunInfo
 
 PLAIN_LINES = 20
 
@@ -42,7 +44,7 @@ class Progress(Observer):
         self._begin = 0.0
         self._begin_steps = 0
         self._printed = 0
-        self._directory = ""
+        self._directory: Path | None = None
 
     def _print(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
@@ -51,7 +53,7 @@ class Progress(Observer):
         import jax
 
         config = info.config
-        self._total, self._directory = config.total_steps, str(info.directory)
+        self._total, self._directory = config.total_steps, info.directory
         name = config.algo.class_name if config.algo.name == config.algo.class_name.lower() else config.algo.name
         seeds = f"{config.num_seeds} seeds, " if config.num_seeds > 1 else ""
         self._print(f"training {name} on {config.env}, {seeds}on {info.device} (JAX {jax.__version__})")
@@ -66,10 +68,18 @@ class Progress(Observer):
             self._print(f"resuming {start}")
         if info.fallback:
             self._print(f"note: {info.fallback}")
-        if self._stream.isatty():
+        if self._stream.isatty() or self._in_notebook():
             self._live = self._make_live()
             self._live.start()
             self._task = self._live.add_task("compiling", total=self._total, status="")
+
+    def _in_notebook(self) -> bool:
+        """Whether rich can draw there, which it does with ipywidgets; without them a notebook gets plain lines."""
+        if self._stream is not sys.stdout or "ipykernel" not in sys.modules or util.find_spec("ipywidgets") is None:
+            return False
+        from rich.console import Console
+
+        return Console().is_jupyter
 
     def _make_live(self) -> Any:
         from rich.console import Console
@@ -128,6 +138,8 @@ class Progress(Observer):
         greedy = number(summary["final_return_greedy_mean"])
         episodes = f"{summary['final_eval_episodes']} episodes{' a seed' if several else ''}"
         self._print(f"final return {number(summary['final_return_mean'])}{spread}, greedy {greedy}, over {episodes}")
+        if summary["ended_early"]:
+            self._print(f"a callback ended the run at {summary['env_steps']:,} of {self._total:,} steps")
         for seed in summary["diverged"]:
             what = ", ".join(seed["not_finite"])
             text = f"seed {seed['seed']} diverged: not finite in update {seed['update']}: {what}"
@@ -143,7 +155,8 @@ class Progress(Observer):
             f"{summary['compile_seconds']:.1f}s, then {summary['env_steps_per_second']:,.0f} steps/s, "
             f"{summary['eval_share']:.0%} of the time in evaluation"
         )
-        self._print(f"results in {self._directory}")
+        if self._directory is not None:
+            self._print(f"results in {self._directory}")
 
     def close(self) -> None:
         if self._live is not None:

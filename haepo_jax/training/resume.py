@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haepo_jax import config as configuration
-from haepo_jax.config import ConfigError, RunConfig, short
+from haepo_jax.config import AlgoConfig, ConfigError, OwnConfig, RunConfig, hyperparameter_defaults
+from haepo_jax.config.arguments import Arguments, changed, compose, peek, read_arguments
+from haepo_jax.messages import short
 from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from haepo_jax.training.run_dir import RunDir
 
 if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
+    pass
 
 FREE = frozenset(
     {
-        "run_dir", "resume", "dry_run", "distributed", "tensorboard", "wandb", "final_eval_episodes",
-        "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "completions",
+        "run_dir",
+        "resume",
+        "dry_run",
+        "distributed",
+        "tensorboard",
+        "wandb",
+        "final_eval_episodes",
+        "checkpoint_steps",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+        "completions",
     }
-)  # fmt: skip
+)
 """Settings that change no update and no row of the metrics, so that a resumed run may change them."""
 
 
@@ -41,19 +52,21 @@ class Plan:
     ended: bool
 
 
-def compose_run(overrides: Iterable[Override]) -> RunConfig:
+def compose_run(arguments: Arguments) -> RunConfig:
     """The settings of a training run: of a new one, or with `resume` of the one in `run_dir` with the changes that are
     allowed. Raises ConfigError."""
-    overrides = list(overrides)
-    resume, run_dir = (configuration.peek(overrides, RunConfig, key) for key in ("resume", "run_dir"))
-    if resume == "false":
-        return configuration.compose(overrides, RunConfig)
-    directory = existing_run(resume, run_dir)
-    if directory is None:
-        return configuration.compose(overrides, RunConfig)
+    overrides = list(arguments.overrides)
+    resume, run_dir = (peek(overrides, RunConfig, key) for key in ("resume", "run_dir"))
+    directory = None if resume == "false" else existing_run(resume, run_dir)
     # Whether there are several processes is not the run's to say but that of those who start them.
-    saved = dataclasses.replace(directory.read_config(), distributed=False)
-    return allowed(saved, configuration.changed(saved, overrides), directory)
+    saved = None if directory is None else dataclasses.replace(directory.read_config(), distributed=False)
+    if arguments.file is not None:
+        config = changed(arguments.file.values, overrides, f"--config {short(arguments.file.name)}: ")
+    elif saved is not None:
+        config = changed(saved.to_dict(), overrides)
+    else:
+        config = compose(overrides, RunConfig)
+    return config if saved is None or directory is None else allowed(saved, config, directory)
 
 
 def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
@@ -73,6 +86,21 @@ def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
         what = "holds no run" if exists else "does not exist"
         raise ConfigError(f"run_dir={short(run_dir)} {what}: there is nothing to resume (resume=auto starts a run)")
     return None
+
+
+def resume_command(directory: RunDir, *, distributed: bool = False, module: str = "haepo_jax.train") -> str:
+    """The command line that goes on with a run, quoted for the shell and for Hydra's grammar."""
+    path = str(directory.path)
+    plain = f"run_dir={path}"
+    try:
+        read = peek(read_arguments([plain]).overrides, RunConfig, "run_dir")
+    except ConfigError:
+        read = None
+    if read != path:
+        escaped = path.replace("'", "\\'")
+        plain = f"run_dir='{escaped}'"
+    several = ["distributed=true"] if distributed else []
+    return shlex.join(["python", "-m", module, plain, "resume=true", *several])
 
 
 def allowed(saved: RunConfig, config: RunConfig, directory: RunDir) -> RunConfig:
@@ -124,8 +152,10 @@ def settings_that_matter(config: RunConfig) -> dict[str, Any]:
 
 def default_settings(config: RunConfig) -> dict[str, Any]:
     """What a run with this algorithm has where nothing is set: a checkpoint that does not name a setting is older."""
+    if isinstance(config, OwnConfig):
+        return flat(config)
     name = config.algo.name
-    algo = configuration.AlgoConfig(name, configuration.hyperparameter_defaults(name))
+    algo = AlgoConfig(name, hyperparameter_defaults(name))
     own = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     return flat(dataclasses.replace(config, algo=algo)) | {
         k: v for k, v in own.items() if k not in ("algo", "env_kwargs")
@@ -144,7 +174,7 @@ def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None])
       ConfigError: where the settings differ from the run's, or its checkpoints from both.
       CheckpointError: where there are checkpoints and none is intact.
     """
-    saved = directory.read_config()
+    saved = directory.read_config(own=isinstance(config, OwnConfig))
     allowed(saved, config, directory)
     damaged = []
     defaults = default_settings(saved)

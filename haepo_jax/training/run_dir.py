@@ -18,7 +18,9 @@ from typing import Any
 
 import yaml
 
-from haepo_jax.config import ConfigError, RunConfig, from_dict, one_line, short
+from haepo_jax.config import ConfigError, RunConfig
+from haepo_jax.config.values import from_dict, own_from_dict
+from haepo_jax.messages import one_line, short
 
 LOCK = ".lock"
 
@@ -58,12 +60,20 @@ class RunDir:
         """Whether a run has left something here."""
         return any(file.exists() for file in (self.config, self.metrics, self.summary))
 
-    def read_config(self) -> RunConfig:
-        """The settings of the run; raises ConfigError."""
+    def read_config(self, *, own: bool = False) -> RunConfig:
+        """The settings of the run; raises ConfigError, also for those of a user's own objects unless they are welcome:
+        nothing can be built from them."""
         values = self._read(self.config, yaml.safe_load)
         if not isinstance(values, dict):
             raise ConfigError(f"{str(self.config)!r} holds no settings")
-        return from_dict(values, RunConfig)
+        if "objects" not in values:
+            return from_dict(values, RunConfig)
+        if own:
+            return own_from_dict(values)
+        raise ConfigError(
+            f"run_dir={short(str(self.path))} is a run of objects of your own ({short(values['objects'], 200)}): only the "
+            "program that has them can go on with it or play it, with haepo_jax.train(..., resume=True)"
+        )
 
     def read_summary(self) -> dict[str, Any]:
         """The summary of a run that has ended; raises ConfigError."""

@@ -26,10 +26,12 @@ class StopSignals:
     Args:
       clean_up: called before the process is ended for want of something to save.
       quiet: whether to say nothing of the first one.
+      embedded: in a user's program or notebook nothing ends the process: instead of that KeyboardInterrupt is raised, or
+        SystemExit for SIGTERM, when the compiled call under way has ended.
     """
 
-    def __init__(self, clean_up: Callable[[], None], *, quiet: bool = False) -> None:
-        self._clean_up, self._quiet = clean_up, quiet
+    def __init__(self, clean_up: Callable[[], None], *, quiet: bool = False, embedded: bool = False) -> None:
+        self._clean_up, self._quiet, self._embedded = clean_up, quiet, embedded
         self._begun = False
         self._previous: dict[int, Any] = {}
         self._previous_fd = -1
@@ -46,7 +48,11 @@ class StopSignals:
         self._begun = True
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if self._embedded:
+            self._previous = {number: signal.signal(number, self._raise_or_note) for number in SIGNALS}
+        else:
             self._reader, self._writer = os.pipe()
             os.set_blocking(self._writer, False)
             self._previous = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
@@ -60,8 +66,10 @@ class StopSignals:
     ) -> None:
         if self._thread is not None:
             signal.set_wakeup_fd(self._previous_fd)
-            for number, handler in self._previous.items():
-                signal.signal(number, handler)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+        if self._thread is not None:
             os.close(self._writer)
             self._thread.join()
             os.close(self._reader)
@@ -77,13 +85,19 @@ class StopSignals:
             if not self._begun:
                 self._clean_up()
                 self._leave(data[0], f"{name} before training began: there is nothing to save")
-            self.signum = data[0]
-            if not self._quiet:
-                print(
-                    f"{name}: ending after the call under way and a checkpoint; once more ends at once",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            self._note(data[0], name)
+
+    def _raise_or_note(self, signum: int, frame: Any) -> None:
+        if self._begun and self.signum is None:
+            self._note(signum, "Ctrl-C" if signum == signal.SIGINT else "SIGTERM")
+        else:
+            raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
+
+    def _note(self, signum: int, name: str) -> None:
+        self.signum = signum
+        if not self._quiet:
+            text = f"{name}: ending after the call under way and a checkpoint; once more ends at once"
+            print(text, file=sys.stderr, flush=True)
 
     @staticmethod
     def _leave(signum: int, text: str) -> None:

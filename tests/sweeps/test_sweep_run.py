@@ -28,7 +28,8 @@ from toy_algorithm import Toy
 import haepo_jax as hx
 import haepo_jax.sweep as command_line
 from haepo_jax.algorithms import hyperparameters
-from haepo_jax.config import ConfigError, RunConfig, compose, read_arguments
+from haepo_jax.config import ConfigError, RunConfig
+from haepo_jax.config.arguments import compose, read_arguments
 from haepo_jax.sweeps import cohort as cohorts
 from haepo_jax.sweeps import run as runs
 from haepo_jax.sweeps.study import Study, open_storage

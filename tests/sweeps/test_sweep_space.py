@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import haepo_jax.sweep as command_line
-from haepo_jax.config import ConfigError, read_arguments
+from haepo_jax.config import ConfigError
+from haepo_jax.config.arguments import read_arguments
 from haepo_jax.sweeps.settings import SweepPlan, read_sweep
 from haepo_jax.sweeps.space import Choice, Interval
 
@@ -167,7 +168,8 @@ def test_a_drawn_configuration_depends_on_its_index_alone() -> None:
 
 
 def test_the_command_of_a_trial_makes_its_settings() -> None:
-    from haepo_jax.config import RunConfig, compose
+    from haepo_jax.config import RunConfig
+    from haepo_jax.config.arguments import compose
 
     plan = plan_of(
         "algo=haepo,ppo", "algo.clip_eps=0.1", "algo.hidden_sizes=[8,8],[16]", "algo.learning_rate=interval(1e-4,1e-2)",

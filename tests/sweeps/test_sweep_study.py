@@ -9,7 +9,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from haepo_jax.config import ConfigError, read_arguments
+from haepo_jax.config import ConfigError
+from haepo_jax.config.arguments import read_arguments
 from haepo_jax.sweeps import study as studies
 from haepo_jax.sweeps.settings import SweepPlan, read_sweep
 from haepo_jax.sweeps.study import Claimed, Study, open_storage

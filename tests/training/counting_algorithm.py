@@ -34,6 +34,7 @@ class Counting:
     stride: int = 10
     start: int = 0
     sick: tuple[int, ...] = ()
+    env: Any = None
 
     def init(self, key: jax.Array) -> State:
         seed = jax.random.key_data(key)[-1].astype(jnp.int32)

@@ -12,6 +12,7 @@ import pytest
 from haepo_jax import train
 from haepo_jax.training import loggers, loop
 from haepo_jax.training.checkpoints import Checkpoints, Saver
+from haepo_jax.training.program import Program
 from haepo_jax.training.run_dir import RunDir
 
 CLOCKS = ("wall_seconds", "env_steps_per_second")
@@ -48,7 +49,7 @@ class StopAfter:
 
     calls = 0
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         self.left = StopAfter.calls
 
     def __call__(self) -> int | None:
@@ -65,22 +66,26 @@ class StopAfter:
         pass
 
 
+def compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each program is compiled once in a test."""
+    programs: dict[str, Program] = {}
+
+    def cached(algorithm: Any, **keywords: Any) -> Program:
+        key = repr((algorithm, keywords))
+        if key not in programs:
+            programs[key] = Program(algorithm, **keywords)
+        return programs[key]
+
+    monkeypatch.setattr("haepo_jax.training.run.Program", cached)
+
+
 class Runs:
     """Runs the command line in this process, about one update to a compiled call, each program compiled once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        programs: dict[str, loop.Program] = {}
-        make = loop.Program
-
-        def cached(algorithm: Any, **keywords: Any) -> loop.Program:
-            key = repr((algorithm, keywords))
-            if key not in programs:
-                programs[key] = make(algorithm, **keywords)
-            return programs[key]
-
-        monkeypatch.setattr(loop, "Program", cached)
+        compile_once(monkeypatch)
         monkeypatch.setattr(loop, "SLICE_SECONDS", 0.0)
-        monkeypatch.setattr(train, "StopSignals", StopAfter)
+        monkeypatch.setattr("haepo_jax.training.session.StopSignals", StopAfter)
         # A checkpoint that is due while another is being written is put off; here none is.
         due = Saver.due
         monkeypatch.setattr(Saver, "due", lambda self, steps: self.wait() or due(self, steps))

@@ -12,9 +12,12 @@ import pytest
 from counting_algorithm import Counting
 
 from haepo_jax import train
-from haepo_jax.config import ConfigError, RunConfig, compose, read_arguments
-from haepo_jax.training import loop
-from haepo_jax.training.loop import Observer, Program, Row, RunInfo, run
+from haepo_jax.config import ConfigError, RunConfig
+from haepo_jax.config.arguments import compose, read_arguments
+from haepo_jax.training import devices, loop
+from haepo_jax.training.observers import Observer, Row, RunInfo
+from haepo_jax.training.program import Program, build
+from haepo_jax.training.run import run
 from haepo_jax.training.run_dir import RunDir
 
 
@@ -52,9 +55,9 @@ class Recorder(Observer):
 def run_counting(
     monkeypatch: pytest.MonkeyPatch, algorithm: Counting, *arguments: str
 ) -> tuple[dict[str, Any], Recorder]:
-    monkeypatch.setattr(loop, "build", lambda config: algorithm)
+    monkeypatch.setattr("haepo_jax.training.run.build", lambda config: algorithm)
     recorder = Recorder()
-    summary = run(settings(*arguments), Path("nowhere"), [recorder])
+    summary, _ = run(settings(*arguments), Path("nowhere"), [recorder])
     return summary, recorder
 
 
@@ -138,7 +141,7 @@ def test_a_run_whose_seeds_all_diverge_ends(monkeypatch: pytest.MonkeyPatch, poi
 def test_a_run_whose_seeds_all_diverge_fails_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loop, "build", lambda config: Counting(total_steps=100, sick=(0,)))
+    monkeypatch.setattr("haepo_jax.training.run.build", lambda config: Counting(total_steps=100, sick=(0,)))
     assert train.main(["env=CartPole-v1", f"run_dir={tmp_path}/run"]) == 1
     captured = capsys.readouterr()
     assert (
@@ -176,7 +179,7 @@ def test_observers_are_closed_when_a_run_breaks_off(monkeypatch: pytest.MonkeyPa
         def on_slice(self, state: Any, env_steps: list[int]) -> None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "build", lambda config: Counting(total_steps=100))
+    monkeypatch.setattr("haepo_jax.training.run.build", lambda config: Counting(total_steps=100))
     recorder = Recorder()
     with pytest.raises(KeyboardInterrupt):
         run(settings(), Path("nowhere"), [recorder, Stop()])
@@ -185,18 +188,18 @@ def test_observers_are_closed_when_a_run_breaks_off(monkeypatch: pytest.MonkeyPa
 
 def test_environment_settings_are_refused_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"^cannot set up haepo on CartPole-v1 .*gravty") as refusal:
-        loop.build(settings("env_kwargs.gravty=1"))
+        build(settings("env_kwargs.gravty=1"))
     assert "\n" not in str(refusal.value)
 
 
 def test_the_device_is_named_and_a_fallback_admitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    device, fallback = loop.describe_device()
+    device, fallback = devices.describe_device()
     assert jax.devices()[0].platform in device
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices(backend="cpu")[:1])
-    monkeypatch.setattr(loop, "ACCELERATOR_PLUGINS", ())
-    monkeypatch.setattr(loop, "ACCELERATOR_NODES", ("/dev/null",))
+    monkeypatch.setattr(devices, "ACCELERATOR_PLUGINS", ())
+    monkeypatch.setattr(devices, "ACCELERATOR_NODES", ("/dev/null",))
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    device, fallback = loop.describe_device()
+    device, fallback = devices.describe_device()
     assert device == "cpu" and fallback is not None and "fell back to the CPU" in fallback
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert loop.describe_device() == ("cpu", None)
+    assert devices.describe_device() == ("cpu", None)

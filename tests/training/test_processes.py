@@ -76,8 +76,9 @@ def test_eight_devices_share_a_run(algo: str, tmp_path: Path) -> None:
 
 EACH_DEVICE_HAS_ITS_SHARE = """
 import re, sys
-from haepo_jax.config import RunConfig, compose, read_arguments
-from haepo_jax.training.loop import Program, build, mesh_of
+from haepo_jax.config import RunConfig
+from haepo_jax.config.arguments import compose, read_arguments
+from haepo_jax.training.program import Program, build, mesh_of
 config = compose(read_arguments(sys.argv[1:]).overrides, RunConfig)
 algorithm = build(config)
 program = Program(algorithm, seed=0, num_seeds=config.num_seeds, final_eval_episodes=4, mesh=mesh_of(config, algorithm))
@@ -159,8 +160,9 @@ SIGNALLED = """
 import os, signal, sys, time
 from haepo_jax import train
 from haepo_jax.training import loop
+from haepo_jax.training.program import Program
 hit = os.environ["JAX_PROCESS_ID"] == sys.argv[1]
-advance, calls = loop.Program.advance, 0
+advance, calls = Program.advance, 0
 def counted(self, *arguments):
     global calls
     calls += 1
@@ -168,7 +170,7 @@ def counted(self, *arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)  # the others wait meanwhile
     return advance(self, *arguments)
-loop.Program.advance = counted
+Program.advance = counted
 loop.SLICE_SECONDS = 0  # an update to a call
 sys.exit(train.main(sys.argv[2:]))
 """

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from counting_algorithm import Counting
 
-from haepo_jax.config import RunConfig, compose, read_arguments
-from haepo_jax.training import loop
+from haepo_jax.config import RunConfig
+from haepo_jax.config.arguments import compose, read_arguments
 from haepo_jax.training.progress import PLAIN_LINES, Progress, duration, number
+from haepo_jax.training.run import run
 
 
 class Terminal(io.StringIO):
@@ -21,8 +22,10 @@ class Terminal(io.StringIO):
 
 def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *arguments: str, **keywords: Any) -> list[str]:
     config = compose(read_arguments(["env=CartPole-v1", *arguments]).overrides, RunConfig)
-    monkeypatch.setattr(loop, "build", lambda config: Counting(total_steps=config.total_steps, **keywords))
-    loop.run(config, Path("the/directory"), [Progress(stream)])
+    monkeypatch.setattr(
+        "haepo_jax.training.run.build", lambda config: Counting(total_steps=config.total_steps, **keywords)
+    )
+    run(config, Path("the/directory"), [Progress(stream)])
     return stream.getvalue().splitlines()
 
 

@@ -12,8 +12,8 @@ import pytest
 from counting_algorithm import Counting
 from surviving import ALGORITHMS, COMMON, Runs, assert_same_end, final_bits, outcome, rows
 
-from haepo_jax.config import RunConfig, compose, read_arguments
-from haepo_jax.training import loop
+from haepo_jax.config import RunConfig
+from haepo_jax.config.arguments import compose, read_arguments
 from haepo_jax.training.checkpoints import Checkpoints
 from haepo_jax.training.resume import default_settings, settings_that_matter
 from haepo_jax.training.run_dir import RunDir
@@ -27,7 +27,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch, runs: Runs) -> Runs:
     """Runs of an algorithm that compiles in no time: 40 updates of 10 steps, a row every 50."""
-    monkeypatch.setattr(loop, "build", lambda config: Counting(total_steps=config.total_steps, log_points=8))
+    monkeypatch.setattr(
+        "haepo_jax.training.run.build", lambda config: Counting(total_steps=config.total_steps, log_points=8)
+    )
     return runs
 
 
@@ -76,7 +78,7 @@ def test_a_row_does_not_depend_on_where_the_run_was_cut(
     """Seeds at different speeds, one that diverges in mid-row: the row under way stays the row under way."""
     for points in (3, 50):
         algorithm = Counting(total_steps=400, log_points=points, sick=(1,))
-        monkeypatch.setattr(loop, "build", lambda config, algorithm=algorithm: algorithm)
+        monkeypatch.setattr("haepo_jax.training.run.build", lambda config, algorithm=algorithm: algorithm)
         whole = tmp_path / f"whole{points}"
         assert counting(whole, *COUNTING, "num_seeds=4") == 0
         for calls in (2, 7, 12, 14, 15, 16, 17, 25):
@@ -270,7 +272,7 @@ def test_another_version_is_admitted(
 ) -> None:
     run = tmp_path / "run"
     killed(counting, run)
-    monkeypatch.setattr(loop, "_version", lambda package: "99")
+    monkeypatch.setattr("haepo_jax.training.devices._version", lambda package: "99")
     assert counting(run, "resume=true") == 0
     assert "made on another device or by other versions" in capsys.readouterr().err
 
@@ -328,3 +330,19 @@ def test_settings_that_a_checkpoint_is_too_old_to_name_are_those_by_default() ->
         config = compose(arguments, RunConfig)
         mine = settings_that_matter(config)
         assert mine == {key: default_settings(config)[key] for key in mine} | {"env": "CartPole-v1"}
+
+
+def test_a_file_of_settings_starts_a_run_and_goes_on_with_it(
+    counting: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, broken, file = tmp_path / "whole", tmp_path / "broken", tmp_path / "my.yaml"
+    assert counting(whole, *COUNTING) == 0
+    # The config of another run: its directory is not taken over.
+    file.write_bytes((whole / "config.yaml").read_bytes())
+    again = ["--config", str(file), "resume=auto"]
+    assert counting(broken, *again, calls=9) == 143
+    assert counting(broken, *again) == 0
+    assert rows(broken) == rows(whole) and outcome(broken) == outcome(whole)
+    assert counting(broken, *again) == 0 and "has ended" in capsys.readouterr().out
+    assert counting(broken, *again, "algo.learning_rate=0.5") == 2
+    assert "algo.learning_rate=0.5, but the run in" in capsys.readouterr().err

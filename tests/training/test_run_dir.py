@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from haepo_jax.config import ConfigError, RunConfig, compose, read_arguments
+from haepo_jax.config import ConfigError, RunConfig
+from haepo_jax.config.arguments import compose, read_arguments
 from haepo_jax.training import run_dir
 from haepo_jax.training.run_dir import RunDir, check_run_dir, config_text, create_run_dir, json_text, write_atomically
 

@@ -21,9 +21,12 @@ from surviving import ALGORITHMS, COMMON, Runs, StopAfter, assert_same_end, fina
 from toy_envs import Drift
 
 import haepo_jax
-from haepo_jax import train
-from haepo_jax.training import checkpoints, loggers, loop, run_dir
+from haepo_jax.config import RunConfig
+from haepo_jax.config.arguments import peek, read_arguments
+from haepo_jax.training import checkpoints, loggers, run_dir
 from haepo_jax.training.checkpoints import Checkpoints
+from haepo_jax.training.program import Program, build
+from haepo_jax.training.resume import resume_command
 from haepo_jax.training.run_dir import RunDir
 
 COUNTING = ["env=CartPole-v1", "total_steps=400", "final_eval_episodes=2", "num_seeds=2", "checkpoint_steps=50"]
@@ -36,7 +39,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
 
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch, runs: Runs) -> Runs:
-    monkeypatch.setattr(loop, "build", lambda config: Counting(total_steps=config.total_steps, log_points=8))
+    monkeypatch.setattr(
+        "haepo_jax.training.run.build", lambda config: Counting(total_steps=config.total_steps, log_points=8)
+    )
     return runs
 
 
@@ -352,7 +357,7 @@ def test_divergence_is_one_line_and_keeps_the_last_finite_state(
     newest = Checkpoints(run / "checkpoints").all()[-1]
     assert str(newest.path) in error
     newest.verify()
-    program = loop.Program(loop.build(RunDir(run).read_config()), seed=0, num_seeds=1, final_eval_episodes=4)
+    program = Program(build(RunDir(run).read_config()), seed=0, num_seeds=1, final_eval_episodes=4)
     state = newest.restore(program._state)
     assert all((abs(x) < 1e30).all() for x in jax.tree.leaves(state.params))
     assert RunDir(run).read_summary()["diverged"][0]["seed"] == 0
@@ -386,10 +391,10 @@ def test_the_resume_command_survives_any_name(tmp_path: Path, monkeypatch: pytes
     import shlex
 
     for name in ("run", "my run", "a,b", "it's", "a=b", "[x]", "ü", "100%", "null", "1e3", "a:b"):
-        command = train.resume_command(RunDir(tmp_path / name))
+        command = resume_command(RunDir(tmp_path / name))
         arguments = shlex.split(command)[3:]
-        read = train.configuration.read_arguments(arguments).overrides
-        assert train.configuration.peek(read, train.RunConfig, "run_dir") == str(tmp_path / name), name
+        read = read_arguments(arguments).overrides
+        assert peek(read, RunConfig, "run_dir") == str(tmp_path / name), name
 
 
 @pytest.mark.slow

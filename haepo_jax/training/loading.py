@@ -13,9 +13,10 @@ import jax.numpy as jnp
 
 from haepo_jax.algorithms.base import Algorithm, Start, TrainState
 from haepo_jax.config import ConfigError, RunConfig
+from haepo_jax.messages import short
 from haepo_jax.rollout import to_env_action
 from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
-from haepo_jax.training.loop import build
+from haepo_jax.training.program import build
 from haepo_jax.training.resume import default_settings, settings_that_matter
 from haepo_jax.training.run_dir import RunDir
 
@@ -112,6 +113,19 @@ def policy_of(algorithm: Algorithm, config: RunConfig, states: TrainState, seed:
     return TrainedPolicy(algorithm, jax.tree.map(lambda x: x[lane], states) if config.num_seeds > 1 else states)
 
 
+def start_of(config: RunConfig, algorithm: Algorithm) -> Start | None:
+    """What a run starts from where it has `init_from`, on the host; raises ConfigError where that does not fit."""
+    if config.init_from is None:
+        return None
+    try:
+        start = load(config.init_from)[1].start
+        jax.eval_shape(algorithm.init, jax.random.key(0), start)
+    except (CheckpointError, ValueError) as error:  # a ConfigError of the other run among them
+        raise ConfigError(f"init_from={short(config.init_from)}: {error}") from None
+    host: Start = jax.device_get(start)
+    return host
+
+
 def load_run(
     directory: RunDir, checkpoint: str, warn: Callable[[str], None]
 ) -> tuple[Algorithm, RunConfig, TrainState]:
@@ -133,6 +147,13 @@ def load_run(
             # A run that is going on takes its older checkpoints away; there is a newer one then.
             if found.path.exists():
                 raise
+
+
+def last_states(directory: RunDir, algorithm: Algorithm, num_seeds: int, warn: Callable[[str], None]) -> TrainState:
+    """The last train state of a run of an algorithm that is at hand; of several seeds with a leading axis. Raises as
+    `load` does."""
+    states = _find(directory, "last", warn).restore(abstract_states(algorithm, num_seeds))
+    return jax.tree.map(jnp.asarray, states)
 
 
 def _check_settings(found: Checkpoint, config: RunConfig) -> None:

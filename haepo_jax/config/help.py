@@ -1,0 +1,78 @@
+"""What `--help` says of settings and algorithms."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.config import (
+    DEFAULT_ALGORITHM,
+    AlgoConfig,
+    algorithm_class,
+    hyperparameter_defaults,
+    hyperparameter_fields,
+)
+
+
+def settings_table(
+    fields: Iterable[dataclasses.Field[Any]], prefix: str = "", defaults: Mapping[str, Any] | None = None
+) -> str:
+    """A help table, one line per field: the key, its default, what it may be and what it means."""
+    rows = []
+    for field in fields:
+        meta = field.metadata
+        default = _yaml_text((defaults or {}).get(field.name, field.default), meta["kind"])
+        allowed = " | ".join(meta.get("choices") or ()) or _range_text(meta)
+        rows.append((f"{prefix}{field.name}", default, f"{meta['doc']} ({allowed})" if allowed else meta["doc"]))
+    wide = max(len(key) for key, _, _ in rows)
+    value_width = min(12, max(len(value) for _, value, _ in rows))
+    return "\n".join(f"  {key:<{wide}}  {value:<{value_width}}  {text}".rstrip() for key, value, text in rows)
+
+
+def _range_text(meta: Mapping[str, Any]) -> str:
+    within = meta.get("within")
+    if within is None:
+        return ""
+    integer = meta["kind"] is int
+    text = f">= {within.low}" if integer and within.high > 2**30 else str(within)
+    return f"{text} or [start, end]" if meta.get("scheduled") else text
+
+
+def _yaml_text(value: Any, kind: type) -> str:
+    if kind in (AlgoConfig, dict) or value == "":
+        return DEFAULT_ALGORITHM if kind is AlgoConfig else ""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, tuple):
+        return "[" + ",".join(map(str, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def algorithm_table() -> str:
+    """A help table of the algorithms and presets."""
+    rows = [(name, (cls.__doc__ or "").strip().splitlines()[0]) for name, cls in hp.ALGORITHMS.items()]
+    for name, (base, changes) in hp.PRESETS.items():
+        rows.append((name, f"{base} with " + " ".join(f"{k}={_yaml_text(v, type(v))}" for k, v in changes.items())))
+    wide = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{wide}}  {text}" for name, text in rows)
+
+
+def help_text(text: str, schema: type, algo: str) -> str:
+    """A command's help with the settings of its schema, the algorithms, and the hyperparameters of one of them."""
+    fields = hyperparameter_fields(algo)
+    return text.format(
+        settings=settings_table(dataclasses.fields(schema)),
+        algorithms=algorithm_table(),
+        algo=algo,
+        hyperparameters=settings_table(fields.values(), "algo.", hyperparameter_defaults(algo)),
+    )
+
+
+def requested_algorithm(argv: Sequence[str]) -> str:
+    """The algorithm whose hyperparameters a help text should show; raises ConfigError where it is unknown."""
+    names = [argument.partition("=")[2] for argument in argv if argument.startswith("algo=")]
+    name = names[-1] if names else DEFAULT_ALGORITHM
+    algorithm_class(name)
+    return name

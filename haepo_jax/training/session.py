@@ -1,0 +1,239 @@
+"""A run and its directory: lock, signals, what to go on from, loggers, checkpoints, and a full disk told in one line.
+
+What `python -m haepo_jax.train` and `haepo_jax.train(...)` share. jax is loaded when the directory has been tried, so that
+a mistake in it is not paid for with seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haepo_jax.config import ConfigError, RunConfig
+from haepo_jax.messages import one_line, short
+from haepo_jax.training.checkpoints import CheckpointError, Checkpoints, Saver
+from haepo_jax.training.errors import Interrupted, RunError
+from haepo_jax.training.processes import Processes
+from haepo_jax.training.resume import Plan, existing_run, make_plan, resume_command
+from haepo_jax.training.run_dir import RunDir, create_run_dir
+from haepo_jax.training.signals import StopSignals
+
+if TYPE_CHECKING:
+    from haepo_jax.algorithms.base import Algorithm, TrainState
+    from haepo_jax.training.observers import Observer
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A run that has come to its end: its directory, its summary and the final train state.
+
+    Where it had ended before, both are None: the directory has them.
+    """
+
+    directory: RunDir
+    summary: dict[str, Any] | None
+    state: TrainState | None
+
+
+def train_and_report(config: RunConfig, argv: Sequence[str], processes: Processes | None = None) -> int:
+    """Trains as a command line does and returns the exit status; `argv` are the arguments of `haepo_jax.train`.
+
+    Of several processes the first has the display and the files.
+
+    Raises:
+      RunError: where every seed diverged. Else as `run_in_directory` does.
+    """
+    processes = processes or Processes()
+    if not processes.first:
+        return _train_along(processes)
+    ended = run_in_directory(config, shlex.join(["python", "-m", "haepo_jax.train", *argv]), processes=processes)
+    if ended.summary is None:
+        print(f"the run in {ended.directory.path} has ended; a larger total_steps would extend it")
+    elif len(ended.summary["diverged"]) == config.num_seeds:
+        raise RunError(_divergence(ended.summary, ended.directory))
+    return 0
+
+
+def run_in_directory(
+    config: RunConfig,
+    command: str,
+    *,
+    algorithm: Algorithm | None = None,
+    observers: Sequence[Observer] | None = None,
+    embedded: bool = False,
+    processes: Processes | None = None,
+) -> Ended:
+    """Trains as configured, with the files of a run; with `config.resume` goes on with the one in `config.run_dir`.
+
+    Args:
+      config: the settings.
+      command: for the summary.
+      algorithm: that the settings describe; None: is built from them.
+      observers: beside the loggers; None: the progress display.
+      embedded: whether this is part of a user's program; see `StopSignals`.
+      processes: that have a share in the run, of which this is the first.
+
+    Raises:
+      ConfigError: where the directory cannot be used, or its run not gone on with.
+      RunError: where the disk is full or the directory has vanished. Else as `haepo_jax.training.run.run` does.
+    """
+    processes = processes or Processes()
+    directory = run_to_resume(config)
+    goes_on = directory is not None
+    directory = directory or create_run_dir(config)
+    config = dataclasses.replace(config, run_dir=str(directory.path))
+    again = (
+        f"the same call with run_dir={str(directory.path)!r} and resume=True"
+        if embedded
+        else resume_command(directory, distributed=config.distributed)
+    )
+    try:
+        with directory.lock(), StopSignals(directory.remove_if_empty, embedded=embedded) as stop:
+            if not goes_on and directory.holds_run():
+                raise ConfigError(
+                    f"run_dir={short(str(directory.path))} already holds a run, which another process has just started"
+                )
+            plan = make_plan(config, directory, warn) if goes_on else Plan(config, None, (), False)
+            if plan.ended:
+                processes.of_first(lambda: None)
+                return Ended(directory, None, None)
+            processes.of_first(lambda: plan)
+            with _disk_errors(directory, again):
+                return _train(plan, directory, goes_on, command, algorithm, observers, stop, processes)
+    except Interrupted as interruption:
+        raise Interrupted(interruption.signum, f"{interruption}; to go on: {again}") from None
+    finally:
+        directory.remove_if_empty()
+
+
+def run_to_resume(config: RunConfig) -> RunDir | None:
+    """The run to go on with, if one is wanted and there; raises ConfigError."""
+    return None if config.resume == "false" else existing_run(config.resume, config.run_dir)
+
+
+def warn(text: str) -> None:
+    """One line for the user, beside the display."""
+    print(f"warning: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+def _train_along(processes: Processes) -> int:
+    """What every process but the first does: its share of the computation."""
+    plan: Plan | None = processes.of_first(lambda: None)
+    if plan is None:
+        return 0
+    from haepo_jax.training.run import run
+
+    with StopSignals(lambda: None, quiet=True) as stop:
+        run(plan.config, Path(), [_beginning(stop)], stop=stop, processes=processes)
+    return 0
+
+
+def _beginning(stop: StopSignals) -> Observer:
+    """Tells the signals that from the first update on there is something to save."""
+    from haepo_jax.training.observers import Observer
+
+    class Begin(Observer):
+        def on_compiled(self, seconds: float) -> None:
+            stop.begin()
+
+    return Begin()
+
+
+def _train(
+    plan: Plan,
+    directory: RunDir,
+    goes_on: bool,
+    command: str,
+    algorithm: Algorithm | None,
+    observers: Sequence[Observer] | None,
+    stop: StopSignals,
+    processes: Processes,
+) -> Ended:
+    from haepo_jax.training import loggers
+    from haepo_jax.training.completions import CompletionLogger
+    from haepo_jax.training.progress import Progress
+    from haepo_jax.training.run import run
+
+    config = plan.config
+    directory.clean_up()
+    written: list[Observer] = [loggers.FileLogger(directory, command), loggers.CurveLogger(directory)]
+    tensorboard = loggers.TensorBoardLogger(directory) if config.tensorboard else None
+    if tensorboard is not None:
+        written.append(tensorboard)
+    if config.completions:
+        written.append(CompletionLogger(directory, config.completions, tensorboard))
+    if config.wandb:
+        written.append(loggers.WandbLogger(directory))
+    saver = Saver(
+        Checkpoints(directory.checkpoints),
+        keep=config.keep_checkpoints,
+        steps=config.checkpoint_steps,
+        minutes=config.checkpoint_minutes,
+        bad=plan.damaged,
+        flush_first=(directory.metrics,),
+    )
+    summary, state = run(
+        config,
+        directory.path,
+        # First, so that whoever reads that training has begun may interrupt it.
+        [_beginning(stop), *written, *([Progress()] if observers is None else observers)],
+        algorithm=algorithm,
+        saver=saver,
+        resumed=goes_on,
+        checkpoint=plan.checkpoint,
+        stop=stop,
+        processes=processes,
+    )
+    return Ended(directory, summary, state)
+
+
+@contextlib.contextmanager
+def _disk_errors(directory: RunDir, again: str) -> Iterator[None]:
+    """A disk that is full, or a directory that has gone, ends a run in one line."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (OSError, CheckpointError) as error:
+        if not directory.path.is_dir():
+            raise RunError(f"run_dir={short(str(directory.path))} has vanished while the run was going on") from None
+        text = f"{error.strerror or error}" if isinstance(error, OSError) else str(error)
+        place = (
+            error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else str(directory.path)
+        )
+        found = Checkpoints(directory.checkpoints).all()
+        after = f"; the last checkpoint is {found[-1].path}, to go on from there: {again}" if found else ""
+        raise RunError(f"{place}: {text}{after}" if isinstance(error, OSError) else f"{text}{after}") from None
+
+
+def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
+    """Which update was not finite, the likely cause and where the last finite state is, in one line."""
+    first = summary["diverged"][0]
+    several = len(summary["seeds"]) > 1
+    who = (
+        f"every seed diverged, seed {first['seed']} in update {first['update']}"
+        if several
+        else f"diverged in update {first['update']}"
+    )
+    invalid = sum(summary["invalid_episodes_per_seed"])
+    if invalid:
+        cause = f"the environment, which gave an observation or reward that is not finite in {invalid} episodes"
+    else:
+        rate = summary["hyperparameters"]["learning_rate"]
+        cause = f"a step size that is too high (algo.learning_rate={rate}) or rewards of an extreme size"
+    found = Checkpoints(directory.checkpoints).all()
+    kept = f"; the last finite state is in {found[-1].path}" if found else ""
+    what = " and ".join(
+        [", ".join(first["not_finite"][:-1]), first["not_finite"][-1]]
+        if len(first["not_finite"]) > 1
+        else first["not_finite"]
+    )
+    return (
+        f"{who}: not finite: {what}; the likely cause is {cause}: "
+        f"a lower algo.learning_rate may help, or algo.on_nan=skip to drop such updates{kept}"
+    )
