@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax
+from scipy.stats import spearmanr
 from toy_envs import Controls
 
 import haepo_jax as hx
+from haepo_jax import train
 from haepo_jax.rollout import to_env_action
 from haepo_jax.training.alignment import fresh_alignment
 
@@ -118,3 +122,27 @@ def test_the_same_policy_scores_nothing_and_states_vmap() -> None:
     np.testing.assert_allclose(found.scores[0], 0, atol=1e-6)
     alone = fresh_alignment(algo, before, after, KEY, EPISODES)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x[1], y, rtol=1e-5), tuple(found), tuple(alone))
+
+
+def test_a_run_writes_down_weights_beside_returns(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = [
+        "env=haepo/bandit", "algo=haepo_episodic", "algo.num_envs=8", "algo.group_size=4", "algo.num_minibatches=1",
+        "algo.hidden_sizes=[8]", "algo.log_points=4", "algo.eval_episodes=0", "final_eval_episodes=8", "weights=20",
+        "num_seeds=2",
+    ]  # fmt: skip
+    assert train.main([*arguments, "total_steps=400", f"run_dir={run}"]) == 0
+    before = [json.loads(line) for line in (run / "weights.jsonl").read_text().splitlines()]
+    events = next(run.glob("events*")).read_bytes()
+    assert b"weights" in events and b"curve" in events and events.count(b"\x89PNG") == len(before) + 1
+    # A row that a checkpoint does not know of is written again.
+    with (run / "weights.jsonl").open("a") as file:
+        file.write('{"row": 9}\n{"row"')
+    assert train.main([f"run_dir={run}", "resume=true", "total_steps=800", "tensorboard=false"]) == 0
+    lines = [json.loads(line) for line in (run / "weights.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[: len(before)] == before and len(before) < len(lines) <= len(rows) - 2
+    for line in lines:
+        assert rows[line["row"]]["env_steps"] == line["env_steps"]
+        assert len(line["score"]) == len(line["return"]) == 20 and np.ptp(line["score"]) > 0
+        assert line["alignment"] == pytest.approx(spearmanr(line["score"], line["return"])[0], abs=1e-4)
