@@ -42,7 +42,7 @@ def fresh_alignment(
 
     Pure: it jits, and vmaps over states and keys. Of the states only the policies and their normalisers are looked at.
     Forced steps (see `Trajectory.decisions`) do not count, as in the losses. Both policies decide step by step, each
-    with its own memory, so no step's log-probability has to be computed twice. What the environment spoils is NaN.
+    with its own memory, so no step's log-probability has to be computed twice. What the environment spoils is not finite.
 
     Args:
       algorithm: of the run.
