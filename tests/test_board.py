@@ -123,7 +123,9 @@ def test_whatever_is_damaged_the_rest_is_shown(tmp_path: Path) -> None:
     assert found["curves"]["eval_return"][0] == [0.5, 10.5, 20.5, None, 4] and found["final"] == [4, 4, 4]
     assert found["status"] == "not ended, 6 damaged lines" and found["weights"] == []
     sweep = make_sweep(tmp_path / "sweep")
-    (sweep / "trials.csv").write_text('index,curve_steps,curve_return_per_seed\n0,"[1","{}"\n1,1,2,3,4\n2,[],[]\n')
+    (sweep / "trials.csv").write_text(
+        'index,curve_steps,curve_return_per_seed\n0,"[1","{}"\n1,1,2,3,4\n2,[],[]\n3,"never closed'
+    )
     (sweep / "sweep.json").write_text("[]")
     assert [run["name"] for run in read(sweep, out=tmp_path / "x.html")] == ["sweep trial 0", "sweep trial 2"]
     (tmp_path / "empty").mkdir()

@@ -120,32 +120,37 @@ def _read_sweep(folder: Path, name: str, links: _Links) -> list[dict[str, Any]]:
     """A run for each trial of a sweep, from its table."""
     asked = _read_object(folder / "sweep.json", json.loads).get("trials")
     bases = asked if isinstance(asked, dict) else {}
-    with contextlib.suppress(OSError, ValueError, csv.Error), (folder / TRIALS).open(encoding="utf-8") as file:
-        table = [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
-        shared = links.all(("trials.csv", "summary.json", "curves.png", "returns.png", "parallel.png", "sweep.json"))
-        own = {"index", "trial", "state", "return", "curve_steps", "pbt_values"}
-        runs = []
-        for row in table:
-            swept = {key: _value(x) for key, x in row.items() if key not in own and not key.endswith("_per_seed")}
-            base = _settings(bases.get(str(swept.get("algo")), next(iter(bases.values()), {})))
-            lists = {key: _list(row.get(key)) for key in ("curve_steps", "curve_return_per_seed", "return_per_seed")}
-            curve = _numbers(lists["curve_return_per_seed"] or [None]).T
-            runs.append(
-                {
-                    "name": f"{name} trial {row.get('index')}",
-                    "status": row.get("state") or "",
-                    "axis": "env_steps",
-                    "settings": base | {key: x for key, x in swept.items() if x not in ("", None)},
-                    "final": _spread(_numbers([lists["return_per_seed"]])),
-                    "steps": _rounded(_numbers([[x] for x in lists["curve_steps"][: len(curve)]])[:, 0]),
-                    "curves": {"episode_return": _bands(curve)},
-                    "weights": [],
-                    "links": shared,
-                    "rollout": None,
-                }
-            )
-        return runs
-    return []
+    table: list[dict[str, str]] = []
+    csv.field_size_limit(2**31 - 1)  # a cell holds the curves of all seeds
+    with contextlib.suppress(OSError, csv.Error), (folder / TRIALS).open(encoding="utf-8", errors="replace") as file:
+        for row in csv.DictReader(file):
+            if None not in row and None not in row.values():  # neither longer than the heading nor shorter
+                table.append(row)
+    shared = links.all((TRIALS, "summary.json", "curves.png", "returns.png", "parallel.png", "sweep.json"))
+    own = {"index", "trial", "state", "return", "curve_steps", "pbt_values"}
+    runs = []
+    for row in table:
+        swept = {key: _value(x) for key, x in row.items() if key not in own and not key.endswith("_per_seed")}
+        base = _settings(bases.get(str(swept.get("algo")), next(iter(bases.values()), {})))
+        steps, curves, returns = (
+            _list(row.get(key)) for key in ("curve_steps", "curve_return_per_seed", "return_per_seed")
+        )
+        curve = _numbers(curves or [None]).T  # (points, seeds)
+        runs.append(
+            {
+                "name": f"{name} trial {row.get('index')}",
+                "status": row.get("state") or "",
+                "axis": "env_steps",
+                "settings": base | {key: x for key, x in swept.items() if x not in ("", None)},
+                "final": _spread(_numbers([returns])),
+                "steps": _rounded(_numbers(steps[: len(curve)])[:, 0]),
+                "curves": {"episode_return": _bands(curve)},
+                "weights": [],
+                "links": shared,
+                "rollout": None,
+            }
+        )
+    return runs
 
 
 def _curves(rows: list[dict[str, Any]]) -> dict[str, list[list[float | None]]]:
