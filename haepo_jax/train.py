@@ -53,8 +53,8 @@ hyperparameters of algo={algo} (a pair [start,end] changes linearly over the run
 {hyperparameters}
 
 A run leaves in its directory: config.yaml, metrics.jsonl (one row per logged update, every seed's values beside their
-mean), TensorBoard events, curve.png, summary.json and checkpoints; of a token task completions.jsonl, too. Settings that
-cannot be used end with exit status 2.
+mean), TensorBoard events, curve.png, summary.json and checkpoints; of a token task completions.jsonl, with weights=
+weights.jsonl. Settings that cannot be used end with exit status 2.
 
 A run that was ended goes on with: python -m haepo_jax.train run_dir=<directory> resume=true. It keeps its settings and
 ends with the same numbers as if it had never been ended. A larger total_steps extends it; what changes over a run, such

@@ -96,6 +96,12 @@ class RunConfig:
     completions: int = setting(
         2, int, "token tasks: prompts whose completions are logged at every row; 0: none", within=hp.Range(0, 1000)
     )
+    weights: int = setting(
+        0,
+        int,
+        "new episodes at every row whose weights are logged beside their returns; 0: none",
+        within=hp.Range(0, 100_000),
+    )
     dry_run: bool = setting(False, bool, "check everything, then stop before training")
 
     def check(self) -> None:

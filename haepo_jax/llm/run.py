@@ -153,8 +153,8 @@ def _fine_tune(
         return
 
     completions = directory.path / "completions.jsonl"
-    rewards = Rewards(plan, reward, _continued(completions, lambda row: row["step"] < done), curves)
-    curves.file = _continued(directory.metrics, lambda row: row["update"] <= trainer.train_steps)
+    rewards = Rewards(plan, reward, AppendedFile.continued(completions, lambda row: row["step"] < done), curves)
+    curves.file = AppendedFile.continued(directory.metrics, lambda row: row["update"] <= trainer.train_steps)
     trainer.with_training_hooks(curves)
     learner = _learner(config, cluster, rewards)
     cluster.global_steps = done
@@ -379,17 +379,6 @@ class Curves(TrainingHooks):
     def on_train_step_start(self, train_ctx: Any) -> None: ...
     def on_eval_step_start(self, train_ctx: Any) -> None: ...
     def on_eval_step_end(self, train_ctx: Any, eval_loss: float) -> None: ...
-
-
-def _continued(file: Path, keep: Callable[[dict[str, Any]], bool]) -> AppendedFile:
-    """A file of JSON lines, open to go on behind the rows at its beginning that are to be kept."""
-    size = 0
-    with contextlib.suppress(FileNotFoundError), file.open("rb") as lines:
-        for line in lines:
-            if not line.endswith(b"\n") or not keep(json.loads(line)):
-                break
-            size += len(line)
-    return AppendedFile(file, size)
 
 
 def _discard(directory: RunDir, completions: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from haepo_jax.losses import plackett_luce_weights
 from haepo_jax.rollout import Trajectory, collect_episodes, lane_keys
 from haepo_jax.training.loggers import TensorBoardLogger
 from haepo_jax.training.observers import Observer, Row, RunInfo
-from haepo_jax.training.run_dir import AppendedFile, RunDir, json_text, write_atomically
+from haepo_jax.training.run_dir import AppendedFile, RunDir, json_text
 
 
 @jax.tree_util.register_dataclass
@@ -95,11 +94,8 @@ class CompletionLogger(Observer):
 
     def on_compiled(self, seconds: float) -> None:
         if self._info is not None:
-            if self._path.exists():
-                lines = self._path.read_text().splitlines(keepends=True)
-                kept = [x for x in lines if x.endswith("\n") and json.loads(x)["row"] < self._info.rows]
-                write_atomically(self._path, "".join(kept))
-            self._file = AppendedFile(self._path)
+            rows = self._info.rows
+            self._file = AppendedFile.continued(self._path, lambda line: line["row"] < rows)
 
     def on_state(self, row: Row, state: TrainState) -> None:
         if self._file is None:

@@ -117,6 +117,15 @@ class TensorBoardLogger(Observer):
 
         self._write(Event(wall_time=time.time(), step=step, summary=text(tag, markdown)))
 
+    def image(self, tag: str, png: bytes, step: int) -> None:
+        """A picture for TensorBoard's own page of images."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        picture = Summary.Image(encoded_image_string=png)
+        value = Summary.Value(tag=tag, image=picture)
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=[value])))
+
     def _write(self, event: Any) -> None:
         from tensorboardX.record_writer import masked_crc32c
 
@@ -158,16 +167,19 @@ class WandbLogger(Observer):
 
 
 class CurveLogger(Observer):
-    """Draws `curve.png` when the run has ended."""
+    """Draws `curve.png` when the run has ended, for TensorBoard too."""
 
-    def __init__(self, directory: RunDir) -> None:
-        self._directory = directory
+    def __init__(self, directory: RunDir, tensorboard: TensorBoardLogger | None) -> None:
+        self._directory, self._tensorboard = directory, tensorboard
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        from haepo_jax.training.plots import curves_figure, read_curve, write_figure
+        from haepo_jax.training.plots import curves_figure, figure_png, read_curve
 
         try:
             curve = read_curve(self._directory, label=summary["algo"])
         except ConfigError:  # a run may diverge before its first row
             return
-        write_figure(curves_figure([curve], title=f"{summary['algo']} on {summary['env']}"), self._directory.curve)
+        png = figure_png(curves_figure([curve], title=f"{summary['algo']} on {summary['env']}"))
+        write_atomically(self._directory.curve, png)
+        if self._tensorboard is not None:
+            self._tensorboard.image("curve", png, summary["env_steps"])

@@ -83,8 +83,24 @@ def curves_figure(curves: Sequence[Curve], title: str = "") -> Figure:
     return figure
 
 
-def write_figure(figure: Figure, file: Path) -> None:
-    """Writes a PNG, replacing the file in one step."""
+def scatter_figure(x: npt.ArrayLike, y: npt.ArrayLike, xlabel: str, ylabel: str, title: str) -> Figure:
+    """One figure with a point for each entry of two arrays."""
+    figure = Figure(figsize=(5, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    axes.scatter(x, y, s=14, alpha=0.6, linewidths=0)
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def figure_png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    write_atomically(file, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write_figure(figure: Figure, file: Path) -> None:
+    """Writes a PNG, replacing the file in one step."""
+    write_atomically(file, figure_png(figure))

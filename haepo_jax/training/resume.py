@@ -30,6 +30,7 @@ FREE = frozenset(
         "checkpoint_minutes",
         "keep_checkpoints",
         "completions",
+        "weights",
     }
 )
 """Settings that change no update and no row of the metrics, so that a resumed run may change them."""

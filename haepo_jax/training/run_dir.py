@@ -12,9 +12,9 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -257,6 +257,17 @@ class AppendedFile:
         self._size = os.fstat(self._descriptor).st_size if size is None else size
         os.ftruncate(self._descriptor, self._size)
         os.lseek(self._descriptor, self._size, os.SEEK_SET)
+
+    @classmethod
+    def continued(cls, path: Path, keep: Callable[[dict[str, Any]], bool]) -> Self:
+        """A file of JSON lines, open to go on behind the rows at its beginning that are to be kept."""
+        size = 0
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n") or not keep(json.loads(line)):
+                    break
+                size += len(line)
+        return cls(path, size)
 
     def append(self, record: bytes) -> None:
         """Adds a record; raises OSError."""

@@ -48,6 +48,7 @@ SETTINGS = (
     "tensorboard",
     "wandb",
     "completions",
+    "weights",
 )
 """Of a run on the command line, those that a program may give as they are."""
 
@@ -118,7 +119,7 @@ def train(
         been, one that has ended is given back, or goes on where `algo.total_steps` has grown. "auto": or start.
       progress: show the display.
       **settings: of the command line: final_eval_episodes, init_from, shard; with `run_dir` also checkpoint_minutes,
-        checkpoint_steps, keep_checkpoints, tensorboard, wandb, completions.
+        checkpoint_steps, keep_checkpoints, tensorboard, wandb, completions, weights.
 
     Raises:
       ConfigError (a ValueError): for a setting or a directory that cannot be used, in one line.

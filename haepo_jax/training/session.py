@@ -155,18 +155,21 @@ def _train(
     processes: Processes,
 ) -> Ended:
     from haepo_jax.training import loggers
+    from haepo_jax.training.alignment import WeightLogger
     from haepo_jax.training.completions import CompletionLogger
     from haepo_jax.training.progress import Progress
     from haepo_jax.training.run import run
 
     config = plan.config
     directory.clean_up()
-    written: list[Observer] = [loggers.FileLogger(directory, command), loggers.CurveLogger(directory)]
     tensorboard = loggers.TensorBoardLogger(directory) if config.tensorboard else None
+    written: list[Observer] = [loggers.FileLogger(directory, command), loggers.CurveLogger(directory, tensorboard)]
     if tensorboard is not None:
         written.append(tensorboard)
     if config.completions:
         written.append(CompletionLogger(directory, config.completions, tensorboard))
+    if config.weights:
+        written.append(WeightLogger(directory, config.weights, tensorboard))
     if config.wandb:
         written.append(loggers.WandbLogger(directory))
     saver = Saver(

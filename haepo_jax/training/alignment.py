@@ -1,0 +1,135 @@
+"""What HAEPO's weights know: whether training has made those episodes likelier that return more, asked of new ones.
+
+The metric `alignment` asks the experience that was learnt from, whose luck the policy has learnt too. These episodes
+have been seen by no update.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haepo_jax.algorithms.base import EVALUATION_SEED, Algorithm, TrainState
+from haepo_jax.losses._numerics import rank_correlation
+from haepo_jax.rollout import collect_episodes, lane_keys
+from haepo_jax.training.loggers import TensorBoardLogger
+from haepo_jax.training.observers import Observer, Row, RunInfo
+from haepo_jax.training.run_dir import AppendedFile, RunDir, json_text
+
+
+class FreshEpisodes(NamedTuple):
+    """K episodes, an entry for each; all (K,) float32.
+
+    Attributes:
+      scores: sum over steps of log pi_after(a) - log pi_before(a): the score "log_ratio", whose softmax are the weights.
+      log_likelihoods: sum over steps of log pi_after(a): the score "likelihood"; minus `scores`, that under pi_before.
+      returns: undiscounted sums of rewards.
+    """
+
+    scores: jax.Array
+    log_likelihoods: jax.Array
+    returns: jax.Array
+
+
+def fresh_alignment(
+    algorithm: Algorithm, before: TrainState, after: TrainState, key: jax.Array, episodes: int
+) -> FreshEpisodes:
+    """Plays complete episodes with one policy of a run and scores them by how much likelier a later one makes them.
+
+    Pure: it jits, and vmaps over states and keys. Of the states only the policies and their normalisers are looked at.
+    Forced steps (see `Trajectory.decisions`) do not count, as in the losses. Both policies decide step by step, each
+    with its own memory, so no step's log-probability has to be computed twice. What the environment spoils is not finite.
+
+    Args:
+      algorithm: of the run.
+      before: whose policy plays, by sampled actions.
+      after: whose policy is compared with it.
+      key: typed, of starts, actions and transitions.
+      episodes: K, side by side.
+    """
+    reset_key, step_key = jax.random.split(key)
+
+    def act(
+        carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
+        carry_before, played = algorithm.act_distribution(before, carry[0], observation, is_first, action_mask)
+        carry_after, judged = algorithm.act_distribution(after, carry[1], observation, is_first, action_mask)
+        action = played.sample(key)
+        log_prob = judged.log_prob(action)
+        return (carry_before, carry_after), action, (log_prob - played.log_prob(action), log_prob)
+
+    carry = algorithm.initial_carry()
+    steps, returns, _ = collect_episodes(
+        algorithm.env, act, (carry, carry), lane_keys(reset_key, episodes), lane_keys(step_key, episodes)
+    )
+    assert steps is not None
+    # The differences are summed: subtracting two long sums loses digits.
+    scores, log_likelihoods = (jnp.sum(x, axis=0, where=steps.decisions) for x in steps.extras)
+    return FreshEpisodes(scores, log_likelihoods, returns)
+
+
+class WeightLogger(Observer):
+    """Writes `weights.jsonl`: at every row but the first, new episodes played by the policy of the row before.
+
+    A line holds the row, its env_steps, lists of each episode's `score` and `return` (see `FreshEpisodes`), and their
+    `alignment`, Spearman's rank correlation; TensorBoard gets a scatter of them. Of several seeds it is the first. A
+    resumed run's first row has none.
+    """
+
+    def __init__(self, directory: RunDir, episodes: int, tensorboard: TensorBoardLogger | None) -> None:
+        self._path, self._episodes, self._tensorboard = directory.path / "weights.jsonl", episodes, tensorboard
+        self._before: TrainState | None = None
+        self._file: AppendedFile | None = None
+        self._rows = 0
+
+    def on_start(self, info: RunInfo) -> None:
+        algorithm, self._rows = info.algorithm, info.rows
+
+        def play(before: TrainState, after: TrainState) -> tuple[FreshEpisodes, jax.Array]:
+            key = jax.random.fold_in(jax.random.key(EVALUATION_SEED), after.update)
+            fresh = fresh_alignment(algorithm, before, after, key, self._episodes)
+            live = jnp.isfinite(fresh.scores) & jnp.isfinite(fresh.returns)
+            return fresh, rank_correlation(fresh.scores, fresh.returns, live)
+
+        self._play = jax.jit(play)
+
+    def on_compiled(self, seconds: float) -> None:
+        self._file = AppendedFile.continued(self._path, lambda line: line["row"] < self._rows)
+
+    def on_state(self, row: Row, state: TrainState) -> None:
+        assert self._file is not None
+        # What no policy needs may be large: the optimiser's moments, experience that is kept.
+        state = dataclasses.replace(state, opt_state=None, reference=None, extra=None)
+        # A copy, because the run goes on in these buffers.
+        state = jax.tree.map(lambda x: x[0] if len(row.update) > 1 else jnp.copy(x), state)
+        if self._before is not None:
+            fresh, alignment = jax.device_get(self._play(self._before, state))
+            line = {
+                "row": row.index,
+                "env_steps": row.mean_steps,
+                "alignment": float(alignment),
+                "score": fresh.scores.tolist(),
+                "return": fresh.returns.tolist(),
+            }
+            self._file.append((json_text(line) + "\n").encode())
+            if self._tensorboard is not None:
+                self._tensorboard.image("weights", _scatter(fresh, float(alignment)), row.mean_steps)
+        self._before = state
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _scatter(fresh: FreshEpisodes, alignment: float) -> bytes:
+    from haepo_jax.training.plots import figure_png, scatter_figure
+
+    known = np.isfinite(fresh.scores) & np.isfinite(fresh.returns)
+    title = f"{known.sum()} new episodes, rank correlation {alignment:.2f}"
+    return figure_png(
+        scatter_figure(fresh.scores[known], fresh.returns[known], "log-ratio since the row before", "return", title)
+    )
