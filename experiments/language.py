@@ -3,9 +3,10 @@
     python experiments/language.py
 
 A small transformer learns from demonstrations until it adds about half of the held-out pairs of numbers. From there
-HAEPO, its literal form, PPO, GRPO and DPO go on with the same budget of tokens, on prompts that are never the held-out
-ones. Each tries the same five learning rates, on a seed that is not used again, and then trains five seeds at the best.
-What was done before is not done again. Results: experiments/results/language.json and language.png.
+HAEPO, its form on complete episodes, its literal form, PPO, GRPO and DPO go on with the same budget of tokens, on
+prompts that are never the held-out ones. Each tries the same five learning rates, on a seed that is not used again, and
+then trains five seeds at the best. What was done before is not done again. Results: experiments/results/language.json
+and language.png.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from haepo_jax.training.statistics import bootstrap_interval
 FOLDER = Path(__file__).parent / "results"
 RESULTS, FIGURE = FOLDER / "language.json", FOLDER / "language.png"
 SEEDS = 5
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 TOKENS = 100_000
 """Of each run, prompts included; about 12,000 completions."""
 POINTS = 10
@@ -60,6 +61,7 @@ def addition(held_out: bool) -> TokenTask:
 
 TASK, HELD_OUT = addition(held_out=False), addition(held_out=True)
 ALGORITHMS: dict[str, Any] = {
+    "haepo": hx.HAEPO(TASK, num_steps=16, num_minibatches=2, history_batches=4, discount=1.0, **SHARED),
     "haepo_episodic": hx.EpisodicHAEPO(TASK, **GROUPS),
     "haepo_paper": hx.EpisodicHAEPO(TASK, credit="trajectory", score="likelihood", **GROUPS),
     "grpo": hx.GRPO(TASK, **GROUPS),

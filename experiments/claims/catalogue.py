@@ -115,7 +115,13 @@ CURVE_POINTS = 40
 EVAL_EPISODES = 16
 
 ABLATION_STEPS = {"cartpole": 30_000, "pendulum": 50_000, "acrobot": 30_000}
+WEIGHTS_STEPS = {
+    "catch": 16_000, "four_rooms": 30_000, "mountain_car": 60_000, "mountain_car_continuous": 50_000,
+    "inverted_pendulum": 40_000,
+}  # fmt: skip
+"""Tasks on which only `WEIGHTS` are compared."""
 ABLATION_SEEDS = range(100, 106)
+WEIGHTS = ("default", "uniform weights", "uniform weights, KL 1", "uniform weights, KL 3")
 ABLATIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "uniform weights": {"temperature": 1000.0},
@@ -141,7 +147,32 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 """HAEPO's default with the named hyperparameters changed."""
 
-DEEP_SEA_SIZES = (8, 14)
+EPISODIC_STEPS = {"cartpole": 60_000, "four_rooms": 60_000}
+EPISODIC: dict[str, dict[str, Any]] = {
+    "default": {},
+    "KL 0.3": {"kl_coef": 0.3},
+    "KL 0.3, uniform weights": {"kl_coef": 0.3, "temperature": 1000.0},
+    "uniform weights": {"temperature": 1000.0},
+    "h = 0.9": {"history_decay": 0.9},
+    "h = 1": {"history_decay": 1.0},
+    "starts not shared": {"shared_start": False},
+    "groups of 4": {"group_size": 4, "num_minibatches": 4},
+    "groups of 32": {"group_size": 32, "num_minibatches": 1},
+    "credit by trajectory": {"credit": "trajectory"},
+    "credit by trajectory, likelihood": {"credit": "trajectory", "score": "likelihood"},
+    "credit by trajectory, mean likelihood": {"credit": "trajectory", "score": "mean_likelihood"},
+    "credit by trajectory, centred returns": {"credit": "trajectory", "normalize": "center"},
+    "credit by trajectory, ranks": {"credit": "trajectory", "normalize": "rank"},
+    "credit by trajectory, raw returns": {"credit": "trajectory", "normalize": "none"},
+    "credit by trajectory, starts not shared": {"credit": "trajectory", "shared_start": False},
+    "credit by trajectory, entropy and KL of weights": {"credit": "trajectory", "entropy": "weights", "kl": "weights"},
+}
+"""What only `EpisodicHAEPO` has, changed in its default."""
+
+PROBE_TASKS = ("cartpole", "acrobot", "pendulum", "catch", "four_rooms", "bandit", "random_walk")
+PROBE_SEEDS = range(5)
+
+DEEP_SEA_SIZES = (8, 10, 14)
 DEEP_SEA_STEPS = 60_000
 DEEP_SEA_SEEDS = range(5)
 DEEP_SEA: dict[str, tuple[str, dict[str, Any]]] = {

@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import catalogue
 import numpy as np
 import numpy.typing as npt
-from catalogue import ABLATION_STEPS, ABLATIONS, DEEP_SEA, METHODS, TASKS
+from catalogue import ABLATION_STEPS, ABLATIONS, DEEP_SEA, EPISODIC, EPISODIC_STEPS, METHODS, TASKS, WEIGHTS
 
 from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
 
 HERE = Path(__file__).parent
+RIVALS = ("haepo_default", *catalogue.RIVALS)
 DOCUMENTS = (HERE.parent / "README.md", HERE.parents[1] / "README.md")
 Array = npt.NDArray[np.float64]
 Result = dict[str, Any]
@@ -26,7 +28,7 @@ Result = dict[str, Any]
 
 def load(folder: Path) -> list[Result]:
     """The results of a folder, in the catalogue's order as far as its names go."""
-    order = {name: number for number, name in enumerate((*TASKS, *METHODS, *ABLATIONS))}
+    order = {name: number for number, name in enumerate((*TASKS, *METHODS, *ABLATIONS, *EPISODIC))}
     results = [json.loads(path.read_text()) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
     return sorted(results, key=lambda r: (order.get(task_of(r), 99), order.get(r.get("method", r.get("ablation")), 99)))
 
@@ -100,6 +102,10 @@ def _known(results: list[Result]) -> list[str]:
     return [name for name in METHODS if any(result["method"] == name for result in results)]
 
 
+def _only(results: list[Result], methods: Iterable[str]) -> list[Result]:
+    return [result for result in results if result["method"] in methods]
+
+
 # Tables; each takes all results of its kind.
 
 
@@ -124,6 +130,11 @@ def threshold_table(results: list[Result]) -> str:
             cells.append(f"{text} {reached}/{len(result['seeds'])}")
         rows.append(cells)
     return _table(["task (threshold)", *known], rows)
+
+
+def rivals_table(results: list[Result]) -> str:
+    """The same of HAEPO's default and the algorithms that are not HAEPO."""
+    return threshold_table(_only(results, RIVALS))
 
 
 def final_table(results: list[Result]) -> str:
@@ -186,31 +197,52 @@ def _stratified(values: Array, resamples: int = 2000) -> tuple[float, float]:
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
-def ablation_table(results: list[Result]) -> str:
-    """HAEPO's default with one thing changed: area under the normalised curve, and steps to the threshold."""
+def _area(result: Result) -> str:
+    area = scores(result).mean(axis=1)
+    low, high = bootstrap_interval(area)
+    return f"{float(interquartile_mean(area)):.2f} ({float(low):.2f} to {float(high):.2f})"
+
+
+def weights_table(results: list[Result]) -> str:
+    """HAEPO's softmax and uniform weights on every task: area under the normalised curve."""
     by_task = _by(results, "ablation")
-    rows = []
-    for name in ABLATIONS:
+    rows = (
+        [task, *(_area(found[name]) if name in found else "" for name in WEIGHTS)] for task, found in by_task.items()
+    )
+    return _table(["task", "softmax (default)", *WEIGHTS[1:]], rows)
+
+
+def ablation_table(
+    results: list[Result], names: Iterable[str] = ABLATIONS, tasks: Iterable[str] = ABLATION_STEPS
+) -> str:
+    """The defaults with one thing changed: area under the normalised curve, and steps to the threshold."""
+    by_task, rows = _by(results, "ablation"), []
+    for name in names:
         cells = [name]
-        for task in ABLATION_STEPS:
+        for task in tasks:
             result = by_task.get(task, {}).get(name)
             if result is None:
                 cells += ["", ""]
                 continue
-            area = scores(result).mean(axis=1)
-            low, high = bootstrap_interval(area)
-            cells.append(f"{float(interquartile_mean(area)):.2f} ({float(low):.2f} to {float(high):.2f})")
-            cells.append(_steps(median_interval(steps_to_threshold(result))[0], result["task"]["total_steps"]))
+            steps = median_interval(steps_to_threshold(result))[0]
+            cells += [_area(result), _steps(steps, result["task"]["total_steps"])]
         rows.append(cells)
-    return _table(["HAEPO with", *(f"{t}: {w}" for t in ABLATION_STEPS for w in ("area", "steps"))], rows)
+    return _table(["changed", *(f"{t}: {w}" for t in tasks for w in ("area", "steps"))], rows)
+
+
+def episodic_table(results: list[Result]) -> str:
+    """The same of `EpisodicHAEPO`."""
+    return ablation_table(results, EPISODIC, EPISODIC_STEPS)
 
 
 def deep_sea_table(results: list[Result]) -> str:
-    """How many seeds found the treasure, by the sea's depth: the last evaluation above half of it."""
+    """How many seeds found the treasure, by the sea's depth (the last evaluation above half of it), and the mean share
+    of its cells that were seen."""
     found: dict[str, dict[int, str]] = {}
     for result in results:
-        last = array(result, "eval_return_greedy")[:, -1]
-        found.setdefault(result["method"], {})[int(task_of(result))] = f"{int((last > 0.5).sum())}/{len(last)}"
+        last, seen = array(result, "eval_return_greedy")[:, -1], array(result, "covered")[:, -1]
+        cell = f"{int((last > 0.5).sum())}/{len(last)}, {100 * seen.mean():.0f}%"
+        found.setdefault(result["method"], {})[int(task_of(result))] = cell
     sizes = sorted({size for row in found.values() for size in row})
     return _table(
         ["method", *map(str, sizes)],
@@ -219,23 +251,28 @@ def deep_sea_table(results: list[Result]) -> str:
 
 
 def alignment_table(results: list[Result]) -> str:
-    """Rank correlation between the weights of trajectories and what they earned, mean over updates and seeds."""
+    """Rank correlations with the return of fresh episodes, means over a run and seeds: of what an update adds to their
+    log-likelihood, and of the log-likelihood itself."""
+    known = _known(results)
     rows = []
     for task, methods in _by(results, "method").items():
         cells = [task]
-        for name in ("haepo_default", "haepo_episodic", "haepo_paper"):
-            known = name in methods and methods[name].get("alignment")
-            cells.append(f"{float(np.nanmean(array(methods[name], 'alignment'))):+.2f}" if known else "")
+        for name in known:
+            kinds = ("alignment_update", "alignment_likelihood") if name in methods else ()
+            cells.append(" / ".join(f"{float(np.nanmean(array(methods[name], kind))):+.2f}" for kind in kinds))
         rows.append(cells)
-    return _table(["task", "haepo_default", "haepo_episodic", "haepo_paper"], rows)
+    return _table(["task", *known], rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[list[Result]], str]]] = {
+    "rivals": ("methods", rivals_table),
     "thresholds": ("methods", threshold_table),
     "final": ("methods", final_table),
     "summary": ("methods", summary_table),
-    "alignment": ("methods", alignment_table),
+    "alignment": ("probes", alignment_table),
+    "weights": ("ablations", weights_table),
     "ablations": ("ablations", ablation_table),
+    "episodic": ("episodic", episodic_table),
     "deep_sea": ("deep_sea", deep_sea_table),
 }
 
@@ -258,7 +295,7 @@ def draw(folder: Path, to: Path) -> list[Path]:
 
     matplotlib.use("agg")
     to.mkdir(exist_ok=True)
-    makers = {"methods": (_curves, _profile), "ablations": (_ablation_bars,)}
+    makers = {"methods": (_curves, _forms, _entropy, _profile), "ablations": (_ablation_bars,)}
     written = []
     for kind, drawers in makers.items():
         results = load(folder / kind)
@@ -270,6 +307,18 @@ def draw(folder: Path, to: Path) -> list[Path]:
 
 
 def _curves(results: list[Result]) -> Any:
+    return _by_task(_only(results, RIVALS), "eval_return", "return")
+
+
+def _forms(results: list[Result]) -> Any:
+    return _by_task([result for result in results if "haepo" in result["method"]], "eval_return", "return")
+
+
+def _entropy(results: list[Result]) -> Any:
+    return _by_task(_only(results, RIVALS), "entropy", "entropy of the policy (nats)")
+
+
+def _by_task(results: list[Result], measure: str, label: str) -> Any:
     from matplotlib.figure import Figure
 
     by_task = _by(results, "method")
@@ -279,14 +328,15 @@ def _curves(results: list[Result]) -> Any:
     for place, (task, methods) in enumerate(by_task.items(), start=1):
         axes = figure.add_subplot(rows, columns, place)
         for name, result in methods.items():
-            steps, returns = array(result, "env_steps").mean(axis=0) / 1000, array(result, "eval_return")
-            low, high = bootstrap_interval(returns.T, resamples=500)
-            axes.plot(steps, interquartile_mean(returns.T), color=METHODS[name].colour, label=name)
+            steps, values = array(result, "env_steps").mean(axis=0) / 1000, array(result, measure).T
+            low, high = bootstrap_interval(values, resamples=500)
+            axes.plot(steps, interquartile_mean(values), color=METHODS[name].colour, label=name)
             axes.fill_between(steps, low, high, color=METHODS[name].colour, alpha=0.2, linewidth=0)
-        axes.axhline(result["task"]["threshold"], color="grey", linewidth=0.8, linestyle="dotted")
+        if measure == "eval_return":
+            axes.axhline(result["task"]["threshold"], color="grey", linewidth=0.8, linestyle="dotted")
         axes.set_title(task)
         axes.set_xlabel("thousand steps")
-        axes.set_ylabel("return")
+        axes.set_ylabel(label)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
@@ -312,7 +362,7 @@ def _profile(results: list[Result]) -> Any:
 def _ablation_bars(results: list[Result]) -> Any:
     from matplotlib.figure import Figure
 
-    by_task = _by(results, "ablation")
+    by_task = {task: found for task, found in _by(results, "ablation").items() if task in ABLATION_STEPS}
     figure = Figure(figsize=(4 * len(by_task) + 2, 6), layout="constrained")
     names = [name for name in ABLATIONS if any(name in found for found in by_task.values())]
     for place, (task, found) in enumerate(by_task.items(), start=1):

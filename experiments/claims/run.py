@@ -17,24 +17,28 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import catalogue
 import jax
+import jax.numpy as jnp
 import numpy as np
-from catalogue import ABLATIONS, METHODS, TASKS, Task
+from catalogue import ABLATIONS, EPISODIC, METHODS, TASKS, WEIGHTS, Task
 
 import haepo_jax as hx
-from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.base import Algorithm, TrainState
 from haepo_jax.config import algorithm_class, hyperparameter_defaults
+from haepo_jax.losses._numerics import rank_correlation
+from haepo_jax.rollout import collect_episodes, lane_keys
+from haepo_jax.training.alignment import fresh_alignment
 from haepo_jax.training.comparison import machine
 from haepo_jax.training.run_dir import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("methods", "ablations", "deep_sea")
+PARTS = ("methods", "ablations", "episodic", "deep_sea", "probes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +48,9 @@ class Size:
     folder: Path
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
-    ablation_tasks: tuple[str, ...]
+    ablations: dict[str, tuple[str, ...]]
+    episodic_tasks: tuple[str, ...]
+    probe_tasks: tuple[str, ...]
     num_configs: int
     report_seeds: Sequence[int]
     ablation_seeds: Sequence[int]
@@ -53,11 +59,13 @@ class Size:
 
 SIZES = {
     "small": Size(
-        RESULTS / "small", ("cartpole", "catch", "pendulum", "bandit"), ("haepo_default", *catalogue.RIVALS), ("cartpole",),
-        4, range(5), range(100, 103), range(2),
+        RESULTS / "small", ("cartpole", "catch", "pendulum", "bandit"), ("haepo_default", *catalogue.RIVALS),
+        {"cartpole": WEIGHTS}, (), (), 4, range(5), range(100, 103), range(2),
     ),
     "full": Size(
-        RESULTS, tuple(TASKS), tuple(METHODS), tuple(catalogue.ABLATION_STEPS), catalogue.NUM_CONFIGS,
+        RESULTS, tuple(TASKS), tuple(METHODS),
+        dict.fromkeys(catalogue.ABLATION_STEPS, tuple(ABLATIONS)) | dict.fromkeys(catalogue.WEIGHTS_STEPS, WEIGHTS),
+        tuple(catalogue.EPISODIC_STEPS), catalogue.PROBE_TASKS, catalogue.NUM_CONFIGS,
         catalogue.REPORT_SEEDS, catalogue.ABLATION_SEEDS, catalogue.DEEP_SEA_SEEDS,
     ),
 }  # fmt: skip
@@ -108,11 +116,18 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
                     lambda task=task, method=method: tune_and_train(size, TASKS[task], method),
                 )
     if "ablations" in parts:
-        for task in (task for task in size.ablation_tasks if task in tasks):
-            for name in ABLATIONS:
+        for task in (task for task in size.ablations if task in tasks):
+            for name in size.ablations[task]:
                 yield (
                     size.folder / "ablations" / f"{task}.{_file(name)}.json",
-                    lambda task=task, name=name: ablate(size, task, name),
+                    lambda task=task, name=name: ablate(size, task, "haepo", name, ABLATIONS[name]),
+                )
+    if "episodic" in parts:
+        for task in (task for task in size.episodic_tasks if task in tasks):
+            for name, changes in EPISODIC.items():
+                yield (
+                    size.folder / "episodic" / f"{task}.{_file(name)}.json",
+                    lambda task=task, name=name, changes=changes: ablate(size, task, "haepo_episodic", name, changes),
                 )
     if "deep_sea" in parts:
         for name in catalogue.DEEP_SEA:
@@ -120,6 +135,13 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
                 yield (
                     size.folder / "deep_sea" / f"{side}.{_file(name)}.json",
                     lambda side=side, name=name: deep_sea(size, side, name),
+                )
+    if "probes" in parts:
+        for task in (task for task in size.probe_tasks if task in tasks):
+            for method in methods:
+                yield (
+                    size.folder / "probes" / f"{task}.{method}.json",
+                    lambda task=task, method=method: probe(size, task, method),
                 )
 
 
@@ -157,11 +179,11 @@ def tune_and_train(size: Size, task: Task, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ablate(size: Size, task_name: str, name: str) -> dict[str, Any]:
-    """HAEPO's default with something changed."""
-    task = dataclasses.replace(TASKS[task_name], total_steps=catalogue.ABLATION_STEPS[task_name])
-    changes = ABLATIONS[name]
-    trained = _train(task, "haepo", changes, size.ablation_seeds)
+def ablate(size: Size, task_name: str, algo: str, name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of an algorithm with something changed."""
+    lengths = {"haepo": catalogue.ABLATION_STEPS | catalogue.WEIGHTS_STEPS, "haepo_episodic": catalogue.EPISODIC_STEPS}
+    task = dataclasses.replace(TASKS[task_name], total_steps=lengths[algo][task_name])
+    trained = _train(task, algo, changes, size.ablation_seeds)
     return {"task": dataclasses.asdict(task), "ablation": name, "hyperparameters": changes, **trained}
 
 
@@ -169,15 +191,68 @@ def deep_sea(size: Size, side: int, name: str) -> dict[str, Any]:
     """A deep sea of `side` x `side`, whose one treasure takes `side` right moves in a row."""
     task = Task("DeepSea-bsuite", catalogue.DEEP_SEA_STEPS, 0.9, 0, 0.99, {"size": side})
     algo, changes = catalogue.DEEP_SEA[name]
-    trained = _train(task, algo, changes, size.deep_sea_seeds)
+    trained = _train(task, algo, changes, size.deep_sea_seeds, coverage)
     return {"task": dataclasses.asdict(task), "method": name, "algo": algo, "hyperparameters": changes, **trained}
 
 
-def _train(task: Task, algo: str, hyperparameters: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
-    """Trains all seeds in one compiled program and plays the final policies: weights against returns."""
+def probe(size: Size, task_name: str, name: str) -> dict[str, Any]:
+    """What the updates of a method, as it was tuned, do to the probabilities of fresh episodes."""
+    tuned = json.loads((size.folder / "methods" / f"{task_name}.{name}.json").read_text())
+    task = TASKS[task_name]
+    trained = _train(task, tuned["algo"], tuned["hyperparameters"], catalogue.PROBE_SEEDS, alignment)
+    return {key: tuned[key] for key in ("task", "method", "algo", "hyperparameters")} | trained
+
+
+Probe = Callable[[Algorithm, TrainState], dict[str, jax.Array]]
+
+
+def with_probe(kind: type[Algorithm], probe: Probe) -> type[Algorithm]:
+    """An algorithm whose history says at every row what `probe` finds."""
+
+    class Probed(kind):  # type: ignore[misc, valid-type]
+        def progress(self, state: TrainState) -> dict[str, Any]:
+            return super().progress(state) | probe(self, state)
+
+    made: type[Algorithm] = jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(Probed))
+    return made
+
+
+def alignment(algorithm: Algorithm, state: TrainState) -> dict[str, jax.Array]:
+    """How one more update, which is then forgotten, changes the probabilities of episodes that no update has seen.
+
+    Returns:
+      Rank correlations, () each, NaN where all returns are equal: `alignment_update` between an episode's return and by
+      how much the update raised its log-likelihood, `alignment_likelihood` between return and log-likelihood before it.
+    """
+    after, _ = algorithm.train_step(state)
+    key = jax.random.fold_in(state.key, 0xF4E5)
+    fresh = fresh_alignment(algorithm, state, after, key, 64)
+    everyone, apart = jnp.ones(64, bool), jnp.ptp(fresh.returns) > 0
+    found = {"alignment_update": fresh.scores, "alignment_likelihood": fresh.log_likelihoods - fresh.scores}
+    return {name: jnp.where(apart, rank_correlation(x, fresh.returns, everyone), jnp.nan) for name, x in found.items()}
+
+
+def coverage(algorithm: Algorithm, state: TrainState) -> dict[str, jax.Array]:
+    """`cells` of a deep sea, (size^2,) bool, that 64 episodes of the policy pass through."""
+
+    def act(carry: Any, observation: Any, is_first: Any, action_mask: Any, key: Any) -> tuple[Any, Any, None]:
+        carry, distribution = algorithm.act_distribution(state, carry, observation, is_first, action_mask)
+        return carry, distribution.sample(key), None
+
+    keys = [lane_keys(key, 64) for key in jax.random.split(jax.random.fold_in(state.key, 0xF4E5))]
+    steps, _, _ = collect_episodes(algorithm.env, act, algorithm.initial_carry(), *keys)
+    assert steps is not None
+    return {"cells": jnp.any(steps.observation != 0, axis=(0, 1)).reshape(-1)}
+
+
+def _train(
+    task: Task, algo: str, hyperparameters: dict[str, Any], seeds: Sequence[int], probe: Probe | None = None
+) -> dict[str, Any]:
+    """Trains all seeds in one compiled program."""
     defaults = hyperparameter_defaults(algo)
     changed = {key: value for key, value in defaults.items() if key not in ("log_points", "eval_episodes")}
-    algorithm: Algorithm = getattr(hx, algorithm_class(algo).__name__)(
+    kind = getattr(hx, algorithm_class(algo).__name__)
+    algorithm: Algorithm = (with_probe(kind, probe) if probe else kind)(
         hx.make_env(task.env, **task.env_kwargs), total_steps=task.total_steps, log_points=catalogue.CURVE_POINTS,
         eval_episodes=catalogue.EVAL_EPISODES, **{**changed, **hyperparameters},
     )  # fmt: skip
@@ -189,6 +264,7 @@ def _train(task: Task, algo: str, hyperparameters: dict[str, Any], seeds: Sequen
     state, history = jax.block_until_ready(train(algorithm, keys))
     done = time.perf_counter()
     history = jax.device_get(history)
+    side = task.env_kwargs.get("size", 0)
     return {
         "seeds": list(seeds),
         "compile_seconds": compiled - begin,
@@ -200,7 +276,15 @@ def _train(task: Task, algo: str, hyperparameters: dict[str, Any], seeds: Sequen
         "ess": history.get("ess"),
         "alignment": history.get("alignment"),
         "diverged_at": np.asarray(state.health.diverged_at),
+        **{name: history[name] for name in ("alignment_update", "alignment_likelihood") if name in history},
+        # The share of a deep sea's cells, the half on and below the diagonal, that episodes so far have seen.
+        **({"covered": 2 * covered(history["cells"]) / (side * (side + 1))} if probe is coverage else {}),
     }
+
+
+def covered(cells: Any) -> Any:
+    """How many of the cells (seeds, rows, cells) were seen in a row or before it, (seeds, rows)."""
+    return np.logical_or.accumulate(cells, axis=1).sum(axis=2)
 
 
 def _rounded(value: Any) -> Any:
