@@ -60,35 +60,28 @@ class Program:
         placed: dict[str, Any] = {}
         if mesh is not None:
             placed = dict.fromkeys(("in_shardings", "out_shardings"), sharding.whole(mesh))
+        pool = ThreadPoolExecutor(3)
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             self._init_from = (self._keys,) if start is None else (self._keys, start)
             axes = (0,) if start is None else (0, None)
+            # XLA lets go of Python's lock while it compiles, so one function is traced while others are compiled.
             init = jax.jit(over_seeds(algorithm.init, axes), **placed).lower(*self._init_from)
+            compiling = {"init": pool.submit(init.compile)}
             state, count = init.out_info, jax.eval_shape(lambda: StepCount.of(0))
-            lowered = {
-                "init": init,
-                "advance": jax.jit(over_seeds(algorithm.advance, (0, None)), donate_argnums=0, **placed).lower(
-                    state, count
-                ),
-                "final": jax.jit(over_seeds(final_evaluation, 0), **placed).lower(state),
-            }
-            for name, metric in lowered["advance"].out_info[1].items():
-                if len(metric.shape) != (num_seeds > 1):
-                    shape = metric.shape[num_seeds > 1 :]
-                    raise ConfigError(
-                        f"the metric {name!r} of {type(algorithm).__name__} has shape {shape}: a metric is one number"
-                    )
+            advance = jax.jit(over_seeds(algorithm.advance, (0, None)), donate_argnums=0, **placed).lower(state, count)
+            _check_metrics(algorithm, advance.out_info[1], num_seeds)
+            compiling["advance"] = pool.submit(advance.compile)
             if algorithm.eval_episodes:
-                lowered["progress"] = jax.jit(over_seeds(algorithm.progress, 0), **placed).lower(state)
+                progress = jax.jit(over_seeds(algorithm.progress, 0), **placed).lower(state)
+                compiling["progress"] = pool.submit(progress.compile)
+            final = jax.jit(over_seeds(final_evaluation, 0), **placed).lower(state)
             self._place = jax.jit(lambda state: state, **placed)
         self._state = state
-        # XLA lets go of Python's lock while it compiles. What is needed at the end only need not be waited for.
-        pool = ThreadPoolExecutor(len(lowered))
-        compiling = {name: pool.submit(program.compile) for name, program in lowered.items()}
-        pool.shutdown(wait=False)
-        self._final_evaluation = compiling.pop("final")
         compiled = {name: program.result() for name, program in compiling.items()}
         self._init, self._advance, self._progress = compiled["init"], compiled["advance"], compiled.get("progress")
+        # What is needed at the end only is compiled while the training goes on.
+        self._final_evaluation = pool.submit(final.compile)
+        pool.shutdown(wait=False)
         self.compile_seconds = time.perf_counter() - begin
 
     def _over_seeds(self, function: Any, in_axes: Any) -> Any:
@@ -155,3 +148,12 @@ def mesh_of(config: RunConfig, algorithm: Algorithm) -> Mesh | None:
         raise ConfigError(f"shard=environments: {error}") from None
     with sharding.over_environments() as mesh:
         return mesh
+
+
+def _check_metrics(algorithm: Algorithm, metrics: dict[str, Any], num_seeds: int) -> None:
+    for name, metric in metrics.items():
+        if len(metric.shape) != (num_seeds > 1):
+            shape = metric.shape[num_seeds > 1 :]
+            raise ConfigError(
+                f"the metric {name!r} of {type(algorithm).__name__} has shape {shape}: a metric is one number"
+            )
