@@ -11,10 +11,10 @@ Parts:
   limit        the share that an update of HAEPO has of bare JAX's time for the same shapes (`limit.py`)
   sequences    what a transformer gains from one pass over a sequence, against a scan over its carry
   memory       temporary memory of an update with 1,024 environments, against the trajectories stored in it, by horizon
-  sweep, sequential, processes, sweep_ppo, sweep_rejax, growth, halving, seeds     see `sweeps.py`
+  sweep, sequential, processes, sweep_rejax, growth, halving, seeds     of `--algo`; see `sweeps.py`
   checkpoints  how long checkpoints keep the training loop waiting
 
-Every part writes its results, the machine, the versions and the command to `OUTPUT/benchmark_<part>.json`;
+Every part writes its results, the machine, the versions and the command to `OUTPUT/benchmark_<part>.json` (of a sweep with its algorithm);
 `python experiments/benchmarks/report.py OUTPUT` makes tables and figures from those files alone. The peers' environments
 are made at first use, in the user's cache directory; see `peers.py`.
 """
@@ -300,7 +300,8 @@ def main() -> None:
     for part in options.parts:
         print(f"{part}:", flush=True)
         found = {**about, "size": options.size, **PARTS[part](options)}
-        (options.output / f"benchmark_{part}.json").write_text(json.dumps(found, indent=1) + "\n")
+        of = f"_{options.algo}" if part in sweeps.PARTS else ""
+        (options.output / f"benchmark_{part}{of}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""What a sweep costs: HAEPO on complete episodes of CartPole, many configurations together, one after another, in processes, and rejax.
+"""What a sweep costs: many configurations of CartPole together, one after another, in processes, and in rejax.
 
-Every way trains the same configurations (a random search over learning_rate, entropy_coef and history_decay) for as
-many live steps, and is timed from its start to its last result, compilation included. "One after another" compiles
+Every way trains the same configurations (a random search over learning_rate and entropy_coef of `--algo`) for as many
+live steps, and is timed from its start to its last result, compilation included. "One after another" compiles
 once, for hyperparameters are traced there too. "Separate processes" runs `python -m haepo_jax.train` for each
-configuration, as many at once as there are cores; it may be measured on some of them and scaled. rejax has no HAEPO: it
-trains its PPO with as many learning rates and entropy coefficients, vmapped, unevaluated, under its own interpreter, and
-`sweep_ppo` is our sweep of PPO beside it.
+configuration, as many at once as there are cores; it may be measured on some of them and scaled. rejax trains its PPO,
+vmapped, unevaluated, under its own interpreter: what to compare `--algo ppo` with.
 
-Parts: `sweep`, `sequential`, `processes`, `sweep_ppo`, `sweep_rejax` (times); `growth` (1 to 1,024 configurations together);
+Parts: `sweep`, `sequential`, `processes`, `sweep_rejax` (times); `growth` (1 to 1,024 configurations together);
 `halving` (the best of successive halving against the best of the full sweep, and its steps); `seeds` (final returns of
 50 seeds in a sweep against 50 alone).
 """
@@ -31,12 +30,12 @@ import numpy as np
 import peers
 
 import haepo_jax as hx
+from haepo_jax.config import algorithm_class
 from haepo_jax.sweeps.results import SweepResult
 
 SPACE = {
     "learning_rate": "tag(log,interval(3e-4,3e-2))",
     "entropy_coef": "tag(log,interval(1e-4,1e-1))",
-    "history_decay": "interval(0.9,1)",
 }
 
 REJAX = """
@@ -60,18 +59,13 @@ print(json.dumps({"seconds": time.perf_counter() - begin, "steps": int(np.sum(st
 """
 
 
-def space_of(algo: str) -> dict[str, str]:
-    """What is swept of an algorithm."""
-    return {key: text for key, text in SPACE.items() if algo == "haepo" or key != "history_decay"}
-
-
 def together(options: argparse.Namespace, configs: int, seeds: int = 1, **settings: Any) -> tuple[SweepResult, float]:
     """A sweep, and its seconds."""
     begin = time.perf_counter()
     found = hx.sweep(
         options.env,
         options.algo,
-        space_of(options.algo),
+        SPACE,
         search="random",
         num_configs=configs,
         num_seeds=seeds,
@@ -84,7 +78,8 @@ def together(options: argparse.Namespace, configs: int, seeds: int = 1, **settin
 
 def algorithm_of(values: dict[str, Any], options: argparse.Namespace) -> Any:
     numbers = {key.removeprefix("algo."): value for key, value in values.items()}
-    return hx.EpisodicHAEPO(options.env, total_steps=options.total_steps, eval_episodes=0, log_points=1, **numbers)
+    kind = getattr(hx, algorithm_class(options.algo).__name__)
+    return kind(options.env, total_steps=options.total_steps, eval_episodes=0, log_points=1, **numbers)
 
 
 def configurations(options: argparse.Namespace, count: int) -> list[dict[str, Any]]:
@@ -92,28 +87,28 @@ def configurations(options: argparse.Namespace, count: int) -> list[dict[str, An
     from haepo_jax.config.arguments import read_arguments
     from haepo_jax.sweeps.settings import read_sweep
 
-    arguments = [f"env={options.env}", *(f"algo.{key}={text}" for key, text in SPACE.items())]
+    arguments = [f"env={options.env}", f"algo={options.algo}", *(f"algo.{key}={text}" for key, text in SPACE.items())]
     plan = read_sweep(read_arguments(arguments).overrides)
     return [plan.drawn(index) for index in range(count)]
 
 
-def measure_sweep(options: argparse.Namespace, algo: str = "haepo") -> dict[str, Any]:
+def measure_sweep(options: argparse.Namespace) -> dict[str, Any]:
     """The command line, from its start to its tables and figures."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "haepo_jax.sweep", f"env={options.env}", f"algo={algo}", "search=random"]
-        command += [f"num_configs={options.configs}", f"total_steps={options.total_steps}", f"run_dir={folder}/sweep"]
-        command += [f"algo.{key}={text}" for key, text in space_of(algo).items()]
+        command = [sys.executable, "-m", "haepo_jax.sweep", f"env={options.env}", f"algo={options.algo}"]
+        command += [
+            "search=random",
+            f"num_configs={options.configs}",
+            f"total_steps={options.total_steps}",
+            f"run_dir={folder}/sweep",
+        ]
+        command += [f"algo.{key}={text}" for key, text in SPACE.items()]
         command += [f"batch_size={options.batch_size}"] if options.batch_size else []
         begin = time.perf_counter()
         subprocess.run(command, env=peers.environment("haepo_jax"), check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - begin
         summary = json.loads(Path(folder, "sweep", "summary.json").read_text())
     return {"seconds": seconds, "steps": summary["env_steps"], "best": summary["best"][options.env]["return"]}
-
-
-def measure_sweep_ppo(options: argparse.Namespace) -> dict[str, Any]:
-    """What rejax is asked for: PPO with its sizes, which are our defaults."""
-    return measure_sweep(options, "ppo")
 
 
 def measure_sequential(options: argparse.Namespace) -> dict[str, Any]:
@@ -149,6 +144,7 @@ def measure_processes(options: argparse.Namespace) -> dict[str, Any]:
                     "-m",
                     "haepo_jax.train",
                     f"env={options.env}",
+                    f"algo={options.algo}",
                     f"total_steps={options.total_steps}",
                 ]
                 command += [f"{key}={value!r}" for key, value in values.items()]
@@ -227,7 +223,7 @@ def measure_seeds(options: argparse.Namespace) -> dict[str, Any]:
     from scipy.stats import ks_2samp
 
     rates = [3e-3, 1e-2]
-    found = hx.sweep(options.env, "haepo", {"learning_rate": rates}, num_seeds=50, total_steps=options.total_steps)
+    found = hx.sweep(options.env, options.algo, {"learning_rate": rates}, num_seeds=50, total_steps=options.total_steps)
     algorithm = algorithm_of({"algo.learning_rate": rates[0]}, options)
 
     def train_and_evaluate(key: jax.Array) -> jax.Array:
@@ -242,7 +238,6 @@ def measure_seeds(options: argparse.Namespace) -> dict[str, Any]:
 MEASURES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "sweep": measure_sweep,
     "sequential": measure_sequential,
-    "sweep_ppo": measure_sweep_ppo,
     "processes": measure_processes,
     "sweep_rejax": measure_rejax,
     "growth": measure_growth,
@@ -254,7 +249,7 @@ MEASURES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sweeps")
     group.add_argument("--env", default="CartPole-v1")
-    group.add_argument("--algo", default="haepo", choices=("haepo", "ppo"), help="of the parts growth and halving")
+    group.add_argument("--algo", default="haepo", choices=("haepo", "haepo_episodic", "ppo"))
     group.add_argument("--configs", type=int, help="(quick: 4, full: 256)")
     group.add_argument("--total-steps", type=int, help="(quick: 20,000, full: 200,000)")
     group.add_argument("--batch-size", type=int, help="configurations in one call (default: measured)")

@@ -116,7 +116,7 @@ EVAL_EPISODES = 16
 
 ABLATION_STEPS = {"cartpole": 30_000, "pendulum": 50_000, "acrobot": 30_000}
 WEIGHTS_STEPS = {
-    "catch": 16_000, "four_rooms": 30_000, "mountain_car": 60_000, "mountain_car_continuous": 50_000,
+    "catch": 16_000, "four_rooms": 30_000, "mountain_car": 100_000, "mountain_car_continuous": 50_000,
     "inverted_pendulum": 40_000,
 }  # fmt: skip
 """Tasks on which only `WEIGHTS` are compared."""
