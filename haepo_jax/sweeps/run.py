@@ -17,13 +17,13 @@ from haepo_jax.sweeps.display import Display
 from haepo_jax.sweeps.results import SweepResult, read_results, write_tables
 from haepo_jax.sweeps.settings import SweepPlan, key_of_number, read_sweep
 from haepo_jax.sweeps.space import Choice, Values, value_text
-from haepo_jax.sweeps.study import Claimed, Study, open_storage
 from haepo_jax.training.progress import number
 
 if TYPE_CHECKING:
     from haepo_jax.algorithms.base import Algorithm
     from haepo_jax.sweeps.cohort import Candidate, Group, Outcome, Rules
     from haepo_jax.sweeps.program import BatchSize, Programs, Shape
+    from haepo_jax.sweeps.study import Claimed, Study
 
 COHORT_LANES = {"cpu": 64}
 """Lanes that train together where nothing else is asked for: enough to fill batches with lanes alike, few enough that
@@ -90,6 +90,8 @@ def sweep(
     directory = None if run_dir is None else Path(run_dir)
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
+    from haepo_jax.sweeps.study import Study, open_storage
+
     study = Study(
         plan, open_storage(plan.settings.storage, directory), "sweep" if directory is None else directory.resolve().name
     )
@@ -117,6 +119,7 @@ def check_builds(plan: SweepPlan) -> None:
 
 def run(plan: SweepPlan, directory: Path, command: str, display: Display) -> SweepResult:
     """Works on a sweep until every trial has ended, here or elsewhere, and writes what was found into `directory`."""
+    from haepo_jax.sweeps.study import Study, open_storage
     from haepo_jax.training.run_dir import json_text, write_atomically
 
     study = Study(plan, open_storage(plan.settings.storage, directory), directory.resolve().name)
