@@ -1,7 +1,8 @@
-"""What the README tells people to type works."""
+"""What the README, the site and the examples tell people to type works."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import socket
@@ -12,41 +13,49 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {page.name: page for page in (*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md")))}
+BLOCK = re.compile(r"(?:<!-- ([^>]+?) -->\s*)?^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+ELSEWHERE = {
+    "ci: test": "this is it",
+    "hosts": "test_several_processes_train_one_run",
+    "reinforce": "tests/experiments/test_reinforce.py",
+}
+"""Marked blocks that are not run where they stand, and what runs them."""
 
 
-def block(marker: str) -> list[str]:
-    found = re.search(rf"<!-- {re.escape(marker)} -->\s*```bash\n(.*?)```", README, re.DOTALL)
-    assert found, f"README.md has no block marked {marker}"
-    return found.group(1).splitlines()
-
-
-@pytest.mark.slow
-def test_python_blocks_run_in_order() -> None:
-    namespace: dict[str, object] = {}
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 4
-    for source in blocks:
-        exec(compile(source, "README.md", "exec"), namespace)
-
-
-@pytest.mark.slow
-def test_commands_run(tmp_path: Path) -> None:
-    for line in [*block("commands"), *block("sweep"), "python -m haepo_jax.train env=CartPole-v1 total_steps=50_000"]:
-        words = shlex.split(line)
-        assert words[0] == "python"
-        done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+def run(command: str, directory: Path) -> None:
+    words = shlex.split(command)
+    if words[1:3] == ["-m", "venv"]:
+        return
+    assert words[0] in ("python", ".venv/bin/python"), command
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *words[1:]], cwd=directory, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.slow
-def test_several_processes_train_one_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_the_blocks_of_a_page_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": page}
+    for marker, language, source in BLOCK.findall(PAGES[page].read_text(encoding="utf-8")):
+        if language == "python":
+            exec(compile(source, page, "exec"), namespace)
+        elif marker not in ELSEWHERE:
+            for command in source.splitlines():
+                run(command, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [name for name, page in PAGES.items() if "<!-- hosts -->" in page.read_text()])
+def test_several_processes_train_one_run(page: str, tmp_path: Path) -> None:
     """As typed, but at a port that is free."""
+    (script,) = (source for marker, _, source in BLOCK.findall(PAGES[page].read_text()) if marker == "hosts")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        script = (
-            "\n".join(block("hosts")).replace(":9911", f":{free.getsockname()[1]}").replace("python", sys.executable)
-        )
+        script = script.replace(":9911", f":{free.getsockname()[1]}").replace("python", sys.executable)
     done = subprocess.run(
         ["bash", "-c", f"{script}\nwait $!"], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
@@ -54,12 +63,26 @@ def test_several_processes_train_one_run(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "hosts" / "summary.json").exists()
 
 
-def test_every_command_is_run_by_a_test_or_by_ci() -> None:
-    blocks = re.findall(r"<!-- ([^>]+?) -->\s*```bash", README)
-    assert set(blocks) == {"ci: train", "ci: test", "commands", "hosts", "reinforce", "sweep"}
-    assert README.count("```bash") == len(blocks)
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [path.name for path in sorted((ROOT / "examples").glob("*.py"))])
+def test_an_example_runs(example: str, tmp_path: Path) -> None:
+    lines = (ROOT / "examples" / example).read_text().splitlines()
+    assert len(lines) <= 50
+    run(f"python {ROOT / 'examples' / example}", tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_run_or_another_librarys(page: str) -> None:
+    text = PAGES[page].read_text(encoding="utf-8")
+    fences = re.findall(r"^```(.*)$", text, re.MULTILINE)[::2]
+    run_here = sum(fence in ("python", "bash") for fence in fences)
+    assert run_here == len(BLOCK.findall(text))
+    others = {fence.partition(" title=")[2].strip('"').split()[0].strip(":") for fence in fences if "title=" in fence}
+    assert others <= {"PureJaxRL", "rejax", "Stable-Baselines3", "Stoix"}
+    assert all(fence in ("python", "bash", "console", "") or " title=" in fence for fence in fences)
 
 
 def test_every_local_link_exists() -> None:
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for page in PAGES.values():
+        for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
