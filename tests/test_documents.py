@@ -23,6 +23,10 @@ ELSEWHERE = {
 """Marked blocks that are not run where they stand, and what runs them."""
 
 
+def trains(page: str) -> bool:
+    return "total_steps=" in PAGES[page].read_text(encoding="utf-8")
+
+
 def run(command: str, directory: Path) -> None:
     words = shlex.split(command)
     if words[1:3] == ["-m", "venv"]:
@@ -35,14 +39,15 @@ def run(command: str, directory: Path) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if trains(page) else page for page in PAGES]
+)
 def test_the_blocks_of_a_page_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": page}
     for marker, language, source in BLOCK.findall(PAGES[page].read_text(encoding="utf-8")):
         if language == "python":
-            exec(compile(source, page, "exec"), namespace)
+            exec(compile(source, page, "exec", dont_inherit=True), namespace)
         elif marker not in ELSEWHERE:
             for command in source.splitlines():
                 run(command, tmp_path)
