@@ -45,12 +45,13 @@ def sweep(
 ) -> SweepResult:
     """Trains many configurations in few compiled programs.
 
-    >>> import haepo_jax as hx
-    >>> found = hx.sweep(
-    ...     "CartPole-v1", "haepo", {"learning_rate": "tag(log,interval(1e-4,1e-2))", "entropy_coef": [0, 0.001, 0.01]},
-    ...     num_configs=64, num_seeds=4, total_steps=200_000,
-    ... )
-    >>> found.returns.shape, found.values["algo.learning_rate"][found.best()]
+    Examples:
+      >>> import haepo_jax as hx
+      >>> found = hx.sweep(
+      ...     "CartPole-v1", "haepo", {"learning_rate": "tag(log,interval(1e-4,1e-2))", "entropy_coef": [0, 0.001, 0.01]},
+      ...     num_configs=64, num_seeds=4, total_steps=200_000,
+      ... )
+      >>> found.returns.shape, found.values["algo.learning_rate"][found.best()]
 
     Args:
       env: an environment, or its name.
