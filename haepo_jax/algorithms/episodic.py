@@ -25,10 +25,11 @@ class EpisodicHAEPO(hyperparameters.EpisodicHAEPO, TrajectoryAlgorithm):
     `EpisodicHAEPO(env, credit="trajectory", score="likelihood", normalize="standardize")`, on the command line
     `algo=haepo_paper`.
 
-    >>> import haepo_jax as hx
-    >>> algo = hx.EpisodicHAEPO("CartPole-v1", total_steps=500_000, learning_rate=3e-3)
-    >>> state = algo.init(jax.random.key(0))
-    >>> state, metrics = jax.jit(algo.train_step)(state)
+    Examples:
+      >>> import haepo_jax as hx
+      >>> algo = hx.EpisodicHAEPO("CartPole-v1", total_steps=500_000, learning_rate=3e-3)
+      >>> state = algo.init(jax.random.key(0))
+      >>> state, metrics = jax.jit(algo.train_step)(state)
     """
 
     def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:

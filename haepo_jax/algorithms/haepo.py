@@ -67,10 +67,11 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
 
     The paper's form, and others that need no value function, are `EpisodicHAEPO`.
 
-    >>> import haepo_jax as hx
-    >>> algo = hx.HAEPO("CartPole-v1", total_steps=50_000, learning_rate=3e-3)
-    >>> state = algo.init(jax.random.key(0))
-    >>> state, metrics = jax.jit(algo.train_step)(state)
+    Examples:
+      >>> import haepo_jax as hx
+      >>> algo = hx.HAEPO("CartPole-v1", total_steps=50_000, learning_rate=3e-3)
+      >>> state = algo.init(jax.random.key(0))
+      >>> state, metrics = jax.jit(algo.train_step)(state)
     """
 
     def improve(

@@ -53,14 +53,15 @@ class TokenTask(Replaceable):
         needs; to learn from demonstrations (`algo=supervised`) it must be a right completion (C,).
       reward: prompt (P,), answer, completion (C,) -> () float32, called once the completion has ended.
 
-    >>> import jax, jax.numpy as jnp
-    >>> from haepo_jax.envs import TokenTask
-    >>> def sample(key):
-    ...     prompt = jax.random.randint(key, (5,), 1, 3)  # of a and b
-    ...     return prompt, jnp.array([1 + jnp.sum(prompt == 2) % 2, 0])  # b where the number of b is odd
-    >>> task = TokenTask("parity", alphabet="ab", max_prompt=5, max_completion=2, sample=sample)
-    >>> task.decode([1, 2, 2, 0, 0])
-    'abb'
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from haepo_jax.envs import TokenTask
+      >>> def sample(key):
+      ...     prompt = jax.random.randint(key, (5,), 1, 3)  # of a and b
+      ...     return prompt, jnp.array([1 + jnp.sum(prompt == 2) % 2, 0])  # b where the number of b is odd
+      >>> task = TokenTask("parity", alphabet="ab", max_prompt=5, max_completion=2, sample=sample)
+      >>> task.decode([1, 2, 2, 0, 0])
+      'abb'
     """
 
     name: str = static_field()

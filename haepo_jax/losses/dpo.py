@@ -56,7 +56,7 @@ def dpo_loss(
       TypeError: a log-likelihood is not floating point, or another array not a real number.
       ValueError: shapes differ, or a number is out of range.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> from haepo_jax.losses import dpo_loss
       >>> likelihood = jnp.array([-1.0, -3.0])

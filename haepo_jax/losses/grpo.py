@@ -77,7 +77,7 @@ def grpo_loss(
       TypeError: log-probabilities are not floating point, or another array not a real number.
       ValueError: shapes do not fit, an option is unknown or a number is out of range.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> from haepo_jax.losses import grpo_loss
       >>> behaviour = jnp.log(jnp.array([[0.5, 0.5], [0.5, 0.5]]))  # two steps of two trajectories

@@ -80,7 +80,7 @@ def haepo_loss(
       ValueError: shapes differ, an option is unknown or out of range, or the option chosen needs an argument that is
         missing.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> from haepo_jax.losses import haepo_loss
       >>> log_likelihood = jnp.log(jnp.array([0.6, 0.3, 0.1]))
@@ -215,7 +215,7 @@ def haepo_prefix_loss(
       TypeError: log-probabilities are not floating point, or another array not a real number.
       ValueError: shapes differ, or an option is unknown or out of range.
 
-    Example:
+    Examples:
       >>> import jax
       >>> import jax.numpy as jnp
       >>> from haepo_jax.losses import haepo_prefix_loss
@@ -335,7 +335,7 @@ def haepo_advantage_loss(
       TypeError: log-probabilities are not floating point, or another array not a real number.
       ValueError: shapes differ, a number is out of range, or a group has a single member.
 
-    Example:
+    Examples:
       >>> import jax
       >>> import jax.numpy as jnp
       >>> from haepo_jax.losses import haepo_advantage_loss

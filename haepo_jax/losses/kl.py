@@ -28,7 +28,7 @@ def kl_k3(log_probs: ArrayLike, reference_log_probs: ArrayLike) -> jax.Array:
       TypeError: an argument is not floating point.
       ValueError: the shapes differ.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> import numpy as np
       >>> from haepo_jax.losses import kl_k3

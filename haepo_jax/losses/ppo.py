@@ -47,7 +47,7 @@ def generalized_advantage_estimation(
       TypeError: values are not floating point, or another array not a real number.
       ValueError: shapes differ, or a number is out of range.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> from haepo_jax.losses import generalized_advantage_estimation
       >>> advantages, targets = generalized_advantage_estimation(
@@ -135,7 +135,7 @@ def ppo_loss(
       TypeError: log-probabilities or values are not floating point, or another array not a real number.
       ValueError: shapes differ, a number is out of range, or ``value_clip_eps`` comes without ``behaviour_values``.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> from haepo_jax.losses import ppo_loss
       >>> loss, metrics = ppo_loss(

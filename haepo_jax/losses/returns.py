@@ -32,7 +32,7 @@ def normalize_returns(
       TypeError: ``returns`` or ``mask`` holds no real numbers.
       ValueError: shapes differ, or ``normalize`` is unknown.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> from haepo_jax.losses import normalize_returns
       >>> print(normalize_returns(jnp.array([1, 2, 2, 100]), normalize="rank").round(3))

@@ -40,7 +40,7 @@ def trajectory_log_likelihood(log_probs: ArrayLike, mask: ArrayLike) -> jax.Arra
       TypeError: ``log_probs`` is not floating point, or ``mask`` neither bool nor a real number.
       ValueError: the shapes differ.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> import numpy as np
       >>> from haepo_jax.losses import trajectory_log_likelihood
@@ -79,7 +79,7 @@ def plackett_luce_weights(
       TypeError: ``scores`` is not floating point, or another argument is not a real number.
       ValueError: shapes do not fit, ``temperature`` is not above 0 or an unknown rule.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> import numpy as np
       >>> from haepo_jax.losses import plackett_luce_weights

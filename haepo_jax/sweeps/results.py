@@ -6,26 +6,25 @@ import csv
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from optuna.trial import FrozenTrial, TrialState
 
 from haepo_jax.sweeps.settings import SweepPlan
 from haepo_jax.sweeps.space import Values
-from haepo_jax.sweeps.study import Study
 from haepo_jax.training.run_dir import json_text, write_atomically
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from haepo_jax.sweeps.study import Study
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "stopped",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-}
+# Optuna's names of a trial's states, which is not imported here: this module is loaded before it is known to be there.
+STATES = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "running"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +106,7 @@ class SweepResult:
 def read_results(study: Study) -> SweepResult:
     """The results so far, of all workers."""
     plan, found = study.plan, sorted(study.by_index().items())
-    trials = [trial for _, trial in found if trial.state != TrialState.WAITING]
+    trials = [trial for _, trial in found if trial.state.name != "WAITING"]
     seeds, points = plan.settings.num_seeds, plan.settings.curve_points
     results = [study.result(trial) or {} for trial in trials]
     configs = [study.values(trial) for trial in trials]
@@ -132,7 +131,7 @@ def read_results(study: Study) -> SweepResult:
 
 
 def _state(trial: FrozenTrial) -> str:
-    return STATES.get(trial.state, "waiting")
+    return STATES.get(trial.state.name, "waiting")
 
 
 def _column(values: list[Any]) -> npt.NDArray[Any]:

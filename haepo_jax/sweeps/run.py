@@ -17,13 +17,13 @@ from haepo_jax.sweeps.display import Display
 from haepo_jax.sweeps.results import SweepResult, read_results, write_tables
 from haepo_jax.sweeps.settings import SweepPlan, key_of_number, read_sweep
 from haepo_jax.sweeps.space import Choice, Values, value_text
-from haepo_jax.sweeps.study import Claimed, Study, open_storage
 from haepo_jax.training.progress import number
 
 if TYPE_CHECKING:
     from haepo_jax.algorithms.base import Algorithm
     from haepo_jax.sweeps.cohort import Candidate, Group, Outcome, Rules
     from haepo_jax.sweeps.program import BatchSize, Programs, Shape
+    from haepo_jax.sweeps.study import Claimed, Study
 
 COHORT_LANES = {"cpu": 64}
 """Lanes that train together where nothing else is asked for: enough to fill batches with lanes alike, few enough that
@@ -45,12 +45,13 @@ def sweep(
 ) -> SweepResult:
     """Trains many configurations in few compiled programs.
 
-    >>> import haepo_jax as hx
-    >>> found = hx.sweep(
-    ...     "CartPole-v1", "haepo", {"learning_rate": "tag(log,interval(1e-4,1e-2))", "entropy_coef": [0, 0.001, 0.01]},
-    ...     num_configs=64, num_seeds=4, total_steps=200_000,
-    ... )
-    >>> found.returns.shape, found.values["algo.learning_rate"][found.best()]
+    Examples:
+      >>> import haepo_jax as hx
+      >>> found = hx.sweep(
+      ...     "CartPole-v1", "haepo", {"learning_rate": "tag(log,interval(1e-4,1e-2))", "entropy_coef": [0, 0.001, 0.01]},
+      ...     num_configs=64, num_seeds=4, total_steps=200_000,
+      ... )
+      >>> found.returns.shape, found.values["algo.learning_rate"][found.best()]
 
     Args:
       env: an environment, or its name.
@@ -90,6 +91,8 @@ def sweep(
     directory = None if run_dir is None else Path(run_dir)
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
+    from haepo_jax.sweeps.study import Study, open_storage
+
     study = Study(
         plan, open_storage(plan.settings.storage, directory), "sweep" if directory is None else directory.resolve().name
     )
@@ -117,6 +120,7 @@ def check_builds(plan: SweepPlan) -> None:
 
 def run(plan: SweepPlan, directory: Path, command: str, display: Display) -> SweepResult:
     """Works on a sweep until every trial has ended, here or elsewhere, and writes what was found into `directory`."""
+    from haepo_jax.sweeps.study import Study, open_storage
     from haepo_jax.training.run_dir import json_text, write_atomically
 
     study = Study(plan, open_storage(plan.settings.storage, directory), directory.resolve().name)

@@ -8,6 +8,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterable, Sequence
+from importlib import util
 from typing import TYPE_CHECKING, Any
 
 from haepo_jax.algorithms import hyperparameters as hp
@@ -32,6 +33,8 @@ from haepo_jax.sweeps.space import (
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+PACKAGES = ("optuna", "cmaes", "pyarrow")
+"""What the extra `sweep` brings."""
 SEARCHES = ("auto", "grid", "random", "tpe", "cmaes")
 RESUME = ("auto", "true", "false")
 TRIAL_SETTINGS = ("env", "algo", "seed", "num_seeds", "total_steps", "final_eval_episodes", "env_kwargs")
@@ -239,6 +242,11 @@ class SweepPlan:
 
 def read_sweep(overrides: Iterable[Override]) -> SweepPlan:
     """The sweep that a command line asks for; raises ConfigError at the first thing that is wrong."""
+    missing = [name for name in PACKAGES if util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"a sweep needs the extra sweep, and {missing[0]} is not installed: pip install 'haepo_jax[sweep]'"
+        )
     overrides = list(overrides)
     swept = [override for override in overrides if override.is_sweep_override()]
     fixed = [override for override in overrides if not override.is_sweep_override()]

@@ -85,9 +85,10 @@ class TrainedPolicy:
 def load(run_dir: str | Path, *, seed: int | None = None, checkpoint: str = "last") -> tuple[Algorithm, TrainedPolicy]:
     """The algorithm of a run and the policy of one of its seeds.
 
-    >>> algo, policy = hx.load("runs/x", seed=0)
-    >>> action = policy(observation)
-    >>> returns = algo.evaluate(policy.state)["return"]
+    Examples:
+      >>> algo, policy = hx.load("runs/x", seed=0)
+      >>> action = policy(observation)
+      >>> returns = algo.evaluate(policy.state)["return"]
 
     Nothing in the directory is executed: settings are checked against this library's own, and arrays against a manifest
     of hashes.

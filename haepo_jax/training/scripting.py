@@ -99,9 +99,10 @@ def train(
 ) -> TrainResult:
     """Trains an algorithm with the loop, the display, the files and the resuming of `python -m haepo_jax.train`.
 
-    >>> result = hx.train(hx.PPO("CartPole-v1", total_steps=50_000), seeds=4, run_dir="runs/mine")
-    >>> result.history["eval_return"].shape
-    (4, 50)
+    Examples:
+      >>> result = hx.train(hx.PPO("CartPole-v1", total_steps=50_000), seeds=4, run_dir="runs/mine")
+      >>> result.history["eval_return"].shape
+      (4, 50)
 
     The algorithm may be any `Algorithm`, of the user's own class, environment and networks; the metrics that its `_update`
     returns are logged with all others. A run of named parts alone, such as this one, is one of the command line's: `run_dir`
