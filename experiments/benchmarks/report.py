@@ -69,11 +69,14 @@ def limit(found: dict[str, Any]) -> list[str]:
 
 
 def sequences(found: dict[str, Any]) -> list[str]:
-    times = {name: spread([1e3 * x for x in values]) for name, values in found["seconds"].items()}
-    return [
-        f"Gradient of a transformer, {found['sequences']} sequences of {found['length']} tokens: one pass "
-        f"{times['parallel']} ms, a scan over the carry {times['scanned']} ms, ratio {spread(found['ratios'])}"
+    lines = [
+        "| sequences | tokens each | one pass, ms | scan over the carry, ms | ratio |",
+        "| ---: | ---: | ---: | ---: | ---: |",
     ]
+    for row in found["rows"]:
+        times = [spread([1e3 * x for x in values]) for values in row["seconds"].values()]
+        lines.append(f"| {row['sequences']} | {row['length']} | {' | '.join(times)} | {spread(row['ratios'])} |")
+    return lines
 
 
 def memory(found: dict[str, Any]) -> list[str]:

@@ -51,7 +51,7 @@ import sweeps  # noqa: E402
 CARTPOLE: dict[str, Any] = {"env": "CartPole-v1", "algo": "ppo", "num_envs": 32}
 REACHER = {"backend": "spring"}
 SPEED: dict[str, list[tuple[str, dict[str, Any], list[int]]]] = {
-    "quick": [("rejax", CARTPOLE | {"total_steps": 40_960}, [1])],
+    "quick": [("rejax", CARTPOLE | {"total_steps": 163_840}, [1, 8])],
     "full": [
         ("rejax", CARTPOLE | {"total_steps": 163_840}, [1, 8, 64]),
         ("rejax", CARTPOLE | {"env": "Acrobot-v1", "total_steps": 163_840}, [1, 8]),
@@ -213,36 +213,42 @@ def measure_sequences(options: argparse.Namespace) -> dict[str, Any]:
     from haepo_jax.sequence_networks import sequence_policy
     from haepo_jax.spaces import Discrete
 
-    length, sequences, tokens = 128, 32, Discrete(32)
+    length, tokens = 128, Discrete(32)
     policy = sequence_policy("transformer", tokens, tokens, hidden_sizes=(64, 64), context=length)
-    said = jax.random.randint(jax.random.key(0), (sequences, length), 0, 32)
-    params, carry = policy.init(jax.random.key(1), said[0, 0])
+    params, carry = policy.init(jax.random.key(1), jnp.int32(0))
     is_first = np.arange(length) == 0
 
-    def likelihood(logits: jax.Array, said: jax.Array) -> jax.Array:
-        return jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits[:-1]), said[1:, None], axis=1))
-
     def parallel(params: Any, said: jax.Array) -> jax.Array:
-        return likelihood(policy.apply(params, carry, said, is_first)[1], said)
+        return policy.apply(params, carry, said, is_first)[1]
 
     def scanned(params: Any, said: jax.Array) -> jax.Array:
         step = lambda carry, now: policy.apply(params, carry, *now)  # noqa: E731
-        return likelihood(jax.lax.scan(step, carry, (said, jnp.asarray(is_first)))[1], said)
+        return jax.lax.scan(step, carry, (said, jnp.asarray(is_first)))[1]
 
-    def gradient(of: Any) -> Any:
-        return jax.jit(jax.grad(lambda params: jnp.mean(jax.vmap(of, (None, 0))(params, said))))
+    def gradient(logits: Any, said: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            log_probs = jax.nn.log_softmax(jax.vmap(logits, (None, 0))(params, said)[:, :-1])
+            return jnp.mean(jnp.take_along_axis(log_probs, said[:, 1:, None], axis=2))
 
-    calls = {"parallel": gradient(parallel), "scanned": gradient(scanned)}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(2 * options.rounds + 1):
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            jax.block_until_ready(call(params))
-            if turn:  # the first one compiles
-                seconds[name].append(time.perf_counter() - begin)
-    ratios = [slow / fast for fast, slow in zip(*seconds.values(), strict=True)]
-    print(f"  one pass is {statistics.median(ratios):.1f} times as fast as a scan over the carry", flush=True)
-    return {"length": length, "sequences": sequences, "seconds": seconds, "ratios": ratios}
+        return jax.jit(jax.grad(loss))
+
+    rows = []
+    for sequences in (1, 8, 32):
+        said = jax.random.randint(jax.random.key(0), (sequences, length), 0, 32)
+        calls = {"parallel": gradient(parallel, said), "scanned": gradient(scanned, said)}
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(2 * options.rounds + 1):
+            for name, call in calls.items():
+                begin = time.perf_counter()
+                jax.block_until_ready(call(params))
+                if turn:  # the first one compiles
+                    seconds[name].append(time.perf_counter() - begin)
+        ratios = [slow / fast for fast, slow in zip(*seconds.values(), strict=True)]
+        rows.append({"sequences": sequences, "length": length, "seconds": seconds, "ratios": ratios})
+        print(
+            f"  {sequences} sequences: one pass is {statistics.median(ratios):.1f} times as fast as a scan", flush=True
+        )
+    return {"rows": rows}
 
 
 def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
