@@ -1,4 +1,7 @@
-"""Tables and figures of the benchmark, from its JSON files alone: `python experiments/benchmarks/report.py [FOLDER]`."""
+"""Tables and figures of the benchmark, from its JSON files alone: `python experiments/benchmarks/report.py [FOLDER]`.
+
+Without a folder they are of the stored results, and go into `experiments/results/README.md`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from matplotlib.figure import Figure
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean  # noqa: E402
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def spread(values: list[Any], digits: int = 1) -> str:
@@ -104,18 +109,34 @@ def curves(found: dict[str, Any], folder: Path) -> list[str]:
 
 def plain(found: dict[str, Any]) -> list[str]:
     skipped = ("command", "machine", "versions")
-    return [f"{key}: {value}" for key, value in found.items() if key not in skipped and not isinstance(value, list)]
+    shown = {key: round(value, 1) if isinstance(value, float) else value for key, value in found.items()}
+    return ["; ".join(f"{k} {v}" for k, v in shown.items() if k not in skipped and v and not isinstance(v, list))]
+
+
+def written(folder: Path) -> str:
+    """All tables, as Markdown."""
+    tables = {"start": start, "speed": speed, "limit": limit, "sequences": sequences, "memory": memory}
+    lines = []
+    for file in sorted(folder.glob("benchmark_*.json")):
+        part, found = file.stem.removeprefix("benchmark_"), json.loads(file.read_text())
+        if "command" in found:
+            table = curves(found, folder) if part == "curves" else tables.get(part, plain)(found)
+            lines += [f"### {part}", "", f"`{found['command']}`", "", *table, ""]
+    return "\n".join(lines)
+
+
+def filled_in(text: str, folder: Path) -> str:
+    """A document whose end, from its mark on, are the tables."""
+    head, mark, _ = text.partition("<!-- benchmarks -->\n")
+    return f"{head}{mark}\n{written(folder)}" if mark else text
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[1] / "results"
-    tables = {"start": start, "speed": speed, "limit": limit, "sequences": sequences, "memory": memory}
-    for file in sorted(folder.glob("benchmark_*.json")):
-        part, found = file.stem.removeprefix("benchmark_"), json.loads(file.read_text())
-        if "command" not in found:
-            continue
-        lines = curves(found, folder) if part == "curves" else tables.get(part, plain)(found)
-        print(f"## {part}\n\n`{found['command']}`\n", *lines, "", sep="\n")
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
+    print(written(folder))
+    if folder == RESULTS:
+        document = folder / "README.md"
+        document.write_text(filled_in(document.read_text(), folder))
 
 
 if __name__ == "__main__":
