@@ -3,7 +3,7 @@
     python experiments/preferences.py
 
 The supervised model of `language.py` completes every prompt twice. The true reward is the share of right digits; which of
-two completions is preferred is drawn from the Bradley-Terry model, so one preference in a few is wrong. Both losses then
+two completions is preferred is drawn from the Bradley-Terry model, so some preferences are wrong. Both losses then
 pass over the same pairs many times, as long as it takes to do too much of it. Results: experiments/results/preferences.json
 and preferences.png.
 """
@@ -29,11 +29,11 @@ from haepo_jax.training.statistics import bootstrap_interval
 FOLDER = Path(__file__).parent / "results"
 RESULTS, FIGURE = FOLDER / "preferences.json", FOLDER / "preferences.png"
 SEEDS = 5
-PAIRS, MINIBATCH = 256, 64
-SCALE = 4.0
-"""Of the Bradley-Terry model: a completely right answer is preferred to a completely wrong one with odds of e^4."""
-EPOCHS, POINTS = 60, 20
-LEARNING_RATE = 3e-4
+PAIRS, MINIBATCH = 512, 64
+SCALE = 8.0
+"""Of the Bradley-Terry model: a completely right answer is preferred to a completely wrong one with odds of e^8."""
+EPOCHS, POINTS = 20, 20
+LEARNING_RATE = 1e-4
 
 
 def right_digits(prompt: jax.Array, answer: jax.Array, completion: jax.Array) -> jax.Array:

@@ -182,20 +182,27 @@ def orthogonal(gain: float) -> Callable[..., jax.Array]:
     return initialize
 
 
+def hidden_layers(x: jax.Array, sizes: Sequence[int], activation: str, layer_norm: bool) -> jax.Array:
+    """Dense layers with orthogonal weights of gain sqrt(2), inside a module's compact method: (..., n) -> (..., sizes[-1])."""
+    for size in sizes:
+        x = nn.Dense(size, kernel_init=orthogonal(math.sqrt(2)))(x)
+        x = ACTIVATIONS[activation](nn.LayerNorm()(x) if layer_norm else x)
+    return x
+
+
 class MLP(nn.Module):
-    """Encoder, hidden layers with orthogonal weights of gain sqrt(2), and a linear output of `output_gain`."""
+    """Encoder, hidden layers, and a linear output of `output_gain`."""
 
     space: Space
     num_outputs: int
     hidden_sizes: Sequence[int]
     activation: str
+    layer_norm: bool
     output_gain: float
 
     @nn.compact
     def __call__(self, observation: Any) -> jax.Array:
-        x = Encoder(self.space)(observation)
-        for size in self.hidden_sizes:
-            x = ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=orthogonal(math.sqrt(2)))(x))
+        x = hidden_layers(Encoder(self.space)(observation), self.hidden_sizes, self.activation, self.layer_norm)
         return nn.Dense(self.num_outputs, kernel_init=orthogonal(self.output_gain))(x)
 
 
@@ -206,13 +213,15 @@ class ActionNetwork(nn.Module):
     action_space: Space
     hidden_sizes: Sequence[int]
     activation: str
+    layer_norm: bool = False
     state_dependent_std: bool = False
 
     @nn.compact
     def __call__(self, observation: Any) -> Any:
         size = action_size(self.action_space, self.state_dependent_std)
         # Nearly equal logits at the start: exploration, and no chance preference that the first updates must undo.
-        output = MLP(self.observation_space, size, self.hidden_sizes, self.activation, 0.01)(observation)
+        hidden = self.hidden_sizes, self.activation, self.layer_norm
+        output = MLP(self.observation_space, size, *hidden, 0.01)(observation)
         return action_output(self, self.action_space, output, self.state_dependent_std)
 
 
@@ -222,10 +231,12 @@ class ValueNetwork(nn.Module):
     observation_space: Space
     hidden_sizes: Sequence[int]
     activation: str
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, observation: Any) -> jax.Array:
-        return MLP(self.observation_space, 1, self.hidden_sizes, self.activation, 1.0)(observation)[..., 0]
+        hidden = self.hidden_sizes, self.activation, self.layer_norm
+        return MLP(self.observation_space, 1, *hidden, 1.0)(observation)[..., 0]
 
 
 def default_policy(
@@ -233,13 +244,16 @@ def default_policy(
     action_space: Space,
     hidden_sizes: tuple[int, ...],
     activation: str,
+    layer_norm: bool = False,
     state_dependent_std: bool = False,
 ) -> Policy:
     """The policy used where none is given; see `ActionNetwork`."""
     spaces = frozen_space(observation_space), frozen_space(action_space)
-    return LinenPolicy(ActionNetwork(*spaces, hidden_sizes, activation, state_dependent_std))
+    return LinenPolicy(ActionNetwork(*spaces, hidden_sizes, activation, layer_norm, state_dependent_std))
 
 
-def default_value(observation_space: Space, hidden_sizes: tuple[int, ...], activation: str) -> Policy:
+def default_value(
+    observation_space: Space, hidden_sizes: tuple[int, ...], activation: str, layer_norm: bool = False
+) -> Policy:
     """The value function used where none is given; see `ValueNetwork`."""
-    return LinenPolicy(ValueNetwork(frozen_space(observation_space), hidden_sizes, activation))
+    return LinenPolicy(ValueNetwork(frozen_space(observation_space), hidden_sizes, activation, layer_norm))

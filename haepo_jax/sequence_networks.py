@@ -12,7 +12,6 @@ constant of the differentiation.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haepo_jax.action_outputs import action_output, action_size
-from haepo_jax.networks import ACTIVATIONS, Encoder, Policy, orthogonal
+from haepo_jax.networks import Encoder, Policy, hidden_layers, orthogonal
 from haepo_jax.spaces import Space, frozen_space
 
 _CELLS: dict[str, Any] = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
@@ -37,6 +36,7 @@ class Recurrent(nn.Module):
     cell: str
     hidden_sizes: Sequence[int]
     activation: str = "tanh"
+    layer_norm: bool = False
 
     def initial_carry(self) -> Any:
         """Zeros."""
@@ -45,8 +45,7 @@ class Recurrent(nn.Module):
     @nn.compact
     def __call__(self, carry: Any, x: jax.Array, is_first: jax.Array) -> tuple[Any, jax.Array]:
         """Features of one step (n,), with is_first (), or of a sequence (T, n), with is_first (T,)."""
-        for size in self.hidden_sizes[:-1]:
-            x = ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=orthogonal(math.sqrt(2)))(x))
+        x = hidden_layers(x, self.hidden_sizes[:-1], self.activation, self.layer_norm)
 
         def step(cell: nn.RNNCellBase, carry: Any, now: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
             x, is_first = now
@@ -211,6 +210,7 @@ def sequence_policy(
     *,
     hidden_sizes: tuple[int, ...],
     activation: str = "tanh",
+    layer_norm: bool = False,
     num_heads: int = 4,
     context: int = 64,
     state_dependent_std: bool = False,
@@ -219,7 +219,7 @@ def sequence_policy(
     body: nn.Module = (
         Transformer(hidden_sizes[0], len(hidden_sizes), num_heads, context)
         if kind == "transformer"
-        else Recurrent(kind, hidden_sizes, activation)
+        else Recurrent(kind, hidden_sizes, activation, layer_norm)
     )
     spaces = frozen_space(observation_space), None if action_space is None else frozen_space(action_space)
     return SequencePolicy(SequenceNetwork(*spaces, body, state_dependent_std))

@@ -104,6 +104,20 @@ def test_floats_are_left_alone_and_parts_are_joined_in_the_order_of_their_leaves
     assert hash(policy) == hash(default_policy(space, Discrete(2), (3,), "tanh"))
 
 
+def test_layer_norm_comes_before_the_activation() -> None:
+    """Against NumPy, from the parameters."""
+    space, observations = SPACES["vector"]
+    policy = default_policy(space, Discrete(3), (5,), "tanh", layer_norm=True)
+    params, carry = policy.init(jax.random.key(0), observations[0])
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
+    layers = jax.tree.map(np.float64, params["params"]["MLP_0"])
+    hidden = observations @ layers["Dense_0"]["kernel"] + layers["Dense_0"]["bias"]
+    normed = (hidden - hidden.mean(1, keepdims=True)) / np.sqrt(hidden.var(1, keepdims=True) + 1e-6)
+    hidden = np.tanh(normed * layers["LayerNorm_0"]["scale"] + layers["LayerNorm_0"]["bias"])
+    expected = hidden @ layers["Dense_1"]["kernel"] + layers["Dense_1"]["bias"]
+    np.testing.assert_allclose(policy.apply(params, carry, observations, FIRST)[1], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 def test_the_default_gaussian_starts_at_deviation_1_and_stays_in_range(shape: tuple[int, ...]) -> None:
     space, observations = SPACES["vector"]

@@ -146,12 +146,13 @@ class Algorithm(hyperparameters.Common):
         if self.network != "mlp":
             context = min(self.context or self.env.horizon, self.env.horizon)
             return sequence_policy(
-                self.network, space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation,
+                self.network, space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation, layer_norm=self.layer_norm,
                 num_heads=self.num_heads, context=context, state_dependent_std=self.state_dependent_std,
             )  # fmt: skip
         if action_space is None:
-            return default_value(space, self.hidden_sizes, self.activation)
-        return default_policy(space, action_space, self.hidden_sizes, self.activation, self.state_dependent_std)
+            return default_value(space, self.hidden_sizes, self.activation, self.layer_norm)
+        hidden = self.hidden_sizes, self.activation, self.layer_norm
+        return default_policy(space, action_space, *hidden, self.state_dependent_std)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:

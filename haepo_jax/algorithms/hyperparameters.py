@@ -173,6 +173,9 @@ class Common:
     activation: str = static(
         "tanh", str, "of their hidden layers (the transformer's is gelu)", choices=("tanh", "relu", "swish")
     )
+    layer_norm: bool = static(
+        False, bool, "normalise the hidden layers before their activation (the transformer always does)"
+    )
     num_heads: int = static(4, int, "transformer: attention heads of a block", within=COUNT)
     context: int | None = static(
         None,
