@@ -6,7 +6,7 @@ A small transformer learns from demonstrations until it adds about half of the h
 HAEPO, its form on complete episodes, its literal form, PPO, GRPO and DPO go on with the same budget of tokens, on
 prompts that are never the held-out ones. Each tries the same five learning rates, on a seed that is not used again, and
 then trains five seeds at the best. What was done before is not done again. Results: experiments/results/language.json
-and language.png.
+and docs/images/language.png.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from haepo_jax.envs.tokens import join, number
 from haepo_jax.training.run_dir import write_atomically
 from haepo_jax.training.statistics import bootstrap_interval
 
-FOLDER = Path(__file__).parent / "results"
-RESULTS, FIGURE = FOLDER / "language.json", FOLDER / "language.png"
+RESULTS = Path(__file__).parent / "results" / "language.json"
+FIGURE = Path(__file__).parents[1] / "docs" / "images" / "language.png"
 SEEDS = 5
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 TOKENS = 100_000

@@ -5,7 +5,7 @@
 The supervised model of `language.py` completes every prompt twice. The true reward is the share of right digits; which of
 two completions is preferred is drawn from the Bradley-Terry model, so some preferences are wrong. Both losses then
 pass over the same pairs many times, as long as it takes to do too much of it. Results: experiments/results/preferences.json
-and preferences.png.
+and docs/images/preferences.png.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from haepo_jax.algorithms.base import Start, TrainState
 from haepo_jax.training.run_dir import write_atomically
 from haepo_jax.training.statistics import bootstrap_interval
 
-FOLDER = Path(__file__).parent / "results"
-RESULTS, FIGURE = FOLDER / "preferences.json", FOLDER / "preferences.png"
+RESULTS = Path(__file__).parent / "results" / "preferences.json"
+FIGURE = Path(__file__).parents[1] / "docs" / "images" / "preferences.png"
 SEEDS = 5
 PAIRS, MINIBATCH = 512, 64
 SCALE = 8.0
