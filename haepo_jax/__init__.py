@@ -60,8 +60,8 @@ _HOMES = {
     "generalized_advantage_estimation": "haepo_jax.losses",
 }
 
-_MODULES = ("train", "sweep")
-"""Commands that can be called; see `haepo_jax._callable_module`."""
+_MODULES = ("train", "sweep", "envs", "losses", "networks", "rollout", "sequence_networks", "sharding")
+"""The first two can be called; see `haepo_jax._callable_module`."""
 
 __all__ = [*_HOMES, *_MODULES, "__version__"]
 
