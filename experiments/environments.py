@@ -30,10 +30,10 @@ LANES, STEPS, ROUNDS = 32, 200, 7
 
 # Settings that make an episode short, and live steps: the table takes minutes on two cores.
 TASKS: dict[str, tuple[dict[str, Any], int]] = {
-    "xminigrid/MiniGrid-Empty-5x5": ({"max_steps": 50}, 50_000),
-    "pgx/tic_tac_toe": ({}, 50_000),
-    "jumanji/Snake-v1": ({"num_rows": 5, "num_cols": 5, "time_limit": 60}, 50_000),
-    "craftax/Craftax-Classic-Symbolic-v1": ({"max_timesteps": 60}, 50_000),
+    "xminigrid/MiniGrid-Empty-5x5": ({"max_steps": 50}, 25_000),
+    "pgx/tic_tac_toe": ({}, 25_000),
+    "jumanji/Snake-v1": ({"num_rows": 5, "num_cols": 5, "time_limit": 60}, 25_000),
+    "craftax/Craftax-Classic-Symbolic-v1": ({"max_timesteps": 60}, 25_000),
 }
 
 
