@@ -54,19 +54,20 @@ class Size:
     num_configs: int
     report_seeds: Sequence[int]
     ablation_seeds: Sequence[int]
+    deep_sea_sizes: tuple[int, ...]
     deep_sea_seeds: Sequence[int]
 
 
 SIZES = {
     "small": Size(
         RESULTS / "small", ("cartpole", "catch", "pendulum", "bandit"), ("haepo_default", *catalogue.RIVALS),
-        {"cartpole": WEIGHTS}, (), (), 4, range(5), range(100, 103), range(2),
+        {"cartpole": WEIGHTS}, (), (), 4, range(5), range(100, 103), (8,), range(2),
     ),
     "full": Size(
         RESULTS, tuple(TASKS), tuple(METHODS),
         dict.fromkeys(catalogue.ABLATION_STEPS, tuple(ABLATIONS)) | dict.fromkeys(catalogue.WEIGHTS_STEPS, WEIGHTS),
         tuple(catalogue.EPISODIC_STEPS), catalogue.PROBE_TASKS, catalogue.NUM_CONFIGS,
-        catalogue.REPORT_SEEDS, catalogue.ABLATION_SEEDS, catalogue.DEEP_SEA_SEEDS,
+        catalogue.REPORT_SEEDS, catalogue.ABLATION_SEEDS, catalogue.DEEP_SEA_SIZES, catalogue.DEEP_SEA_SEEDS,
     ),
 }  # fmt: skip
 
@@ -131,7 +132,7 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
                 )
     if "deep_sea" in parts:
         for name in catalogue.DEEP_SEA:
-            for side in catalogue.DEEP_SEA_SIZES:
+            for side in size.deep_sea_sizes:
                 yield (
                     size.folder / "deep_sea" / f"{side}.{_file(name)}.json",
                     lambda side=side, name=name: deep_sea(size, side, name),
