@@ -64,7 +64,7 @@ def haepo(temperature: float) -> Loss:
 
 LOSSES: dict[str, Loss] = {
     **{f"DPO, beta {beta:g}": dpo(beta) for beta in (0.03, 0.3, 1.0)},
-    **{f"HAEPO, temperature {tau:g}": haepo(tau) for tau in (1.0, 3.0, 10.0)},
+    **{f"HAEPO, temperature {tau:g}": haepo(tau) for tau in (0.1, 0.3, 1.0)},
 }
 
 

@@ -279,7 +279,9 @@ class TestRecurrent:
         def both(state: Any) -> Any:
             segment, lanes = algo.collect(state, jax.random.key(1))
             batch, carry = algo._batch(state, state.extra.lanes, lanes, segment, segment.steps.reward)
-            distribution, values = algo._sequence_outputs(state.params, batch, carry)
+            distribution, values = algo._outputs(
+                state.params, batch.observation, batch.is_first, batch.action_mask, carry
+            )
             return batch.is_first, carry, (batch.log_prob, batch.value), (distribution.log_prob(batch.action), values)
 
         is_first, carry, recorded, found = updated(algo, both)

@@ -150,7 +150,7 @@ def test_ppo_learns_what_was_recorded() -> None:
         state = dataclasses.replace(state, extra=dataclasses.replace(state.extra, lanes=lanes))
         segment, lanes = algo.collect(state, jax.random.key(2))
         batch, carry = algo._batch(state, state.extra.lanes, lanes, segment, segment.steps.reward)
-        distribution, values = algo._sequence_outputs(state.params, batch, carry)
+        distribution, values = algo._outputs(state.params, batch.observation, batch.is_first, batch.action_mask, carry)
         found = distribution.log_prob(batch.action), values
         return batch.is_first, (batch.log_prob, batch.value), found
 
