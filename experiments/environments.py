@@ -19,12 +19,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tables import fill_in, markdown
 
 import haepo_jax as hx
 from haepo_jax.envs import list_envs
 from haepo_jax.training.statistics import bootstrap_interval
 
 RESULTS = Path(__file__).parent / "results" / "environments.json"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "environments.md"
 SEEDS, EPISODES = 5, 128
 LANES, STEPS, ROUNDS = 32, 200, 7
 
@@ -133,6 +135,19 @@ def own_stepping(name: str, env: Any) -> tuple[Callable[..., Any], Callable[...,
     return inner.init, pgx_step
 
 
+def table(done: dict[str, Any]) -> str:
+    """Mean returns with their intervals, and the throughput."""
+    rows = []
+    for name, found in done.items():
+        trained = []
+        for algorithm in ("PPO", "HAEPO"):
+            low, high = found[algorithm]["trained_interval"]
+            trained.append(f"{np.mean(found[algorithm]['trained']):.2f} ({low:.2f} to {high:.2f})")
+        untrained = f"{np.mean(found['PPO']['untrained']):.2f}"
+        rows.append([f"`{name}`", untrained, *trained, f"{found['speed']['ratio']:.2f}"])
+    return markdown(["task", "untrained", "PPO", "HAEPO", "throughput"], rows)
+
+
 def main() -> None:
     done = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     jobs: list[tuple[str, str, Callable[..., Any], tuple[str, ...]]] = []
@@ -148,6 +163,7 @@ def main() -> None:
         RESULTS.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
         found = done[name][part]
         print(name, part, found["ratio"] if part == "speed" else (found["untrained"], found["trained"]), flush=True)
+    fill_in(DOCUMENT, "environments", table({name: found for name, found in done.items() if "HAEPO" in found}))
 
 
 if __name__ == "__main__":

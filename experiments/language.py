@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tables import fill_in, markdown
 
 import haepo_jax as hx
 from haepo_jax.algorithms.base import Start
@@ -31,7 +32,8 @@ from haepo_jax.training.run_dir import write_atomically
 from haepo_jax.training.statistics import bootstrap_interval
 
 RESULTS = Path(__file__).parent / "results" / "language.json"
-FIGURE = Path(__file__).parents[1] / "docs" / "images" / "language.png"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "language.md"
+FIGURE = DOCUMENT.parent / "images" / "language.png"
 SEEDS = 5
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 TOKENS = 100_000
@@ -113,6 +115,16 @@ def run(algorithm: Any, start: Start) -> Any:
     return curves
 
 
+def table(results: dict[str, Any]) -> str:
+    """Held-out prompts solved at the end, the best first."""
+    rows = []
+    for name, found in sorted(results["runs"].items(), key=lambda run: -np.mean(run[1]["final"])):
+        low, high = found["interval"]
+        solved = f"{np.mean(found['final']):.3f} ({low:.3f} to {high:.3f})"
+        rows.append([name, f"{found['learning_rate']:g}", solved, f"{min(found['final']):.3f}"])
+    return markdown(["", "learning rate", "solved", "worst"], rows)
+
+
 def figure(results: dict[str, Any]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -157,13 +169,14 @@ def main() -> None:
             "interval": [float(x) for x in bootstrap_interval(found[:, -1])],
             "seconds": time.perf_counter() - begin,
         }
-        write_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
+        write_atomically(RESULTS, json.dumps(results, separators=(",", ":")) + "\n")
         final = results["runs"][name]
         print(
             f"{name:12} learning rate {rate:g}: {found[:, -1].mean():.3f}, seeds",
             *(f"{x:.3f}" for x in final["final"]), f"in {final['seconds']:.0f} s", flush=True,
         )  # fmt: skip
     figure(results)
+    fill_in(DOCUMENT, "language", table(results))
 
 
 if __name__ == "__main__":

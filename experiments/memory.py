@@ -16,7 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tables import fill_in, markdown
+
 RESULTS = Path(__file__).parent / "results" / "memory.json"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "networks.md"
 NETWORKS = ("mlp", "gru", "transformer")
 TASKS: dict[str, list[str]] = {
     "MemoryChain-bsuite": ["total_steps=100_000"],
@@ -36,6 +39,21 @@ def train(task: str, network: str) -> dict[str, Any]:
     return {"command": " ".join(["python -m haepo_jax.train", *arguments]), **{name: summary[name] for name in names}}
 
 
+def table(results: dict[str, Any]) -> str:
+    """Mean final returns, and the worst and the best seed's."""
+    rows = []
+    for task, settings in TASKS.items():
+        steps = int(settings[0].partition("=")[2])
+        cells = []
+        for network in NETWORKS:
+            found = results[f"{task} {network}"]
+            returns = found["final_return_mean"], *(f(found["final_return_per_seed"]) for f in (min, max))
+            mean, low, high = (f"{x:.0f}" if abs(x) > 10 else f"{x:.2f}" for x in returns)
+            cells.append(f"{mean} ({low} to {high})")
+        rows.append([f"{task}, {steps:,} steps", *cells])
+    return markdown(["mean (worst to best seed)", *NETWORKS], rows)
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -47,6 +65,7 @@ def main() -> None:
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             returns = results[name]["final_return_per_seed"]
             print(f"{name:34} mean {results[name]['final_return_mean']:7.2f}, seeds", *(f"{x:.2f}" for x in returns))
+    fill_in(DOCUMENT, "memory", table(results))
 
 
 if __name__ == "__main__":

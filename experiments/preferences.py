@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from language import HELD_OUT, NETWORK, TASK, supervised
+from language import DOCUMENT, HELD_OUT, NETWORK, TASK, supervised
+from tables import fill_in, markdown
 
 import haepo_jax as hx
 from haepo_jax.algorithms.base import Start, TrainState
@@ -27,7 +28,7 @@ from haepo_jax.training.run_dir import write_atomically
 from haepo_jax.training.statistics import bootstrap_interval
 
 RESULTS = Path(__file__).parent / "results" / "preferences.json"
-FIGURE = Path(__file__).parents[1] / "docs" / "images" / "preferences.png"
+FIGURE = DOCUMENT.parent / "images" / "preferences.png"
 SEEDS = 5
 PAIRS, MINIBATCH = 4096, 128
 SCALE = 8.0
@@ -111,6 +112,21 @@ def train(loss: Loss, start: Start, key: jax.Array) -> dict[str, jax.Array]:
     return {**curves, "agreement": agreement}
 
 
+def table(results: dict[str, Any]) -> str:
+    """The best true reward and the last, means over seeds, and the KL that each took."""
+    rows = []
+    for name, found in results["runs"].items():
+        reward, kl, last = (
+            np.mean(found["reward"], axis=0),
+            np.mean(found["kl"], axis=0),
+            np.array(found["reward"])[:, -1],
+        )
+        best = int(np.argmax(reward))
+        end = f"{last.mean():.3f} ({last.min():.3f} to {last.max():.3f})"
+        rows.append([name, f"{reward[best]:.3f}", f"{kl[best]:.2f}", end, f"{kl[-1]:.2f}"])
+    return markdown(["", "best", "at a KL of", "at the end (worst to best seed)", "at a KL of"], rows)
+
+
 def figure(results: dict[str, Any]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -150,7 +166,7 @@ def main() -> None:
         run = jax.jit(jax.vmap(lambda key, loss=LOSSES[name]: train(loss, start, key)))
         found = {key: np.asarray(value) for key, value in run(keys).items()}
         results["runs"][name] = {key: np.round(value, 5).tolist() for key, value in found.items()}
-        write_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
+        write_atomically(RESULTS, json.dumps(results, separators=(",", ":")) + "\n")
         best = found["reward"].mean(0)
         print(
             f"{name:24} true reward {best[0]:.3f}, best {best.max():.3f} at KL {found['kl'].mean(0)[best.argmax()]:.2f}, "
@@ -158,6 +174,7 @@ def main() -> None:
             f"{found['agreement'].mean():.0%} of the preferences are right", flush=True,
         )  # fmt: skip
     figure(results)
+    fill_in(DOCUMENT, "preferences", table(results))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from haepo_jax.config.arguments import compose, read_arguments
 from haepo_jax.config.help import settings_table
 from haepo_jax.messages import short
 from haepo_jax.training.entry import entry_point
-from haepo_jax.training.run_dir import write_atomically
+from haepo_jax.training.run_dir import output_file, write_output
 
 HELP = """\
 Writes one HTML page of any number of runs and sweeps: learning curves, settings, weights against returns, recorded
@@ -47,11 +47,7 @@ def main(argv: list[str]) -> int:
     config = compose(read_arguments([x for x in argv if x not in named]).overrides, BoardConfig)
     if not named:
         raise ConfigError("no folder is named: name those of runs, for example python -m haepo_jax.board runs/")
-    out = Path(config.out)
-    if out.suffix.lower() != ".html":
-        raise ConfigError(f"out={short(config.out)} must end in .html")
-    if not os.path.isdir(out.absolute().parent):
-        raise ConfigError(f"out={short(config.out)}: there is no directory {short(str(out.parent))}")
+    out = output_file(config.out, ".html")
 
     from haepo_jax.rendering.board import board_page, find
 
@@ -65,10 +61,7 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"{short(name)} holds no run: a run has metrics.jsonl, a sweep has trials.csv")
         folders |= dict.fromkeys(found)
     page, runs = board_page(list(folders), out)
-    try:
-        write_atomically(out, page)
-    except OSError as error:
-        raise ConfigError(f"out={short(config.out)} cannot be written: {error.strerror}") from None
+    write_output(out, page)
     print(f"wrote {out}: {runs} run{'s' if runs != 1 else ''}, {out.stat().st_size / 1000:,.0f} kB")
     return 0
 

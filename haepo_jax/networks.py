@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from haepo_jax.action_outputs import action_output, action_size
+from haepo_jax.sharding import shares_out
 from haepo_jax.spaces import Discrete, Leaf, MultiDiscrete, Space, frozen_space, space_leaves
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
@@ -48,11 +49,12 @@ def each_step(function: Callable[[Any], Any], steps: Any, num_axes: int) -> Any:
 
     The steps are one long axis, so that each layer is one matrix product; on several axes XLA transposes the activations.
     Above `RECOMPUTE_ABOVE` steps they are taken in parts, whose activations the backward pass computes again: memory
-    holds those of one part, for a third more computation.
+    holds those of one part, for a third more computation. Where environments are shared out over devices there are no
+    parts: consecutive steps lie on one device, and every device would gather and compute them all.
     """
     shape = jax.tree.leaves(steps)[0].shape[:num_axes]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[num_axes:]), steps)
-    if math.prod(shape) <= RECOMPUTE_ABOVE:
+    if math.prod(shape) <= RECOMPUTE_ABOVE or shares_out():
         outputs = jax.vmap(function)(flat)
     else:
         outputs = jax.lax.map(jax.checkpoint(function), flat, batch_size=RECOMPUTE_ABOVE)

@@ -10,7 +10,7 @@ from haepo_jax.config import ConfigError, setting
 from haepo_jax.config.arguments import compose, read_arguments
 from haepo_jax.config.help import settings_table
 from haepo_jax.training.entry import entry_point
-from haepo_jax.training.run_dir import RunDir
+from haepo_jax.training.run_dir import RunDir, output_file, write_output
 
 HELP = """\
 Draws the learning curves of one or more runs in one figure: interquartile means, with bands over seeds.
@@ -40,19 +40,12 @@ def main(argv: list[str]) -> int:
     config = compose(read_arguments(argv).overrides, PlotConfig)
     if not config.run_dir:
         raise ConfigError("run_dir= is missing: name the directory of a run")
-    out = Path(config.out)
-    if out.suffix.lower() != ".png":
-        raise ConfigError(f"out={config.out!r} must end in .png")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"out={config.out!r}: there is no directory {str(out.parent)!r}")
+    out = output_file(config.out, ".png")
 
-    from haepo_jax.training.plots import curves_figure, read_curve, write_figure
+    from haepo_jax.training.plots import curves_figure, figure_png, read_curve
 
     curves = [read_curve(RunDir(Path(path))) for path in config.run_dir]
-    try:
-        write_figure(curves_figure(curves, title=config.title), out)
-    except OSError as error:
-        raise ConfigError(f"out={config.out!r} cannot be written: {error.strerror}") from None
+    write_output(out, figure_png(curves_figure(curves, title=config.title)))
     print(f"wrote {out}")
     return 0
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +14,9 @@ from haepo_jax.config import ConfigError, setting
 from haepo_jax.config.arguments import compose, read_arguments
 from haepo_jax.config.help import settings_table
 from haepo_jax.evaluate import read_run, warn
-from haepo_jax.messages import short
 from haepo_jax.training.entry import entry_point
-from haepo_jax.training.errors import RunError
 from haepo_jax.training.progress import number
-from haepo_jax.training.run_dir import write_atomically
+from haepo_jax.training.run_dir import output_file, write_output
 
 if TYPE_CHECKING:
     import jax
@@ -89,11 +85,8 @@ def main(argv: list[str]) -> int:
     if not flat and not page.can_be_drawn(env):
         raise ConfigError(f"{run.env} has nothing that can be drawn (--help lists the tasks that have)")
     suffix = ".gif" if flat else ".html"
-    out = directory.path / f"episode{suffix}" if config.out is None else Path(config.out)
-    if out.suffix.lower() != suffix:
-        raise ConfigError(f"out={short(str(out))} must end in {suffix}: that is what {run.env} is drawn as")
-    if not os.path.isdir(out.absolute().parent):
-        raise ConfigError(f"out={short(str(out))}: there is no directory {short(str(out.parent))}")
+    name = str(directory.path / f"episode{suffix}") if config.out is None else config.out
+    out = output_file(name, suffix, f": that is what {run.env} is drawn as")
 
     from haepo_jax.training.loading import load_run, policy_of
 
@@ -109,10 +102,7 @@ def main(argv: list[str]) -> int:
     else:
         positions, quaternions = moments
         content = page.episode_page(env, title, positions, quaternions, returns)
-    try:
-        write_atomically(out, content)
-    except OSError as error:
-        raise RunError(f"out={short(str(out))} cannot be written: {error.strerror}") from None
+    write_output(out, content)
     seed = run.seed if config.seed is None else config.seed
     end = "" if ended else f", stopped at max_steps={config.max_steps}"
     print(

@@ -34,14 +34,20 @@ def over_environments(devices: Sequence[Any] | None = None) -> Iterator[Mesh]:
         yield mesh
 
 
+def shares_out() -> bool:
+    """Whether jax's mesh has the axis along which environments are shared out."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(AXIS) is AxisType.Auto
+
+
 def share_out(lanes: Any) -> Any:
     """Arrays with environments as their first axis, shared out where jax's mesh has the axis for it; else as they are.
 
     An axis that cannot be shared out equally is left to XLA, and so is what is not traced.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(AXIS) is not AxisType.Auto:
+    if not shares_out():
         return lanes
+    mesh = jax.sharding.get_abstract_mesh()
 
     def constrain(x: jax.Array) -> jax.Array:
         if x.shape[0] % mesh.shape[AXIS] or not isinstance(x, jax.core.Tracer):

@@ -6,7 +6,6 @@ The module can be called, too: `haepo_jax.train(algo, ...)` is the function in `
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 from haepo_jax._callable_module import make_callable
 from haepo_jax.config import SHARD_NOTHING, ConfigError, RunConfig
@@ -18,9 +17,6 @@ from haepo_jax.training.processes import Processes, join
 from haepo_jax.training.resume import compose_run, make_plan
 from haepo_jax.training.run_dir import check_run_dir, config_text
 from haepo_jax.training.session import run_to_resume, train_and_report, warn
-
-if TYPE_CHECKING:
-    pass
 
 HELP = """\
 Trains one algorithm on one environment; every seed trains in the same compiled program.

@@ -322,3 +322,7 @@ def test_many_steps_in_parts_are_the_same_function(monkeypatch: pytest.MonkeyPat
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), *found)
     assert memory[1] < memory[0] / 2
+    assert "scan" in str(jax.make_jaxpr(total)(params))
+    # Consecutive steps of a shared axis lie on one device: there, parts would have every device compute them all.
+    with hx.sharding.over_environments():
+        assert "scan" not in str(jax.make_jaxpr(total)(params))

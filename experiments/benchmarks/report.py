@@ -15,7 +15,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
+
+from tables import markdown  # noqa: E402
 
 from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean  # noqa: E402
 
@@ -31,68 +33,75 @@ def spread(values: list[Any], digits: int = 1) -> str:
     return f"{statistics.median(known):.{digits}f} ({min(known):.{digits}f} to {max(known):.{digits}f}{missing})"
 
 
-def start(found: dict[str, Any]) -> list[str]:
-    lines = [
-        "| | cache | s to the first update | s to a return of 475 | peak MB |",
-        "| --- | --- | ---: | ---: | ---: |",
-    ]
+def start(found: dict[str, Any]) -> str:
+    rows = []
     for side, kinds in found["runs"].items():
         for kind, runs in kinds.items():
-            columns = [spread([run[name] for run in runs]) for name in ("updated", "solved")]
+            times = [spread([run[name] for run in runs]) for name in ("updated", "solved")]
             peak = statistics.median(run["peak_bytes"] for run in runs) / 1e6
-            lines.append(f"| {side} | {kind} | {columns[0]} | {columns[1]} | {peak:,.0f} |")
-    return lines
+            rows.append([side, kind, *times, f"{peak:,.0f}"])
+    return markdown(["", "cache", "s to the first update", "s to a return of 475", "peak MB"], rows)
 
 
-def speed(found: dict[str, Any]) -> list[str]:
-    lines = [
-        "| task | environments | seeds | peer | steps/s, ours | peer's | ratio | rounds ahead | s to compile, ours |",
-        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+def speed(found: dict[str, Any]) -> str:
+    rows = []
     for row in found["rows"]:
         rates = [statistics.median(a["steps"] / a["seconds"] for a in answers) for answers in row["answers"].values()]
         ahead = f"{sum(ratio > 1 for ratio in row['ratios'])} of {len(row['ratios'])}"
         compiled = row["first"]["haepo_jax"]["compile_seconds"]
-        lines.append(
-            f"| {row['env']} | {row['num_envs']} | {row['seeds']} | {row['peer']} | {rates[0]:,.0f} | {rates[1]:,.0f} "
-            f"| {spread(row['ratios'], 2)} | {ahead} | {compiled:.1f} |"
-        )
-    return lines
-
-
-def limit(found: dict[str, Any]) -> list[str]:
-    names = ("rollout_seconds", "learn_seconds", "update_seconds")
-    lines = [
-        "| CartPole | share of the limit | rollout, bare | learning, bare | update |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        rows.append(
+            [row["env"], str(row["num_envs"]), str(row["seeds"]), row["peer"], f"{rates[0]:,.0f}", f"{rates[1]:,.0f}",
+             spread(row["ratios"], 2), ahead, f"{compiled:.1f}"]
+        )  # fmt: skip
+    head = [
+        "task",
+        "environments",
+        "seeds",
+        "peer",
+        "steps/s, ours",
+        "peer's",
+        "ratio",
+        "rounds ahead",
+        "s to compile, ours",
     ]
+    return markdown(head, rows)
+
+
+def limit(found: dict[str, Any]) -> str:
+    rows = []
     for algorithm in dict.fromkeys(row["algorithm"] for row in found["rows"]):
-        rows = [row for row in found["rows"] if row["algorithm"] == algorithm]
-        parts = [f"{spread([1e3 * row[name] for row in rows])} ms" for name in names]
-        lines.append(f"| {algorithm} | {spread([row['share'] for row in rows], 2)} | {' | '.join(parts)} |")
-    return lines
+        own = [row for row in found["rows"] if row["algorithm"] == algorithm]
+        times = ("rollout_seconds", "learn_seconds", "update_seconds")
+        share = spread([row["share"] for row in own], 2)
+        rows.append([algorithm, share, *(spread([1e3 * row[name] for row in own]) for name in times)])
+    return markdown(["CartPole", "share of the limit", "rollout, bare, ms", "learning, bare, ms", "update, ms"], rows)
 
 
-def sequences(found: dict[str, Any]) -> list[str]:
-    lines = [
-        "| sequences | tokens each | one pass, ms | scan over the carry, ms | ratio |",
-        "| ---: | ---: | ---: | ---: | ---: |",
-    ]
+def sequences(found: dict[str, Any]) -> str:
+    rows = []
     for row in found["rows"]:
         times = [spread([1e3 * x for x in values]) for values in row["seconds"].values()]
-        lines.append(f"| {row['sequences']} | {row['length']} | {' | '.join(times)} | {spread(row['ratios'])} |")
-    return lines
+        rows.append([str(row["sequences"]), str(row["length"]), *times, spread(row["ratios"])])
+    return markdown(["sequences", "tokens each", "one pass, ms", "scan over the carry, ms", "ratio"], rows)
 
 
-def memory(found: dict[str, Any]) -> list[str]:
-    lines = ["| horizon | stored MB | temporary MB | ratio |", "| ---: | ---: | ---: | ---: |"]
+def memory(found: dict[str, Any]) -> str:
+    rows = []
     for row in found["rows"]:
         stored, temporary = row["stored_bytes"] / 1e6, row["temporary_bytes"] / 1e6
-        lines.append(f"| {row['horizon']:,} | {stored:,.1f} | {temporary:,.1f} | {temporary / stored:.1f} |")
-    return lines
+        rows.append(
+            [
+                row["algorithm"],
+                f"{row['horizon']:,}",
+                f"{stored:,.1f}",
+                f"{temporary:,.1f}",
+                f"{temporary / stored:.1f}",
+            ]
+        )
+    return markdown(["", "horizon", "stored MB", "temporary MB", "ratio"], rows)
 
 
-def curves(found: dict[str, Any], folder: Path) -> list[str]:
+def curves(found: dict[str, Any], folder: Path) -> str:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -104,13 +113,13 @@ def curves(found: dict[str, Any], folder: Path) -> list[str]:
     axes.set(xlabel="environment steps", ylabel="return, interquartile mean", title=f"PPO on {found['env']}, 95% bands")
     axes.legend()
     figure.savefig(folder / "benchmark_curves.png", dpi=150)
-    return [f"![Returns against steps]({folder / 'benchmark_curves.png'})"]
+    return f"![Returns against steps]({folder / 'benchmark_curves.png'})"
 
 
-def plain(found: dict[str, Any]) -> list[str]:
+def plain(found: dict[str, Any]) -> str:
     skipped = ("command", "machine", "versions")
     shown = {key: round(value, 1) if isinstance(value, float) else value for key, value in found.items()}
-    return ["; ".join(f"{k} {v}" for k, v in shown.items() if k not in skipped and v and not isinstance(v, list))]
+    return "; ".join(f"{k} {v}" for k, v in shown.items() if k not in skipped and v and not isinstance(v, list))
 
 
 def written(folder: Path) -> str:
@@ -121,7 +130,7 @@ def written(folder: Path) -> str:
         part, found = file.stem.removeprefix("benchmark_"), json.loads(file.read_text())
         if "command" in found:
             table = curves(found, folder) if part == "curves" else tables.get(part, plain)(found)
-            lines += [f"### {part}", "", f"`{found['command']}`", "", *table, ""]
+            lines += [f"### {part}", "", f"`{found['command']}`", "", table, ""]
     return "\n".join(lines)
 
 

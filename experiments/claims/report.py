@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +17,11 @@ import numpy.typing as npt
 from catalogue import ABLATION_STEPS, ABLATIONS, DEEP_SEA, EPISODIC, EPISODIC_STEPS, METHODS, TASKS, WEIGHTS
 
 from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+
+sys.path[:0] = [str(Path(__file__).parents[1])]
+
+from tables import filled_in as with_table  # noqa: E402
+from tables import markdown  # noqa: E402
 
 HERE = Path(__file__).parent
 RIVALS = ("haepo_default", *catalogue.RIVALS)
@@ -83,12 +87,6 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [list(head), *map(list, rows)]
-    lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 def _by(results: list[Result], key: str) -> dict[str, dict[str, Result]]:
     """{task: {method or ablation: result}}."""
     found: dict[str, dict[str, Result]] = {}
@@ -129,7 +127,7 @@ def threshold_table(results: list[Result]) -> str:
             text = f"**{text}**" if median == best and np.isfinite(best) else text
             cells.append(f"{text} {reached}/{len(result['seeds'])}")
         rows.append(cells)
-    return _table(["task (threshold)", *known], rows)
+    return markdown(["task (threshold)", *known], rows)
 
 
 def rivals_table(results: list[Result]) -> str:
@@ -153,7 +151,7 @@ def final_table(results: list[Result]) -> str:
                 f"worst {_number(float(last.min()))}"
             )
         rows.append(cells)
-    return _table(["task", *known], rows)
+    return markdown(["task", *known], rows)
 
 
 def summary_table(results: list[Result]) -> str:
@@ -185,7 +183,7 @@ def summary_table(results: list[Result]) -> str:
         "method", "tasks", "area under the curve", "seconds per 1,000 steps", "configurations that solve",
         "P(haepo_default better)",
     ]  # fmt: skip
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def _stratified(values: Array, resamples: int = 2000) -> tuple[float, float]:
@@ -209,7 +207,7 @@ def weights_table(results: list[Result]) -> str:
     rows = (
         [task, *(_area(found[name]) if name in found else "" for name in WEIGHTS)] for task, found in by_task.items()
     )
-    return _table(["task", "softmax (default)", *WEIGHTS[1:]], rows)
+    return markdown(["task", "softmax (default)", *WEIGHTS[1:]], rows)
 
 
 def ablation_table(
@@ -227,7 +225,7 @@ def ablation_table(
             steps = median_interval(steps_to_threshold(result))[0]
             cells += [_area(result), _steps(steps, result["task"]["total_steps"])]
         rows.append(cells)
-    return _table(["changed", *(f"{t}: {w}" for t in tasks for w in ("area", "steps"))], rows)
+    return markdown(["changed", *(f"{t}: {w}" for t in tasks for w in ("area", "steps"))], rows)
 
 
 def episodic_table(results: list[Result]) -> str:
@@ -244,7 +242,7 @@ def deep_sea_table(results: list[Result]) -> str:
         cell = f"{int((last > 0.5).sum())}/{len(last)}, {100 * seen.mean():.0f}%"
         found.setdefault(result["method"], {})[int(task_of(result))] = cell
     sizes = sorted({size for row in found.values() for size in row})
-    return _table(
+    return markdown(
         ["method", *map(str, sizes)],
         ([name, *(found[name].get(size, "") for size in sizes)] for name in DEEP_SEA if name in found),
     )
@@ -261,7 +259,7 @@ def alignment_table(results: list[Result]) -> str:
             kinds = ("alignment_update", "alignment_likelihood") if name in methods else ()
             cells.append(" / ".join(f"{float(np.nanmean(array(methods[name], kind))):+.2f}" for kind in kinds))
         rows.append(cells)
-    return _table(["task", *known], rows)
+    return markdown(["task", *known], rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[list[Result]], str]]] = {
@@ -281,8 +279,7 @@ def filled_in(text: str, folder: Path) -> str:
     """A document with every `<!-- table: name -->` followed by that table, up to the next empty line."""
     for name, (kind, make) in TABLES.items():
         if results := load(folder / kind):
-            mark = f"<!-- table: {name} -->\n"
-            text = re.sub(rf"{re.escape(mark)}(?:.+\n)*", (mark + make(results) + "\n").replace("\\", r"\\"), text)
+            text = with_table(text, name, make(results))
     return text
 
 

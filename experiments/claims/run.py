@@ -198,7 +198,10 @@ def deep_sea(size: Size, side: int, name: str) -> dict[str, Any]:
 
 def probe(size: Size, task_name: str, name: str) -> dict[str, Any]:
     """What the updates of a method, as it was tuned, do to the probabilities of fresh episodes."""
-    tuned = json.loads((size.folder / "methods" / f"{task_name}.{name}.json").read_text())
+    path = size.folder / "methods" / f"{task_name}.{name}.json"
+    if not path.exists():
+        sys.exit(f"error: {path.name} is missing: parts=methods makes it, and probes need what it has tuned")
+    tuned = json.loads(path.read_text())
     task = TASKS[task_name]
     trained = _train(task, tuned["algo"], tuned["hyperparameters"], catalogue.PROBE_SEEDS, alignment)
     return {key: tuned[key] for key in ("task", "method", "algo", "hyperparameters")} | trained

@@ -6,16 +6,13 @@ import dataclasses
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from haepo_jax.config import AlgoConfig, ConfigError, OwnConfig, RunConfig, hyperparameter_defaults
 from haepo_jax.config.arguments import Arguments, changed, compose, peek, read_arguments
 from haepo_jax.messages import short
 from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from haepo_jax.training.run_dir import RunDir
-
-if TYPE_CHECKING:
-    pass
 
 FREE = frozenset(
     {

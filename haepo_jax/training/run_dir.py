@@ -229,6 +229,24 @@ def config_text(config: RunConfig) -> str:
     return text
 
 
+def output_file(name: str, suffix: str, why: str = "") -> Path:
+    """The file that `out=` names; raises ConfigError, with the reason `why` for the suffix, where it cannot be made."""
+    out = Path(name)
+    if out.suffix.lower() != suffix:
+        raise ConfigError(f"out={short(name)} must end in {suffix}{why}")
+    if not os.path.isdir(out.absolute().parent):
+        raise ConfigError(f"out={short(name)}: there is no directory {short(str(out.parent))}")
+    return out
+
+
+def write_output(out: Path, content: str | bytes) -> None:
+    """Writes what a command was asked for, in one step; raises ConfigError."""
+    try:
+        write_atomically(out, content)
+    except OSError as error:
+        raise ConfigError(f"out={short(str(out))} cannot be written: {error.strerror}") from None
+
+
 def write_atomically(file: Path, content: str | bytes) -> None:
     """Replaces a file in one step: a reader, or a crash, meets the old content or the new."""
     data = content.encode() if isinstance(content, str) else content

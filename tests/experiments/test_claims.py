@@ -68,9 +68,38 @@ def test_a_stored_result_is_what_its_command_makes(claims: Any) -> None:
     assert new[:, -1].mean() >= stored["task"]["threshold"] - 1
 
 
+def test_what_is_seen_of_a_deep_sea(claims: Any) -> None:
+    """Nearly uniform policies see all of a sea of depth 4: the cells on and below the diagonal, no more."""
+    run, catalogue = claims("run"), claims("catalogue")
+    assert run.covered([[[1, 0, 0], [1, 0, 0], [0, 0, 1]]]).tolist() == [[1, 1, 2]]
+    task = catalogue.Task("DeepSea-bsuite", 128, 0.9, 0, 0.99, {"size": 4})
+    made = run._train(task, "ppo", {"num_envs": 8, "num_steps": 16, "learning_rate": 0.0}, range(2), run.coverage)
+    assert made["covered"].shape == (2, catalogue.CURVE_POINTS)
+    np.testing.assert_array_equal(made["covered"], 1)
+
+
+def test_an_update_of_a_bandit_favours_the_better_episodes(claims: Any) -> None:
+    """Fresh episodes are ranked by what an update added to them; without a step, what it added is nothing."""
+    run, catalogue = claims("run"), claims("catalogue")
+    task = catalogue.Task("haepo/bandit", 2_000, 19.2, 0, 20.25)
+    settings = {"num_envs": 32, "num_steps": 10, "num_minibatches": 1, "learning_rate": 3e-3}
+    made = run._train(task, "ppo", settings, range(2), run.alignment)
+    assert made["alignment_update"].shape == (2, catalogue.CURVE_POINTS)
+    assert np.nanmean(made["alignment_update"][:, : catalogue.CURVE_POINTS // 2]) > 0.3
+    still = run._train(task, "ppo", {**settings, "learning_rate": 0.0}, range(2), run.alignment)
+    assert np.nanmax(np.abs(still["alignment_update"])) == 0
+
+
 def test_arguments_that_cannot_be_used_are_one_line(claims: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run = claims("run")
     for arguments in (["medium"], ["small", "tasks=cartpol"], ["small", "colour=red"], []):
         assert run.main(arguments) == 2
         message = capsys.readouterr().err
         assert message.startswith("error: ") and message.count("\n") == 1
+
+
+def test_probes_without_what_is_tuned_are_one_line(claims: Any, tmp_path: Path) -> None:
+    run = claims("run")
+    size = run.dataclasses.replace(run.SIZES["small"], folder=tmp_path)
+    with pytest.raises(SystemExit, match=r"^error: bandit.ppo.json is missing"):
+        run.probe(size, "bandit", "ppo")
