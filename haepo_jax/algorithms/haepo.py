@@ -12,7 +12,7 @@ import optax
 from haepo_jax import losses
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Metrics, TrainState
-from haepo_jax.algorithms.segments import Extra, RewardScale, SegmentAlgorithm
+from haepo_jax.algorithms.segments import Extra, RewardScale, SegmentAlgorithm, epoch_orders
 from haepo_jax.losses._numerics import masked_mean
 from haepo_jax.rollout import Lanes, Segment
 from haepo_jax.sharding import share_out
@@ -101,7 +101,7 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
           Parameters, optimiser state and mean metrics.
         """
         num_pieces = batch.is_first.shape[0]
-        orders = jnp.argsort(jax.random.bits(key, (self.num_epochs, num_pieces)), axis=-1)
+        orders = epoch_orders(key, self.num_epochs, num_pieces)
         # Until the history is full, the pieces that there are stand in for the others, equally often or once more.
         minibatches = (orders % filled).reshape(self.num_epochs * self.num_minibatches, -1)
 

@@ -197,3 +197,17 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
 def _starts_key(key: jax.Array) -> jax.Array:
     """The key of all starts in a run: a number that no update has, since updates fold theirs into the same key."""
     return jax.random.fold_in(key, 2**32 - 1)
+
+
+def epoch_orders(key: jax.Array, num_epochs: int, size: int) -> jax.Array:
+    """A random permutation of `size` indices for each epoch, (num_epochs, size) int32.
+
+    Random words are sorted whose last bits are the indices. `jax.random.permutation` sorts pairs of word and index, twice,
+    so that not even a tie has an effect; on a CPU that takes 13 times as long, a third of PPO's update on CartPole. A tie here,
+    between words of 20 random bits for 4096 indices, leaves two indices in their order, which matters only where one
+    minibatch ends between them.
+    """
+    index_bits = (size - 1).bit_length()
+    words = jax.random.bits(key, (num_epochs, size)) >> index_bits << index_bits
+    words = jnp.sort(words | jnp.arange(size, dtype=words.dtype), axis=-1)
+    return (words & (2**index_bits - 1)).astype(jnp.int32)
