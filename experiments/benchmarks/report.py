@@ -69,12 +69,12 @@ def speed(found: dict[str, Any]) -> str:
 
 def limit(found: dict[str, Any]) -> str:
     rows = []
-    for algorithm in dict.fromkeys(row["algorithm"] for row in found["rows"]):
-        own = [row for row in found["rows"] if row["algorithm"] == algorithm]
+    for algorithm, env in dict.fromkeys((row["algorithm"], row["env"]) for row in found["rows"]):
+        own = [row for row in found["rows"] if (row["algorithm"], row["env"]) == (algorithm, env)]
         times = ("rollout_seconds", "learn_seconds", "update_seconds")
         share = spread([row["share"] for row in own], 2)
-        rows.append([algorithm, share, *(spread([1e3 * row[name] for row in own]) for name in times)])
-    return markdown(["CartPole", "share of the limit", "rollout, bare, ms", "learning, bare, ms", "update, ms"], rows)
+        rows.append([algorithm, env, share, *(spread([1e3 * row[name] for row in own]) for name in times)])
+    return markdown(["", "task", "share of the limit", "rollout, bare, ms", "learning, bare, ms", "update, ms"], rows)
 
 
 def sequences(found: dict[str, Any]) -> str:

@@ -161,29 +161,39 @@ def measure_curves(options: argparse.Namespace) -> dict[str, Any]:
     return {**request, "returns": returns}
 
 
+LIMITS = [
+    ("EpisodicHAEPO", "CartPole-v1", "cartpole", 200_000),
+    ("PPO", "CartPole-v1", "cartpole", 20_480),
+    ("HAEPO", "CartPole-v1", "cartpole", 20_000),
+    ("HAEPO", "Breakout-MinAtar", "breakout", 4_096),
+    ("HAEPO", "brax/inverted_pendulum", "inverted_pendulum", 4_096),
+]
+"""Algorithm, task, its name in `limit.py`, and steps after which episodes are long and HAEPO's history is full."""
+
+
 def measure_limit(options: argparse.Namespace) -> dict[str, Any]:
-    """Updates on CartPole, in turns with the frozen script on the same shapes: of EpisodicHAEPO a batch at full length,
-    and of HAEPO, whose history is full then; its value function is as large as its policy and counts as another one."""
+    """Updates, in turns with the frozen script on the same shapes: of EpisodicHAEPO a batch at full length, of HAEPO one with
+    a full history. Where there is a value function, it is as large as the policy and counts as another one."""
     import jax
 
     import haepo_jax as hx
 
-    def bare(*shapes: int) -> dict[str, float]:
-        command = [sys.executable, str(HERE / "limit.py"), *map(str, shapes)]
+    def bare(task: str, *shapes: int) -> dict[str, float]:
+        command = [sys.executable, str(HERE / "limit.py"), *map(str, shapes), task]
         found = subprocess.run(
-            command, env=peers.environment("haepo_jax"), check=True, stdout=subprocess.PIPE, text=True
-        )
-        parts: dict[str, float] = json.loads(found.stdout)
+            command, env=peers.environment("haepo_jax"), check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True,
+        )  # fmt: skip
+        parts: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
         return parts
 
     rows = []
-    for name, steps in (("EpisodicHAEPO", 200_000), ("HAEPO", 20_000)):
-        algorithm = getattr(hx, name)("CartPole-v1", eval_episodes=0)
-        # Trained until episodes are as long as the horizon: the share is that of full batches.
+    for name, env, task, steps in LIMITS:
+        algorithm = getattr(hx, name)(env, eval_episodes=0)
         trainer = algorithm.replace(total_steps=steps if options.size == "full" else steps // 10)
         state, _ = jax.jit(trainer.train)(jax.random.key(0))
         update = jax.jit(algorithm.train_step)
-        length = round(float(update(state)[1]["episode_length"]))
+        length = round(float(update(state)[1]["episode_length"])) if name == "EpisodicHAEPO" else algorithm.num_steps
         for _ in range(options.rounds):
             seconds = []
             for _ in range(11):
@@ -191,16 +201,14 @@ def measure_limit(options: argparse.Namespace) -> dict[str, Any]:
                 jax.block_until_ready(update(state))
                 seconds.append(time.perf_counter() - begin)
             passes = algorithm.num_epochs, algorithm.num_minibatches
-            if name == "HAEPO":
-                played = bare(algorithm.num_steps, algorithm.num_envs, 1, 1)
-                learnt = bare(algorithm.num_steps, algorithm.num_envs * algorithm.history_batches, *passes)
-                row = {"rollout_seconds": played["rollout_seconds"], "learn_seconds": 2 * learnt["learn_seconds"]}
-            else:
-                row = bare(length, algorithm.num_envs, *passes)
+            batches = algorithm.history_batches if name == "HAEPO" else 1
+            row = bare(task, length, algorithm.num_envs, 1, 1)
+            row |= {"learn_seconds": bare(task, length, algorithm.num_envs * batches, *passes)["learn_seconds"]}
+            row["learn_seconds"] *= 1 if name == "EpisodicHAEPO" else 2
             row |= {"update_seconds": statistics.median(seconds)}
             row["share"] = (row["rollout_seconds"] + row["learn_seconds"]) / row["update_seconds"]
-            rows.append({"algorithm": name, **row})
-            print(f"  {name}: {row['share']:.2f} of the limit", flush=True)
+            rows.append({"algorithm": name, "env": env, **row})
+            print(f"  {name} on {env}: {row['share']:.2f} of the limit", flush=True)
     return {"rows": rows}
 
 
