@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,10 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
-def start(home: Path, run: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "haepo_jax.train", *(arguments or ARGUMENTS), f"run_dir={run}"]
+def start(
+    home: Path, run: Path, *arguments: str, before: tuple[str, ...] = (), **changes: str
+) -> subprocess.Popen[str]:
+    command = [*before, sys.executable, "-m", "haepo_jax.train", *(arguments or ARGUMENTS), f"run_dir={run}"]
     # matplotlib's fonts stay where they are: it would speak of a new folder.
     variables = environment(XDG_CACHE_HOME=str(home), MPLCONFIGDIR=matplotlib.get_cachedir(), **changes)
     return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -59,6 +62,21 @@ def test_a_run_goes_on_the_same_with_a_cold_and_a_warm_cache(tmp_path: Path) -> 
         more = ("total_steps=128", "resume=true")
         finish(start(tmp_path / ("empty" if name == "cold" else "cache"), tmp_path / name, *more))
     assert_same_end(tmp_path / "cold", tmp_path / "warm")
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_silent_and_changes_nothing(tmp_path: Path) -> None:
+    """A file system of 64 KiB, which one entry fills; it is seen by that process alone."""
+    home = tmp_path / "small"
+    home.mkdir()
+    small = ("unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=64k none "{home}" && exec "$@"', "sh")
+    if shutil.which("unshare") is None or subprocess.run([*small, "true"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here without rights")
+    twice = "import subprocess, sys; sys.exit(any(subprocess.call([*sys.argv[1:-1], sys.argv[-1] + n]) for n in 'ab'))"
+    finish(start(home, tmp_path / "full", before=(*small, sys.executable, "-c", twice)))
+    finish(start(tmp_path / "none", tmp_path / "off", JAX_ENABLE_COMPILATION_CACHE="false"))
+    for name in ("fulla", "fullb"):
+        assert_same_end(tmp_path / name, tmp_path / "off")
 
 
 @pytest.fixture
