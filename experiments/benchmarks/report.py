@@ -85,26 +85,33 @@ def sequences(found: dict[str, Any]) -> str:
     return markdown(["sequences", "tokens each", "one pass, ms", "scan over the carry, ms", "ratio"], rows)
 
 
-def memory(found: dict[str, Any]) -> str:
-    rows = []
+def memory(found: dict[str, Any], folder: Path) -> str:
+    rows, lines = [], {}
     for row in found["rows"]:
         stored, temporary = row["stored_bytes"] / 1e6, row["temporary_bytes"] / 1e6
-        rows.append(
-            [
-                row["algorithm"],
-                f"{row['horizon']:,}",
-                f"{stored:,.1f}",
-                f"{temporary:,.1f}",
-                f"{temporary / stored:.1f}",
-            ]
-        )
-    return markdown(["", "horizon", "stored MB", "temporary MB", "ratio"], rows)
+        lines.setdefault(row["algorithm"], []).append((row["horizon"], stored, temporary))
+        numbers = (f"{stored:,.1f}", f"{temporary:,.1f}", f"{temporary / stored:.1f}")
+        rows.append([row["algorithm"], f"{row['horizon']:,}", *numbers])
+    figure, axes = canvas()
+    for algorithm, points in lines.items():
+        horizons, stored, temporary = zip(*points, strict=True)
+        (line,) = axes.loglog(horizons, temporary, marker="o", label=f"{algorithm}, an update")
+        axes.loglog(horizons, stored, color=line.get_color(), linestyle=":", label=f"{algorithm}, stored")
+    axes.set(xlabel="horizon", ylabel="MB", title="Memory with 1,024 environments of CartPole")
+    axes.legend(fontsize=8)
+    figure.savefig(folder / "benchmark_memory.png", dpi=150)
+    table = markdown(["", "horizon", "stored MB", "temporary MB", "ratio"], rows)
+    return f"{table}\n\n![Memory against the horizon](benchmark_memory.png)"
+
+
+def canvas() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
 
 
 def curves(found: dict[str, Any], folder: Path) -> str:
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, axes = canvas()
     for side, values in found["returns"].items():
         returns = np.asarray(values).T  # (points, seeds)
         steps = found["total_steps"] * np.arange(1, len(returns) + 1) / len(returns)
@@ -113,7 +120,7 @@ def curves(found: dict[str, Any], folder: Path) -> str:
     axes.set(xlabel="environment steps", ylabel="return, interquartile mean", title=f"PPO on {found['env']}, 95% bands")
     axes.legend()
     figure.savefig(folder / "benchmark_curves.png", dpi=150)
-    return f"![Returns against steps]({folder / 'benchmark_curves.png'})"
+    return "![Returns against steps](benchmark_curves.png)"
 
 
 def plain(found: dict[str, Any]) -> str:
@@ -124,12 +131,13 @@ def plain(found: dict[str, Any]) -> str:
 
 def written(folder: Path) -> str:
     """All tables, as Markdown."""
-    tables = {"start": start, "speed": speed, "limit": limit, "sequences": sequences, "memory": memory}
+    tables = {"start": start, "speed": speed, "limit": limit, "sequences": sequences}
+    figures = {"memory": memory, "curves": curves}
     lines = []
     for file in sorted(folder.glob("benchmark_*.json")):
         part, found = file.stem.removeprefix("benchmark_"), json.loads(file.read_text())
         if "command" in found:
-            table = curves(found, folder) if part == "curves" else tables.get(part, plain)(found)
+            table = figures[part](found, folder) if part in figures else tables.get(part, plain)(found)
             lines += [f"### {part}", "", f"`{found['command']}`", "", table, ""]
     return "\n".join(lines)
 

@@ -60,12 +60,11 @@ def centred_ranks(x: jax.Array, live: jax.Array) -> jax.Array:
 
     0 where masked and for a single live entry. Comparing all pairs beats sorting up to thousands of entries.
     """
-    rivals = live[..., None, :]
-    below = jnp.sum(rivals & (x[..., None, :] < x[..., :, None]), axis=-1, dtype=x.dtype)
-    equal = jnp.sum(rivals & (x[..., None, :] == x[..., :, None]), axis=-1, dtype=x.dtype)
+    own, rival = x[..., :, None], x[..., None, :]
+    # Whole numbers: XLA's CPU compiler writes out all pairs before it sums floats.
+    ahead = jnp.sum(live[..., None, :] * ((rival < own).astype(jnp.int32) - (rival > own)), axis=-1)
     count = jnp.sum(live, axis=-1, keepdims=True, dtype=x.dtype)
-    zero_based = below + (equal - 1) / 2
-    return select(live & (count > 1), zero_based / jnp.maximum(count - 1, 1) - 0.5)
+    return select(live & (count > 1), ahead.astype(x.dtype) / (2 * jnp.maximum(count - 1, 1)))
 
 
 def rank_correlation(x: jax.Array, y: jax.Array, live: jax.Array) -> jax.Array:
