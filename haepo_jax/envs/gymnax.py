@@ -65,7 +65,7 @@ class GymnaxEnv(Replaceable):
 
     def reset(self, key: Array) -> tuple[PyTree, PyTree]:
         """Start an episode: gymnax's own state, and an observation in the dtype that the task really yields."""
-        return _reset(self.inner, self.params, key)
+        return _reset(self.name, self.inner, self.params, key)
 
     def step(self, key: Array, state: PyTree, action: Array) -> TimeStep:
         """One step without gymnax's automatic reset."""
@@ -79,6 +79,7 @@ class GymnaxEnv(Replaceable):
                 terminated = self.inner.is_terminal(new_state, _without_limit(self.params))
                 truncated = new_state.time >= self.params.max_steps_in_episode
         truncated = jnp.logical_or(truncated, new_state.time >= self.horizon)
+        observation = _compact(self.name, observation)
         return finish_step(self.name, state, new_state, observation, reward, terminated, truncated)
 
 
@@ -117,7 +118,9 @@ def adapt_gymnax(name: str, inner: Any, params: Any = None) -> GymnaxEnv:
 
 
 def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnv:
-    _, observation = jax.eval_shape(functools.partial(_reset, inner, params), jax.eval_shape(lambda: jax.random.key(0)))
+    _, observation = jax.eval_shape(
+        functools.partial(_reset, name, inner, params), jax.eval_shape(lambda: jax.random.key(0))
+    )
     horizon = check_horizon(name, "max_steps_in_episode", int(params.max_steps_in_episode))
     if name in _LONGEST_EPISODE:
         horizon = min(horizon, _LONGEST_EPISODE[name](inner, params))
@@ -178,10 +181,15 @@ def _without_plotting() -> Iterator[None]:
                 del sys.modules[name]
 
 
-def _reset(inner: Any, params: Any, key: Array) -> tuple[PyTree, PyTree]:
+def _reset(name: str, inner: Any, params: Any, key: Array) -> tuple[PyTree, PyTree]:
     with quiet_types():
         observation, state = inner.reset_env(key, params)
-    return strongly_typed(_in_declared_order(state)), strongly_typed(observation)
+    return strongly_typed(_in_declared_order(state)), strongly_typed(_compact(name, observation))
+
+
+def _compact(name: str, observation: PyTree) -> PyTree:
+    """MinAtar's images are of zeros and ones: a quarter of the memory as booleans, and the same to a network."""
+    return observation.astype(bool) if name.endswith("-MinAtar") else observation
 
 
 def _parameters(defaults: Any, overrides: dict[str, Any]) -> Any:

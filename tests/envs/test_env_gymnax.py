@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from haepo_jax.envs import Box, Discrete, check_environment, list_envs, make_env, names
+from haepo_jax.networks import Encoder
 
 pytest.importorskip("gymnax")
 
@@ -217,3 +218,13 @@ def test_tasks_registered_at_runtime():
             assert make_env("MyCartPole").horizon == 500
         finally:
             gymnax.registered_envs.remove("MyCartPole")
+
+
+def test_minatars_images_are_kept_as_booleans_and_seen_as_numbers() -> None:
+    env = make_env("Breakout-MinAtar")
+    _, image = env.reset(jax.random.key(0))
+    assert image.dtype == env.observation_space.dtype == np.bool_
+    encoder = Encoder(env.observation_space)
+    params = encoder.init(jax.random.key(1), image)
+    expected = encoder.apply(params, image.astype(np.float32))
+    np.testing.assert_array_equal(encoder.apply(params, image), expected)
