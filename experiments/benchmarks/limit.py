@@ -96,10 +96,9 @@ def rollout(task: Task, params: Any, key: jax.Array, steps: int, envs: int) -> t
         seen = jax.vmap(observe)(states)
         out = jnp.zeros((envs, size)) if params is None else outputs(params, seen)
         action_key, step_key = jax.random.split(key)
-        if continuous:
-            actions = out + jax.random.normal(action_key, out.shape)
-        else:
-            actions = jax.random.categorical(action_key, out)
+        actions = (
+            out + jax.random.normal(action_key, out.shape) if continuous else jax.random.categorical(action_key, out)
+        )
         return jax.vmap(step)(jax.random.split(step_key, envs), states, actions), (seen, actions)
 
     states = jax.tree.map(lambda x: jnp.broadcast_to(x, (envs, *x.shape)), start())
