@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -18,7 +17,7 @@ from haepo_jax.distributions import (
     action_distribution,
     is_distribution,
 )
-from haepo_jax.spaces import Box, Discrete, MultiDiscrete, Space, frozen_space, map_space, space_leaves
+from haepo_jax.spaces import Box, Discrete, MultiDiscrete, Space, map_space, space_leaves
 
 
 def action_size(action_space: Space, state_dependent_std: bool = False) -> int:
@@ -68,24 +67,9 @@ def _size(part: Discrete | MultiDiscrete | Box) -> int:
     return part.n if isinstance(part, Discrete) else sum(part.sizes)
 
 
-def squashed(policy: Any, action_space: Space) -> SquashedPolicy:
-    """`policy` with its continuous actions, for which it returns mean and log-std, as `TanhGaussian`s."""
-    return SquashedPolicy(policy, frozen_space(action_space))
-
-
-@dataclasses.dataclass(frozen=True)
-class SquashedPolicy:
-    """See `squashed`."""
-
-    policy: Any
-    action_space: Space
-
-    def init(self, key: jax.Array, observation: Any) -> tuple[Any, Any]:
-        return self.policy.init(key, observation)
-
-    def apply(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:
-        carry, output = self.policy.apply(params, carry, observation, is_first)
-        return carry, map_space(_squash, self.action_space, output)
+def squashed(action_space: Space, output: Any) -> Any:
+    """A network's output with its continuous actions, of which it holds mean and log-std, as `TanhGaussian`s."""
+    return map_space(_squash, action_space, output)
 
 
 def _squash(part: Discrete | MultiDiscrete | Box, output: Any) -> Any:

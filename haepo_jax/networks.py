@@ -193,7 +193,7 @@ def hidden_layers(x: jax.Array, sizes: Sequence[int], activation: str, layer_nor
 
 
 class MLP(nn.Module):
-    """Encoder, hidden layers, and a linear output of `output_gain`."""
+    """Encoder, hidden layers, and a linear output of `output_gain`: observation -> output and last hidden layer."""
 
     space: Space
     num_outputs: int
@@ -203,13 +203,14 @@ class MLP(nn.Module):
     output_gain: float
 
     @nn.compact
-    def __call__(self, observation: Any) -> jax.Array:
+    def __call__(self, observation: Any) -> tuple[jax.Array, jax.Array]:
         x = hidden_layers(Encoder(self.space)(observation), self.hidden_sizes, self.activation, self.layer_norm)
-        return nn.Dense(self.num_outputs, kernel_init=orthogonal(self.output_gain))(x)
+        return nn.Dense(self.num_outputs, kernel_init=orthogonal(self.output_gain))(x), x
 
 
 class ActionNetwork(nn.Module):
-    """The default policy network: what `action_distribution` takes; see `action_output` for its log-std."""
+    """The default policy network: what `action_distribution` takes; see `action_output` for its log-std. With
+    `with_features` also its last hidden layer."""
 
     observation_space: Space
     action_space: Space
@@ -217,14 +218,16 @@ class ActionNetwork(nn.Module):
     activation: str
     layer_norm: bool = False
     state_dependent_std: bool = False
+    with_features: bool = False
 
     @nn.compact
     def __call__(self, observation: Any) -> Any:
         size = action_size(self.action_space, self.state_dependent_std)
         # Nearly equal logits at the start: exploration, and no chance preference that the first updates must undo.
         hidden = self.hidden_sizes, self.activation, self.layer_norm
-        output = MLP(self.observation_space, size, *hidden, 0.01)(observation)
-        return action_output(self, self.action_space, output, self.state_dependent_std)
+        output, features = MLP(self.observation_space, size, *hidden, 0.01)(observation)
+        output = action_output(self, self.action_space, output, self.state_dependent_std)
+        return (output, features) if self.with_features else output
 
 
 class ValueNetwork(nn.Module):
@@ -238,7 +241,7 @@ class ValueNetwork(nn.Module):
     @nn.compact
     def __call__(self, observation: Any) -> jax.Array:
         hidden = self.hidden_sizes, self.activation, self.layer_norm
-        return MLP(self.observation_space, 1, *hidden, 1.0)(observation)[..., 0]
+        return MLP(self.observation_space, 1, *hidden, 1.0)(observation)[0][..., 0]
 
 
 def default_policy(
@@ -248,10 +251,11 @@ def default_policy(
     activation: str,
     layer_norm: bool = False,
     state_dependent_std: bool = False,
+    with_features: bool = False,
 ) -> Policy:
     """The policy used where none is given; see `ActionNetwork`."""
     spaces = frozen_space(observation_space), frozen_space(action_space)
-    return LinenPolicy(ActionNetwork(*spaces, hidden_sizes, activation, layer_norm, state_dependent_std))
+    return LinenPolicy(ActionNetwork(*spaces, hidden_sizes, activation, layer_norm, state_dependent_std, with_features))
 
 
 def default_value(
@@ -259,3 +263,50 @@ def default_value(
 ) -> Policy:
     """The value function used where none is given; see `ValueNetwork`."""
     return LinenPolicy(ValueNetwork(frozen_space(observation_space), hidden_sizes, activation, layer_norm))
+
+
+_VALUE_HEAD = nn.Dense(1, kernel_init=orthogonal(1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorCritic:
+    """A policy and a value function side by side, in the form of a `Policy` whose output is a pair: what the policy puts
+    out, and the value.
+
+    Parameters are {"policy": ..., "value": ...}, and a carry is the pair of theirs.
+
+    Attributes:
+      policy: the policy.
+      value: the value function; None: a linear function of the policy's features, which `policy` puts out beside its
+        output. What the two then share is computed once.
+    """
+
+    policy: Policy
+    value: Policy | None
+
+    def init(self, key: jax.Array, observation: Any) -> tuple[Any, Any]:
+        policy_key, value_key = jax.random.split(key)
+        policy, carry = self.policy.init(policy_key, observation)
+        if self.value is None:
+            features = jax.eval_shape(self.policy.apply, policy, carry, observation, jnp.bool_(True))[1][1]
+            value, value_carry = _VALUE_HEAD.init(value_key, jnp.zeros(features.shape)), ()
+        else:
+            value, value_carry = self.value.init(value_key, observation)
+        return {"policy": policy, "value": value}, (carry, value_carry)
+
+    def apply(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:
+        policy_carry, output = self.policy.apply(params["policy"], carry[0], observation, is_first)
+        if self.value is None:
+            output, features = output
+            value: Any = _VALUE_HEAD.apply(params["value"], features)
+            return (policy_carry, ()), (output, value[..., 0])
+        value_carry, value = self.value.apply(params["value"], carry[1], observation, is_first)
+        return (policy_carry, value_carry), (output, value)
+
+    def value_of(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:
+        """`apply` with the value alone as output; the memory of a policy that it does not need stays as it was."""
+        if self.value is None:
+            carry, (_, value) = self.apply(params, carry, observation, is_first)
+            return carry, value
+        value_carry, value = self.value.apply(params["value"], carry[1], observation, is_first)
+        return (carry[0], value_carry), value

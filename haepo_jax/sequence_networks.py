@@ -171,12 +171,14 @@ class SequenceNetwork(nn.Module):
       action_space: of the environment, hashable, or None.
       body: `Recurrent`, `Transformer` or any module with their two methods.
       state_dependent_std: the standard deviation of continuous actions depends on the features.
+      with_features: the output is a pair, of the action's and the features.
     """
 
     observation_space: Space
     action_space: Space | None
     body: Any
     state_dependent_std: bool = False
+    with_features: bool = False
 
     @nn.compact
     def __call__(self, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:
@@ -185,7 +187,8 @@ class SequenceNetwork(nn.Module):
             return carry, nn.Dense(1, kernel_init=orthogonal(1.0))(features)[..., 0]
         size = action_size(self.action_space, self.state_dependent_std)
         output = nn.Dense(size, kernel_init=orthogonal(0.01))(features)
-        return carry, action_output(self, self.action_space, output, self.state_dependent_std)
+        output = action_output(self, self.action_space, output, self.state_dependent_std)
+        return carry, (output, features) if self.with_features else output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +217,7 @@ def sequence_policy(
     num_heads: int = 4,
     context: int = 64,
     state_dependent_std: bool = False,
+    with_features: bool = False,
 ) -> Policy:
     """A policy of a kind, "gru", "lstm" or "transformer"; with `action_space=None` a value function."""
     body: nn.Module = (
@@ -222,4 +226,4 @@ def sequence_policy(
         else Recurrent(kind, hidden_sizes, activation, layer_norm)
     )
     spaces = frozen_space(observation_space), None if action_space is None else frozen_space(action_space)
-    return SequencePolicy(SequenceNetwork(*spaces, body, state_dependent_std))
+    return SequencePolicy(SequenceNetwork(*spaces, body, state_dependent_std, with_features))

@@ -86,7 +86,8 @@ def sequences(found: dict[str, Any]) -> str:
 
 
 def memory(found: dict[str, Any], folder: Path) -> str:
-    rows, lines = [], {}
+    rows: list[list[str]] = []
+    lines: dict[str, list[tuple[int, float, float]]] = {}
     for row in found["rows"]:
         stored, temporary = row["stored_bytes"] / 1e6, row["temporary_bytes"] / 1e6
         lines.setdefault(row["algorithm"], []).append((row["horizon"], stored, temporary))

@@ -137,22 +137,23 @@ class Algorithm(hyperparameters.Common):
     @property
     def policy_network(self) -> Policy:
         """The policy as a pair of pure functions."""
-        policy = self.policy or self.default_network(self.env.action_space)
-        return squashed(policy, self.env.action_space) if self.squash_actions else policy
+        return self.policy or self.default_network(self.env.action_space)
 
-    def default_network(self, action_space: Space | None) -> Policy:
-        """The network that `network` names: a policy, or with None for an action space a value function."""
+    def default_network(self, action_space: Space | None, with_features: bool = False) -> Policy:
+        """The network that `network` names: a policy, or with None for an action space a value function. A policy
+        `with_features` puts out a pair, of its output and its last hidden layer."""
         space = self.env.observation_space
         if self.network != "mlp":
             context = min(self.context or self.env.horizon, self.env.horizon)
             return sequence_policy(
                 self.network, space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation, layer_norm=self.layer_norm,
                 num_heads=self.num_heads, context=context, state_dependent_std=self.state_dependent_std,
+                with_features=with_features,
             )  # fmt: skip
         if action_space is None:
             return default_value(space, self.hidden_sizes, self.activation, self.layer_norm)
         hidden = self.hidden_sizes, self.activation, self.layer_norm
-        return default_policy(space, action_space, *hidden, self.state_dependent_std)
+        return default_policy(space, action_space, *hidden, self.state_dependent_std, with_features)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -346,7 +347,13 @@ class Algorithm(hyperparameters.Common):
         """The action distribution of the current policy in one environment, and its next carry."""
         observation = self.normalized(state.normalizer, observation)
         carry, output = self.policy_network.apply(self.policy_params(state.params), carry, observation, is_first)
-        return carry, action_distribution(self.env.action_space, output, action_mask)
+        return carry, self.distribution(output, action_mask)
+
+    def distribution(self, output: Any, action_mask: jax.Array | None) -> Distribution:
+        """The action distribution of a policy network's output."""
+        if self.squash_actions:
+            output = squashed(self.env.action_space, output)
+        return action_distribution(self.env.action_space, output, action_mask)
 
     @staticmethod
     def policy_params(params: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -165,16 +166,11 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
     def _end_values(self, state: TrainState, observation: Any, is_first: jax.Array, pieces: Pieces) -> jax.Array:
         """The value (N,) of the observation that follows each piece."""
         end, end_is_first = pieces.end
-        _, carry = pieces.carry
-
-        def value(carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, jax.Array]:
-            return self.value_network.apply(state.params["value"], carry, observation, is_first)
-
+        carry = pieces.carry
         if jax.tree.leaves(carry):
-            carry, _ = jax.vmap(value)(carry, observation, is_first)
-        return jax.vmap(value, in_axes=(0 if jax.tree.leaves(carry) else None, 0, 0))(
-            carry, self.normalized(state.normalizer, end), end_is_first
-        )[1]
+            after = functools.partial(self.actor_critic.value_of, state.params)
+            carry, _ = jax.vmap(after)(carry, observation, is_first)
+        return jax.vmap(lambda *lane: self._value(state, *lane))(carry, end, end_is_first)
 
     def _init_extra(self, state: TrainState) -> Extra:
         extra = super()._init_extra(state)

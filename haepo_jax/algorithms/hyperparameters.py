@@ -264,6 +264,9 @@ class Segments(Common):
     normalize_rewards: bool = static(
         True, bool, "divide rewards by the running standard deviation of the discounted return"
     )
+    shared_trunk: bool = static(
+        False, bool, "default networks: the value function is one more output of the policy network, not one of its own"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -115,8 +115,8 @@ class PPO(hyperparameters.PPO, SegmentAlgorithm):
     ) -> tuple[Batch, Any]:
         """Advantages and value targets of a segment, laid out as sequences with the carry that each starts from."""
         log_probs, values = segment.steps.extras
-        last = jax.vmap(lambda carry, observation, is_first: self._value(state, carry[1], observation, is_first)[1])
-        following = jnp.concatenate([values[1:], last(end.carry, end.observation, end.is_first)[None]])
+        last = jax.vmap(lambda *lane: self._value(state, *lane))(end.carry, end.observation, end.is_first)
+        following = jnp.concatenate([values[1:], last[None]])
         bootstrap = jnp.where(segment.truncated, segment.final_value, following)
         # The delta of an invalid step is then 0: it teaches nothing, and nothing of it reaches the steps before.
         rewards = jnp.where(segment.steps.mask, rewards, values)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
-from haepo_jax.distributions import Distribution, action_distribution
-from haepo_jax.networks import Policy, as_policy, each_step
+from haepo_jax.distributions import Distribution
+from haepo_jax.networks import ActorCritic, as_policy, each_step
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.rollout import Lanes, Segment, collect_segment, lane_keys, start_lanes
 
@@ -54,8 +54,8 @@ class Extra:
 
 @dataclasses.dataclass(frozen=True)
 class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
-    """The base of `PPO` and `HAEPO`. Policy and value function are separate networks, of the same kind
-    by default; each has its own memory.
+    """The base of `PPO` and `HAEPO`. Policy and value function are separate networks, of the same kind by default, each
+    with its own memory; with `shared_trunk` they are one network with two heads.
 
     Attributes:
       value: the value function, in any form that `policy` may have, with a scalar output; None: the default network.
@@ -67,11 +67,18 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
         super().__post_init__()
         if self.value is not None:
             object.__setattr__(self, "value", as_policy(self.value))
+        for name in ("policy", "value"):
+            if self.shared_trunk and getattr(self, name) is not None:
+                raise hyperparameters.HyperparameterError(
+                    f"shared_trunk=true is of the default networks, and {name}= brings one of its own"
+                )
 
     @property
-    def value_network(self) -> Policy:
-        """The value function as a pair of pure functions."""
-        return self.value or self.default_network(None)
+    def actor_critic(self) -> ActorCritic:
+        """Policy and value function as one."""
+        if self.shared_trunk:
+            return ActorCritic(self.default_network(self.env.action_space, with_features=True), None)
+        return ActorCritic(self.policy_network, self.value or self.default_network(None))
 
     def _update(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """One update: num_steps of every lane, and what `improve` makes of them."""
@@ -130,13 +137,14 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
         def act(
             carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array
         ) -> tuple[Any, jax.Array, Any]:
-            policy_carry, distribution = self.act_distribution(state, carry[0], observation, is_first, action_mask)
-            value_carry, value = self._value(state, carry[1], observation, is_first)
+            observation = self.normalized(state.normalizer, observation)
+            carry, (output, value) = self.actor_critic.apply(state.params, carry, observation, is_first)
+            distribution = self.distribution(output, action_mask)
             action = distribution.sample(key)
-            return (policy_carry, value_carry), action, (distribution.log_prob(action), value)
+            return carry, action, (distribution.log_prob(action), value)
 
         def final_value(carry: Any, observation: Any) -> jax.Array:
-            return self._value(state, carry[1], observation, jnp.bool_(False))[1]
+            return self._value(state, carry, observation, jnp.bool_(False))
 
         step_keys = lane_keys(key, self.num_envs)
         return collect_segment(
@@ -152,9 +160,8 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
         def sequence(
             observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any
         ) -> tuple[Distribution, jax.Array]:
-            output = self.policy_network.apply(params["policy"], carry[0], observation, is_first)[1]
-            values = self.value_network.apply(params["value"], carry[1], observation, is_first)[1]
-            return action_distribution(self.env.action_space, output, action_mask), values
+            _, (output, values) = self.actor_critic.apply(params, carry, observation, is_first)
+            return self.distribution(output, action_mask), values
 
         if jax.tree.leaves(carry):
             return jax.vmap(sequence)(observation, is_first, action_mask, carry)
@@ -162,9 +169,9 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
             lambda step: sequence(step[0], step[1], step[2], carry), (observation, is_first, action_mask), is_first.ndim
         )
 
-    def _value(self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, jax.Array]:
+    def _value(self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array) -> jax.Array:
         observation = self.normalized(state.normalizer, observation)
-        return self.value_network.apply(state.params["value"], carry, observation, is_first)
+        return self.actor_critic.value_of(state.params, carry, observation, is_first)[1]
 
     @staticmethod
     def policy_params(params: Any) -> Any:
@@ -175,16 +182,10 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
         return {**params, "policy": policy_params}
 
     def _init_params(self, key: jax.Array, observation: Any) -> Any:
-        policy_key, value_key = jax.random.split(key)
-        policy, value = (
-            self.policy_network.init(policy_key, observation)[0],
-            self.value_network.init(value_key, observation)[0],
-        )
-        return {"policy": policy, "value": value}
+        return self.actor_critic.init(key, observation)[0]
 
     def _init_extra(self, state: TrainState) -> Extra:
-        value_carry = self.value_network.init(jax.random.key(0), self._example_observation())[1]
-        carry = self.initial_carry(), value_carry
+        carry = self.actor_critic.init(jax.random.key(0), self._example_observation())[1]
         lanes = start_lanes(self.env, carry, _starts_key(state.key), self.num_envs)
         scale = (
             RewardScale(RunningStatistics.of(jnp.float32(0)), jnp.zeros(self.num_envs))

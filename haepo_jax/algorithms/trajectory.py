@@ -16,7 +16,7 @@ import optax
 
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
-from haepo_jax.distributions import Distribution, action_distribution
+from haepo_jax.distributions import Distribution
 from haepo_jax.networks import each_step
 from haepo_jax.rollout import Trajectory, collect_episodes, finite_observations, lane_keys
 from haepo_jax.unbatched import any_lane, max_lane
@@ -153,7 +153,7 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
 
         def sequence(observation: Any, action_mask: jax.Array | None, is_first: jax.Array) -> Distribution:
             output = self.policy_network.apply(params, carry, observation, is_first)[1]
-            return action_distribution(self.env.action_space, output, action_mask)
+            return self.distribution(output, action_mask)
 
         if jax.tree.leaves(carry):
             over_members = jax.vmap(sequence, in_axes=(1, 1, None), out_axes=1)

@@ -203,8 +203,8 @@ def test_pieces_of_a_recurrent_policy_start_from_the_carry_they_were_played_with
         pieces: Pieces = algo._pieces(state, segment, lanes)
         inputs = pieces.segment.steps.observation, pieces.segment.is_first, None, pieces.carry
         distribution, values = algo._outputs(state.params, *inputs)
-        step = jax.vmap(lambda carry, observation, is_first: algo._value(state, carry, observation, is_first)[1])
-        end = step(lanes.carry[1], lanes.observation, lanes.is_first)
+        step = jax.vmap(lambda carry, observation, is_first: algo._value(state, carry, observation, is_first))
+        end = step(lanes.carry, lanes.observation, lanes.is_first)
         return (
             metrics["loss"], pieces.carry, pieces.segment.is_first, state.extra.lanes.carry,
             (*(x.T for x in segment.steps.extras), end),
