@@ -15,7 +15,7 @@ import numpy as np
 
 from haepo_jax.algorithms.base import EVALUATION_SEED, Algorithm, TrainState
 from haepo_jax.losses._numerics import rank_correlation
-from haepo_jax.rollout import collect_episodes, lane_keys
+from haepo_jax.rollout import Trajectory, collect_episodes, lane_keys
 from haepo_jax.training.loggers import TensorBoardLogger
 from haepo_jax.training.observers import Observer, Row, RunInfo
 from haepo_jax.training.run_dir import AppendedFile, RunDir, json_text
@@ -40,18 +40,27 @@ def fresh_alignment(
 ) -> FreshEpisodes:
     """Plays complete episodes with one policy of a run and scores them by how much likelier a later one makes them.
 
-    Pure: it jits, and vmaps over states and keys. Of the states only the policies and their normalisers are looked at.
-    Forced steps (see `Trajectory.decisions`) do not count, as in the losses. Both policies decide step by step, each
-    with its own memory, so no step's log-probability has to be computed twice. What the environment spoils is not finite.
+    Pure: it jits, and vmaps over states and keys.
 
     Args:
       algorithm: of the run.
-      before: whose policy plays, by sampled actions.
+      before: whose policy plays, by sampled actions; of both states only policy and normaliser are looked at.
       after: whose policy is compared with it.
       key: typed, of starts, actions and transitions.
       episodes: K, side by side.
     """
     reset_key, step_key = jax.random.split(key)
+    return play_and_judge(algorithm, before, after, lane_keys(reset_key, episodes), lane_keys(step_key, episodes))[1]
+
+
+def play_and_judge(
+    algorithm: Algorithm, before: TrainState, after: TrainState, reset_keys: jax.Array, step_keys: jax.Array
+) -> tuple[Trajectory, FreshEpisodes]:
+    """The steps (T, K) of what `fresh_alignment` plays, too; keys (K,) as `collect_episodes` takes them.
+
+    Forced steps (see `Trajectory.decisions`) do not count, as in the losses. Both policies decide step by step, each
+    with its own memory, so no step's log-probability has to be computed twice. What the environment spoils is not finite.
+    """
 
     def act(
         carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array
@@ -63,66 +72,77 @@ def fresh_alignment(
         return (carry_before, carry_after), action, (log_prob - played.log_prob(action), log_prob)
 
     carry = algorithm.initial_carry()
-    steps, returns, _ = collect_episodes(
-        algorithm.env, act, (carry, carry), lane_keys(reset_key, episodes), lane_keys(step_key, episodes)
-    )
+    steps, returns, _ = collect_episodes(algorithm.env, act, (carry, carry), reset_keys, step_keys)
     assert steps is not None
     # The differences are summed: subtracting two long sums loses digits.
     scores, log_likelihoods = (jnp.sum(x, axis=0, where=steps.decisions) for x in steps.extras)
-    return FreshEpisodes(scores, log_likelihoods, returns)
+    return steps, FreshEpisodes(scores, log_likelihoods, returns)
 
 
-class WeightLogger(Observer):
-    """Writes `weights.jsonl`: at every row but the first, new episodes played by the policy of the row before.
+class FreshLogger(Observer):
+    """Writes lines of JSON on new episodes, played at every row but the first by the policy of the row before.
 
-    A line holds the row, its env_steps, lists of each episode's `score` and `return` (see `FreshEpisodes`), and their
-    `alignment`, Spearman's rank correlation; TensorBoard gets a scatter of them. Of several seeds it is the first. A
-    resumed run's first row has none.
+    A subclass says what is played and what is written of it. Of several seeds it is the first. A resumed run's first row
+    has none.
     """
 
+    file_name: str
+
     def __init__(self, directory: RunDir, episodes: int, tensorboard: TensorBoardLogger | None) -> None:
-        self._path, self._episodes, self._tensorboard = directory.path / "weights.jsonl", episodes, tensorboard
+        self._path, self.episodes, self.tensorboard = directory.path / self.file_name, episodes, tensorboard
         self._before: TrainState | None = None
         self._file: AppendedFile | None = None
-        self._rows = 0
+
+    def play(self, algorithm: Algorithm, before: TrainState, after: TrainState) -> Any:
+        """A pytree of what has been played, the pure part."""
+        raise NotImplementedError
+
+    def lines(self, row: Row, played: Any) -> list[dict[str, Any]]:
+        """What is written of it, as NumPy arrays here; `row` and `env_steps` are added. May write to TensorBoard."""
+        raise NotImplementedError
 
     def on_start(self, info: RunInfo) -> None:
-        algorithm, self._rows = info.algorithm, info.rows
-
-        def play(before: TrainState, after: TrainState) -> tuple[FreshEpisodes, jax.Array]:
-            key = jax.random.fold_in(jax.random.key(EVALUATION_SEED), after.update)
-            fresh = fresh_alignment(algorithm, before, after, key, self._episodes)
-            live = jnp.isfinite(fresh.scores) & jnp.isfinite(fresh.returns)
-            return fresh, rank_correlation(fresh.scores, fresh.returns, live)
-
-        self._play = jax.jit(play)
+        self._rows = info.rows
+        self._play = jax.jit(lambda before, after: self.play(info.algorithm, before, after))
 
     def on_compiled(self, seconds: float) -> None:
         self._file = AppendedFile.continued(self._path, lambda line: line["row"] < self._rows)
 
     def on_state(self, row: Row, state: TrainState) -> None:
-        assert self._file is not None
+        if self._file is None:
+            return
         # What no policy needs may be large: the optimiser's moments, experience that is kept.
         state = dataclasses.replace(state, opt_state=None, reference=None, extra=None)
         # A copy, because the run goes on in these buffers.
         state = jax.tree.map(lambda x: x[0] if len(row.update) > 1 else jnp.copy(x), state)
         if self._before is not None:
-            fresh, alignment = jax.device_get(self._play(self._before, state))
-            line = {
-                "row": row.index,
-                "env_steps": row.mean_steps,
-                "alignment": float(alignment),
-                "score": fresh.scores.tolist(),
-                "return": fresh.returns.tolist(),
-            }
-            self._file.append((json_text(line) + "\n").encode())
-            if self._tensorboard is not None:
-                self._tensorboard.image("weights", _scatter(fresh, float(alignment)), row.mean_steps)
+            lines = self.lines(row, jax.device_get(self._play(self._before, state)))
+            place = {"row": row.index, "env_steps": row.mean_steps}
+            self._file.append("".join(json_text(place | line) + "\n" for line in lines).encode())
         self._before = state
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+class WeightLogger(FreshLogger):
+    """Writes `weights.jsonl`: of every row, lists of each new episode's `score` and `return` (see `FreshEpisodes`), and
+    their `alignment`, Spearman's rank correlation. TensorBoard gets a scatter of them."""
+
+    file_name = "weights.jsonl"
+
+    def play(self, algorithm: Algorithm, before: TrainState, after: TrainState) -> tuple[FreshEpisodes, jax.Array]:
+        key = jax.random.fold_in(jax.random.key(EVALUATION_SEED), after.update)
+        fresh = fresh_alignment(algorithm, before, after, key, self.episodes)
+        live = jnp.isfinite(fresh.scores) & jnp.isfinite(fresh.returns)
+        return fresh, rank_correlation(fresh.scores, fresh.returns, live)
+
+    def lines(self, row: Row, played: tuple[FreshEpisodes, Any]) -> list[dict[str, Any]]:
+        fresh, alignment = played
+        if self.tensorboard is not None:
+            self.tensorboard.image("weights", _scatter(fresh, float(alignment)), row.mean_steps)
+        return [{"alignment": float(alignment), "score": fresh.scores.tolist(), "return": fresh.returns.tolist()}]
 
 
 def _scatter(fresh: FreshEpisodes, alignment: float) -> bytes:
