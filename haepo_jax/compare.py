@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import itertools
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,22 @@ from haepo_jax.config import (
     hyperparameter_fields,
     setting,
 )
-from haepo_jax.config.arguments import choices, compose, read_arguments
+from haepo_jax.config.arguments import compose, read_arguments, value_text
 from haepo_jax.config.help import algorithm_table, settings_table
 from haepo_jax.config.values import find_field
-from haepo_jax.envs import list_envs, resolve_name
+from haepo_jax.envs import list_envs
 from haepo_jax.messages import short
 from haepo_jax.training.entry import entry_point
-from haepo_jax.training.errors import Interrupted, RunError
-from haepo_jax.training.resume import allowed, existing_run
-from haepo_jax.training.run_dir import RunDir, check_run_dir, create_run_dir, json_text, write_atomically
+from haepo_jax.training.errors import Interrupted, RunError, disk_errors
+from haepo_jax.training.resume import allowed, existing_run, flat
+from haepo_jax.training.run_dir import (
+    RunDir,
+    check_run_dir,
+    create_run_dir,
+    json_text,
+    unused_directory,
+    write_atomically,
+)
 from haepo_jax.training.session import train_and_report
 
 if TYPE_CHECKING:
@@ -63,23 +70,18 @@ cannot be used end with exit status 2.
 """
 
 BASELINES = ("haepo", "ppo", "grpo", "dpo")
-DEFAULTS = ("num_seeds=10", "tensorboard=false")
+DEFAULTS = {"num_seeds": 10, "tensorboard": False}
 """Where the runs of a comparison differ from a run alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Contestants:
-    """What takes several values: every algorithm meets every environment."""
+class CompareConfig:
+    """The settings of `python -m haepo_jax.compare` that are not those of its runs: every algorithm meets every
+    environment."""
 
     env: tuple[str, ...] = setting((), list, "the environments: one or more (required)")
     algo: tuple[str, ...] = setting(BASELINES, list, "the algorithms or presets")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """The other settings of `python -m haepo_jax.compare` that are not those of its runs."""
-
-    run_dir: str | None = setting(None, str, "where the results go; null: runs/compare-<time>", optional=True)
+    run_dir: str | None = setting(None, str, "where the results go; null: runs/compare-<time>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,26 +99,24 @@ class Comparison:
 
 def help_text() -> str:
     """What `--help` prints."""
-    own = {field.name: field for schema in (Contestants, CompareConfig) for field in dataclasses.fields(schema)}
-    shared = {field.name: field for field in dataclasses.fields(RunConfig) if field.name not in own}
+    own = {field.name: field for field in dataclasses.fields(CompareConfig)}
+    shared = (field for field in dataclasses.fields(RunConfig) if field.name not in own)
     return HELP.format(
         own=settings_table(own.values()),
-        shared=settings_table(shared.values(), defaults={"num_seeds": 10, "tensorboard": False}),
+        shared=settings_table(shared, defaults=DEFAULTS),
         algorithms=algorithm_table(),
     )
 
 
 def read_comparison(overrides: tuple[Override, ...]) -> Comparison:
     """Every setting of every run, checked; raises ConfigError at the first that is wrong."""
-    names = {"env": [""], "algo": list(BASELINES)}
     own: list[Override] = []
     shared: list[Override] = []
     hyperparameters: list[tuple[str, Override]] = []
     for override in overrides:
-        key = override.key_or_group
-        head, _, rest = key.partition(".")
-        if key in names:
-            names[key] = _names(override)
+        head, _, rest = override.key_or_group.partition(".")
+        if head in CompareConfig.__dataclass_fields__ and not rest:
+            own.append(override)
         elif override.is_sweep_override():
             raise ConfigError(
                 f"{short(override.input_line)}: only env and algo take several values here, see haepo_jax.sweep"
@@ -124,17 +124,21 @@ def read_comparison(overrides: tuple[Override, ...]) -> Comparison:
         elif rest and head in ("algo", *ALGORITHM_NAMES):
             hyperparameters.append((head, override))
         else:
-            (own if key == "run_dir" else shared).append(override)
-    settings = compose(own, CompareConfig) if own else CompareConfig()
-    envs, algos = [_resolved(env) for env in names["env"]], names["algo"]
+            shared.append(override)
+    settings = compose(own, CompareConfig)
+    envs, algos = settings.env, settings.algo
+    if not envs:
+        raise ConfigError(
+            "env= is missing: name one or more environments, for example env=CartPole-v1 (--list-envs lists them)"
+        )
     for key, values in (("env", envs), ("algo", algos)):
         if repeated := [value for value in values if values.count(value) > 1]:
-            raise ConfigError(f"{key}={','.join(map(str, values))} names {repeated[0]!r} twice")
+            raise ConfigError(f"{key}={','.join(values)} names {repeated[0]!r} twice")
     for algo in algos:
         algorithm_class(algo)
 
     per_algo = _hyperparameters_by_algorithm(algos, hyperparameters)
-    defaults = read_arguments(DEFAULTS).overrides
+    defaults = read_arguments([f"{key}={value_text(value)}" for key, value in DEFAULTS.items()]).overrides
     runs: dict[str, RunConfig] = {}
     for env, algo in itertools.product(envs, algos):
         chosen = read_arguments([f"env={env}", f"algo={algo}"]).overrides
@@ -149,32 +153,7 @@ def read_comparison(overrides: tuple[Override, ...]) -> Comparison:
     return Comparison(settings.run_dir, runs)
 
 
-def _names(override: Override) -> list[str]:
-    """The values of `env=` or `algo=`, one or several; raises ConfigError."""
-    text = short(override.input_line)
-    if (override.input_line or "")[:1] in "+~" or override.package is not None:
-        raise ConfigError(f"cannot use {text}: write key=value")
-    if override.is_sweep_override():
-        return choices(override)
-    value = override.value()
-    values = value if isinstance(value, list) else [value]
-    if not values or not all(isinstance(value, str) and value for value in values):
-        raise ConfigError(f"cannot use {text}: write {override.key_or_group}=a,b")
-    return list(values)
-
-
-def _resolved(env: str) -> str:
-    if not env:
-        raise ConfigError(
-            "env= is missing: name one or more environments, for example env=CartPole-v1 (--list-envs lists them)"
-        )
-    try:
-        return resolve_name(env)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _hyperparameters_by_algorithm(algos: list[str], given: list[tuple[str, Override]]) -> dict[str, list[Override]]:
+def _hyperparameters_by_algorithm(algos: Sequence[str], given: list[tuple[str, Override]]) -> dict[str, list[Override]]:
     """`algo.<key>=` goes to every algorithm that has the key, `<name>.<key>=` to that one."""
     chosen: dict[str, list[Override]] = {algo: [] for algo in algos}
     for head, override in given:
@@ -203,10 +182,6 @@ def main(argv: list[str]) -> int:
     if arguments.list_envs:
         print("\n".join(list_envs()))
         return 0
-    if arguments.show_config:
-        raise ConfigError(
-            "--cfg job belongs to haepo_jax.train: a comparison keeps each run's settings in its config.yaml"
-        )
     return compare(read_comparison(arguments.overrides), argv)
 
 
@@ -242,14 +217,14 @@ def _places(comparison: Comparison) -> tuple[Path, dict[str, RunConfig]]:
     resume = comparison.any_run.resume
     if comparison.run_dir is None and resume != "false":
         raise ConfigError(f"resume={resume} needs run_dir=<the directory of the comparison>")
-    directory = Path(comparison.run_dir) if comparison.run_dir is not None else _new_directory()
+    directory = Path(comparison.run_dir) if comparison.run_dir is not None else unused_directory("compare")
     check_run_dir(dataclasses.replace(comparison.any_run, run_dir=str(directory)))
     runs, found = {}, 0
     for name, config in comparison.runs.items():
         run = RunDir(directory / name)
         config = dataclasses.replace(config, run_dir=str(run.path), resume="false" if resume == "false" else "auto")
         if resume != "false" and existing_run("auto", config.run_dir):
-            allowed(run.read_config(), config, run)
+            allowed(flat(run.read_config()), flat(config), run)
             found += 1
         else:
             check_run_dir(config)
@@ -259,12 +234,6 @@ def _places(comparison: Comparison) -> tuple[Path, dict[str, RunConfig]]:
             f"run_dir={short(str(directory))} holds none of these runs: there is nothing to resume (resume=auto starts)"
         )
     return directory, runs
-
-
-def _new_directory() -> Path:
-    stem = f"compare-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
-    names = (stem if count == 1 else f"{stem}-{count}" for count in itertools.count(1))
-    return next(path for path in (Path("runs") / name for name in names) if not path.exists())
 
 
 def _train(config: RunConfig) -> None:
@@ -287,15 +256,7 @@ def command_of(config: RunConfig) -> list[str]:
     usual = hyperparameter_defaults(config.algo.name)
     changed |= {f"algo.{k}": v for k, v in config.algo.hyperparameters.items() if v != usual[k]}
     changed |= {f"env_kwargs.{key}": value for key, value in config.env_kwargs.items()}
-    return [f"env={config.env}", f"algo={config.algo.name}", *(f"{k}={_hydra_text(v)}" for k, v in changed.items())]
-
-
-def _hydra_text(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_hydra_text, value)) + "]"
-    return (
-        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
-    )
+    return [f"env={config.env}", f"algo={config.algo.name}", *(f"{k}={value_text(v)}" for k, v in changed.items())]
 
 
 def _report(directory: Path, runs: dict[str, RunConfig], argv: list[str]) -> None:
@@ -312,12 +273,10 @@ def _report(directory: Path, runs: dict[str, RunConfig], argv: list[str]) -> Non
     }
     text = comparison.table(results, improvement)
     figure = comparison.comparison_figure([(c.algo.name, c.env, RunDir(directory / name)) for name, c in runs.items()])
-    try:
+    with disk_errors(directory, "comparison"):
         write_atomically(directory / "comparison.json", json_text(document, indent=2) + "\n")
         write_atomically(directory / "comparison.md", f"`{document['command']}`\n\n{text}")
         write_figure(figure, directory / "comparison.png")
-    except OSError as error:
-        raise RunError(f"{str(directory)!r} cannot be written: {error.strerror}") from None
     print(text)
     print(f"comparison.json, comparison.md and comparison.png in {directory}")
 

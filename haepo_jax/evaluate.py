@@ -15,9 +15,9 @@ from haepo_jax.algorithms import hyperparameters as hp
 from haepo_jax.config import ConfigError, setting
 from haepo_jax.config.arguments import compose, read_arguments
 from haepo_jax.config.help import settings_table
-from haepo_jax.messages import one_line, short
+from haepo_jax.messages import one_line
 from haepo_jax.training.entry import entry_point
-from haepo_jax.training.errors import RunError
+from haepo_jax.training.errors import disk_errors
 from haepo_jax.training.progress import number
 from haepo_jax.training.run_dir import RunDir, json_text, write_atomically
 from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean
@@ -56,14 +56,13 @@ class EvaluateConfig:
     episodes: int = setting(1000, int, "episodes for each seed, and as many with greedy actions", within=hp.COUNT)
     checkpoint: str = setting("last", str, "which state of the run", choices=("last", "best"))
     seed: int | None = setting(
-        None, int, "one of the run's seeds, by its own number; null: all", within=hp.Range(0, 2**31 - 1), optional=True
+        None, int, "one of the run's seeds, by its own number; null: all", within=hp.Range(0, 2**31 - 1)
     )
     episode_seed: int | None = setting(
         None,
         int,
         "of starts, actions and transitions; null: the episodes that every run ends with",
         within=hp.Range(0, 2**31 - 1),
-        optional=True,
     )
 
 
@@ -119,16 +118,14 @@ def main(argv: list[str]) -> int:
     }
     print(report(document, played))
     title = f"{run.algo.name} on {run.env}, {config.episodes:,} episodes{' a seed' if len(seeds) > 1 else ''}"
-    try:
-        from haepo_jax.training.plots import write_figure
+    from haepo_jax.training.plots import write_figure
 
+    with disk_errors(directory.path, "evaluation"):
         write_atomically(directory.path / "evaluation.json", json_text(document) + "\n")
         write_figure(
             histogram_figure({kind: values["return"] for kind, values in played.items()}, title),
             directory.path / "evaluation.png",
         )
-    except OSError as error:
-        raise RunError(f"run_dir={short(config.run_dir)} cannot be written: {error.strerror}") from None
     print(f"evaluation.json and evaluation.png in {directory.path}")
     return 0
 
@@ -153,23 +150,24 @@ def play(
 
     key = jax.random.key(EVALUATION_SEED if episode_seed is None else episode_seed)
 
-    def chunk(size: int) -> Any:
-        def both(states: TrainState, key: jax.Array) -> dict[str, Any]:
-            kinds = {"sampled": False, "greedy": True}
+    size = min(CHUNK, episodes)
+
+    @jax.jit
+    def chunk(states: TrainState, key: jax.Array) -> dict[str, Any]:
+        def both(state: TrainState) -> dict[str, Any]:
             return {
-                kind: algorithm.evaluate(states, episodes=size, greedy=greedy, key=key)
-                for kind, greedy in kinds.items()
+                kind: algorithm.evaluate(state, episodes=size, greedy=greedy, key=key)
+                for kind, greedy in (("sampled", False), ("greedy", True))
             }
 
-        return jax.jit(jax.vmap(both, in_axes=(0, None)))
+        return jax.vmap(both)(states)
 
-    whole, parts = chunk(min(CHUNK, episodes)), []
-    for index in range(-(-episodes // CHUNK)):
-        size = min(CHUNK, episodes - index * CHUNK)
-        function = whole if size == min(CHUNK, episodes) else chunk(size)
-        parts.append(jax.device_get(function(states, jax.random.fold_in(key, index) if index else key)))
-    joined = jax.tree.map(lambda *x: np.concatenate(x, axis=1).astype(np.float64), *parts)
-    return dict(joined)
+    parts = [
+        jax.device_get(chunk(states, jax.random.fold_in(key, index) if index else key))
+        for index in range(-(-episodes // size))
+    ]
+    # Of the last chunk only as many as are asked for: an episode is the same beside however many others.
+    return dict(jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :episodes].astype(np.float64), *parts))
 
 
 def summarise(returns: Array, seeds: list[int]) -> list[dict[str, Any]]:
@@ -204,7 +202,7 @@ def _listed(values: dict[str, Array]) -> dict[str, Any]:
 
 
 def report(document: dict[str, Any], played: dict[str, dict[str, Array]]) -> str:
-    """The tables and histograms that are printed."""
+    """The tables that are printed."""
     steps = document["env_steps_per_seed"]
     lines = [
         f"{document['algo']} on {document['env']}, {document['checkpoint']} checkpoint, "
@@ -221,51 +219,16 @@ def report(document: dict[str, Any], played: dict[str, dict[str, Array]]) -> str
             lines.append(f"  {name:>8} {cells[0]:>10} {cells[1]:>10} {interval:>22} {cells[2]:>10} {cells[3]:>10}")
             if row["not_finite"]:
                 lines.append(f"  {'':>8} {row['not_finite']} returns are not finite and are left out")
-        lines += [
-            "",
-            text_histogram(values["return"].ravel()),
-            f"  mean length {number(float(values['length'].mean()))} steps",
-        ]
-    if len(steps) > 1:
-        lines += [
-            "",
-            "IQM: interquartile mean; its interval resamples a seed's episodes, in the row 'all' the seeds' means.",
-        ]
-    else:
-        lines += ["", "IQM: interquartile mean; its interval resamples the episodes."]
-    return "\n".join(lines)
-
-
-def text_histogram(values: Array, bins: int = 10, width: int = 40) -> str:
-    """A line for each bin: its lower end, a bar and its share of the values."""
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return "  no finite returns"
-    counts, edges = np.histogram(known, _edges(known, bins))
-    labels = [number(edge) for edge in edges[:-1]]
-    wide = max(map(len, labels))
-    lines = []
-    for label, count in zip(labels, counts, strict=True):
-        bar = "#" * round(width * count / counts.max())
-        lines.append(f"  {label:>{wide}} | {bar:<{width}} {count / len(known):6.1%}")
-    return "\n".join(lines)
-
-
-def _edges(values: Array, bins: int) -> Array:
-    low, high = float(values.min()), float(values.max())
-    # One bin where all values are equal, or too close for floating point to tell bins apart.
-    if np.linspace(low, high, bins + 1)[1] == low:
-        return np.array([low, np.nextafter(high, np.inf)])
-    return np.linspace(low, high, bins + 1)
+        lines.append(f"  mean length {number(float(values['length'].mean()))} steps")
+    resampled = "a seed's episodes, in the row 'all' the seeds' means" if len(steps) > 1 else "the episodes"
+    return "\n".join([*lines, "", f"IQM: interquartile mean; its interval resamples {resampled}."])
 
 
 def histogram_figure(returns: dict[str, Array], title: str) -> Figure:
     """How the returns (seeds, episodes) of each kind of action are spread, seeds pooled."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     known = {kind: values[np.isfinite(values)] for kind, values in returns.items()}
     pooled = np.concatenate(list(known.values()))

@@ -46,19 +46,13 @@ class RenderConfig:
 
     run_dir: str = setting("", str, "the directory of the run, finished or not (required)")
     seed: int | None = setting(
-        None,
-        int,
-        "which of the run's seeds, by its own number; null: the first",
-        within=hp.Range(0, 2**31 - 1),
-        optional=True,
+        None, int, "which of the run's seeds, by its own number; null: the first", within=hp.Range(0, 2**31 - 1)
     )
     checkpoint: str = setting("last", str, "which state of the run", choices=("last", "best"))
     greedy: bool = setting(True, bool, "take the most likely action instead of a sampled one")
     episode: int = setting(0, int, "which of the episodes that haepo_jax.evaluate plays", within=hp.Range(0, 2**31 - 1))
     max_steps: int = setting(1000, int, "where to stop an episode that is longer", within=hp.Range(1, 10**6))
-    out: str | None = setting(
-        None, str, "the file to write; null: episode.gif or episode.html in the run's directory", optional=True
-    )
+    out: str | None = setting(None, str, "the file to write; null: episode.gif or episode.html in the run's directory")
 
 
 @entry_point

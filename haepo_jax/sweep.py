@@ -6,7 +6,6 @@ The module can be called, too: `haepo_jax.sweep(...)` is the function in `haepo_
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import shlex
 import sys
@@ -21,9 +20,9 @@ from haepo_jax.envs import list_envs
 from haepo_jax.messages import short
 from haepo_jax.sweeps.settings import SweepConfig, SweepPlan, read_sweep
 from haepo_jax.training.entry import entry_point
-from haepo_jax.training.errors import RunError
+from haepo_jax.training.errors import disk_errors
 from haepo_jax.training.processes import join, part
-from haepo_jax.training.run_dir import check_writable
+from haepo_jax.training.run_dir import check_writable, refusing, unused_directory
 
 HELP = """\
 Trains many configurations of an algorithm: all that share their shapes in one compiled program, on every device.
@@ -79,12 +78,8 @@ def main(argv: list[str]) -> int:
     if arguments.list_envs:
         print("\n".join(list_envs()))
         return 0
-    if arguments.show_config:
-        raise ConfigError(
-            "--cfg job belongs to haepo_jax.train: a sweep has no one configuration; dry_run=true checks it"
-        )
     plan = read_sweep(arguments.overrides)
-    directory = _place(plan, make=False)
+    directory = _place(plan)
     from haepo_jax.sweeps.display import Display
     from haepo_jax.sweeps.run import check_builds, run
 
@@ -100,16 +95,11 @@ def main(argv: list[str]) -> int:
             f"the settings are usable: {plan.num_configs} configurations, {plan.search} search; dry_run=true stops here"
         )
         return 0
-    directory = _place(plan, make=True)
+    with refusing(str(directory)):
+        directory.mkdir(parents=True, exist_ok=True)
     try:
-        run(plan, directory, shlex.join(["python", "-m", "haepo_jax.sweep", *argv]), Display())
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if not directory.is_dir():
-            raise RunError(f"run_dir={short(str(directory))} has vanished while the sweep was going on") from None
-        again = "; the same command goes on from there"
-        raise RunError(f"{error.filename or directory}: {error.strerror or error}{again}") from None
+        with disk_errors(directory, "sweep", lambda: "; the same command goes on from there"):
+            run(plan, directory, Display(), command=shlex.join(["python", "-m", "haepo_jax.sweep", *argv]))
     finally:
         with contextlib.suppress(OSError):
             directory.rmdir()  # only where nothing has been written to it
@@ -131,14 +121,15 @@ def _use_every_core(plan: SweepPlan) -> None:
             jax.config.update("jax_num_cpu_devices", min(cores, plan.num_configs * plan.settings.num_seeds))
 
 
-def _place(plan: SweepPlan, *, make: bool) -> Path:
-    """The sweep's directory; raises ConfigError where it cannot be used."""
+def _place(plan: SweepPlan) -> Path:
+    """The sweep's directory, which need not be there; raises ConfigError where it cannot be used."""
     settings = plan.settings
-    time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    default = f"runs/sweep-{settings.env.replace('/', '-')}-{settings.algo.name}-{time}"
-    path = Path(settings.run_dir if settings.run_dir is not None else default)
+    if settings.run_dir is None:
+        path = unused_directory(f"sweep-{settings.env.replace('/', '-')}-{settings.algo.name}")
+    else:
+        path = Path(settings.run_dir)
     name = short(str(path))
-    try:
+    with refusing(str(path)):
         if path.exists() and not path.is_dir():
             raise ConfigError(f"run_dir={name} is a file, not a directory")
         held = (path / "sweep.json").exists()
@@ -151,12 +142,6 @@ def _place(plan: SweepPlan, *, make: bool) -> Path:
         if not held and settings.resume == "true" and settings.storage is None:
             raise ConfigError(f"run_dir={name} holds no sweep to resume")
         check_writable(str(path))
-        if make:
-            path.mkdir(parents=True, exist_ok=True)
-    except ConfigError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"run_dir={name} cannot be used: {getattr(error, 'strerror', None) or error}") from None
     return path
 
 

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(help_text(HELP, RunConfig, requested_algorithm(argv)), end="")
         return 0
-    arguments = read_arguments(argv, takes_file=True)
+    arguments = read_arguments(argv, ("--cfg", "--config"))
     if arguments.list_envs:
         print("\n".join(list_envs()))
         return 0
@@ -87,7 +87,7 @@ def _processes(arguments: Arguments) -> Processes:
     """Those that train together. They come together before anything else, because one of them decides for all."""
     keys = ("distributed", "resume", "shard")
     distributed, resume, shard = (peek(arguments.overrides, RunConfig, key) for key in keys)
-    if distributed and resume == "false" and shard == "none" and arguments.file is None:
+    if distributed and resume == "false" and shard == "none" and arguments.settings is None:
         raise ConfigError(SHARD_NOTHING)
     return join() if distributed else Processes()
 

@@ -7,34 +7,31 @@ lanes is right, and keeps the control flow real under any nesting of vmaps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
-@jax.custom_batching.custom_vmap
-def any_lane(flags: jax.Array) -> jax.Array:
-    """True where any flag, of any lane of any enclosing vmap, is true: (...) bool -> () bool, never batched."""
-    return jnp.any(flags)
+def _over_every_lane(reduction: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """A reduction to one value, () and never batched, over every lane of every enclosing vmap."""
+
+    @jax.custom_batching.custom_vmap
+    def function(x: jax.Array) -> jax.Array:
+        return reduction(x)
+
+    @function.def_vmap
+    def _(axis_size: int, in_batched: list[bool], x: jax.Array) -> tuple[jax.Array, Any]:
+        return function(x), False
+
+    return function
 
 
-@any_lane.def_vmap
-def _any_lane_vmap(axis_size: int, in_batched: list[bool], flags: jax.Array) -> tuple[jax.Array, Any]:
-    del axis_size, in_batched
-    return any_lane(flags), False
-
-
-@jax.custom_batching.custom_vmap
-def max_lane(values: jax.Array) -> jax.Array:
-    """The largest value in any lane of any enclosing vmap: (...) -> (), never batched."""
-    return jnp.max(values)
-
-
-@max_lane.def_vmap
-def _max_lane_vmap(axis_size: int, in_batched: list[bool], values: jax.Array) -> tuple[jax.Array, Any]:
-    del axis_size, in_batched
-    return max_lane(values), False
+any_lane = _over_every_lane(jnp.any)
+"""Whether any flag is true: (...) bool -> () bool."""
+max_lane = _over_every_lane(jnp.max)
+"""The largest value: (...) -> ()."""
 
 
 @jax.custom_batching.custom_vmap

@@ -134,7 +134,7 @@ REFUSED = {
     "escape sequence": (["env='\x1b[31mred'"], "unknown environment"),
     "interpolation of itself": (["seed=${seed}"], "Recursive interpolation"),
     "interpolation of nothing": (["seed=${nothing}"], "'nothing' not found"),
-    "interpolation of another type": (["seed=${algo.activation}"], "could not be converted"),
+    "interpolation of another type": (["seed=${algo.activation}"], "seed='tanh' must be an integer"),
     "broken interpolation": (["seed=${seed"], "cannot read"),
     "unknown resolver": (["seed=${no.such:1}"], "Unsupported interpolation type"),
     "interpolation out of range": (["algo.num_envs=${seed}"], "algo.num_envs=0 is out of range"),

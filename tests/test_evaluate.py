@@ -25,7 +25,7 @@ def run(finished_runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 def test_every_seed_is_played_and_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([f"run_dir={run}", "episodes=8"]) == 0
     captured = capsys.readouterr()
-    assert captured.err == "" and captured.out.count("seed       mean        IQM") == 2 and "#" in captured.out
+    assert captured.err == "" and captured.out.count("seed       mean        IQM") == 2
     document = json.loads((run / "evaluation.json").read_text())
     summary = json.loads((run / "summary.json").read_text())
     assert document["seeds"] == [3, 4] and document["env_steps_per_seed"] == summary["env_steps_per_seed"]
@@ -75,9 +75,6 @@ def test_statistics_leave_out_what_is_not_finite() -> None:
     "values", [[5.0], [5.0] * 100, [1e30, 1e30], [-1e9, 0, 1e9], list(range(100)), [1.0, 1.0 + 1e-15]]
 )
 def test_histograms_of_anything(values: list[float]) -> None:
-    text = evaluate.text_histogram(np.array(values, float))
-    shares = [float(line.split()[-1].rstrip("%")) for line in text.splitlines()]
-    assert sum(shares) == pytest.approx(100, abs=1)
     evaluate.histogram_figure({"sampled": np.array([values], float), "greedy": np.array([[np.nan]])}, "title")
 
 

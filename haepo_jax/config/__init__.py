@@ -40,8 +40,8 @@ class AlgoConfig:
 
 
 def setting(default: Any, kind: type, doc: str, **keywords: Any) -> Any:
-    """A field of a command's settings: described and checked just as a hyperparameter is."""
-    return hp.static(default, kind, doc, **keywords)
+    """A field of a command's settings: described and checked just as a hyperparameter is; null where that is the default."""
+    return hp.static(default, kind, doc, optional=default is None, **keywords)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,11 +58,9 @@ class RunConfig:
     final_eval_episodes: int = setting(128, int, "episodes per seed behind the final return", within=hp.COUNT)
     env_kwargs: dict[str, Any] = setting(None, dict, "passed to the environment: env_kwargs.<name>=<value>")
     init_from: str | None = setting(
-        None, str, "start from the policy of this run (the first of its seeds): its directory", optional=True
+        None, str, "start from the policy of this run (the first of its seeds): its directory"
     )
-    run_dir: str | None = setting(
-        None, str, "where the results go; null: runs/<env>-<algo>-<seed>-<time>", optional=True
-    )
+    run_dir: str | None = setting(None, str, "where the results go; null: runs/<env>-<algo>-<seed>-<time>")
     resume: str = setting(
         "false",
         str,
@@ -73,11 +71,7 @@ class RunConfig:
         5.0, "minutes from one checkpoint to the next; null: not by time", within=hp.POSITIVE, optional=True
     )
     checkpoint_steps: int | None = setting(
-        None,
-        int,
-        "live steps per seed from one checkpoint to the next; null: not by steps",
-        within=hp.Range(1, 2**62),
-        optional=True,
+        None, int, "live steps per seed from one checkpoint to the next; null: not by steps", within=hp.Range(1, 2**62)
     )
     keep_checkpoints: int = setting(
         3, int, "how many of the last checkpoints stay, beside the best by return", within=hp.COUNT

@@ -14,6 +14,7 @@ from haepo_jax.config import (
     hyperparameter_defaults,
     hyperparameter_fields,
 )
+from haepo_jax.config.arguments import value_text
 
 
 def settings_table(
@@ -43,11 +44,7 @@ def _range_text(meta: Mapping[str, Any]) -> str:
 def _yaml_text(value: Any, kind: type) -> str:
     if kind in (AlgoConfig, dict) or value == "":
         return DEFAULT_ALGORITHM if kind is AlgoConfig else ""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, tuple):
-        return "[" + ",".join(map(str, value)) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else value_text(value)
 
 
 def algorithm_table() -> str:

@@ -44,8 +44,8 @@ def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
             algorithm_class(algo.name)(total_steps=checked["total_steps"], **algo.hyperparameters).check()
         except hp.HyperparameterError as error:
             raise ConfigError(f"algo.{error}") from None
-    if "env" in fields and checked["env"]:
-        checked["env"] = _resolve_env(checked["env"])
+    if env := checked.get("env"):
+        checked["env"] = tuple(map(_resolve_env, env)) if isinstance(env, tuple) else _resolve_env(env)
     settings = schema(**checked)
     if hasattr(settings, "check"):
         settings.check()

@@ -7,10 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from haepo_jax.config import ConfigError, RunConfig
 from haepo_jax.config.arguments import compose, peek, read_arguments
@@ -18,9 +15,8 @@ from haepo_jax.config.help import settings_table
 from haepo_jax.config.values import from_dict
 from haepo_jax.llm import NEEDS_TUNIX, has_tunix
 from haepo_jax.llm.settings import LLMConfig, load_reward, read_data, settings_text
-from haepo_jax.messages import one_line, short
 from haepo_jax.training.entry import entry_point
-from haepo_jax.training.resume import existing_run
+from haepo_jax.training.resume import allowed, existing_run
 from haepo_jax.training.run_dir import RunDir, check_run_dir, create_run_dir
 
 if TYPE_CHECKING:
@@ -66,7 +62,7 @@ def main(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(HELP.format(settings=settings_table(dataclasses.fields(LLMConfig))), end="")
         return 0
-    arguments = read_arguments(argv)
+    arguments = read_arguments(argv, ("--cfg",))
     config, directory = _compose(arguments.overrides)
     if arguments.show_config:
         print(settings_text(config), end="")
@@ -99,32 +95,12 @@ def _compose(overrides: Sequence[Override]) -> tuple[LLMConfig, RunDir | None]:
     directory = existing_run(resume, run_dir or None) if resume != "false" else None
     if directory is None:
         return compose(overrides, LLMConfig), None
-    saved = _read_settings(directory.config)
-    given = [override.key_or_group for override in overrides]
-    # Composed for their own sake, so that what is wrong with them is said as in any other run.
-    names = [f"{key}='-'" for key in ("model", "data", "reward") if key not in given]
-    extra = read_arguments(names).overrides
-    fresh = dataclasses.asdict(compose([*overrides, *extra], LLMConfig))
-    for key in given:
-        old, new = saved[key], fresh[key]
-        if new != old and key not in FREE and not (key == "steps" and new > old):
-            raise ConfigError(
-                f"{key}={short(new)}, but the run in {short(str(directory.path))} has {key}={short(old)}: a resumed "
-                "run keeps its settings (steps may grow)"
-            )
-    values = saved | {key: fresh[key] for key in given} | {"run_dir": run_dir, "resume": resume}
-    return from_dict(values, LLMConfig), directory
-
-
-def _read_settings(file: Path) -> dict[str, Any]:
-    """The settings of a run, those that it does not hold at their defaults; raises ConfigError."""
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {str(file)!r}: {one_line(str(error), 120)}") from None
-    if not isinstance(values, dict) or "model" not in values:
-        raise ConfigError(f"{str(file)!r} holds no settings of a run of haepo_jax.llm")
-    return dataclasses.asdict(from_dict(values, LLMConfig))
+    values = directory.read_settings()
+    if "model" not in values:
+        raise ConfigError(f"{str(directory.config)!r} holds no settings of a run of haepo_jax.llm")
+    saved, config = from_dict(values, LLMConfig), compose(overrides, LLMConfig, values)
+    allowed(dataclasses.asdict(saved), dataclasses.asdict(config), directory, FREE, "steps")
+    return config, directory
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -34,7 +33,7 @@ from haepo_jax.llm.rollout import Rollout
 from haepo_jax.llm.settings import LLMConfig, Prompt, RewardFunction, describe, settings_text
 from haepo_jax.messages import short
 from haepo_jax.training.devices import device_errors
-from haepo_jax.training.errors import Interrupted, RunError
+from haepo_jax.training.errors import Interrupted, RunError, disk_errors
 from haepo_jax.training.resume import resume_command
 from haepo_jax.training.run_dir import AppendedFile, RunDir, json_text, write_atomically
 from haepo_jax.training.signals import StopSignals
@@ -110,7 +109,12 @@ def fine_tune(
     logging.set_verbosity(logging.ERROR)
     try:
         advice = "a smaller micro_batch, max_new_tokens or lora_rank needs less"
-        with directory.lock(), StopSignals(directory.remove_if_empty) as stop, device_errors(advice), _disk_errors():
+        with (
+            directory.lock(),
+            StopSignals(directory.remove_if_empty) as stop,
+            device_errors(advice),
+            disk_errors(directory.path),
+        ):
             _fine_tune(plan, directory, reward, goes_on, command, stop)
     except (ConfigError, Interrupted) as error:
         if not directory.holds_run():  # nothing was trained
@@ -122,16 +126,6 @@ def fine_tune(
         raise ConfigError(text) from None
     finally:
         directory.remove_if_empty()
-
-
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise RunError(f"{error.filename or 'the disk'}: {error.strerror or error}") from None
 
 
 def _fine_tune(

@@ -31,7 +31,7 @@ class LLMConfig:
     run_dir: str = setting("", str, "where the results go; the fine-tuned folder is <run_dir>/model (required)")
     resume: str = setting(
         "false", str, "go on with the run in run_dir from its newest checkpoint; auto: or start",
-        choices=("false", "true", "auto"),
+        choices=("false", "true", "auto")
     )  # fmt: skip
     seed: int = setting(0, int, "of the prompts' order, the sampling and LoRA's start", within=Range(0, 2**31 - 1))
     steps: int = setting(100, int, "batches of prompts to train on", within=COUNT)
@@ -41,7 +41,7 @@ class LLMConfig:
         1, int, "updates on each batch; in the first one a log_ratio weighs all completions alike", within=COUNT
     )
     micro_batch: int | None = setting(
-        None, int, "prompts whose groups are computed at a time, to save memory; null: all", within=COUNT, optional=True
+        None, int, "prompts whose groups are computed at a time, to save memory; null: all", within=COUNT
     )
     max_new_tokens: int = setting(256, int, "the longest completion", within=COUNT)
     sampling_temperature: float = leaf(1.0, "at which tokens are sampled", within=POSITIVE)
@@ -50,19 +50,19 @@ class LLMConfig:
     kl_coef: float = leaf(0.04, "weight of the KL penalty to the model as it was; 0: none", within=NOT_NEGATIVE)
     score: str = setting(
         "log_ratio", str, "haepo: what the softmax over a group is taken of, summed over tokens or (mean_) averaged",
-        choices=("log_ratio", "mean_log_ratio", "likelihood", "mean_likelihood"),
+        choices=("log_ratio", "mean_log_ratio", "likelihood", "mean_likelihood")
     )  # fmt: skip
     temperature: Any = leaf(
         1.0, "haepo: of that softmax; 'auto' widens it where the weights would collapse", within=POSITIVE, word="auto"
     )
     normalize: str = setting(
         "standardize", str, "haepo: how rewards are normalised in their group",
-        choices=("standardize", "center", "rank", "none"),
+        choices=("standardize", "center", "rank", "none")
     )  # fmt: skip
     entropy_coef: float = leaf(0.0, "haepo: weight of the mean entropy over tokens", within=NOT_NEGATIVE)
     clip_eps: float = leaf(0.2, "grpo: the ratio's clip range", within=NOT_NEGATIVE)
     lora_rank: int | None = setting(
-        None, int, "train low-rank additions of this rank; null: every weight", within=COUNT, optional=True
+        None, int, "train low-rank additions of this rank; null: every weight", within=COUNT
     )
     lora_alpha: float | None = leaf(
         None, "their scale is lora_alpha / lora_rank; null: 1", within=POSITIVE, optional=True

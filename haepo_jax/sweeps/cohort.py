@@ -77,7 +77,6 @@ class Rules:
     """How a cohort trains.
 
     Attributes:
-      num_seeds: S, per trial.
       halving: eta, or None.
       halving_rungs: rungs before the end.
       pbt_rounds: how often the population copies and perturbs; 0: never.
@@ -85,7 +84,6 @@ class Rules:
       seed: of the random choices in population-based training.
     """
 
-    num_seeds: int
     halving: int | None = None
     halving_rungs: int = 2
     pbt_rounds: int = 0

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from haepo_jax.training.progress import PLAIN_LINES, duration, number
+from haepo_jax.training.progress import PLAIN_LINES, duration, live_line, number
 
 
 class Display:
@@ -38,17 +38,7 @@ class Display:
         self._trials, self._done, self._best = trials, done, best
         self._share = self._share_before = done / max(1, trials)
         if self._stream.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[status]}"),
-            )
-            self._live = Progress(*columns, console=Console(file=self._stream), transient=True)
-            self._live.start()
+            self._live = live_line(self._stream)
             self._task = self._live.add_task("sweep", total=1.0, status="compiling")
 
     def ended(self, done: int, best: float) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from haepo_jax.config.arguments import value_text
 from haepo_jax.sweeps.results import SweepResult
-from haepo_jax.sweeps.space import Interval, value_text
+from haepo_jax.sweeps.space import Interval
 from haepo_jax.training.plots import Curve, draw_curve, write_figure
 
 Floats = npt.NDArray[np.float64]
@@ -47,12 +47,6 @@ def _shown(result: SweepResult, env: str) -> npt.NDArray[np.bool_]:
     return shown & (result.values["env"] == env) if "env" in result.values else shown
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _keys(result: SweepResult) -> list[str]:
     return [key for key in result.values if key != "env"]
 
@@ -84,7 +78,7 @@ def returns_figure(result: SweepResult, shown: npt.NDArray[np.bool_]) -> Figure:
     keys = _keys(result)
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
-    figure = _figure(1 + 3.4 * columns, 0.6 + 2.9 * rows)
+    figure = Figure(figsize=(1 + 3.4 * columns, 0.6 + 2.9 * rows), layout="constrained")
     ended = shown & (result.state == "complete")
     for place, key in enumerate(keys):
         axes = figure.add_subplot(rows, columns, place + 1)
@@ -112,7 +106,7 @@ def parallel_figure(result: SweepResult, shown: npt.NDArray[np.bool_]) -> Figure
     from matplotlib import colormaps
 
     keys = _keys(result)
-    figure = _figure(2.5 + 1.7 * len(keys), 4.2)
+    figure = Figure(figsize=(2.5 + 1.7 * len(keys), 4.2), layout="constrained")
     axes = figure.add_subplot()
     value = result.value
     low, high = float(value[shown].min()), float(value[shown].max())
@@ -153,7 +147,7 @@ def parallel_figure(result: SweepResult, shown: npt.NDArray[np.bool_]) -> Figure
 
 def curves_figure(result: SweepResult, shown: npt.NDArray[np.bool_]) -> Figure:
     """Training returns: the interquartile mean and 95% interval over seeds of the best trials, and over all trials."""
-    figure = _figure(7, 4.2)
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     every = result.curves[shown].mean(axis=2).T
     draw_curve(
@@ -201,7 +195,7 @@ def importance_figure(result: SweepResult) -> Figure | None:
     shares = importance(result)
     if not shares:
         return None
-    figure = _figure(6, 0.9 + 0.4 * len(shares))
+    figure = Figure(figsize=(6, 0.9 + 0.4 * len(shares)), layout="constrained")
     axes = figure.add_subplot()
     names = list(shares)[::-1]
     axes.barh(names, [shares[name] for name in names], color="tab:blue")

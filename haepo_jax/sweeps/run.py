@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import time
@@ -11,18 +12,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
+
+from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.config import hyperparameter_fields
-from haepo_jax.config.arguments import read_arguments
+from haepo_jax.config.arguments import read_arguments, value_text
+from haepo_jax.sweeps.cohort import Candidate, Group, Outcome, Rules, group_candidates, train_cohort
 from haepo_jax.sweeps.display import Display
+from haepo_jax.sweeps.program import BatchSize, Programs, Shape
 from haepo_jax.sweeps.results import SweepResult, read_results, write_tables
 from haepo_jax.sweeps.settings import SweepPlan, key_of_number, read_sweep
-from haepo_jax.sweeps.space import Choice, Values, value_text
-from haepo_jax.training.progress import number
+from haepo_jax.sweeps.space import Choice, Values
+from haepo_jax.training.devices import describe_device, device_errors
+from haepo_jax.training.program import build
+from haepo_jax.training.progress import duration, number
+from haepo_jax.training.run_dir import json_text, write_atomically
 
 if TYPE_CHECKING:
-    from haepo_jax.algorithms.base import Algorithm
-    from haepo_jax.sweeps.cohort import Candidate, Group, Outcome, Rules
-    from haepo_jax.sweeps.program import BatchSize, Programs, Shape
     from haepo_jax.sweeps.study import Claimed, Study
 
 COHORT_LANES = {"cpu": 64}
@@ -69,8 +75,6 @@ def sweep(
       ConfigError: for a setting or value that cannot be used.
       RunError: where the device runs out of memory.
     """
-    from haepo_jax.algorithms.base import Algorithm
-
     arguments: dict[str, str] = {}
     base: Algorithm | None = None
     if isinstance(algo, Algorithm):
@@ -91,16 +95,7 @@ def sweep(
     directory = None if run_dir is None else Path(run_dir)
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-    from haepo_jax.sweeps.study import Study, open_storage
-
-    study = Study(
-        plan, open_storage(plan.settings.storage, directory), "sweep" if directory is None else directory.resolve().name
-    )
-    _work(study, _Builder(plan, env=own_env, algorithm=base), None, directory)
-    result = read_results(study)
-    if directory is not None:
-        _write(result, directory)
-    return result
+    return run(plan, directory, Display(io.StringIO()), builder=_Builder(plan, env=own_env, algorithm=base))
 
 
 def _argument(value: Any) -> str:
@@ -118,32 +113,47 @@ def check_builds(plan: SweepPlan) -> None:
     _Builder(plan).check()
 
 
-def run(plan: SweepPlan, directory: Path, command: str, display: Display) -> SweepResult:
-    """Works on a sweep until every trial has ended, here or elsewhere, and writes what was found into `directory`."""
-    from haepo_jax.sweeps.study import Study, open_storage
-    from haepo_jax.training.run_dir import json_text, write_atomically
+def run(
+    plan: SweepPlan,
+    directory: Path | None,
+    display: Display,
+    *,
+    command: str | None = None,
+    builder: _Builder | None = None,
+) -> SweepResult:
+    """Works on a sweep until every trial has ended, here or elsewhere.
 
-    study = Study(plan, open_storage(plan.settings.storage, directory), directory.resolve().name)
-    if not (directory / "sweep.json").exists():
+    Args:
+      plan: what is asked for.
+      directory: where the study is and what was found is written; None: nowhere.
+      display: is told how it goes.
+      command: to be kept beside the plan in `sweep.json`.
+      builder: of the trials' algorithms; None: as the plan says.
+    """
+    # Not before the plan has been read, which says so where Optuna is not installed.
+    from haepo_jax.sweeps.study import Study, open_storage
+
+    name = "sweep" if directory is None else directory.resolve().name
+    study = Study(plan, open_storage(plan.settings.storage, directory), name)
+    if directory is not None and command is not None and not (directory / "sweep.json").exists():
         asked = {"command": command, **json.loads(plan.identity()), "num_configs": plan.num_configs}
         write_atomically(directory / "sweep.json", json_text(asked, indent=2) + "\n")
     begin = time.perf_counter()
     try:
-        _work(study, _Builder(plan), display, directory)
+        _work(study, builder or _Builder(plan), display, directory)
     finally:
         display.close()
         result = read_results(study)
-        write_tables(result, directory)
-    figures = _write(result, directory)
-    _conclude(result, directory, display, time.perf_counter() - begin, figures)
+        if directory is not None:
+            write_tables(result, directory)
+    if directory is not None:
+        _conclude(result, directory, display, time.perf_counter() - begin, _write(result, directory))
     return result
 
 
 def _write(result: SweepResult, directory: Path) -> list[str]:
     from haepo_jax.sweeps.figures import write_figures
-    from haepo_jax.training.run_dir import json_text, write_atomically
 
-    write_tables(result, directory)
     best = {env: index for env in result.envs if (index := result.best(env)) is not None}
     summary = {
         "trials": len(result.configs),
@@ -164,8 +174,6 @@ def _write(result: SweepResult, directory: Path) -> list[str]:
 
 
 def _conclude(result: SweepResult, directory: Path, display: Display, seconds: float, figures: Sequence[str]) -> None:
-    from haepo_jax.training.progress import duration
-
     states = result.state.tolist()
     stopped = f", {states.count('stopped')} stopped early" if "stopped" in states else ""
     failed = f", {states.count('failed')} failed" if "failed" in states else ""
@@ -202,8 +210,6 @@ class _Builder:
 
     def __call__(self, values: Values) -> Algorithm:
         """The algorithm of a configuration; raises ConfigError where it does not fit its environment."""
-        from haepo_jax.training.program import build
-
         if self._algorithm is not None:
             return self._algorithm.replace(
                 **{key.removeprefix("algo."): value for key, value in values.items() if key != "seed"}
@@ -227,35 +233,32 @@ class _Builder:
 
     def varying(self, algorithm: Algorithm) -> list[bool]:
         """Which leaves differ between trials of one shape; the environment's only where `env_kwargs` are swept."""
-        import jax
-
         env_varies = any(dimension.key.startswith("env_kwargs") for dimension in self.plan.dimensions)
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(algorithm)]
         return [env_varies or path[0].name != "env" for path in paths]
 
 
-def _work(study: Study, builder: _Builder, display: Display | None, directory: Path | None) -> None:
+def _work(study: Study, builder: _Builder, display: Display, directory: Path | None) -> None:
     """Takes cohorts of trials from the study until none is left, and waits for those of other workers."""
     worker: _Worker | None = None
     waiting = False
-    if display is not None and not (done := _ended(study))[0] >= study.plan.num_configs:
-        display.start(study.plan.num_configs, *done)
+    done, best = _ended(study)
+    if done < study.plan.num_configs:
+        display.start(study.plan.num_configs, done, best)
     with study.signs_of_life() if directory is not None else contextlib.nullcontext():
         while True:
             if worker is None and (study.plan.num_configs > _ended(study)[0]):
-                # Not before there is work: a finished sweep is shown without loading jax.
+                # Not before there is work: of a finished sweep nothing is built.
                 worker = _Worker(study, builder, display)
             claimed = study.claim(worker.cohort_size) if worker is not None else []
             if worker is not None and claimed:
-                from haepo_jax.training.devices import device_errors
-
                 waiting = False
                 with device_errors("give a smaller batch_size="):
                     worker.train(claimed)
                 if directory is not None:
                     write_tables(read_results(study), directory)
             elif study.others_at_work():
-                if display is not None and not waiting:
+                if not waiting:
                     display.say("nothing is left to start; waiting for other workers")
                 waiting = True
                 time.sleep(POLL_SECONDS)
@@ -275,28 +278,21 @@ def _ended(study: Study) -> tuple[int, float]:
 class _Worker:
     """What trains claimed trials: the programs compiled so far, by shape, and the display."""
 
-    def __init__(self, study: Study, builder: _Builder, display: Display | None) -> None:
-        import jax
-
-        from haepo_jax.sweeps.cohort import Rules
-        from haepo_jax.training.devices import describe_device
-
+    def __init__(self, study: Study, builder: _Builder, display: Display) -> None:
         self._study, self._builder, self._display = study, builder, display
         self._plan = plan = study.plan
         device, fallback = describe_device(local=True)
         self._platform = jax.local_devices()[0].platform
         builder.check()
-        if display is not None:
-            seeds = f" of {plan.settings.num_seeds} seeds" if plan.settings.num_seeds > 1 else ""
-            what = f"{plan.num_configs} configurations{seeds} ({plan.search} search)"
-            display.say(f"sweeping {what} on {device} (JAX {jax.__version__})")
-            if fallback:
-                display.say(f"note: {fallback}")
+        seeds = f" of {plan.settings.num_seeds} seeds" if plan.settings.num_seeds > 1 else ""
+        what = f"{plan.num_configs} configurations{seeds} ({plan.search} search)"
+        display.say(f"sweeping {what} on {device} (JAX {jax.__version__})")
+        if fallback:
+            display.say(f"note: {fallback}")
         self.programs: dict[Shape, tuple[Programs, BatchSize]] = {}
         settings = plan.settings
         ranges = {name: bounds for d in plan.dimensions if (name := key_of_number(d)) and (bounds := d.bounds())}
-        self._rules: Rules = Rules(
-            num_seeds=settings.num_seeds,
+        self._rules = Rules(
             halving=settings.halving,
             halving_rungs=settings.halving_rungs,
             pbt_rounds=settings.pbt_rounds if settings.pbt else 0,
@@ -319,8 +315,6 @@ class _Worker:
 
     def train(self, claimed: Sequence[Claimed]) -> None:
         """Trains the trials and puts each result into the study as soon as it is known."""
-        from haepo_jax.sweeps.cohort import Candidate, group_candidates, train_cohort
-
         study, settings = self._study, self._plan.settings
         trials = {claim.number: claim.trial for claim in claimed}
         candidates: list[Candidate] = []
@@ -341,15 +335,13 @@ class _Worker:
         def on_call(steps: int) -> None:
             nonlocal done
             done += steps
-            if self._display is not None:
-                share = (ended_before + len(claimed) * min(1.0, done / expected)) / self._plan.num_configs
-                self._display.advanced(steps, share)
+            share = (ended_before + len(claimed) * min(1.0, done / expected)) / self._plan.num_configs
+            self._display.advanced(steps, share)
 
         def on_outcome(outcome: Outcome) -> None:
             value = float(outcome.returns.mean())
             study.finish(trials[outcome.number], value, _described(outcome), complete=outcome.complete)
-            if self._display is not None:
-                self._display.ended(*_ended(study))
+            self._display.ended(*_ended(study))
 
         train_cohort(
             groups,
@@ -369,9 +361,6 @@ class _Worker:
         return steps * sum(gain * self._rules.halving**-rung for rung, gain in enumerate(gains))
 
     def _group(self, shape: Shape, members: list[Candidate]) -> Group:
-        from haepo_jax.sweeps.cohort import Group
-        from haepo_jax.sweeps.program import BatchSize, Programs
-
         settings = self._plan.settings
         if shape not in self.programs:
             example = members[0].algorithm

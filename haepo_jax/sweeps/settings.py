@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from haepo_jax.algorithms import hyperparameters as hp
 from haepo_jax.config import AlgoConfig, ConfigError, RunConfig, algorithm_class, hyperparameter_fields, setting
-from haepo_jax.config.arguments import compose, read_arguments
+from haepo_jax.config.arguments import compose, read_arguments, value_text
 from haepo_jax.config.values import checked_value, find_field, from_dict
 from haepo_jax.envs import resolve_name
 from haepo_jax.messages import one_line, short
@@ -27,7 +27,6 @@ from haepo_jax.sweeps.space import (
     grid,
     is_grid,
     read_dimension,
-    value_text,
 )
 
 if TYPE_CHECKING:
@@ -59,11 +58,7 @@ class SweepConfig:
     env_kwargs: dict[str, Any] = _of_run("env_kwargs")
 
     num_configs: int | None = setting(
-        None,
-        int,
-        "configurations to try; null: every one of a grid, 64 of any other search",
-        within=hp.COUNT,
-        optional=True,
+        None, int, "configurations to try; null: every one of a grid, 64 of any other search", within=hp.COUNT
     )
     search: str = setting(
         "auto", str, "how they are chosen; auto: grid where all values are listed, else random", choices=SEARCHES
@@ -72,11 +67,7 @@ class SweepConfig:
         0, int, "seed of the search; the trials' seeds are another matter", within=hp.Range(0, 2**31 - 1)
     )
     halving: int | None = setting(
-        None,
-        int,
-        "successive halving: at each rung only the best 1 in this many goes on",
-        within=hp.Range(2, 1000),
-        optional=True,
+        None, int, "successive halving: at each rung only the best 1 in this many goes on", within=hp.Range(2, 1000)
     )
     halving_rungs: int = setting(
         2, int, "rungs before the end, each this factor further than the last", within=hp.Range(1, 20)
@@ -90,26 +81,19 @@ class SweepConfig:
         int,
         "configurations in one compiled call; null: measured for throughput within the memory",
         within=hp.COUNT,
-        optional=True,
     )
     cohort: int | None = setting(
         None,
         int,
         "configurations a worker takes at once; null: all for halving and pbt, which compare them, else some batches",
         within=hp.COUNT,
-        optional=True,
     )
     curve_points: int = setting(
         20, int, "points of each trial's learning curve, evenly spaced in steps", within=hp.Range(1, 10_000)
     )
-    run_dir: str | None = setting(
-        None, str, "where the results go; null: runs/sweep-<env>-<algo>-<time>", optional=True
-    )
+    run_dir: str | None = setting(None, str, "where the results go; null: runs/sweep-<env>-<algo>-<time>")
     storage: str | None = setting(
-        None,
-        str,
-        "Optuna storage that workers share, such as sqlite:///a.db; null: a journal file in run_dir",
-        optional=True,
+        None, str, "Optuna storage that workers share, such as sqlite:///a.db; null: a journal file in run_dir"
     )
     resume: str = setting(
         "auto",
@@ -127,10 +111,6 @@ class SweepConfig:
 
     def check(self) -> None:
         """Raises ConfigError where settings do not go together."""
-        if self.seed + self.num_seeds > 2**31:
-            raise ConfigError(
-                f"seed={self.seed} with num_seeds={self.num_seeds} goes past the largest seed, {2**31 - 1}"
-            )
         if self.distributed and self.run_dir is None:
             raise ConfigError("distributed=true needs run_dir=: a directory that every process reaches")
         if self.halving is not None and self.pbt:

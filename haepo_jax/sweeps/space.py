@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -150,17 +150,3 @@ def draw(dimensions: Sequence[Dimension], seed: int, index: int) -> Values:
     """The configuration of an index: always the same, whoever asks and whatever was drawn before."""
     random = np.random.default_rng([seed, index])
     return {dimension.key: dimension.draw(random) for dimension in dimensions}
-
-
-def value_text(value: Any) -> str:
-    """A value as the command line takes it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(value_text(item) for item in value) + "]"
-    if isinstance(value, float):
-        return repr(value)
-    text = str(value)
-    # A word of these characters means itself in Hydra's grammar; anything else is quoted.
-    plain = all(character.isalnum() or character in "_-./" for character in text) and not isinstance(value, Mapping)
-    return text if plain else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -29,9 +29,10 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from haepo_jax.config import ConfigError
+from haepo_jax.config.arguments import value_text
 from haepo_jax.messages import one_line, short
 from haepo_jax.sweeps.settings import SweepPlan
-from haepo_jax.sweeps.space import Dimension, Interval, Values, value_text
+from haepo_jax.sweeps.space import Dimension, Interval, Values
 
 JOURNAL = "study.log"
 _INDEX, _WORKER, _RESULT, _IDENTITY = "index", "worker", "result", "sweep"
@@ -88,11 +89,7 @@ class Study:
             return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         if self.plan.search == "cmaes":
             return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
-        return _Planned(self)
-
-    def planned(self, index: int) -> Values:
-        """The configuration of an index in a grid or a random search."""
-        return self._grid[index % len(self._grid)] if self._grid else self.plan.drawn(index)
+        return _Planned()
 
     # Claiming.
 
@@ -139,6 +136,9 @@ class Study:
                 if counts is None or counts.number != trial.number:
                     self._study.tell(trial, state=TrialState.FAIL)
                     continue
+                if isinstance(self._study.sampler, _Planned):
+                    grid = self._grid
+                    self._study.sampler.values = grid[index % len(grid)] if grid else self.plan.drawn(index)
                 claimed.append(Claimed(trial, index, self._suggest(trial)))
         return claimed
 
@@ -248,30 +248,15 @@ class Study:
             thread.join(timeout=5)
 
 
-class _Planned(BaseSampler):
-    """Suggests what a grid or a random search has planned for the trial's index."""
+class _Planned(optuna.samplers.RandomSampler):
+    """Suggests what a grid or a random search has planned for the trial that is being claimed."""
 
-    def __init__(self, study: Study) -> None:
-        self._owner = study
-        self._number = -1
-        self._values: Values = {}
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
+    values: Values
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        if trial.number != self._number:
-            self._number = trial.number
-            self._values = self._owner.planned(self._owner.indices(self._owner.trials())[trial.number])
-        dimension = next(d for d in self._owner.plan.dimensions if d.key == param_name)
-        return to_optuna(dimension, self._values[param_name])
+        return to_optuna(self.values[param_name])
 
 
 def _lost(trial: FrozenTrial) -> bool:
@@ -282,13 +267,13 @@ def _lost(trial: FrozenTrial) -> bool:
 def distribution(dimension: Dimension) -> BaseDistribution:
     """A dimension as Optuna knows it."""
     if not isinstance(dimension, Interval):
-        return CategoricalDistribution([to_optuna(dimension, value) for value in dimension.values])
+        return CategoricalDistribution([to_optuna(value) for value in dimension.values])
     if dimension.integer:
         return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
-def to_optuna(dimension: Dimension, value: Any) -> Any:
+def to_optuna(value: Any) -> Any:
     """A value as Optuna stores it: lists, which it does not know, as text."""
     return value_text(value) if isinstance(value, tuple) else value
 
@@ -298,9 +283,7 @@ def from_optuna(dimension: Dimension, value: Any) -> Any:
     if isinstance(dimension, Interval):
         return value
     return next(
-        own
-        for own in dimension.values
-        if to_optuna(dimension, own) == value and isinstance(own, bool) == isinstance(value, bool)
+        own for own in dimension.values if to_optuna(own) == value and isinstance(own, bool) == isinstance(value, bool)
     )
 
 

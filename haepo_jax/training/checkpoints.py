@@ -30,16 +30,12 @@ import numpy as np
 import numpy.typing as npt
 
 from haepo_jax.messages import one_line
-from haepo_jax.training.errors import RunError
+from haepo_jax.training.errors import CheckpointError
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 ARRAYS, PROGRESS, MANIFEST = "arrays", "progress.json", "manifest.json"
 FORMAT = 1
-
-
-class CheckpointError(RunError):
-    """A checkpoint that cannot be read or written; the message is one line."""
 
 
 # --- A train state as named arrays ------------------------------------------------------------------------------------

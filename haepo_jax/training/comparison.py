@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from haepo_jax.config import ConfigError
@@ -21,6 +20,11 @@ from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean
 Array = npt.NDArray[np.float64]
 
 PANEL_COLUMNS = 3
+KEPT = (
+    "seeds", "final_return_greedy_per_seed", "final_eval_episodes", "env_steps_per_seed", "updates_per_seed", "diverged",
+    "env_steps_per_second", "compile_seconds", "wall_seconds", "device", "versions", "hyperparameters",
+)  # fmt: skip
+"""What a comparison takes over from the summary of each run."""
 
 
 def read_result(algo: str, env: str, directory: RunDir) -> dict[str, Any]:
@@ -33,22 +37,11 @@ def read_result(algo: str, env: str, directory: RunDir) -> dict[str, Any]:
         return {
             "algo": algo,
             "env": env,
-            "seeds": summary["seeds"],
+            **{key: summary[key] for key in KEPT},
             "final_return_per_seed": returns.tolist(),
             "iqm": float(interquartile_mean(known)) if len(known) else np.nan,
             "iqm_interval": [float(low[0]), float(high[0])],
             "mean": float(known.mean()) if len(known) else np.nan,
-            "final_return_greedy_per_seed": summary["final_return_greedy_per_seed"],
-            "final_eval_episodes": summary["final_eval_episodes"],
-            "env_steps_per_seed": summary["env_steps_per_seed"],
-            "updates_per_seed": summary["updates_per_seed"],
-            "diverged": summary["diverged"],
-            "env_steps_per_second": summary["env_steps_per_second"],
-            "compile_seconds": summary["compile_seconds"],
-            "wall_seconds": summary["wall_seconds"],
-            "device": summary["device"],
-            "versions": summary["versions"],
-            "hyperparameters": summary["hyperparameters"],
             "run_dir": directory.path.name,
         }
     except (KeyError, TypeError, ValueError) as error:
@@ -172,7 +165,6 @@ def comparison_figure(runs: Sequence[tuple[str, str, RunDir]]) -> Figure:
     columns = min(PANEL_COLUMNS, len(envs))
     rows = -(-len(envs) // columns)
     figure = Figure(figsize=(1.4 + 5.2 * columns, 0.8 + 3.6 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
     seeds = 1
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, env in zip(panels, envs, strict=False):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 from haepo_jax.config import ConfigError
-from haepo_jax.messages import one_line
+from haepo_jax.messages import one_line, short
 
 REFUSED = 2
 """Exit status of a command whose settings cannot be used."""
@@ -17,6 +21,10 @@ class RunError(RuntimeError):
 
 class DeviceError(RunError):
     """A compiled call that failed."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint that cannot be read or written; the message is one line."""
 
 
 class Elsewhere(RuntimeError):
@@ -44,3 +52,20 @@ def outcome(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, Interrupted):
         return 128 + error.signum, one_line(str(error))
     return (INTERRUPTED, "interrupted") if isinstance(error, KeyboardInterrupt) else None
+
+
+@contextlib.contextmanager
+def disk_errors(directory: Path, what: str = "run", after: Callable[[], str] = str) -> Iterator[None]:
+    """A disk that is full, or a directory that has gone, ends a run (or `what` it is) in one line, to which `after` adds."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (OSError, CheckpointError) as error:
+        if not directory.is_dir():
+            raise RunError(f"run_dir={short(str(directory))} has vanished while the {what} was going on") from None
+        text = str(error)
+        if isinstance(error, OSError):
+            place = error.filename if isinstance(error.filename, str) else str(directory)
+            text = f"{place}: {error.strerror or error}"
+        raise RunError(f"{text}{after()}") from None

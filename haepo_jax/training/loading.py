@@ -17,7 +17,7 @@ from haepo_jax.messages import short
 from haepo_jax.rollout import to_env_action
 from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from haepo_jax.training.program import build
-from haepo_jax.training.resume import default_settings, settings_that_matter
+from haepo_jax.training.resume import check_written_with
 from haepo_jax.training.run_dir import RunDir
 
 CHECKPOINTS = ("last", "best")
@@ -140,7 +140,7 @@ def load_run(
     while True:
         found = _find(directory, checkpoint, warn)
         try:
-            _check_settings(found, config)
+            check_written_with(found, config)
             algorithm = build(config)
             states = found.restore(abstract_states(algorithm, config.num_seeds))
             return algorithm, config, jax.tree.map(jnp.asarray, states)
@@ -155,15 +155,6 @@ def last_states(directory: RunDir, algorithm: Algorithm, num_seeds: int, warn: C
     `load` does."""
     states = _find(directory, "last", warn).restore(abstract_states(algorithm, num_seeds))
     return jax.tree.map(jnp.asarray, states)
-
-
-def _check_settings(found: Checkpoint, config: RunConfig) -> None:
-    saved = found.progress().get("settings")
-    mine, defaults = settings_that_matter(config), default_settings(config)
-    for key in mine:
-        # A run that was extended has older checkpoints with its former total_steps.
-        if key != "total_steps" and isinstance(saved, dict) and saved.get(key, defaults.get(key)) != mine[key]:
-            raise ConfigError(f"{found.path} was written with another {key} than config.yaml has")
 
 
 def _find(directory: RunDir, which: str, warn: Callable[[str], None]) -> Checkpoint:

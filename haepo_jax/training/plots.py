@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from haepo_jax.config import ConfigError
@@ -67,7 +66,6 @@ def curves_figure(curves: Sequence[Curve], title: str = "") -> Figure:
     """One figure with every curve; a single curve's label is its title where none is given."""
     title = title or (curves[0].label if len(curves) == 1 else "")
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for curve in curves:
         draw_curve(axes, curve)
@@ -86,7 +84,6 @@ def curves_figure(curves: Sequence[Curve], title: str = "") -> Figure:
 def scatter_figure(x: npt.ArrayLike, y: npt.ArrayLike, xlabel: str, ylabel: str, title: str) -> Figure:
     """One figure with a point for each entry of two arrays."""
     figure = Figure(figsize=(5, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
     axes.scatter(x, y, s=14, alpha=0.6, linewidths=0)
     axes.set_title(title, fontsize=11)

@@ -32,6 +32,18 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
+def live_line(stream: TextIO) -> Any:
+    """A line of rich's that has begun to show tasks with a `status`; `stop` takes it away."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    name, status = TextColumn("{task.description}"), TextColumn("{task.fields[status]}")
+    columns = (name, BarColumn(bar_width=20), TaskProgressColumn(), status)
+    line = Progress(*columns, console=Console(file=stream), transient=True)
+    line.start()
+    return line
+
+
 class Progress(Observer):
     """The first line names the device, the last ones the return and the directory."""
 
@@ -69,8 +81,7 @@ class Progress(Observer):
         if info.fallback:
             self._print(f"note: {info.fallback}")
         if self._stream.isatty() or self._in_notebook():
-            self._live = self._make_live()
-            self._live.start()
+            self._live = live_line(self._stream)
             self._task = self._live.add_task("compiling", total=self._total, status="")
 
     def _in_notebook(self) -> bool:
@@ -80,15 +91,6 @@ class Progress(Observer):
         from rich.console import Console
 
         return Console().is_jupyter
-
-    def _make_live(self) -> Any:
-        from rich.console import Console
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-        from rich.progress import Progress as Bar
-
-        name, status = TextColumn("{task.description}"), TextColumn("{task.fields[status]}")
-        columns = (name, BarColumn(bar_width=20), TaskProgressColumn(), status)
-        return Bar(*columns, console=Console(file=self._stream), transient=True)
 
     def on_compiled(self, seconds: float) -> None:
         self._begin = time.perf_counter()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from haepo_jax.config import AlgoConfig, ConfigError, OwnConfig, RunConfig, hyperparameter_defaults
-from haepo_jax.config.arguments import Arguments, changed, compose, peek, read_arguments
+from haepo_jax.config import ConfigError, OwnConfig, RunConfig
+from haepo_jax.config.arguments import Arguments, compose, peek, value_text
 from haepo_jax.messages import short
 from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from haepo_jax.training.run_dir import RunDir
@@ -58,13 +58,13 @@ def compose_run(arguments: Arguments) -> RunConfig:
     directory = None if resume == "false" else existing_run(resume, run_dir)
     # Whether there are several processes is not the run's to say but that of those who start them.
     saved = None if directory is None else dataclasses.replace(directory.read_config(), distributed=False)
-    if arguments.file is not None:
-        config = changed(arguments.file.values, overrides, f"--config {short(arguments.file.name)}: ")
-    elif saved is not None:
-        config = changed(saved.to_dict(), overrides)
+    if arguments.settings is not None:
+        config = compose(overrides, RunConfig, arguments.settings, f"--config {short(arguments.file)}: ")
     else:
-        config = compose(overrides, RunConfig)
-    return config if saved is None or directory is None else allowed(saved, config, directory)
+        config = compose(overrides, RunConfig, None if saved is None else saved.to_dict())
+    if saved is not None and directory is not None:
+        allowed(flat(saved), flat(config), directory)
+    return config
 
 
 def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
@@ -88,39 +88,37 @@ def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
 
 def resume_command(directory: RunDir, *, distributed: bool = False, module: str = "haepo_jax.train") -> str:
     """The command line that goes on with a run, quoted for the shell and for Hydra's grammar."""
-    path = str(directory.path)
-    plain = f"run_dir={path}"
-    try:
-        read = peek(read_arguments([plain]).overrides, RunConfig, "run_dir")
-    except ConfigError:
-        read = None
-    if read != path:
-        escaped = path.replace("'", "\\'")
-        plain = f"run_dir='{escaped}'"
     several = ["distributed=true"] if distributed else []
-    return shlex.join(["python", "-m", module, plain, "resume=true", *several])
+    return shlex.join(["python", "-m", module, f"run_dir={value_text(str(directory.path))}", "resume=true", *several])
 
 
-def allowed(saved: RunConfig, config: RunConfig, directory: RunDir) -> RunConfig:
-    """`config`, where a run with the settings `saved` may go on with it; raises ConfigError, which names what may not
-    change."""
-    before, after = flat(saved), flat(config)
-    for key in [*after, *(key for key in before if key not in after)]:
+def allowed(
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    directory: RunDir,
+    free: Collection[str] = FREE,
+    grows: str = "total_steps",
+) -> None:
+    """Raises ConfigError, which names it, where the settings `after` change one of the run's that may not change.
+
+    Args:
+      before: the settings of the run, by the keys of the command line (see `flat`).
+      after: those to go on with.
+      directory: of the run.
+      free: those that may change.
+      grows: the one that may grow.
+    """
+    name = short(str(directory.path))
+    for key in {**after, **before}:
         old, new = before.get(key), after.get(key)
-        if old == new or key in FREE:
+        if old == new or key in free or (key == grows and new > old):
             continue
-        if key == "total_steps" and new is not None and old is not None and new > old:
-            continue
-        name = str(directory.path)
-        if key == "total_steps":
-            raise ConfigError(
-                f"total_steps={new} is less than the {old} of the run in {short(name)}, which can only be extended"
-            )
+        if key == grows:
+            raise ConfigError(f"{key}={new} is less than the {old} of the run in {name}, which can only be extended")
         raise ConfigError(
-            f"{key}={_text(new)}, but the run in {short(name)} has {key}={_text(old)}: a resumed run keeps its "
-            "settings (another run_dir starts another run)"
+            f"{key}={short(new)}, but the run in {name} has {key}={short(old)}: a resumed run keeps its settings "
+            "(another run_dir starts another run)"
         )
-    return config
 
 
 def flat(config: RunConfig) -> dict[str, Any]:
@@ -135,29 +133,22 @@ def flat(config: RunConfig) -> dict[str, Any]:
     )
 
 
-def _text(value: Any) -> str:
-    return (
-        {None: "null", True: "true", False: "false"}[value]
-        if value is None or isinstance(value, bool)
-        else short(value)
-    )
-
-
 def settings_that_matter(config: RunConfig) -> dict[str, Any]:
     """What a checkpoint keeps of the settings, to be compared with those of the run that it is found in."""
     return {key: value for key, value in flat(config).items() if key not in FREE}
 
 
-def default_settings(config: RunConfig) -> dict[str, Any]:
-    """What a run with this algorithm has where nothing is set: a checkpoint that does not name a setting is older."""
-    if isinstance(config, OwnConfig):
-        return flat(config)
-    name = config.algo.name
-    algo = AlgoConfig(name, hyperparameter_defaults(name))
-    own = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    return flat(dataclasses.replace(config, algo=algo)) | {
-        k: v for k, v in own.items() if k not in ("algo", "env_kwargs")
-    }
+def check_written_with(checkpoint: Checkpoint, config: RunConfig) -> None:
+    """Raises ConfigError where a checkpoint was written with other settings, as far as it names them: an older version
+    had fewer."""
+    saved, mine = checkpoint.progress().get("settings"), settings_that_matter(config)
+    if not isinstance(saved, dict):
+        raise CheckpointError(f"{checkpoint.path}: its progress.json is not of this version")
+    for key in {**mine, **saved}:
+        named = key in saved or key.startswith("env_kwargs.")
+        if named and key != "total_steps" and saved.get(key) != mine.get(key):
+            then, now = short(saved.get(key)), short(mine.get(key))
+            raise ConfigError(f"{checkpoint.path} was written with {key}={then}, not {now} as config.yaml says")
 
 
 def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None]) -> Plan:
@@ -173,22 +164,15 @@ def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None])
       CheckpointError: where there are checkpoints and none is intact.
     """
     saved = directory.read_config(own=isinstance(config, OwnConfig))
-    allowed(saved, config, directory)
+    allowed(flat(saved), flat(config), directory)
     damaged = []
-    defaults = default_settings(saved)
 
     def accept(checkpoint: Checkpoint) -> None:
         try:
             rows = int(checkpoint.progress()["position"]["rows"])
-            settings = dict(checkpoint.progress()["settings"])
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(f"{checkpoint.path}: its progress.json is not of this version") from None
-        mine = settings_that_matter(saved)
-        for key in {**mine, **settings}:
-            settings.setdefault(key, defaults.get(key))
-            if key != "total_steps" and settings[key] != mine.get(key):
-                then, now = _text(settings.get(key)), _text(mine.get(key))
-                raise ConfigError(f"{checkpoint.path} was written with {key}={then}, not {now} as config.yaml says")
+        check_written_with(checkpoint, saved)
         if directory.metrics_bytes(rows) is None:
             raise CheckpointError(f"{checkpoint.path}: metrics.jsonl has lost some of the {rows} rows logged before it")
 

@@ -29,6 +29,7 @@ def run(
     saver: Saver | None = None,
     resumed: bool = False,
     checkpoint: Checkpoint | None = None,
+    begin: Callable[[], None] = lambda: None,
     stop: Callable[[], int | None] = lambda: None,
     processes: Processes | None = None,
 ) -> tuple[dict[str, Any], TrainState]:
@@ -42,6 +43,7 @@ def run(
       saver: writes checkpoints; None: there are none.
       resumed: whether this goes on with a run.
       checkpoint: to go on from, verified; None: from the beginning.
+      begin: called when there is something to save from here on.
       stop: asked after every compiled call for the number of a signal that wants the run to end.
       processes: that have a share in the run; saver and checkpoint are the first one's.
 
@@ -103,6 +105,7 @@ def run(
                 start=start_from,
             )
             state = program.init() if earlier is None else program.restore(checkpoint, processes)
+            begin()  # first, so that whoever reads that training has begun may interrupt it
             for observer in observers:
                 observer.on_compiled(program.compile_seconds)
             position.compile_seconds += program.compile_seconds

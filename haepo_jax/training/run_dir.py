@@ -63,9 +63,7 @@ class RunDir:
     def read_config(self, *, own: bool = False) -> RunConfig:
         """The settings of the run; raises ConfigError, also for those of a user's own objects unless they are welcome:
         nothing can be built from them."""
-        values = self._read(self.config, yaml.safe_load)
-        if not isinstance(values, dict):
-            raise ConfigError(f"{str(self.config)!r} holds no settings")
+        values = self.read_settings()
         if "objects" not in values:
             return from_dict(values, RunConfig)
         if own:
@@ -74,6 +72,13 @@ class RunDir:
             f"run_dir={short(str(self.path))} is a run of objects of your own ({short(values['objects'], 200)}): only the "
             "program that has them can go on with it or play it, with haepo_jax.train(..., resume=True)"
         )
+
+    def read_settings(self) -> dict[str, Any]:
+        """The settings as they stand in the file, not checked; raises ConfigError."""
+        values = self._read(self.config, yaml.safe_load)
+        if not isinstance(values, dict):
+            raise ConfigError(f"{str(self.config)!r} holds no settings")
+        return values
 
     def read_summary(self) -> dict[str, Any]:
         """The summary of a run that has ended; raises ConfigError."""
@@ -128,7 +133,7 @@ class RunDir:
 
         The operating system lets go of the lock when the process ends, however it ends.
         """
-        with _refusing(str(self.path)):
+        with refusing(str(self.path)):
             descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
@@ -155,7 +160,7 @@ def check_run_dir(config: RunConfig) -> None:
     """Raises ConfigError where the run's directory cannot be used, as far as can be told without making it."""
     name = config.run_dir if config.run_dir is not None else "runs"
     path = Path(name)
-    with _refusing(name):
+    with refusing(name):
         if _exists(path) and not path.is_dir():
             raise ConfigError(f"run_dir={short(name)} is a file, not a directory")
         if config.run_dir is not None and RunDir(path).holds_run():
@@ -168,7 +173,7 @@ def check_run_dir(config: RunConfig) -> None:
 def check_writable(name: str) -> None:
     """Raises ConfigError where a directory of that name cannot be made or written, as far as can be told without."""
     path = Path(name)
-    with _refusing(name):
+    with refusing(name):
         nearest = next(parent for parent in (path, *path.absolute().parents) if _exists(parent))
         if not nearest.is_dir():
             raise ConfigError(f"run_dir={short(name)} cannot be made: {short(str(nearest))} is not a directory")
@@ -191,28 +196,30 @@ def create_run_dir(config: RunConfig) -> RunDir:
     A directory without a name is new, whatever else starts at the same second.
     """
     check_run_dir(config)
-    with _refusing(config.run_dir or "runs"):
-        path = _new_directory(config) if config.run_dir is None else Path(config.run_dir)
-        path.mkdir(parents=True, exist_ok=True)
+    with refusing(config.run_dir or "runs"):
+        path = None if config.run_dir is None else Path(config.run_dir)
+        if path is not None:
+            path.mkdir(parents=True, exist_ok=True)
+        while path is None:
+            with contextlib.suppress(FileExistsError):  # another process has just taken the name
+                unused = unused_directory(f"{config.env.replace('/', '-')}-{config.algo.name}-{config.seed}")
+                unused.mkdir(parents=True)
+                path = unused
         with tempfile.TemporaryFile(dir=path) as probe:
             probe.write(b"x")
     return RunDir(path)
 
 
-def _new_directory(config: RunConfig) -> Path:
-    time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    stem = f"{config.env.replace('/', '-')}-{config.algo.name}-{config.seed}-{time}"
-    Path("runs").mkdir(exist_ok=True)
-    for count in itertools.count(1):
-        path = Path("runs") / (stem if count == 1 else f"{stem}-{count}")
-        with contextlib.suppress(FileExistsError):
-            path.mkdir()
-            return path
-    raise AssertionError("unreachable")
+def unused_directory(stem: str) -> Path:
+    """A name below `runs` that nothing has: the stem, the time and, where that is taken, a number."""
+    stem = f"{stem}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    names = (stem if count == 1 else f"{stem}-{count}" for count in itertools.count(1))
+    return next(path for path in (Path("runs") / name for name in names) if not path.exists())
 
 
 @contextlib.contextmanager
-def _refusing(name: str) -> Iterator[None]:
+def refusing(name: str) -> Iterator[None]:
+    """Tells in one line, as a ConfigError, why the directory `run_dir=name` cannot be used."""
     try:
         yield
     except ConfigError:

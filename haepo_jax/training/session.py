@@ -6,18 +6,17 @@ a mistake in it is not paid for with seconds.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haepo_jax.config import ConfigError, RunConfig
 from haepo_jax.messages import one_line, short
-from haepo_jax.training.checkpoints import CheckpointError, Checkpoints, Saver
-from haepo_jax.training.errors import Interrupted, RunError
+from haepo_jax.training.checkpoints import Checkpoints, Saver
+from haepo_jax.training.errors import Interrupted, RunError, disk_errors
 from haepo_jax.training.processes import Processes
 from haepo_jax.training.resume import Plan, existing_run, make_plan, resume_command
 from haepo_jax.training.run_dir import RunDir, create_run_dir
@@ -103,7 +102,8 @@ def run_in_directory(
                 processes.of_first(lambda: None)
                 return Ended(directory, None, None)
             processes.of_first(lambda: plan)
-            with _disk_errors(directory, again):
+            after = f"; the last checkpoint is {{}}, to go on from there: {again}"
+            with disk_errors(directory.path, after=lambda: _last_checkpoint(directory, after)):
                 return _train(plan, directory, goes_on, command, algorithm, observers, stop, processes)
     except Interrupted as interruption:
         raise Interrupted(interruption.signum, f"{interruption}; to go on: {again}") from None
@@ -129,19 +129,8 @@ def _train_along(processes: Processes) -> int:
     from haepo_jax.training.run import run
 
     with StopSignals(lambda: None, quiet=True) as stop:
-        run(plan.config, Path(), [_beginning(stop)], stop=stop, processes=processes)
+        run(plan.config, Path(), [], begin=stop.begin, stop=stop, processes=processes)
     return 0
-
-
-def _beginning(stop: StopSignals) -> Observer:
-    """Tells the signals that from the first update on there is something to save."""
-    from haepo_jax.training.observers import Observer
-
-    class Begin(Observer):
-        def on_compiled(self, seconds: float) -> None:
-            stop.begin()
-
-    return Begin()
 
 
 def _train(
@@ -183,35 +172,21 @@ def _train(
     summary, state = run(
         config,
         directory.path,
-        # First, so that whoever reads that training has begun may interrupt it.
-        [_beginning(stop), *written, *([Progress()] if observers is None else observers)],
+        [*written, *([Progress()] if observers is None else observers)],
         algorithm=algorithm,
         saver=saver,
         resumed=goes_on,
         checkpoint=plan.checkpoint,
+        begin=stop.begin,
         stop=stop,
         processes=processes,
     )
     return Ended(directory, summary, state)
 
 
-@contextlib.contextmanager
-def _disk_errors(directory: RunDir, again: str) -> Iterator[None]:
-    """A disk that is full, or a directory that has gone, ends a run in one line."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except (OSError, CheckpointError) as error:
-        if not directory.path.is_dir():
-            raise RunError(f"run_dir={short(str(directory.path))} has vanished while the run was going on") from None
-        text = f"{error.strerror or error}" if isinstance(error, OSError) else str(error)
-        place = (
-            error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else str(directory.path)
-        )
-        found = Checkpoints(directory.checkpoints).all()
-        after = f"; the last checkpoint is {found[-1].path}, to go on from there: {again}" if found else ""
-        raise RunError(f"{place}: {text}{after}" if isinstance(error, OSError) else f"{text}{after}") from None
+def _last_checkpoint(directory: RunDir, text: str) -> str:
+    found = Checkpoints(directory.checkpoints).all()
+    return text.format(found[-1].path) if found else ""
 
 
 def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
@@ -229,8 +204,7 @@ def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
     else:
         rate = summary["hyperparameters"]["learning_rate"]
         cause = f"a step size that is too high (algo.learning_rate={rate}) or rewards of an extreme size"
-    found = Checkpoints(directory.checkpoints).all()
-    kept = f"; the last finite state is in {found[-1].path}" if found else ""
+    kept = _last_checkpoint(directory, "; the last finite state is in {}")
     what = " and ".join(
         [", ".join(first["not_finite"][:-1]), first["not_finite"][-1]]
         if len(first["not_finite"]) > 1

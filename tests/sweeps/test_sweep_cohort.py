@@ -45,7 +45,7 @@ def train(groups: list[Group], rules: Rules) -> tuple[dict[int, Outcome], list[t
 @pytest.mark.parametrize("size", [1, 4, 16])
 def test_every_trial_is_what_it_is_alone_whatever_the_batch(size: int) -> None:
     group = group_of(candidates(), size)
-    outcomes, _ = train([group], Rules(num_seeds=2))
+    outcomes, _ = train([group], Rules())
     assert list(outcomes) == [0, 1, 2, 3, 4] and all(outcome.complete for outcome in outcomes.values())
     for number, rate in enumerate(RATES):
         for lane in range(2):
@@ -60,7 +60,7 @@ def test_every_trial_is_what_it_is_alone_whatever_the_batch(size: int) -> None:
 
 def test_lanes_are_regrouped_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cohorts, "CALL_SECONDS", 0.0)  # one update a call
-    outcomes, _ = train([group_of(candidates(), 4)], Rules(num_seeds=2))
+    outcomes, _ = train([group_of(candidates(), 4)], Rules())
     for number, rate in enumerate(RATES):
         state = alone(Toy(learning_rate=rate), 8, 100)
         assert outcomes[number].env_steps[1] == state.env_steps.to_int()
@@ -70,9 +70,9 @@ def test_a_later_cohort_compiles_nothing_and_is_padded() -> None:
     first = group_of(candidates(), 10)
     # Whether a smaller batch pays is judged by the clock, which a busy machine may stop for as long as compiling takes.
     first.programs.compile_seconds = 1e6
-    before, _ = train([first], Rules(num_seeds=2))
+    before, _ = train([first], Rules())
     second = group_of(candidates(RATES[:3]), 10, programs=first.programs)
-    after, _ = train([second], Rules(num_seeds=2))
+    after, _ = train([second], Rules())
     assert first.programs.compilations == 1
     for number in range(3):
         np.testing.assert_array_equal(after[number].returns, before[number].returns)
@@ -93,7 +93,7 @@ def test_one_compilation_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None
     ]
     by_shape = group_candidates(members)
     assert [len(group) for group in by_shape.values()] == [5, 5]
-    outcomes, _ = train([group_of(group, 4) for group in by_shape.values()], Rules(num_seeds=2))
+    outcomes, _ = train([group_of(group, 4) for group in by_shape.values()], Rules())
     assert len(outcomes) == 10
     assert len(compiled) == 2 * 3, "for each shape one program that starts, one that trains and one that evaluates"
 
@@ -104,8 +104,8 @@ def test_a_number_and_a_pair_have_two_shapes() -> None:
 
 
 def test_halving_keeps_the_best_and_they_are_what_they_are_without() -> None:
-    full, _ = train([group_of(candidates(), 4)], Rules(num_seeds=2))
-    halved, rungs = train([group_of(candidates(), 4)], Rules(num_seeds=2, halving=2, halving_rungs=2))
+    full, _ = train([group_of(candidates(), 4)], Rules())
+    halved, rungs = train([group_of(candidates(), 4)], Rules(halving=2, halving_rungs=2))
     assert [number for number, outcome in sorted(halved.items()) if outcome.complete] == [1, 2], "nearest to 1e-2"
     assert sorted(number for number, _, _ in rungs) == [0, 1, 1, 2, 2, 3, 3, 4]
     for number in (1, 2):
@@ -121,17 +121,17 @@ def test_halving_compares_across_shapes_but_not_across_environments() -> None:
         Candidate(2 + n, Toy(learning_rate=rate, stride=9), 7, "toy") for n, rate in enumerate(RATES[2:4])
     ]
     groups = [group_of(group, 4) for group in group_candidates(members).values()]
-    outcomes, _ = train(groups, Rules(num_seeds=2, halving=4, halving_rungs=1))
+    outcomes, _ = train(groups, Rules(halving=4, halving_rungs=1))
     assert [number for number, outcome in outcomes.items() if outcome.complete] == [2]
     apart = [Candidate(c.number, c.algorithm, c.seed, "other" if c.number < 2 else "toy") for c in members]
     groups = [group_of(group, 4) for group in group_candidates(apart).values()]
-    outcomes, _ = train(groups, Rules(num_seeds=2, halving=4, halving_rungs=1))
+    outcomes, _ = train(groups, Rules(halving=4, halving_rungs=1))
     assert sorted(number for number, outcome in outcomes.items() if outcome.complete) == [1, 2]
 
 
 def test_population_based_training_moves_towards_the_best() -> None:
     rates = [1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
-    rules = Rules(num_seeds=2, pbt_rounds=5, pbt_ranges={"learning_rate": (1e-5, 0.05)})
+    rules = Rules(pbt_rounds=5, pbt_ranges={"learning_rate": (1e-5, 0.05)})
     outcomes, rungs = train([group_of(candidates(rates), 16)], rules)
     assert len(rungs) == 4 * 8 and all(outcome.complete for outcome in outcomes.values())
     for outcome in outcomes.values():
@@ -144,7 +144,7 @@ def test_population_based_training_moves_towards_the_best() -> None:
 
 
 def test_one_that_diverges_ends_alone() -> None:
-    outcomes, _ = train([group_of(candidates([1e-2, 5.0, 1e-3]), 6)], Rules(num_seeds=2))
+    outcomes, _ = train([group_of(candidates([1e-2, 5.0, 1e-3]), 6)], Rules())
     assert outcomes[1].diverged_at.tolist() == [2, 2] and outcomes[1].updates.tolist() == [2, 2]
     assert outcomes[0].diverged_at.tolist() == [-1, -1] and np.all(outcomes[0].env_steps >= 100)
 
@@ -179,7 +179,7 @@ rates = [10.0 ** -(1 + n / 4) for n in range(12)]
 group = group_of(candidates(rates), 16)
 shares = [(shard.device.id, shard.data.shape[0]) for shard in group._lanes.state.params.addressable_shards]
 assert shares == [(device, 3) for device in range(8)], shares
-outcomes, _ = train([group], Rules(num_seeds=2))
+outcomes, _ = train([group], Rules())
 shares = [(shard.device.id, shard.data.shape[0]) for shard in group._lanes.state.params.addressable_shards]
 assert shares == [(device, 3) for device in range(8)], shares
 print(json.dumps([outcomes[n].returns.tolist() + outcomes[n].env_steps.tolist() for n in range(12)]))
@@ -198,6 +198,6 @@ def test_eight_devices_share_the_lanes_and_give_what_one_gives() -> None:
     )
     assert result.returncode == 0, result.stderr
     rates = [10.0 ** -(1 + n / 4) for n in range(12)]
-    outcomes, _ = train([group_of(candidates(rates), 16)], Rules(num_seeds=2))
+    outcomes, _ = train([group_of(candidates(rates), 16)], Rules())
     one = [outcomes[number].returns.tolist() + outcomes[number].env_steps.tolist() for number in range(12)]
     np.testing.assert_allclose(np.array(json.loads(result.stdout)), np.array(one), atol=1e-6)

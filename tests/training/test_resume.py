@@ -12,10 +12,7 @@ import pytest
 from counting_algorithm import Counting
 from surviving import ALGORITHMS, COMMON, Runs, assert_same_end, final_bits, outcome, rows
 
-from haepo_jax.config import RunConfig
-from haepo_jax.config.arguments import compose, read_arguments
 from haepo_jax.training.checkpoints import Checkpoints
-from haepo_jax.training.resume import default_settings, settings_that_matter
 from haepo_jax.training.run_dir import RunDir
 
 
@@ -322,14 +319,6 @@ def test_tensorboard_forgets_what_is_logged_again(counting: Runs, tmp_path: Path
     assert len(starts) == 1 and 0 < sum(step < starts[0] for step in steps) < 8
     tags = {value.tag for event in events for value in event.summary.value}
     assert {"loss", "eval_return", "env_steps_per_second"} <= tags
-
-
-def test_settings_that_a_checkpoint_is_too_old_to_name_are_those_by_default() -> None:
-    for algo in ("haepo", "ppo_continuous"):
-        arguments = read_arguments(["env=CartPole-v1", f"algo={algo}"]).overrides
-        config = compose(arguments, RunConfig)
-        mine = settings_that_matter(config)
-        assert mine == {key: default_settings(config)[key] for key in mine} | {"env": "CartPole-v1"}
 
 
 def test_a_file_of_settings_starts_a_run_and_goes_on_with_it(
