@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,10 @@ from haepo_jax.config import (
     RunConfig,
     algorithm_class,
     hyperparameter_defaults,
-    hyperparameter_fields,
     setting,
 )
-from haepo_jax.config.arguments import compose, read_arguments, value_text
+from haepo_jax.config.arguments import check_form, compose, own_overrides, read_arguments, value_text
 from haepo_jax.config.help import algorithm_table, settings_table
-from haepo_jax.config.values import find_field
 from haepo_jax.envs import list_envs
 from haepo_jax.messages import short
 from haepo_jax.training.entry import entry_point
@@ -110,21 +107,7 @@ def help_text() -> str:
 
 def read_comparison(overrides: tuple[Override, ...]) -> Comparison:
     """Every setting of every run, checked; raises ConfigError at the first that is wrong."""
-    own: list[Override] = []
-    shared: list[Override] = []
-    hyperparameters: list[tuple[str, Override]] = []
-    for override in overrides:
-        head, _, rest = override.key_or_group.partition(".")
-        if head in CompareConfig.__dataclass_fields__ and not rest:
-            own.append(override)
-        elif override.is_sweep_override():
-            raise ConfigError(
-                f"{short(override.input_line)}: only env and algo take several values here, see haepo_jax.sweep"
-            )
-        elif rest and head in ("algo", *ALGORITHM_NAMES):
-            hyperparameters.append((head, override))
-        else:
-            shared.append(override)
+    own = [override for override in overrides if override.key_or_group in CompareConfig.__dataclass_fields__]
     settings = compose(own, CompareConfig)
     envs, algos = settings.env, settings.algo
     if not envs:
@@ -137,39 +120,35 @@ def read_comparison(overrides: tuple[Override, ...]) -> Comparison:
     for algo in algos:
         algorithm_class(algo)
 
-    per_algo = _hyperparameters_by_algorithm(algos, hyperparameters)
+    # `algo.<key>=` is for every algorithm that has the key, `<name>.<key>=` for that one.
+    shared: list[Override] = []
+    particular: dict[str, list[Override]] = {algo: [] for algo in algos}
+    for override in (override for override in overrides if override not in own):
+        text = override.input_line or ""
+        if override.is_sweep_override():
+            raise ConfigError(f"{short(text)}: only env and algo take several values here, see haepo_jax.sweep")
+        head, _, name = override.key_or_group.partition(".")
+        if not name or head not in ALGORITHM_NAMES:
+            shared.append(override)
+            continue
+        check_form(override)
+        if head not in algos:
+            raise ConfigError(f"cannot use {short(text)}: {head} is not among the algorithms, algo={','.join(algos)}")
+        particular[head] += read_arguments([f"algo.{name}={text.partition('=')[2]}"]).overrides
+
     defaults = read_arguments([f"{key}={value_text(value)}" for key, value in DEFAULTS.items()]).overrides
     runs: dict[str, RunConfig] = {}
     for env, algo in itertools.product(envs, algos):
         chosen = read_arguments([f"env={env}", f"algo={algo}"]).overrides
         try:
-            config = compose([*chosen, *defaults, *shared, *per_algo[algo]], RunConfig)
+            config = compose([*chosen, *defaults, *own_overrides(shared, algo, algos), *particular[algo]], RunConfig)
         except ConfigError as error:
-            where = f"{algo}: " if per_algo[algo] and str(error).startswith("algo.") else ""
+            where = f"{algo}: " if str(error).startswith("algo.") else ""
             raise ConfigError(f"{where}{error}") from None
         if config.distributed:
             raise ConfigError("distributed=true belongs to haepo_jax.train and haepo_jax.sweep")
         runs[algo if len(envs) == 1 else f"{algo}-{env.replace('/', '-')}"] = config
     return Comparison(settings.run_dir, runs)
-
-
-def _hyperparameters_by_algorithm(algos: Sequence[str], given: list[tuple[str, Override]]) -> dict[str, list[Override]]:
-    """`algo.<key>=` goes to every algorithm that has the key, `<name>.<key>=` to that one."""
-    chosen: dict[str, list[Override]] = {algo: [] for algo in algos}
-    for head, override in given:
-        name = override.key_or_group.partition(".")[2]
-        text = override.input_line or ""
-        if text[0] in "+~":
-            raise ConfigError(f"cannot use {short(text)}: write key=value, without {text[0]!r}")
-        if head != "algo" and head not in algos:
-            raise ConfigError(f"cannot use {short(text)}: {head} is not among the algorithms, algo={','.join(algos)}")
-        takers = [algo for algo in algos if head in ("algo", algo) and name in hyperparameter_fields(algo)]
-        if not takers:
-            find_field(f"algo.{name}", algos[0] if head == "algo" else head, {})
-        line = read_arguments([f"algo.{name}={text.partition('=')[2]}"]).overrides
-        for algo in takers:
-            chosen[algo] += line
-    return chosen
 
 
 @entry_point

@@ -89,17 +89,15 @@ def main(argv: list[str]) -> int:
     config = compose(read_arguments(argv).overrides, EvaluateConfig)
     directory = read_run(config.run_dir)
 
+    import jax
+
     from haepo_jax.training.loading import load_run, seed_lane
 
     algorithm, run, states = load_run(directory, config.checkpoint, warn)
     seeds = list(range(run.seed, run.seed + run.num_seeds))
     if config.seed is not None:
         lane = seed_lane(run, config.seed)
-        seeds = [seeds[lane]]
-        if run.num_seeds > 1:
-            states = _lanes(states, slice(lane, lane + 1))
-    if run.num_seeds == 1:
-        states = _lanes(states, None)
+        seeds, states = [config.seed], jax.tree.map(lambda x: x[lane : lane + 1], states)
     played = play(algorithm, states, config.episodes, config.episode_seed)
 
     document = {
@@ -128,13 +126,6 @@ def main(argv: list[str]) -> int:
         )
     print(f"evaluation.json and evaluation.png in {directory.path}")
     return 0
-
-
-def _lanes(states: TrainState, index: slice | None) -> TrainState:
-    import jax
-
-    picked: TrainState = jax.tree.map(lambda x: x[index], states)
-    return picked
 
 
 def play(

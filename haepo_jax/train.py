@@ -13,7 +13,7 @@ from haepo_jax.config.arguments import Arguments, peek, read_arguments
 from haepo_jax.config.help import help_text, requested_algorithm
 from haepo_jax.envs import list_envs
 from haepo_jax.training.entry import entry_point
-from haepo_jax.training.processes import Processes, join
+from haepo_jax.training.processes import ALONE, Processes, join
 from haepo_jax.training.resume import compose_run, make_plan
 from haepo_jax.training.run_dir import check_run_dir, config_text
 from haepo_jax.training.session import run_to_resume, train_and_report, warn
@@ -89,7 +89,7 @@ def _processes(arguments: Arguments) -> Processes:
     distributed, resume, shard = (peek(arguments.overrides, RunConfig, key) for key in keys)
     if distributed and resume == "false" and shard == "none" and arguments.settings is None:
         raise ConfigError(SHARD_NOTHING)
-    return join() if distributed else Processes()
+    return join() if distributed else ALONE
 
 
 def _dry_run(config: RunConfig) -> int:

@@ -23,6 +23,7 @@ from haepo_jax.config import (
     default_of,
     has_hyperparameters,
     hyperparameter_defaults,
+    hyperparameter_fields,
 )
 from haepo_jax.config.values import Settings, checked_value, find_field, from_dict
 from haepo_jax.messages import one_line, short
@@ -175,7 +176,7 @@ def compose(
         if algo != before:
             values["algo"] = {"name": algo}
     for override in overrides:
-        _check_form(override)
+        check_form(override)
     for override in overrides:
         if override.key_or_group != "algo" or algo is None:
             _put(values, override, _read(override, find_field(override.key_or_group, algo, fields)))
@@ -201,7 +202,19 @@ def peek(overrides: Sequence[Override], schema: type, key: str) -> Any:
     return value
 
 
-def _check_form(override: Override) -> None:
+def own_overrides(overrides: Iterable[Override], algo: str, algos: Collection[str]) -> list[Override]:
+    """Those for one of several algorithms: hyperparameters that only another one has are left out."""
+    own = []
+    for override in overrides:
+        head, _, name = override.key_or_group.partition(".")
+        having = [other for other in algos if name in hyperparameter_fields(other)]
+        if head != "algo" or not having or algo in having:
+            own.append(override)
+    return own
+
+
+def check_form(override: Override) -> None:
+    """Raises ConfigError for what is more than `key=value` in Hydra's grammar."""
     text = _text(override)
     if text[0] in "+~":
         raise ConfigError(f"cannot use {short(text)}: write key=value, without {text[0]!r}")

@@ -45,7 +45,7 @@ def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
         except hp.HyperparameterError as error:
             raise ConfigError(f"algo.{error}") from None
     if env := checked.get("env"):
-        checked["env"] = tuple(map(_resolve_env, env)) if isinstance(env, tuple) else _resolve_env(env)
+        checked["env"] = tuple(map(resolve_env, env)) if isinstance(env, tuple) else resolve_env(env)
     settings = schema(**checked)
     if hasattr(settings, "check"):
         settings.check()
@@ -181,7 +181,8 @@ def _hold(field: dataclasses.Field[Any], value: Any) -> Any:
     return value
 
 
-def _resolve_env(name: str) -> str:
+def resolve_env(name: str) -> str:
+    """An environment's full name; raises ConfigError, with a near match, where there is none."""
     from haepo_jax.envs import resolve_name
 
     try:

@@ -19,7 +19,7 @@ class Checks:
     """The checks of one public function; ``function`` is the name that its error messages start with.
 
     Only shapes, dtypes and Python numbers are looked at, so every check also works on tracers under ``jit`` and
-    ``vmap``.
+    ``vmap``. A dtype that cannot be used is a TypeError, anything else a ValueError.
     """
 
     function: str
@@ -34,19 +34,8 @@ class Checks:
         min_ndim: int = 0,
         integers: bool = False,
     ) -> jax.Array:
-        """Returns ``value`` in at least float32, or refuses its dtype or shape.
-
-        Args:
-          name: the argument's name.
-          value: the argument.
-          shape: the shape that it must have; ``None`` accepts every shape without an empty axis.
-          like: the argument that set ``shape``, for the message.
-          min_ndim: the smallest number of axes.
-          integers: whether integers and booleans are cast (returns, rewards) or refused (log-probabilities).
-
-        Raises:
-          TypeError: neither floating nor, where allowed, integer.
-          ValueError: another shape than asked for.
+        """Returns ``value`` in at least float32; refuses another ``shape``, where one is asked for (that of ``like``), and an
+        empty axis. ``integers``: whether integers and booleans are cast (returns, rewards) or refused (log-probabilities).
         """
         array = self._array(name, value)
         kinds = (jnp.floating, jnp.integer, jnp.bool_) if integers else (jnp.floating,)
@@ -62,12 +51,7 @@ class Checks:
         return accumulate(array)
 
     def mask(self, name: str, value: ArrayLike | None, shape: tuple[int, ...], *, like: str) -> jax.Array:
-        """Returns a bool array of ``shape``: ``value != 0``, or all True for ``None``.
-
-        Raises:
-          TypeError: neither bool, integer nor floating.
-          ValueError: another shape than ``shape``.
-        """
+        """Returns a bool array of ``shape``: ``value != 0``, or all True for ``None``."""
         if value is None:
             return jnp.ones(shape, bool)
         array = self._array(name, value)
@@ -77,11 +61,7 @@ class Checks:
         return array != 0
 
     def option(self, name: str, value: object, options: tuple[str, ...]) -> None:
-        """Refuses a string option that does not exist, naming the nearest.
-
-        Raises:
-          ValueError: ``value`` is not among ``options``.
-        """
+        """Refuses a string option that does not exist, naming the nearest."""
         if isinstance(value, str) and value in options:
             return
         near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.5)
@@ -100,19 +80,7 @@ class Checks:
     ) -> jax.Array:
         """Returns a hyperparameter as a constant of the differentiation, its range checked where it is a Python number.
 
-        Arrays and tracers are trusted: looking at their values would break ``jit``.
-
-        Args:
-          name: the argument's name.
-          value: a real scalar, or an array that broadcasts to ``shape``.
-          low: the smallest value allowed, itself refused where ``open_low``.
-          high: the largest value allowed.
-          open_low: whether ``low`` itself is out of range.
-          shape: what the value must broadcast to; ``()`` asks for a scalar.
-
-        Raises:
-          TypeError: no real number.
-          ValueError: out of range, or a shape that does not broadcast.
+        Arrays and tracers are trusted: looking at their values would break ``jit``; they must broadcast to ``shape``.
         """
         array = self.broadcastable(name, value, shape)
         if isinstance(value, (int, float, np.number)):
@@ -125,12 +93,7 @@ class Checks:
         return jax.lax.stop_gradient(array)
 
     def broadcastable(self, name: str, value: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
-        """Returns ``value`` as floating point, or refuses one that does not broadcast to ``shape``.
-
-        Raises:
-          TypeError: no real numbers.
-          ValueError: does not broadcast to ``shape``.
-        """
+        """Returns real numbers as floating point, or refuses what does not broadcast to ``shape``."""
         array = self._array(name, value)
         if jnp.issubdtype(array.dtype, jnp.integer):
             # A Python int stays weakly typed as a float, so that it does not set the dtype of the loss.
@@ -158,17 +121,8 @@ class Checks:
     ) -> jax.Array:
         """Returns an entropy or a divergence, which the loss is going to average, as an array of ``shape``.
 
-        Args:
-          name: the argument's name.
-          value: a scalar or an array; gradients flow through it.
-          shape: the shape to broadcast to.
-          dtype: what a Python number becomes.
-          whole: whether an array must have ``shape`` itself, because to broadcast a part of it would hide a mistake.
-          like: the argument that set ``shape``, for the message.
-
-        Raises:
-          TypeError: no real numbers.
-          ValueError: another shape.
+        A Python number becomes of ``dtype``. ``whole``: whether an array must have ``shape`` itself, that of ``like``, because
+        to broadcast a part of it would hide a mistake.
         """
         array = self.broadcastable(name, value, shape)
         if whole and array.ndim > 0:

@@ -57,7 +57,6 @@ class Outcome:
       env_steps, updates: (S,) done.
       diverged_at: (S,) the update at which a seed was frozen, or -1.
       curve: (P, S) mean training return in each part of the run; NaN where no episode ended in it.
-      rungs: the live steps at which the trial was evaluated, and the mean return over seeds there.
       changed: population-based training: the perturbed numbers after each round.
     """
 
@@ -68,7 +67,6 @@ class Outcome:
     updates: Ints
     diverged_at: Ints
     curve: Floats
-    rungs: list[tuple[int, float]]
     changed: dict[str, list[float]]
 
 
@@ -247,15 +245,7 @@ class Group:
             values[chunk] = self.programs.evaluate([x[indices] for x in self._numbers], part)[: len(chunk)]
         return values[lanes].reshape(len(trials), self.num_seeds)
 
-    def outcome(
-        self,
-        trial: int,
-        *,
-        complete: bool,
-        returns: Floats,
-        rungs: list[tuple[int, float]],
-        changed: dict[str, list[float]],
-    ) -> Outcome:
+    def outcome(self, trial: int, *, complete: bool, returns: Floats, changed: dict[str, list[float]]) -> Outcome:
         """A trial's counters and curve as they are now."""
         lanes = self.lanes_of([trial])
         sums = np.asarray(self._lanes.curve_sum, np.float64)[lanes]
@@ -263,7 +253,7 @@ class Group:
         curve = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0).T
         number = self.candidates[trial].number
         counters = (self.env_steps[lanes], self.updates[lanes], self.diverged_at[lanes])
-        return Outcome(number, complete, returns, *counters, curve, rungs, changed)
+        return Outcome(number, complete, returns, *counters, curve, changed)
 
     # Population-based training.
 
@@ -324,8 +314,7 @@ def train_cohort(
       on_outcome: told what became of each trial, as soon as that is known.
     """
     active = [(group, trial) for group in groups for trial in range(len(group.candidates))]
-    rungs: dict[int, list[tuple[int, float]]] = {group.candidates[trial].number: [] for group, trial in active}
-    changed: dict[int, dict[str, list[float]]] = {number: {} for number in rungs}
+    changed: dict[int, dict[str, list[float]]] = {c.number: {} for group in groups for c in group.candidates}
     shares = rules.shares()
     for turn, share in enumerate(shares):
         last = turn == len(shares) - 1
@@ -343,13 +332,9 @@ def train_cohort(
                 for name, value in group.numbers(trial, list(rules.pbt_ranges)).items():
                     changed[number].setdefault(name, []).append(value)
                 if last:
-                    on_outcome(
-                        group.outcome(trial, complete=True, returns=own, rungs=rungs[number], changed=changed[number])
-                    )
+                    on_outcome(group.outcome(trial, complete=True, returns=own, changed=changed[number]))
                 else:
-                    steps = int(group.env_steps[group.lanes_of([trial])].mean())
-                    rungs[number].append((steps, values[number]))
-                    on_rung(number, steps, values[number])
+                    on_rung(number, int(group.env_steps[group.lanes_of([trial])].mean()), values[number])
             if rules.pbt_rounds and not last:
                 key = jax.random.fold_in(jax.random.key(rules.seed), turn)
                 group.mutate(
@@ -363,9 +348,7 @@ def train_cohort(
             for group, trial in active:
                 number = group.candidates[trial].number
                 if number not in kept:
-                    on_outcome(
-                        group.outcome(trial, complete=False, returns=per_seed[number], rungs=rungs[number], changed={})
-                    )
+                    on_outcome(group.outcome(trial, complete=False, returns=per_seed[number], changed={}))
             active = [(group, trial) for group, trial in active if group.candidates[trial].number in kept]
 
 

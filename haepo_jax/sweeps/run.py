@@ -347,7 +347,7 @@ class _Worker:
             groups,
             self._rules,
             on_call=on_call,
-            on_rung=lambda number, steps, value: study.report(trials[number], steps, value),
+            on_rung=lambda number, steps, value: trials[number].report(value, steps),
             on_outcome=on_outcome,
         )
 
@@ -382,7 +382,7 @@ class _Worker:
 def _described(outcome: Outcome) -> dict[str, Any]:
     """An outcome as the study keeps it: plain numbers, None where one is not finite."""
     described = dataclasses.asdict(outcome)
-    for name in ("number", "complete", "rungs"):
+    for name in ("number", "complete"):
         del described[name]
     return {name: _plain(value) for name, value in described.items()}
 

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from haepo_jax.algorithms import hyperparameters as hp
 from haepo_jax.config import AlgoConfig, ConfigError, RunConfig, algorithm_class, hyperparameter_fields, setting
-from haepo_jax.config.arguments import compose, read_arguments, value_text
-from haepo_jax.config.values import checked_value, find_field, from_dict
-from haepo_jax.envs import resolve_name
-from haepo_jax.messages import one_line, short
+from haepo_jax.config.arguments import check_form, compose, own_overrides, read_arguments, value_text
+from haepo_jax.config.values import checked_value, find_field, from_dict, resolve_env
+from haepo_jax.messages import short
 from haepo_jax.sweeps.space import (
     MOST_VALUES,
     Choice,
@@ -232,7 +231,7 @@ def read_sweep(overrides: Iterable[Override]) -> SweepPlan:
     fixed = [override for override in overrides if not override.is_sweep_override()]
     _refuse_doubles(swept, overrides)
     names = _algorithms(swept, fixed)
-    bases = {name: compose([*_own(fixed, name, names), *_named(name)], SweepConfig) for name in names}
+    bases = {name: compose([*own_overrides(fixed, name, names), *_named(name)], SweepConfig) for name in names}
     settings = bases[names[0]]
     fields = {f.name: f for f in dataclasses.fields(SweepConfig)}
     dimensions = [_checked_dimension(override, names, fields) for override in swept]
@@ -253,28 +252,12 @@ def _named(name: str) -> list[Override]:
     return list(read_arguments([f"algo={name}"]).overrides)
 
 
-def _own(fixed: Sequence[Override], name: str, names: Sequence[str]) -> list[Override]:
-    """The arguments for one algorithm: those for hyperparameters that only another has are left out."""
-    own = []
-    for override in fixed:
-        key = override.key_or_group
-        if key == "algo":
-            continue
-        bare = key.removeprefix("algo.")
-        elsewhere = any(bare in hyperparameter_fields(other) for other in names)
-        if key.startswith("algo.") and elsewhere and bare not in hyperparameter_fields(name):
-            continue
-        own.append(override)
-    return own
-
-
 def _refuse_doubles(swept: Sequence[Override], overrides: Sequence[Override]) -> None:
     for override in swept:
         key = override.key_or_group
         if sum(other.key_or_group == key for other in overrides) > 1:
             raise ConfigError(f"{key} is given twice: a key that is swept takes one list of values")
-        if (override.input_line or "")[:1] in ("+", "~") or override.package is not None:
-            raise ConfigError(f"cannot use {short(override.input_line)}: write key=values")
+        check_form(override)
 
 
 def _algorithms(swept: Sequence[Override], fixed: Sequence[Override]) -> tuple[str, ...]:
@@ -320,10 +303,7 @@ def _checked_dimension(
         return dimension
     checked = [checked_value(key, field, value) for value in dimension.values]
     if key == "env":
-        try:
-            checked = [resolve_name(name) for name in checked]
-        except ValueError as error:
-            raise ConfigError(one_line(str(error))) from None
+        checked = [resolve_env(name) for name in checked]
     return Choice(key, tuple(dict.fromkeys(checked)))
 
 

@@ -157,10 +157,6 @@ class Study:
 
     # Results.
 
-    def report(self, trial: Trial, steps: int, value: float) -> None:
-        """Takes note of a trial's return before its end."""
-        trial.report(value, steps)
-
     def finish(self, trial: Trial, value: float, result: dict[str, Any], *, complete: bool) -> bool:
         """Takes a trial's result down for good; False where others gave this worker up and repeat the trial."""
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):

@@ -26,7 +26,7 @@ class CompletionLogger(FreshLogger):
     file_name = "completions.jsonl"
 
     def on_start(self, info: RunInfo) -> None:
-        self._decode = getattr(info.algorithm.env, "decode", None)
+        self._decode: Any = getattr(info.algorithm.env, "decode", None)
         super().on_start(info)
 
     def on_compiled(self, seconds: float) -> None:

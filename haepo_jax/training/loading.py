@@ -111,7 +111,7 @@ def load(run_dir: str | Path, *, seed: int | None = None, checkpoint: str = "las
 def policy_of(algorithm: Algorithm, config: RunConfig, states: TrainState, seed: int | None) -> TrainedPolicy:
     """The policy of one seed, of what `load_run` returns; raises ConfigError."""
     lane = seed_lane(config, seed)
-    return TrainedPolicy(algorithm, jax.tree.map(lambda x: x[lane], states) if config.num_seeds > 1 else states)
+    return TrainedPolicy(algorithm, jax.tree.map(lambda x: x[lane], states))
 
 
 def start_of(config: RunConfig, algorithm: Algorithm) -> Start | None:
@@ -130,7 +130,7 @@ def start_of(config: RunConfig, algorithm: Algorithm) -> Start | None:
 def load_run(
     directory: RunDir, checkpoint: str, warn: Callable[[str], None]
 ) -> tuple[Algorithm, RunConfig, TrainState]:
-    """The algorithm, the settings and the train state of a run; of several seeds with a leading axis.
+    """The algorithm, the settings and the train states of a run's seeds, which are every leaf's first axis.
 
     `warn` is told in one line what is wrong with a checkpoint that was passed over. Raises as `load` does.
     """
@@ -142,8 +142,7 @@ def load_run(
         try:
             check_written_with(found, config)
             algorithm = build(config)
-            states = found.restore(abstract_states(algorithm, config.num_seeds))
-            return algorithm, config, jax.tree.map(jnp.asarray, states)
+            return algorithm, config, _restored(found, algorithm, config.num_seeds)
         except CheckpointError:
             # A run that is going on takes its older checkpoints away; there is a newer one then.
             if found.path.exists():
@@ -151,10 +150,8 @@ def load_run(
 
 
 def last_states(directory: RunDir, algorithm: Algorithm, num_seeds: int, warn: Callable[[str], None]) -> TrainState:
-    """The last train state of a run of an algorithm that is at hand; of several seeds with a leading axis. Raises as
-    `load` does."""
-    states = _find(directory, "last", warn).restore(abstract_states(algorithm, num_seeds))
-    return jax.tree.map(jnp.asarray, states)
+    """The last train states of a run of an algorithm that is at hand, likewise. Raises as `load` does."""
+    return _restored(_find(directory, "last", warn), algorithm, num_seeds)
 
 
 def _find(directory: RunDir, which: str, warn: Callable[[str], None]) -> Checkpoint:
@@ -166,12 +163,14 @@ def _find(directory: RunDir, which: str, warn: Callable[[str], None]) -> Checkpo
     return found
 
 
-def abstract_states(algorithm: Algorithm, num_seeds: int) -> TrainState:
-    """Shapes and types of a run's train state; nothing is computed."""
-    key = jax.random.key(0)
-    if num_seeds == 1:
-        return jax.eval_shape(algorithm.init, key)
-    return jax.eval_shape(jax.vmap(algorithm.init), jax.eval_shape(lambda: jax.random.split(key, num_seeds)))
+def _restored(checkpoint: Checkpoint, algorithm: Algorithm, num_seeds: int) -> TrainState:
+    # The run of one seed has no axis for it.
+    key, init = jax.random.key(0), algorithm.init
+    if num_seeds > 1:
+        key, init = jax.random.split(key, num_seeds), jax.vmap(init)
+    like = jax.eval_shape(init, key)
+    states = jax.tree.map(jnp.asarray, checkpoint.restore(like))
+    return states if num_seeds > 1 else jax.tree.map(lambda x: x[None], states)
 
 
 def seed_lane(config: RunConfig, seed: int | None) -> int:

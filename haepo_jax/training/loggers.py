@@ -11,7 +11,6 @@ from importlib import util
 from typing import Any
 
 from haepo_jax.config import ConfigError
-from haepo_jax.training.errors import RunError
 from haepo_jax.training.observers import Observer, Row, RunInfo
 from haepo_jax.training.run_dir import AppendedFile, RunDir, config_text, json_text, write_atomically
 
@@ -58,10 +57,8 @@ class FileLogger(Observer):
         assert self._info is not None
         self._directory.summary.unlink(missing_ok=True)
         write_atomically(self._directory.config, config_text(self._info.config))
-        size = self._directory.metrics_bytes(self._info.rows)
-        if size is None:
-            raise RunError(f"{self._directory.metrics} has lost some of its first {self._info.rows} rows")
-        self._metrics = AppendedFile(self._directory.metrics, size)
+        rows = self._info.rows
+        self._metrics = AppendedFile.continued(self._directory.metrics, lambda row: row["row"] < rows)
 
     def on_row(self, row: Row) -> None:
         assert self._metrics is not None

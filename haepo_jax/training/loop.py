@@ -16,7 +16,7 @@ from haepo_jax import sharding
 from haepo_jax.algorithms.base import CAUSES, TrainState
 from haepo_jax.training.checkpoints import Saver
 from haepo_jax.training.errors import Interrupted
-from haepo_jax.training.observers import Counters, Observer, Row, not_finite
+from haepo_jax.training.observers import Counters, Observer, Row, divergence_text, not_finite
 from haepo_jax.training.processes import Processes
 from haepo_jax.training.program import Program
 from haepo_jax.training.statistics import interquartile_mean
@@ -247,11 +247,7 @@ class Training:
             if seed not in before.divergences(self._program.first_seed)
         ]
         if at.behind is not None:
-            texts += [
-                f"seed {seed['seed']} diverged: not finite in update {seed['update']}: {', '.join(seed['not_finite'])}"
-                "; it stays as it was before, the others go on"
-                for seed in new
-            ]
+            texts += [f"{divergence_text(seed)}; it stays as it was before, the others go on" for seed in new]
         if sum(at.skipped) and not sum(before.skipped):
             what = sorted({name for cause in at.cause for name in not_finite(cause)}, key=CAUSES.index)
             texts.append(

@@ -100,6 +100,11 @@ def not_finite(cause: int) -> list[str]:
     return [name for bit, name in enumerate(CAUSES) if cause >> bit & 1]
 
 
+def divergence_text(seed: dict[str, Any]) -> str:
+    """One of `Counters.divergences` in words."""
+    return f"seed {seed['seed']} diverged: not finite in update {seed['update']}: {', '.join(seed['not_finite'])}"
+
+
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
     """What is known of a run before it starts.

@@ -56,6 +56,9 @@ class Processes:
         yield
 
 
+ALONE = Processes()
+
+
 class Job(Processes):
     """One of several processes that `join` has brought together. Every method is called by all of them, in one order.
 
@@ -161,7 +164,7 @@ def join() -> Processes:
     patience.start()
     try:
         jax.distributed.initialize(**own)
-        return Job() if jax.process_count() > 1 else Processes()
+        return Job() if jax.process_count() > 1 else ALONE
     except ValueError as error:
         raise ConfigError(
             "distributed=true finds no job that this process belongs to: start it with srun or mpirun, or set "

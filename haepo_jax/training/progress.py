@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from haepo_jax.algorithms.base import TrainState
-from haepo_jax.training.observers import Observer, Row, RunInfo
+from haepo_jax.training.observers import Observer, Row, RunInfo, divergence_text
 
 PLAIN_LINES = 20
 
@@ -143,9 +143,7 @@ class Progress(Observer):
         if summary["ended_early"]:
             self._print(f"a callback ended the run at {summary['env_steps']:,} of {self._total:,} steps")
         for seed in summary["diverged"]:
-            what = ", ".join(seed["not_finite"])
-            text = f"seed {seed['seed']} diverged: not finite in update {seed['update']}: {what}"
-            self._print(f"{text}; it stayed as it was before")
+            self._print(f"{divergence_text(seed)}; it stayed as it was before")
         if skipped := sum(summary["skipped_updates_per_seed"]):
             self._print(f"{skipped} updates were not finite and were dropped")
         if invalid := sum(summary["invalid_episodes_per_seed"]):

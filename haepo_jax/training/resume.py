@@ -12,7 +12,7 @@ from haepo_jax.config import ConfigError, OwnConfig, RunConfig
 from haepo_jax.config.arguments import Arguments, compose, peek, value_text
 from haepo_jax.messages import short
 from haepo_jax.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
-from haepo_jax.training.run_dir import RunDir
+from haepo_jax.training.run_dir import RunDir, leading_rows
 
 FREE = frozenset(
     {
@@ -110,7 +110,8 @@ def allowed(
     """
     name = short(str(directory.path))
     for key in {**after, **before}:
-        old, new = before.get(key), after.get(key)
+        old: Any = before.get(key)
+        new: Any = after.get(key)
         if old == new or key in free or (key == grows and new > old):
             continue
         if key == grows:
@@ -173,7 +174,7 @@ def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None])
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(f"{checkpoint.path}: its progress.json is not of this version") from None
         check_written_with(checkpoint, saved)
-        if directory.metrics_bytes(rows) is None:
+        if leading_rows(directory.metrics, lambda row: row["row"] < rows)[0] < rows:
             raise CheckpointError(f"{checkpoint.path}: metrics.jsonl has lost some of the {rows} rows logged before it")
 
     def reject(text: str) -> None:

@@ -15,7 +15,7 @@ from haepo_jax.training.devices import describe_device, device_errors, versions
 from haepo_jax.training.loading import start_of
 from haepo_jax.training.loop import Position, Training
 from haepo_jax.training.observers import Observer, RunInfo
-from haepo_jax.training.processes import Processes
+from haepo_jax.training.processes import ALONE, Processes
 from haepo_jax.training.program import Program, build, mesh_of
 from haepo_jax.training.resume import settings_that_matter
 
@@ -31,7 +31,7 @@ def run(
     checkpoint: Checkpoint | None = None,
     begin: Callable[[], None] = lambda: None,
     stop: Callable[[], int | None] = lambda: None,
-    processes: Processes | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[dict[str, Any], TrainState]:
     """Trains as configured; what is written is up to the observers and the saver.
 
@@ -57,7 +57,6 @@ def run(
       OSError: where an observer cannot write.
     """
     start = time.perf_counter()
-    processes = processes or Processes()
     with contextlib.ExitStack() as stack:
         for observer in observers:
             stack.callback(observer.close)

@@ -93,22 +93,6 @@ class RunDir:
         )
         return rows
 
-    def metrics_bytes(self, rows: int) -> int | None:
-        """How long the first rows of the metrics are in the file; None where they are not all there."""
-        end = 0
-        try:
-            with self.metrics.open("rb") as file:
-                for index in range(rows):
-                    line = file.readline()
-                    if not line.endswith(b"\n") or json.loads(line)["row"] != index:
-                        return None
-                    end += len(line)
-        except FileNotFoundError:
-            return 0 if rows == 0 else None
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-        return end
-
     def _read(self, file: Path, parse: Any) -> Any:
         # Unlike `Path.is_dir`, this says no to a name that is too long.
         if not os.path.isdir(self.path):
@@ -268,6 +252,17 @@ def write_atomically(file: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def leading_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[int, int]:
+    """How many rows at the beginning of a file of JSON lines are whole and to be kept, and their bytes."""
+    count = size = 0
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError), path.open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n") or not keep(json.loads(line)):
+                break
+            count, size = count + 1, size + len(line)
+    return count, size
+
+
 class AppendedFile:
     """A file that grows by whole records: one that finds no room on the disk leaves nothing of itself.
 
@@ -286,13 +281,7 @@ class AppendedFile:
     @classmethod
     def continued(cls, path: Path, keep: Callable[[dict[str, Any]], bool]) -> Self:
         """A file of JSON lines, open to go on behind the rows at its beginning that are to be kept."""
-        size = 0
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as lines:
-            for line in lines:
-                if not line.endswith(b"\n") or not keep(json.loads(line)):
-                    break
-                size += len(line)
-        return cls(path, size)
+        return cls(path, leading_rows(path, keep)[1])
 
     def append(self, record: bytes) -> None:
         """Adds a record; raises OSError."""

@@ -31,7 +31,7 @@ from haepo_jax.training.observers import Observer, Row, RunInfo
 from haepo_jax.training.progress import Progress
 from haepo_jax.training.run import run
 from haepo_jax.training.run_dir import RunDir
-from haepo_jax.training.session import Ended, run_in_directory, warn
+from haepo_jax.training.session import run_in_directory, warn
 
 if TYPE_CHECKING:
     import pandas
@@ -143,7 +143,11 @@ def train(
             ended = run_in_directory(config, command, algorithm=algo, observers=observers, embedded=True)
         except Interrupted as interruption:
             _leave(interruption)
-        summary, state = _of_ended(ended, algo, len(numbers), history)
+        if ended.summary is None:
+            history.read(ended.directory)
+            states = last_states(ended.directory, algo, len(numbers), warn)
+            return TrainResult(algo, numbers, states, history.arrays(), ended.directory.read_summary())
+        summary, state = ended.summary, ended.state
     if len(numbers) == 1:
         state = jax.tree.map(lambda x: x[None], state)
     return TrainResult(algo, numbers, state, history.arrays(), summary)
@@ -154,13 +158,6 @@ def _leave(interruption: Interrupted) -> NoReturn:
         raise KeyboardInterrupt(str(interruption)) from None
     warn(str(interruption))
     raise SystemExit(128 + interruption.signum) from None
-
-
-def _of_ended(ended: Ended, algo: Algorithm, count: int, history: _History) -> tuple[dict[str, Any], TrainState]:
-    if ended.summary is not None and ended.state is not None:
-        return ended.summary, ended.state
-    history.read(ended.directory)
-    return ended.directory.read_summary(), last_states(ended.directory, algo, count, warn)
 
 
 # --- The arguments as settings ----------------------------------------------------------------------------------------

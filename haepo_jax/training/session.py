@@ -17,7 +17,7 @@ from haepo_jax.config import ConfigError, RunConfig
 from haepo_jax.messages import one_line, short
 from haepo_jax.training.checkpoints import Checkpoints, Saver
 from haepo_jax.training.errors import Interrupted, RunError, disk_errors
-from haepo_jax.training.processes import Processes
+from haepo_jax.training.processes import ALONE, Processes
 from haepo_jax.training.resume import Plan, existing_run, make_plan, resume_command
 from haepo_jax.training.run_dir import RunDir, create_run_dir
 from haepo_jax.training.signals import StopSignals
@@ -39,7 +39,7 @@ class Ended:
     state: TrainState | None
 
 
-def train_and_report(config: RunConfig, argv: Sequence[str], processes: Processes | None = None) -> int:
+def train_and_report(config: RunConfig, argv: Sequence[str], processes: Processes = ALONE) -> int:
     """Trains as a command line does and returns the exit status; `argv` are the arguments of `haepo_jax.train`.
 
     Of several processes the first has the display and the files.
@@ -47,7 +47,6 @@ def train_and_report(config: RunConfig, argv: Sequence[str], processes: Processe
     Raises:
       RunError: where every seed diverged. Else as `run_in_directory` does.
     """
-    processes = processes or Processes()
     if not processes.first:
         return _train_along(processes)
     ended = run_in_directory(config, shlex.join(["python", "-m", "haepo_jax.train", *argv]), processes=processes)
@@ -65,7 +64,7 @@ def run_in_directory(
     algorithm: Algorithm | None = None,
     observers: Sequence[Observer] | None = None,
     embedded: bool = False,
-    processes: Processes | None = None,
+    processes: Processes = ALONE,
 ) -> Ended:
     """Trains as configured, with the files of a run; with `config.resume` goes on with the one in `config.run_dir`.
 
@@ -81,7 +80,6 @@ def run_in_directory(
       ConfigError: where the directory cannot be used, or its run not gone on with.
       RunError: where the disk is full or the directory has vanished. Else as `haepo_jax.training.run.run` does.
     """
-    processes = processes or Processes()
     directory = run_to_resume(config)
     goes_on = directory is not None
     directory = directory or create_run_dir(config)
@@ -104,7 +102,32 @@ def run_in_directory(
             processes.of_first(lambda: plan)
             after = f"; the last checkpoint is {{}}, to go on from there: {again}"
             with disk_errors(directory.path, after=lambda: _last_checkpoint(directory, after)):
-                return _train(plan, directory, goes_on, command, algorithm, observers, stop, processes)
+                from haepo_jax.training.progress import Progress
+                from haepo_jax.training.run import run
+
+                directory.clean_up()
+                config = plan.config
+                saver = Saver(
+                    Checkpoints(directory.checkpoints),
+                    keep=config.keep_checkpoints,
+                    steps=config.checkpoint_steps,
+                    minutes=config.checkpoint_minutes,
+                    bad=plan.damaged,
+                    flush_first=(directory.metrics,),
+                )
+                summary, state = run(
+                    config,
+                    directory.path,
+                    [*_loggers(config, directory, command), *([Progress()] if observers is None else observers)],
+                    algorithm=algorithm,
+                    saver=saver,
+                    resumed=goes_on,
+                    checkpoint=plan.checkpoint,
+                    begin=stop.begin,
+                    stop=stop,
+                    processes=processes,
+                )
+                return Ended(directory, summary, state)
     except Interrupted as interruption:
         raise Interrupted(interruption.signum, f"{interruption}; to go on: {again}") from None
     finally:
@@ -133,24 +156,11 @@ def _train_along(processes: Processes) -> int:
     return 0
 
 
-def _train(
-    plan: Plan,
-    directory: RunDir,
-    goes_on: bool,
-    command: str,
-    algorithm: Algorithm | None,
-    observers: Sequence[Observer] | None,
-    stop: StopSignals,
-    processes: Processes,
-) -> Ended:
+def _loggers(config: RunConfig, directory: RunDir, command: str) -> list[Observer]:
     from haepo_jax.training import loggers
     from haepo_jax.training.alignment import WeightLogger
     from haepo_jax.training.completions import CompletionLogger
-    from haepo_jax.training.progress import Progress
-    from haepo_jax.training.run import run
 
-    config = plan.config
-    directory.clean_up()
     tensorboard = loggers.TensorBoardLogger(directory) if config.tensorboard else None
     written: list[Observer] = [loggers.FileLogger(directory, command), loggers.CurveLogger(directory, tensorboard)]
     if tensorboard is not None:
@@ -161,27 +171,7 @@ def _train(
         written.append(WeightLogger(directory, config.weights, tensorboard))
     if config.wandb:
         written.append(loggers.WandbLogger(directory))
-    saver = Saver(
-        Checkpoints(directory.checkpoints),
-        keep=config.keep_checkpoints,
-        steps=config.checkpoint_steps,
-        minutes=config.checkpoint_minutes,
-        bad=plan.damaged,
-        flush_first=(directory.metrics,),
-    )
-    summary, state = run(
-        config,
-        directory.path,
-        [*written, *([Progress()] if observers is None else observers)],
-        algorithm=algorithm,
-        saver=saver,
-        resumed=goes_on,
-        checkpoint=plan.checkpoint,
-        begin=stop.begin,
-        stop=stop,
-        processes=processes,
-    )
-    return Ended(directory, summary, state)
+    return written
 
 
 def _last_checkpoint(directory: RunDir, text: str) -> str:
@@ -192,11 +182,10 @@ def _last_checkpoint(directory: RunDir, text: str) -> str:
 def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
     """Which update was not finite, the likely cause and where the last finite state is, in one line."""
     first = summary["diverged"][0]
-    several = len(summary["seeds"]) > 1
     who = (
-        f"every seed diverged, seed {first['seed']} in update {first['update']}"
-        if several
-        else f"diverged in update {first['update']}"
+        "every seed diverged, seed {seed} in update {update}"
+        if len(summary["seeds"]) > 1
+        else "diverged in update {update}"
     )
     invalid = sum(summary["invalid_episodes_per_seed"])
     if invalid:
@@ -205,12 +194,9 @@ def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
         rate = summary["hyperparameters"]["learning_rate"]
         cause = f"a step size that is too high (algo.learning_rate={rate}) or rewards of an extreme size"
     kept = _last_checkpoint(directory, "; the last finite state is in {}")
-    what = " and ".join(
-        [", ".join(first["not_finite"][:-1]), first["not_finite"][-1]]
-        if len(first["not_finite"]) > 1
-        else first["not_finite"]
-    )
+    *others, last = first["not_finite"]
+    what = f"{', '.join(others)} and {last}" if others else last
     return (
-        f"{who}: not finite: {what}; the likely cause is {cause}: "
+        f"{who.format(**first)}: not finite: {what}; the likely cause is {cause}: "
         f"a lower algo.learning_rate may help, or algo.on_nan=skip to drop such updates{kept}"
     )

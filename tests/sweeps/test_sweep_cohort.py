@@ -113,7 +113,7 @@ def test_halving_keeps_the_best_and_they_are_what_they_are_without() -> None:
         np.testing.assert_array_equal(halved[number].curve, full[number].curve)
     for outcome in halved.values():
         if not outcome.complete:
-            assert np.all(outcome.env_steps < 60) and len(outcome.rungs) in (1, 2)
+            assert np.all(outcome.env_steps < 60)
 
 
 def test_halving_compares_across_shapes_but_not_across_environments() -> None:

@@ -170,7 +170,7 @@ def test_optunas_own_tools_read_the_study(tmp_path: Path) -> None:
     plan = plan_of("algo.hidden_sizes=[8],[16]", "num_configs=3")
     study = Study(plan, open_storage(f"sqlite:///{tmp_path}/study.db", None), "sweep")
     claimed = study.claim(3)
-    study.report(claimed[0].trial, 100, 5.0)
+    claimed[0].trial.report(5.0, 100)
     study.finish(claimed[0].trial, 5.0, RESULT, complete=False)
     finish(study, claimed[1:])
     loaded = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path}/study.db")
