@@ -143,7 +143,7 @@ def train(
             ended = run_in_directory(config, command, algorithm=algo, observers=observers, embedded=True)
         except Interrupted as interruption:
             _leave(interruption)
-        if ended.summary is None:
+        if ended.summary is None or ended.state is None:
             history.read(ended.directory)
             states = last_states(ended.directory, algo, len(numbers), warn)
             return TrainResult(algo, numbers, states, history.arrays(), ended.directory.read_summary())
