@@ -20,7 +20,7 @@ from haepo_jax.training.entry import entry_point
 from haepo_jax.training.errors import disk_errors
 from haepo_jax.training.progress import number
 from haepo_jax.training.run_dir import RunDir, json_text, write_atomically
-from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean
+from haepo_jax.training.statistics import describe_returns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -164,28 +164,10 @@ def play(
 def summarise(returns: Array, seeds: list[int]) -> list[dict[str, Any]]:
     """Statistics of returns (seeds, episodes): a row for each seed, whose interval resamples episodes; and where there
     are several, a last one over the seeds' means, whose interval resamples seeds."""
-    rows = [{"seed": seed, **_statistics(values)} for seed, values in zip(seeds, returns, strict=True)]
+    rows = [{"seed": seed, **describe_returns(values)} for seed, values in zip(seeds, returns, strict=True)]
     if len(seeds) > 1:
-        rows.append({"seed": None, **_statistics(returns.mean(axis=1))})
+        rows.append({"seed": None, **describe_returns(returns.mean(axis=1))})
     return rows
-
-
-def _statistics(values: Array) -> dict[str, Any]:
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return dict.fromkeys(("mean", "iqm", "min", "max"), np.nan) | {
-            "iqm_interval": [np.nan, np.nan],
-            "not_finite": len(values),
-        }
-    low, high = bootstrap_interval(known)
-    return {
-        "mean": float(known.mean()),
-        "iqm": float(interquartile_mean(known)),
-        "iqm_interval": [float(low), float(high)],
-        "min": float(known.min()),
-        "max": float(known.max()),
-        "not_finite": len(values) - len(known),
-    }
 
 
 def _listed(values: dict[str, Array]) -> dict[str, Any]:

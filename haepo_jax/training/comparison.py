@@ -15,7 +15,7 @@ from haepo_jax.config import ConfigError
 from haepo_jax.training.plots import draw_curve, read_curve
 from haepo_jax.training.progress import duration, number
 from haepo_jax.training.run_dir import RunDir
-from haepo_jax.training.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+from haepo_jax.training.statistics import describe_returns, probability_of_improvement
 
 Array = npt.NDArray[np.float64]
 
@@ -32,16 +32,13 @@ def read_result(algo: str, env: str, directory: RunDir) -> dict[str, Any]:
     summary = directory.read_summary()
     try:
         returns = np.array(summary["final_return_per_seed"], np.float64)
-        known = returns[~np.isnan(returns)]
-        low, high = bootstrap_interval(known[None])
+        described = describe_returns(returns)
         return {
             "algo": algo,
             "env": env,
             **{key: summary[key] for key in KEPT},
             "final_return_per_seed": returns.tolist(),
-            "iqm": float(interquartile_mean(known)) if len(known) else np.nan,
-            "iqm_interval": [float(low[0]), float(high[0])],
-            "mean": float(known.mean()) if len(known) else np.nan,
+            **{key: described[key] for key in ("iqm", "iqm_interval", "mean")},
             "run_dir": directory.path.name,
         }
     except (KeyError, TypeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,23 @@ def _bootstrap(values: Array, confidence: float, resamples: int, seed: int) -> t
         rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def describe_returns(values: npt.ArrayLike) -> dict[str, Any]:
+    """`mean`, `iqm`, `iqm_interval` (95%), `min` and `max` of those of the returns (N,) that are finite, NaN where none is;
+    and how many are `not_finite`."""
+    every = np.asarray(values, np.float64)
+    finite = np.isfinite(every)
+    known = every[finite] if finite.any() else np.array([np.nan])
+    low, high = bootstrap_interval(known)
+    return {
+        "mean": float(known.mean()),
+        "iqm": float(interquartile_mean(known)),
+        "iqm_interval": [float(low), float(high)],
+        "min": float(known.min()),
+        "max": float(known.max()),
+        "not_finite": int((~finite).sum()),
+    }
 
 
 def probability_of_improvement(
