@@ -199,10 +199,9 @@ def report(document: dict[str, Any], played: dict[str, dict[str, Array]]) -> str
 
 def histogram_figure(returns: dict[str, Array], title: str) -> Figure:
     """How the returns (seeds, episodes) of each kind of action are spread, seeds pooled."""
-    from matplotlib.figure import Figure
+    from haepo_jax.training.plots import panel
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = panel("return of an episode", "share of the episodes", title)
     known = {kind: values[np.isfinite(values)] for kind, values in returns.items()}
     pooled = np.concatenate(list(known.values()))
     if len(pooled):
@@ -213,10 +212,6 @@ def histogram_figure(returns: dict[str, Array], title: str) -> Figure:
             label = f"{kind}, mean {number(float(values.mean()))}" if len(values) else kind
             axes.hist(values, edges.tolist(), weights=weights, alpha=0.55, label=label)
         axes.legend()
-    axes.set_xlabel("return of an episode")
-    axes.set_ylabel("share of the episodes")
-    axes.set_title(title, fontsize=11)
-    axes.grid(alpha=0.3)
     return figure
 
 

@@ -13,6 +13,12 @@ def one_line(text: str, limit: int = 400) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return one_line(lines[0] if lines else type(error).__name__, 200)
+
+
 def short(value: Any, limit: int = 80) -> str:
     """The beginning of `repr(value)`; of a huge or deeply nested value no more is looked at than is shown."""
     text = ""

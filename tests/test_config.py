@@ -15,7 +15,7 @@ import haepo_jax
 from haepo_jax import plot, train
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.config import ALGORITHM_NAMES, ConfigError, RunConfig, algorithm_class, hyperparameter_fields
-from haepo_jax.config.arguments import choices, compose, read_arguments
+from haepo_jax.config.arguments import choices, compose, read_arguments, value_text
 from haepo_jax.config.values import from_dict
 from haepo_jax.messages import short
 from haepo_jax.training.run_dir import config_text
@@ -247,6 +247,17 @@ def test_other_commands_share_the_parser(capsys: pytest.CaptureFixture[str]) -> 
     assert plot.main(["run_dirs=a"]) == 2
     assert "unknown key 'run_dirs'; did you mean 'run_dir'?" in capsys.readouterr().err
     assert plot.main(["algo=haepo"]) == 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, True, 3, 0.1, 1e-5, "word", "runs/a-b.c", "", "null", "True", "1e3", "a b", "a,b", "it's", 'say "no"', "a\\",
+        'a\\"b', "[x]", "k=v", "ü", [1, "x y", None], [[8, 4], []],
+    ],
+)  # fmt: skip
+def test_a_value_is_written_as_it_is_read(value: object) -> None:
+    assert read_arguments([f"key={value_text(value)}"]).overrides[0].value() == value
 
 
 def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

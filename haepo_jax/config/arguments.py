@@ -26,7 +26,7 @@ from haepo_jax.config import (
     hyperparameter_fields,
 )
 from haepo_jax.config.values import Settings, checked_value, find_field, from_dict
-from haepo_jax.messages import one_line, short
+from haepo_jax.messages import first_line, one_line, short
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -129,7 +129,7 @@ def _parse(argument: str) -> Override:
     except RecursionError:
         raise ConfigError(f"cannot read {short(argument)}: nested too deeply") from None
     except Exception as error:  # Hydra's grammar raises its own errors, ValueError, and whatever its functions raise
-        reason = "not valid UTF-8" if isinstance(error, UnicodeEncodeError) else _first_line(error)
+        reason = "not valid UTF-8" if isinstance(error, UnicodeEncodeError) else first_line(error)
         key = argument.partition("=")[0]
         quote = f"; a value with special characters must be quoted: '{key}=\"...\"'" if key.isascii() else ""
         raise ConfigError(f"cannot read {short(argument)}: {reason}{quote}") from None
@@ -281,7 +281,7 @@ def _resolved(values: dict[str, Any]) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # the resolver oc.deprecated warns, in two lines
             return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(values), resolve=True))
     except Exception as error:  # OmegaConf and its resolvers share no base class
-        raise ConfigError(_first_line(error.__cause__ or error)) from None
+        raise ConfigError(first_line(error.__cause__ or error)) from None
 
 
 def value_text(value: Any) -> str:
@@ -301,8 +301,3 @@ def value_text(value: Any) -> str:
 
 _WORD = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
 _NO_WORDS = ("null", "true", "false", "nan", "inf")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return one_line(lines[0] if lines else type(error).__name__, 200)

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from tunix.utils.torch_utils import torch_key_to_jax_key
 
 from haepo_jax.config import ConfigError
-from haepo_jax.messages import one_line, short
+from haepo_jax.messages import first_line, short
 
 FAMILIES = {"qwen2": ("qwen2", "Qwen2"), "qwen3": ("qwen3", "Qwen3"), "llama": ("llama3", "Llama3")}
 """The `model_type`s of `config.json`, with the module of `tunix.models` and the class that serve them."""
@@ -113,7 +113,7 @@ def load_tokenizer(folder: ModelFolder) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=True)
         largest = max(tokenizer.get_vocab().values())
     except Exception as error:  # its parsers share no base class, and the Rust one raises Exception itself
-        raise ConfigError(f"model={short(name)}: its tokenizer cannot be read: {_first_line(error)}") from None
+        raise ConfigError(f"model={short(name)}: its tokenizer cannot be read: {first_line(error)}") from None
     vocabulary = folder.config.vocab_size
     if largest >= vocabulary:
         raise ConfigError(
@@ -243,7 +243,7 @@ def _read_json(path: Path, file: str) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"model={short(str(path))} has no readable {file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"model={short(str(path))}: {file} is not JSON: {_first_line(error)}") from None
+        raise ConfigError(f"model={short(str(path))}: {file} is not JSON: {first_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"model={short(str(path))}: {file} holds no settings")
     return values
@@ -259,7 +259,7 @@ def _read_headers(path: Path) -> tuple[dict[str, dict[str, tuple[int, ...]]], bo
                 tensors[file.name] = {name: tuple(part.get_shape()) for name, part in slices.items()}
                 uniform &= len({part.get_dtype() for part in slices.values()}) <= 1
         except (SafetensorError, OSError) as error:
-            raise ConfigError(f"model={short(str(path))}: {file.name} cannot be read: {_first_line(error)}") from None
+            raise ConfigError(f"model={short(str(path))}: {file.name} cannot be read: {first_line(error)}") from None
     if not tensors:
         raise ConfigError(f"model={short(str(path))} has no weights: there is no *.safetensors in it")
     return tensors, uniform
@@ -291,8 +291,3 @@ def _check_shapes(folder: ModelFolder) -> None:
 
 def _dotted(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return one_line(lines[0] if lines else type(error).__name__, 200)

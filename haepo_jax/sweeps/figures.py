@@ -7,15 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from haepo_jax.config.arguments import value_text
 from haepo_jax.sweeps.results import SweepResult
 from haepo_jax.sweeps.space import Interval
-from haepo_jax.training.plots import Curve, draw_curve, write_figure
-
-Floats = npt.NDArray[np.float64]
+from haepo_jax.training.plots import Curve, draw_curve, panel, write_figure
 
 BEST_CURVES = 5
 
@@ -46,51 +43,31 @@ def _shown(result: SweepResult, env: str) -> npt.NDArray[np.bool_]:
     return shown & (result.values["env"] == env) if "env" in result.values else shown
 
 
-def _keys(result: SweepResult) -> list[str]:
-    return [key for key in result.values if key != "env"]
-
-
-def _positions(result: SweepResult, key: str) -> tuple[Floats, list[str] | None, bool]:
-    """Where each trial stands on an axis: numbers by value, others by their place in the list; labels; logarithmic."""
-    dimension = next(d for d in result.plan.dimensions if d.key == key)
-    column = result.values[key]
-    if isinstance(dimension, Interval):
-        return np.array([np.nan if value is None else value for value in column], np.float64), None, dimension.log
-    order = {value: float(place) for place, value in enumerate(dimension.values)}
-    return (
-        np.array([order.get(value, np.nan) for value in column]),
-        [value_text(value) for value in dimension.values],
-        False,
-    )
-
-
-def _label_axis(axes: Axes, labels: list[str] | None, log: bool) -> None:
-    if labels is not None:
-        axes.set_xticks(range(len(labels)), labels, rotation=30 if len(labels) > 4 else 0)
-        axes.set_xlim(-0.5, len(labels) - 0.5)
-    if log:
-        axes.set_xscale("log")
-
-
 def returns_figure(result: SweepResult, shown: npt.NDArray[np.bool_]) -> Figure:
     """The return against every swept key, one point per trial; those that halving stopped are hollow."""
-    keys = _keys(result)
+    keys = [key for key in result.values if key != "env"]
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
     figure = Figure(figsize=(1 + 3.4 * columns, 0.6 + 2.9 * rows), layout="constrained")
     ended = shown & (result.state == "complete")
     for place, key in enumerate(keys):
         axes = figure.add_subplot(rows, columns, place + 1)
-        where, labels, log = _positions(result, key)
-        if labels is not None:
+        dimension = next(d for d in result.plan.dimensions if d.key == key)
+        if isinstance(dimension, Interval):
+            where = np.array([np.nan if value is None else value for value in result.values[key]], np.float64)
+            axes.set_xscale("log" if dimension.log else "linear")
+        else:
             # Points of one category would cover each other; the shift is the trial's own, so a figure repeats.
-            where = where + 0.3 * (np.random.default_rng(0).random(len(where)) - 0.5)
+            shift = 0.3 * (np.random.default_rng(0).random(len(shown)) - 0.5)
+            order = {value: float(place) for place, value in enumerate(dimension.values)}
+            where = np.array([order.get(value, np.nan) for value in result.values[key]]) + shift
+            axes.set_xticks(range(len(order)), list(map(value_text, order)), rotation=30 if len(order) > 4 else 0)
+            axes.set_xlim(-0.5, len(order) - 0.5)
         stopped = shown & ~ended
         axes.scatter(
             where[stopped], result.value[stopped], s=14, facecolors="none", edgecolors="tab:gray", linewidths=0.8
         )
         axes.scatter(where[ended], result.value[ended], s=16, color="tab:blue", alpha=0.7, linewidths=0)
-        _label_axis(axes, labels, log)
         axes.set_xlabel(key)
         if place % columns == 0:
             axes.set_ylabel("return")
@@ -102,8 +79,8 @@ def returns_figure(result: SweepResult, shown: npt.NDArray[np.bool_]) -> Figure:
 
 def curves_figure(result: SweepResult, shown: npt.NDArray[np.bool_]) -> Figure:
     """Training returns: the interquartile mean and 95% interval over seeds of the best trials, and over all trials."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    title = "interquartile means and 95% intervals: over seeds, and over all trials"
+    figure, axes = panel("environment steps per seed", "return in training", title)
     every = result.curves[shown].mean(axis=2).T
     draw_curve(
         axes, Curve(f"all {int(shown.sum())} trials", result.curve_steps[shown].max(axis=0), every), colour="tab:gray"
@@ -113,11 +90,7 @@ def curves_figure(result: SweepResult, shown: npt.NDArray[np.bool_]) -> Figure:
     for index in best:
         label = " ".join(f"{key.removeprefix('algo.')}={_short(value)}" for key, value in result.configs[index].items())
         draw_curve(axes, Curve(label, result.curve_steps[index], result.curves[index]))
-    axes.set_xlabel("environment steps per seed")
-    axes.set_ylabel("return in training")
-    axes.set_title("interquartile means and 95% intervals: over seeds, and over all trials", fontsize=11)
     axes.set_xlim(left=0)
-    axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     return figure
 

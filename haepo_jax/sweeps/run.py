@@ -314,12 +314,14 @@ class _Worker:
     def train(self, claimed: Sequence[Claimed]) -> None:
         """Trains the trials and puts each result into the study as soon as it is known."""
         study, settings = self._study, self._plan.settings
-        trials = {claim.number: claim.trial for claim in claimed}
+        trials = {claim.trial.number: claim.trial for claim in claimed}
         candidates: list[Candidate] = []
         for claim in claimed:
             env = claim.values.get("env", settings.env)
             candidates.append(
-                Candidate(claim.number, self._builder(claim.values), int(claim.values.get("seed", settings.seed)), env)
+                Candidate(
+                    claim.trial.number, self._builder(claim.values), int(claim.values.get("seed", settings.seed)), env
+                )
             )
         groups = [self._group(shape, members) for shape, members in group_candidates(candidates).items()]
         ended_before, _ = _ended(study)

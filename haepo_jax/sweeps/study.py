@@ -48,14 +48,9 @@ class Claimed:
     index: int
     values: Values
 
-    @property
-    def number(self) -> int:
-        """Of the trial in the study."""
-        return self.trial.number
-
 
 class Study:
-    """The study of a sweep, as one worker sees it."""
+    """The study of a sweep, as one worker sees it; `optuna` is Optuna's own."""
 
     def __init__(self, plan: SweepPlan, storage: Any, name: str) -> None:
         """Opens or creates the study; raises ConfigError where that name holds another sweep."""
@@ -64,23 +59,18 @@ class Study:
         self._grid = plan.grid() if plan.search == "grid" else []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna warns of what is experimental in its samplers
-            self._study = optuna.create_study(
+            self.optuna = optuna.create_study(
                 study_name=name, storage=storage, sampler=self._sampler(), direction="maximize", load_if_exists=True
             )
-        identity = self._study.user_attrs.get(_IDENTITY)
+        identity = self.optuna.user_attrs.get(_IDENTITY)
         if identity is None:
-            self._study.set_user_attr(_IDENTITY, plan.identity())
+            self.optuna.set_user_attr(_IDENTITY, plan.identity())
         elif identity != plan.identity():
             raise ConfigError(
                 f"the study {name!r} is of another sweep: its space or settings differ; choose another run_dir"
             )
         # Another machine's clock may be wrong, so what counts is how long ago this worker saw a change.
         self._seen: dict[str, tuple[Any, float]] = {}
-
-    @property
-    def optuna(self) -> optuna.Study:
-        """Optuna's own study."""
-        return self._study
 
     def _sampler(self) -> BaseSampler:
         # Workers with one seed would all suggest the same; what a seed makes repeatable is a search by one worker.
@@ -95,7 +85,7 @@ class Study:
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, by number."""
-        return self._study.get_trials(deepcopy=False)
+        return self.optuna.get_trials(deepcopy=False)
 
     def indices(self, trials: Sequence[FrozenTrial]) -> dict[int, int]:
         """The index of each trial, by number."""
@@ -129,16 +119,16 @@ class Study:
                 break
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                trial = self._study.ask()
+                trial = self.optuna.ask()
                 trial.set_user_attr(_WORKER, self.worker)
                 index = self.indices(self.trials())[trial.number]
                 counts = self.by_index().get(index)
                 if counts is None or counts.number != trial.number:
-                    self._study.tell(trial, state=TrialState.FAIL)
+                    self.optuna.tell(trial, state=TrialState.FAIL)
                     continue
-                if isinstance(self._study.sampler, _Planned):
+                if isinstance(self.optuna.sampler, _Planned):
                     grid = self._grid
-                    self._study.sampler.values = grid[index % len(grid)] if grid else self.plan.drawn(index)
+                    self.optuna.sampler.values = grid[index % len(grid)] if grid else self.plan.drawn(index)
                 claimed.append(Claimed(trial, index, self._suggest(trial)))
         return claimed
 
@@ -167,11 +157,11 @@ class Study:
 
     def _tell(self, number: int, value: float, complete: bool) -> None:
         if value != value:
-            self._study.tell(number, state=TrialState.FAIL)
+            self.optuna.tell(number, state=TrialState.FAIL)
         elif complete:
-            self._study.tell(number, value)
+            self.optuna.tell(number, value)
         else:
-            self._study.tell(number, state=TrialState.PRUNED)
+            self.optuna.tell(number, state=TrialState.PRUNED)
 
     @staticmethod
     def result(trial: FrozenTrial) -> dict[str, Any] | None:
@@ -188,7 +178,7 @@ class Study:
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
                     result = self.result(trial)
                     if result is None:
-                        self._study.tell(trial.number, state=TrialState.FAIL)
+                        self.optuna.tell(trial.number, state=TrialState.FAIL)
                     else:
                         self._tell(trial.number, result["value"], result["complete"])
         trials = self.trials()
@@ -197,7 +187,7 @@ class Study:
         for trial in trials:
             index = indices[trial.number]
             if _lost(trial) and index not in present and index < self.plan.num_configs:
-                self._study.enqueue_trial(trial.params, user_attrs={_INDEX: index})
+                self.optuna.enqueue_trial(trial.params, user_attrs={_INDEX: index})
                 present.add(index)
 
     def others_at_work(self) -> int:
@@ -215,7 +205,7 @@ class Study:
         if worker is not None and (here := _lives_here(worker)) is not None:
             return here
         name = worker if worker is not None else f"trial {trial.number}"
-        sign = self._study.user_attrs.get(f"worker {worker}")
+        sign = self.optuna.user_attrs.get(f"worker {worker}")
         now = time.monotonic()
         if name not in self._seen or self._seen[name][0] != sign:
             self._seen[name] = (sign, now)
@@ -231,7 +221,7 @@ class Study:
             while not ended.is_set():
                 # A storage that cannot be written for a moment costs one sign, not the sweep.
                 with contextlib.suppress(Exception):
-                    self._study.set_user_attr(f"worker {self.worker}", beat)
+                    self.optuna.set_user_attr(f"worker {self.worker}", beat)
                 beat += 1
                 ended.wait(self.plan.settings.worker_timeout / 4)
 

@@ -146,10 +146,10 @@ class WeightLogger(FreshLogger):
 
 
 def _scatter(fresh: FreshEpisodes, alignment: float) -> bytes:
-    from haepo_jax.training.plots import figure_png, scatter_figure
+    from haepo_jax.training.plots import figure_png, panel
 
     known = np.isfinite(fresh.scores) & np.isfinite(fresh.returns)
     title = f"{known.sum()} new episodes, rank correlation {alignment:.2f}"
-    return figure_png(
-        scatter_figure(fresh.scores[known], fresh.returns[known], "log-ratio since the row before", "return", title)
-    )
+    figure, axes = panel("log-ratio since the row before", "return", title, (5, 4.2))
+    axes.scatter(fresh.scores[known], fresh.returns[known], s=14, alpha=0.6, linewidths=0)
+    return figure_png(figure)

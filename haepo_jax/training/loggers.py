@@ -96,7 +96,7 @@ class TensorBoardLogger(Observer):
         names = (f"{stem}.{count}" for count in range(os.getpid(), 2**31))
         self._file = AppendedFile(next(path for name in names if not (path := self._directory.path / name).exists()))
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if self._info.resumed:
+        if self._info.resumed_from is not None:
             start = SessionLog(status=SessionLog.START)
             self._write(Event(wall_time=time.time(), step=self._info.logged_steps + 1, session_log=start))
 

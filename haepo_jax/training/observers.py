@@ -124,10 +124,6 @@ class RunInfo:
     logged_steps: int = -1
     resumed_from: int | None = None
 
-    @property
-    def resumed(self) -> bool:
-        return self.resumed_from is not None
-
 
 class Observer:
     """What watches a run: loggers, the progress display, checkpoints. Every method may be left out.

@@ -65,30 +65,25 @@ def draw_curve(axes: Axes, curve: Curve, colour: str | None = None) -> None:
 def curves_figure(curves: Sequence[Curve], title: str = "") -> Figure:
     """One figure with every curve; a single curve's label is its title where none is given."""
     title = title or (curves[0].label if len(curves) == 1 else "")
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    several = max(curve.returns.shape[1] for curve in curves) > 1
+    band = "interquartile mean and 95% interval over seeds" if several else "one seed"
+    xlabel = "environment steps per seed" if several else "environment steps"
+    figure, axes = panel(xlabel, "return", f"{title}\n({band})" if title else band)
     for curve in curves:
         draw_curve(axes, curve)
-    seeds = {curve.returns.shape[1] for curve in curves}
-    band = "interquartile mean and 95% interval over seeds" if max(seeds) > 1 else "one seed"
-    axes.set_xlabel("environment steps per seed" if max(seeds) > 1 else "environment steps")
-    axes.set_ylabel("return")
-    axes.set_title(f"{title}\n({band})" if title else band, fontsize=11)
-    axes.grid(alpha=0.3)
     axes.set_xlim(left=0)
     if len(curves) > 1:
         axes.legend()
     return figure
 
 
-def scatter_figure(x: npt.ArrayLike, y: npt.ArrayLike, xlabel: str, ylabel: str, title: str) -> Figure:
-    """One figure with a point for each entry of two arrays."""
-    figure = Figure(figsize=(5, 4.2), layout="constrained")
+def panel(xlabel: str, ylabel: str, title: str, size: tuple[float, float] = (7, 4.2)) -> tuple[Figure, Axes]:
+    """A figure of a size in inches and its only axes."""
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
-    axes.scatter(x, y, s=14, alpha=0.6, linewidths=0)
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.3)
-    return figure
+    return figure, axes
 
 
 def figure_png(figure: Figure) -> bytes:
