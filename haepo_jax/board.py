@@ -9,7 +9,7 @@ from pathlib import Path
 
 from haepo_jax.config import ConfigError, setting
 from haepo_jax.config.arguments import compose, read_arguments
-from haepo_jax.config.help import settings_table
+from haepo_jax.config.help import help_text
 from haepo_jax.messages import short
 from haepo_jax.training.entry import entry_point
 from haepo_jax.training.run_dir import output_file, write_output
@@ -37,12 +37,9 @@ class BoardConfig:
     out: str = setting("board.html", str, "the HTML file to write; its links are relative to it")
 
 
-@entry_point
+@entry_point(lambda argv: help_text(HELP, BoardConfig))
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status."""
-    if "--help" in argv or "-h" in argv:
-        print(HELP.format(settings=settings_table(dataclasses.fields(BoardConfig))), end="")
-        return 0
     named = [x for x in argv if os.path.isdir(x) or not (x.startswith("-") or "=" in x)]
     config = compose(read_arguments([x for x in argv if x not in named]).overrides, BoardConfig)
     if not named:

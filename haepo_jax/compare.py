@@ -94,7 +94,7 @@ class Comparison:
         return next(iter(self.runs.values()))
 
 
-def help_text() -> str:
+def comparison_help() -> str:
     """What `--help` prints."""
     own = {field.name: field for field in dataclasses.fields(CompareConfig)}
     shared = (field for field in dataclasses.fields(RunConfig) if field.name not in own)
@@ -151,12 +151,9 @@ def read_comparison(overrides: tuple[Override, ...]) -> Comparison:
     return Comparison(settings.run_dir, runs)
 
 
-@entry_point
+@entry_point(lambda argv: comparison_help())
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
-    if "--help" in argv or "-h" in argv:
-        print(help_text(), end="")
-        return 0
     arguments = read_arguments(argv)
     if arguments.list_envs:
         print("\n".join(list_envs()))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from haepo_jax.algorithms import hyperparameters as hp
 from haepo_jax.config import ConfigError, setting
 from haepo_jax.config.arguments import compose, read_arguments
-from haepo_jax.config.help import settings_table
+from haepo_jax.config.help import help_text
 from haepo_jax.messages import one_line
 from haepo_jax.training.entry import entry_point
 from haepo_jax.training.errors import disk_errors
@@ -80,12 +80,9 @@ def warn(text: str) -> None:
     print(f"warning: {one_line(text)}; taking the one before", file=sys.stderr)
 
 
-@entry_point
+@entry_point(lambda argv: help_text(HELP, EvaluateConfig))
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
-    if "--help" in argv or "-h" in argv:
-        print(HELP.format(settings=settings_table(dataclasses.fields(EvaluateConfig))), end="")
-        return 0
     config = compose(read_arguments(argv).overrides, EvaluateConfig)
     directory = read_run(config.run_dir)
 

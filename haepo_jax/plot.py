@@ -8,7 +8,7 @@ from pathlib import Path
 
 from haepo_jax.config import ConfigError, setting
 from haepo_jax.config.arguments import compose, read_arguments
-from haepo_jax.config.help import settings_table
+from haepo_jax.config.help import help_text
 from haepo_jax.training.entry import entry_point
 from haepo_jax.training.run_dir import RunDir, output_file, write_output
 
@@ -31,12 +31,9 @@ class PlotConfig:
     title: str = setting("", str, "above the figure")
 
 
-@entry_point
+@entry_point(lambda argv: help_text(HELP, PlotConfig))
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status."""
-    if "--help" in argv or "-h" in argv:
-        print(HELP.format(settings=settings_table(dataclasses.fields(PlotConfig))), end="")
-        return 0
     config = compose(read_arguments(argv).overrides, PlotConfig)
     if not config.run_dir:
         raise ConfigError("run_dir= is missing: name the directory of a run")

@@ -12,7 +12,7 @@ import numpy as np
 from haepo_jax.algorithms import hyperparameters as hp
 from haepo_jax.config import ConfigError, setting
 from haepo_jax.config.arguments import compose, read_arguments
-from haepo_jax.config.help import settings_table
+from haepo_jax.config.help import help_text
 from haepo_jax.evaluate import read_run, warn
 from haepo_jax.training.entry import entry_point
 from haepo_jax.training.progress import number
@@ -55,17 +55,15 @@ class RenderConfig:
     out: str | None = setting(None, str, "the file to write; null: episode.gif or episode.html in the run's directory")
 
 
-@entry_point
+def _help() -> str:
+    from haepo_jax.rendering.drawing import DRAWINGS
+
+    return help_text(HELP, RenderConfig, drawn=", ".join(DRAWINGS))
+
+
+@entry_point(lambda argv: _help())
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
-    if "--help" in argv or "-h" in argv:
-        from haepo_jax.rendering.drawing import DRAWINGS
-
-        print(
-            HELP.format(settings=settings_table(dataclasses.fields(RenderConfig)), drawn=", ".join(DRAWINGS)),
-            end="",
-        )
-        return 0
     config = compose(read_arguments(argv).overrides, RenderConfig)
     directory = read_run(config.run_dir)
     run = directory.read_config()

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from haepo_jax._callable_module import make_callable
-from haepo_jax.config import ConfigError, algorithm_class
+from haepo_jax.config import ConfigError
 from haepo_jax.config.arguments import read_arguments
-from haepo_jax.config.help import help_text
+from haepo_jax.config.help import training_help
 from haepo_jax.envs import list_envs
 from haepo_jax.messages import short
 from haepo_jax.sweeps.settings import SweepConfig, SweepPlan, read_sweep
@@ -63,16 +63,9 @@ Settings that cannot be used end with exit status 2.
 """
 
 
-@entry_point
+@entry_point(lambda argv: training_help(HELP, SweepConfig, argv))
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
-    if "--help" in argv or "-h" in argv:
-        first = next(
-            (argument.partition("=")[2].partition(",")[0] for argument in argv if argument.startswith("algo=")), "haepo"
-        )
-        algorithm_class(first)
-        print(help_text(HELP, SweepConfig, first), end="")
-        return 0
     arguments = read_arguments(argv)
     if arguments.list_envs:
         print("\n".join(list_envs()))

@@ -10,7 +10,7 @@ import sys
 from haepo_jax._callable_module import make_callable
 from haepo_jax.config import SHARD_NOTHING, ConfigError, RunConfig
 from haepo_jax.config.arguments import Arguments, peek, read_arguments
-from haepo_jax.config.help import help_text, requested_algorithm
+from haepo_jax.config.help import training_help
 from haepo_jax.envs import list_envs
 from haepo_jax.training.entry import entry_point
 from haepo_jax.training.processes import ALONE, Processes, join
@@ -59,13 +59,10 @@ SIGTERM and Ctrl-C end a run after a checkpoint; a second one ends it at once.
 """
 
 
-@entry_point
+@entry_point(lambda argv: training_help(HELP, RunConfig, argv))
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0; 1 where a run fails or diverges; 2 for settings that cannot be
     used; 128 + the number of the signal that ended it."""
-    if "--help" in argv or "-h" in argv:
-        print(help_text(HELP, RunConfig, requested_algorithm(argv)), end="")
-        return 0
     arguments = read_arguments(argv, ("--cfg", "--config"))
     if arguments.list_envs:
         print("\n".join(list_envs()))

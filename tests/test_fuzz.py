@@ -67,12 +67,12 @@ def _parsed(text: str) -> object:
     return read_arguments([f"key={text}"]).overrides[0].value()
 
 
-@entry_point
+@entry_point(lambda argv: "")
 def _long(argv: list[str]) -> int:
     raise ConfigError("x" * 5000)
 
 
-@entry_point
+@entry_point(lambda argv: "")
 def _crash(argv: list[str]) -> int:
     raise ZeroDivisionError
 

@@ -10,7 +10,6 @@ from haepo_jax.algorithms import hyperparameters as hp
 from haepo_jax.config import (
     DEFAULT_ALGORITHM,
     AlgoConfig,
-    algorithm_class,
     hyperparameter_defaults,
     hyperparameter_fields,
 )
@@ -44,6 +43,8 @@ def _range_text(meta: Mapping[str, Any]) -> str:
 def _yaml_text(value: Any, kind: type) -> str:
     if kind in (AlgoConfig, dict) or value == "":
         return DEFAULT_ALGORITHM if kind is AlgoConfig else ""
+    if isinstance(value, str):
+        return value
     return f"{value:g}" if isinstance(value, float) else value_text(value)
 
 
@@ -56,20 +57,15 @@ def algorithm_table() -> str:
     return "\n".join(f"  {name:<{wide}}  {text}" for name, text in rows)
 
 
-def help_text(text: str, schema: type, algo: str) -> str:
-    """A command's help with the settings of its schema, the algorithms, and the hyperparameters of one of them."""
-    fields = hyperparameter_fields(algo)
-    return text.format(
-        settings=settings_table(dataclasses.fields(schema)),
-        algorithms=algorithm_table(),
-        algo=algo,
-        hyperparameters=settings_table(fields.values(), "algo.", hyperparameter_defaults(algo)),
-    )
+def help_text(text: str, schema: type, **more: str) -> str:
+    """A command's help with the settings of its schema, and what else it has a place for."""
+    return text.format(settings=settings_table(dataclasses.fields(schema)), **more)
 
 
-def requested_algorithm(argv: Sequence[str]) -> str:
-    """The algorithm whose hyperparameters a help text should show; raises ConfigError where it is unknown."""
-    names = [argument.partition("=")[2] for argument in argv if argument.startswith("algo=")]
-    name = names[-1] if names else DEFAULT_ALGORITHM
-    algorithm_class(name)
-    return name
+def training_help(text: str, schema: type, argv: Sequence[str]) -> str:
+    """As `help_text`, with the algorithms and the hyperparameters of the one that is asked for, or the first of several;
+    raises ConfigError where it is unknown."""
+    names = [argument.partition("=")[2].partition(",")[0] for argument in argv if argument.startswith("algo=")]
+    algo = names[-1] if names else DEFAULT_ALGORITHM
+    hyperparameters = settings_table(hyperparameter_fields(algo).values(), "algo.", hyperparameter_defaults(algo))
+    return help_text(text, schema, algorithms=algorithm_table(), algo=algo, hyperparameters=hyperparameters)

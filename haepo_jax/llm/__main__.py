@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from haepo_jax.config import ConfigError, RunConfig
 from haepo_jax.config.arguments import compose, peek, read_arguments
-from haepo_jax.config.help import settings_table
+from haepo_jax.config.help import help_text
 from haepo_jax.config.values import from_dict
 from haepo_jax.llm import NEEDS_TUNIX, has_tunix
 from haepo_jax.llm.settings import LLMConfig, load_reward, read_data, settings_text
@@ -55,13 +55,10 @@ FREE = {"run_dir", "resume", "reward", "checkpoint_steps", "keep_checkpoints", "
 """Settings that a resumed run may change; steps may grow, too."""
 
 
-@entry_point
+@entry_point(lambda argv: help_text(HELP, LLMConfig))
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0; 2 for settings or rewards that cannot be used; 1 where the run
     fails otherwise; 128 + the number of the signal that ended it."""
-    if "--help" in argv or "-h" in argv:
-        print(HELP.format(settings=settings_table(dataclasses.fields(LLMConfig))), end="")
-        return 0
     arguments = read_arguments(argv, ("--cfg",))
     config, directory = _compose(arguments.overrides)
     if arguments.show_config:
