@@ -137,10 +137,8 @@ def _parse(argument: str) -> Override:
 
 
 def choices(override: Override) -> list[str]:
-    """The values of `key=a,b`, or the only one of `key=a`, as text; raises ConfigError for what lists no names."""
+    """The values of `key=a,b` as text; raises ConfigError for what lists no names."""
     value: Any = override.value()
-    if not override.is_sweep_override():
-        return [str(value)]
     if not hasattr(value, "list"):  # a range, which may be endless, an interval or a glob
         raise ConfigError(f"cannot use {short(_text(override))}: write {override.key_or_group}=a,b")
     return [str(getattr(item, "text", item)) for item in value.list]

@@ -100,8 +100,8 @@ def run_in_directory(
                 processes.of_first(lambda: None)
                 return Ended(directory, None, None)
             processes.of_first(lambda: plan)
-            after = f"; the last checkpoint is {{}}, to go on from there: {again}"
-            with disk_errors(directory.path, after=lambda: _last_checkpoint(directory, after)):
+            sentence = "; the last checkpoint is ", f", to go on from there: {again}"
+            with disk_errors(directory.path, after=lambda: _of_last_checkpoint(directory, *sentence)):
                 from haepo_jax.training.progress import Progress
                 from haepo_jax.training.run import run
 
@@ -174,29 +174,26 @@ def _loggers(config: RunConfig, directory: RunDir, command: str) -> list[Observe
     return written
 
 
-def _last_checkpoint(directory: RunDir, text: str) -> str:
+def _of_last_checkpoint(directory: RunDir, before: str, behind: str = "") -> str:
+    """The newest checkpoint's path in a sentence; nothing where there is none."""
     found = Checkpoints(directory.checkpoints).all()
-    return text.format(found[-1].path) if found else ""
+    return f"{before}{found[-1].path}{behind}" if found else ""
 
 
 def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
     """Which update was not finite, the likely cause and where the last finite state is, in one line."""
     first = summary["diverged"][0]
-    who = (
-        "every seed diverged, seed {seed} in update {update}"
-        if len(summary["seeds"]) > 1
-        else "diverged in update {update}"
-    )
+    every = f"every seed diverged, seed {first['seed']}" if len(summary["seeds"]) > 1 else "diverged"
     invalid = sum(summary["invalid_episodes_per_seed"])
     if invalid:
         cause = f"the environment, which gave an observation or reward that is not finite in {invalid} episodes"
     else:
         rate = summary["hyperparameters"]["learning_rate"]
         cause = f"a step size that is too high (algo.learning_rate={rate}) or rewards of an extreme size"
-    kept = _last_checkpoint(directory, "; the last finite state is in {}")
+    kept = _of_last_checkpoint(directory, "; the last finite state is in ")
     *others, last = first["not_finite"]
     what = f"{', '.join(others)} and {last}" if others else last
     return (
-        f"{who.format(**first)}: not finite: {what}; the likely cause is {cause}: "
+        f"{every} in update {first['update']}: not finite: {what}; the likely cause is {cause}: "
         f"a lower algo.learning_rate may help, or algo.on_nan=skip to drop such updates{kept}"
     )
