@@ -12,7 +12,10 @@ import pytest
 from counting_algorithm import Counting
 from surviving import ALGORITHMS, COMMON, Runs, assert_same_end, final_bits, outcome, rows
 
-from haepo_jax.training.checkpoints import Checkpoints
+from haepo_jax.config import ConfigError, RunConfig
+from haepo_jax.config.arguments import compose, read_arguments
+from haepo_jax.training.checkpoints import Checkpoint, Checkpoints
+from haepo_jax.training.resume import check_written_with, settings_that_matter
 from haepo_jax.training.run_dir import RunDir
 
 
@@ -262,6 +265,22 @@ def test_settings_edited_by_hand_are_refused(
     config.write_text("[")
     assert counting(run, "resume=true") == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_checkpoint_is_held_against_the_settings_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of an older version names fewer; those of the environment are all named."""
+    made = compose(read_arguments(["env=CartPole-v1"]).overrides, RunConfig)
+    named = settings_that_matter(made)
+    del named["algo.layer_norm"]
+    monkeypatch.setattr(Checkpoint, "progress", lambda self: {"settings": named})
+    found = Checkpoint(Path("000001"))
+    check_written_with(found, made)
+    for argument, message in [
+        ("seed=1", "written with seed=0, not 1 as config.yaml says"),
+        ("env_kwargs.gravity=9.0", "written with env_kwargs.gravity=None, not 9.0"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            check_written_with(found, compose(read_arguments(["env=CartPole-v1", argument]).overrides, RunConfig))
 
 
 def test_another_version_is_admitted(
