@@ -7,17 +7,16 @@ import itertools
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from haepo_jax.config import (
     ALGORITHM_NAMES,
     ConfigError,
     RunConfig,
     algorithm_class,
-    hyperparameter_defaults,
     setting,
 )
-from haepo_jax.config.arguments import check_form, compose, own_overrides, read_arguments, value_text
+from haepo_jax.config.arguments import check_form, command_of, compose, own_overrides, read_arguments, value_text
 from haepo_jax.config.help import algorithm_table, settings_table
 from haepo_jax.envs import list_envs
 from haepo_jax.messages import short
@@ -222,17 +221,6 @@ def _train(config: RunConfig) -> None:
         if not RunDir(Path(config.run_dir)).summary.exists():
             raise
         print(f"note: {error}", file=sys.stderr)
-
-
-def command_of(config: RunConfig) -> list[str]:
-    """The arguments of `haepo_jax.train` that make this run: whatever differs from the defaults."""
-    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    values: dict[str, Any] = {key: getattr(config, key) for key in defaults if key not in ("env", "algo", "env_kwargs")}
-    changed = {key: value for key, value in values.items() if value != defaults[key]}
-    usual = hyperparameter_defaults(config.algo.name)
-    changed |= {f"algo.{k}": v for k, v in config.algo.hyperparameters.items() if v != usual[k]}
-    changed |= {f"env_kwargs.{key}": value for key, value in config.env_kwargs.items()}
-    return [f"env={config.env}", f"algo={config.algo.name}", *(f"{k}={value_text(v)}" for k, v in changed.items())]
 
 
 def _report(directory: Path, runs: dict[str, RunConfig], argv: list[str]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from haepo_jax import compare
 from haepo_jax.config import ConfigError, RunConfig
-from haepo_jax.config.arguments import compose, read_arguments
+from haepo_jax.config.arguments import command_of, compose, read_arguments
 from haepo_jax.training import comparison
 from haepo_jax.training.errors import Interrupted
 from haepo_jax.training.run_dir import RunDir
@@ -129,7 +129,7 @@ def test_a_run_is_told_as_a_command_that_repeats_it() -> None:
         "env_kwargs.gravity=9",
     ).runs
     config = run["haepo_paper"]
-    assert compose(read_arguments(compare.command_of(config)).overrides, RunConfig) == config
+    assert compose(read_arguments(command_of(config)).overrides, RunConfig) == config
 
 
 def test_results_of_runs_that_ended(counting: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

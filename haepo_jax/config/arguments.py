@@ -19,6 +19,7 @@ from haepo_jax.config import (
     ALGORITHM_NAMES,
     DEFAULT_ALGORITHM,
     ConfigError,
+    RunConfig,
     algorithm_class,
     default_of,
     has_hyperparameters,
@@ -282,12 +283,25 @@ def _resolved(values: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(first_line(error.__cause__ or error)) from None
 
 
+def command_of(config: RunConfig) -> list[str]:
+    """The arguments of `haepo_jax.train` that make this run: whatever differs from the defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    values: dict[str, Any] = {key: getattr(config, key) for key in defaults if key not in ("env", "algo", "env_kwargs")}
+    changed = {key: value for key, value in values.items() if value != defaults[key]}
+    usual = hyperparameter_defaults(config.algo.name)
+    changed |= {f"algo.{k}": v for k, v in config.algo.hyperparameters.items() if v != usual[k]}
+    changed |= {f"env_kwargs.{key}": value for key, value in config.env_kwargs.items()}
+    return [f"env={config.env}", f"algo={config.algo.name}", *(f"{k}={value_text(v)}" for k, v in changed.items())]
+
+
 def value_text(value: Any) -> str:
     """A value as the command line takes it: `read_arguments` reads it back."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(value_text, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{value_text(item)}" for key, item in value.items()) + "}"
     text = str(value)
     # A word of these characters means itself in Hydra's grammar; anything else is quoted.
     if isinstance(value, int | float) or (_WORD.fullmatch(text) and text.lower() not in _NO_WORDS):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from haepo_jax.algorithms import hyperparameters as hp
 from haepo_jax.config import AlgoConfig, ConfigError, RunConfig, algorithm_class, hyperparameter_fields, setting
-from haepo_jax.config.arguments import check_form, compose, own_overrides, read_arguments, value_text
+from haepo_jax.config.arguments import check_form, command_of, compose, own_overrides, read_arguments, value_text
 from haepo_jax.config.values import checked_value, find_field, from_dict, resolve_env
 from haepo_jax.messages import short
 from haepo_jax.sweeps.space import (
@@ -134,13 +134,11 @@ class SweepPlan:
       settings: of the sweep; `settings.env` and `settings.algo` hold the first of several.
       dimensions: what is swept; keys that are compiled in come first.
       bases: the settings under each algorithm's name.
-      fixed: the arguments of the command line that concern every trial, as given.
     """
 
     settings: SweepConfig
     dimensions: tuple[Dimension, ...]
     bases: dict[str, SweepConfig]
-    fixed: tuple[Override, ...]
 
     @property
     def search(self) -> str:
@@ -197,10 +195,7 @@ class SweepPlan:
 
     def command(self, values: Values) -> str:
         """The command line that trains a configuration by itself."""
-        arguments = {override.key_or_group: override.input_line or "" for override in self.fixed}
-        arguments = {key: text for key, text in arguments.items() if self.belongs(key, self.algorithm(values))}
-        arguments |= {key: f"{key}={value_text(value)}" for key, value in values.items()}
-        return shlex.join(["python", "-m", "haepo_jax.train", *arguments.values()])
+        return shlex.join(["python", "-m", "haepo_jax.train", *command_of(self.run_config(values))])
 
     def identity(self) -> str:
         """What two commands must share to work on the same sweep, as JSON."""
@@ -241,8 +236,7 @@ def read_sweep(overrides: Iterable[Override]) -> SweepPlan:
     settings = dataclasses.replace(settings, env=envs[0])
     bases = {name: dataclasses.replace(base, env=envs[0]) for name, base in bases.items()}
     dimensions.sort(key=lambda dimension: not _compiled_in(dimension.key))
-    kept = [o for o in fixed if o.key_or_group.partition(".")[0] in TRIAL_SETTINGS]
-    plan = SweepPlan(settings, tuple(dimensions), bases, tuple(kept))
+    plan = SweepPlan(settings, tuple(dimensions), bases)
     _check_search(plan)
     _check_combinations(plan)
     return plan
