@@ -178,7 +178,7 @@ def compose(
         check_form(override)
     for override in overrides:
         if override.key_or_group != "algo" or algo is None:
-            _put(values, override, _read(override, find_field(override.key_or_group, algo, fields)))
+            put(values, override.key_or_group, _read(override, find_field(override.key_or_group, algo, fields)))
     if settings is None and any("${" in _text(override) for override in overrides):
         defaults = {key: default_of(field) for key, field in fields.items()}
         if algo is not None:
@@ -258,14 +258,14 @@ def _read(override: Override, field: dataclasses.Field[Any]) -> Any:
     return value
 
 
-def _put(values: dict[str, Any], override: Override, value: Any) -> None:
-    """Sets the value that a key such as `env_kwargs.gravity` names."""
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets the value that a key such as `env_kwargs.gravity` names; raises ConfigError."""
     node: Any = values
-    *parents, leaf = override.key_or_group.split(".")
+    *parents, leaf = key.split(".")
     for parent in parents:
         node = node.setdefault(parent, {}) if isinstance(node, dict) else None
     if not isinstance(node, dict):
-        raise ConfigError(f"cannot use {short(_text(override))}: {'.'.join(parents)} is no group of settings")
+        raise ConfigError(f"cannot set {short(key)}: {'.'.join(parents)} is no group of settings")
     node[leaf] = value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from haepo_jax.algorithms import hyperparameters as hp
 from haepo_jax.config import AlgoConfig, ConfigError, RunConfig, algorithm_class, hyperparameter_fields, setting
-from haepo_jax.config.arguments import check_form, command_of, compose, own_overrides, read_arguments, value_text
+from haepo_jax.config.arguments import check_form, command_of, compose, own_overrides, put, read_arguments, value_text
 from haepo_jax.config.values import checked_value, find_field, from_dict, resolve_env
 from haepo_jax.messages import short
 from haepo_jax.sweeps.space import (
@@ -183,14 +184,11 @@ class SweepPlan:
         """A configuration as the settings of a training run; raises ConfigError."""
         base = self.bases[self.algorithm(values)]
         merged: dict[str, Any] = {name: getattr(base, name) for name in TRIAL_SETTINGS}
-        merged["env_kwargs"] = dict(base.env_kwargs)
+        merged["env_kwargs"] = copy.deepcopy(base.env_kwargs)
         merged["algo"] = {"name": base.algo.name, **base.algo.hyperparameters}
         for key, value in values.items():
-            head, _, name = key.partition(".")
-            if name:
-                merged[head][name] = value
-            elif key != "algo":
-                merged[key] = value
+            if key != "algo":
+                put(merged, key, value)
         return from_dict(merged, RunConfig)
 
     def command(self, values: Values) -> str:
