@@ -126,7 +126,7 @@ def _read_sweep(folder: Path, name: str, links: _Links) -> list[dict[str, Any]]:
         for row in csv.DictReader(file):
             if None not in row and None not in row.values():  # neither longer than the heading nor shorter
                 table.append(row)
-    shared = links.all((TRIALS, "summary.json", "curves.png", "returns.png", "sweep.json"))
+    shared = links.all((TRIALS, "summary.json", "curves.png", "returns.png", "parallel.png", "sweep.json"))
     own = {"index", "trial", "state", "return", "curve_steps", "pbt_values"}
     runs = []
     for row in table:

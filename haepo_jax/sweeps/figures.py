@@ -27,6 +27,7 @@ def write_figures(result: SweepResult, directory: Path) -> list[str]:
             continue
         figures = {
             "returns": returns_figure(result, shown),
+            "parallel": parallel_figure(result, shown),
             "curves": curves_figure(result, shown),
             "importance": importance_figure(result) if len(result.envs) == 1 else None,
         }
@@ -74,6 +75,50 @@ def returns_figure(result: SweepResult, shown: npt.NDArray[np.bool_]) -> Figure:
         axes.grid(alpha=0.3)
     hollow = "; hollow: stopped early" if (shown & ~ended).any() else ""
     figure.suptitle(f"final return, mean over {result.returns.shape[1]} seeds{hollow}", fontsize=11)
+    return figure
+
+
+def parallel_figure(result: SweepResult, shown: npt.NDArray[np.bool_]) -> Figure:
+    """Parallel coordinates: a line per trial through its values, the best drawn last and brightest."""
+    from matplotlib import colormaps
+
+    keys = _keys(result)
+    figure = Figure(figsize=(2.5 + 1.7 * len(keys), 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    value = result.value
+    low, high = float(value[shown].min()), float(value[shown].max())
+    scaled = (value - low) / (high - low) if high > low else np.full_like(value, 0.5)
+    heights = []
+    for place, key in enumerate(keys):
+        where, labels, log = _positions(result, key)
+        where = np.log(where) if log else where
+        first, last = float(np.nanmin(where[shown], initial=np.inf)), float(np.nanmax(where[shown], initial=-np.inf))
+        heights.append((where - first) / (last - first) if last > first else np.where(np.isnan(where), np.nan, 0.5))
+        texts = [
+            f"{np.exp(end) if log else end:.3g}" if labels is None else labels[int(end)]
+            for end in (first, last)
+            if np.isfinite(end)
+        ]
+        for text, height in zip(texts, (0.0, 1.0), strict=False):
+            axes.annotate(text, (place, height), xytext=(3, 0), textcoords="offset points", fontsize=8, va="center")
+    heights.append(scaled)
+    for index in [i for i in np.argsort(scaled) if shown[i]]:
+        line = [height[index] for height in heights]
+        axes.plot(
+            range(len(line)),
+            line,
+            color=colormaps["viridis"](scaled[index]),
+            alpha=0.2 + 0.7 * scaled[index],
+            linewidth=1,
+        )
+    for text, height in ((f"{low:.4g}", 0.0), (f"{high:.4g}", 1.0)):
+        axes.annotate(text, (len(keys), height), xytext=(3, 0), textcoords="offset points", fontsize=8, va="center")
+    axes.set_xticks(range(len(keys) + 1), [*keys, "return"], rotation=20 if len(keys) > 3 else 0)
+    axes.set_yticks([])
+    for place in range(len(keys) + 1):
+        axes.axvline(place, color="black", linewidth=0.6)
+    axes.set_xlim(-0.1, len(keys) + 0.4)
+    axes.set_title("one line per trial, from low return (dark) to high (bright)", fontsize=11)
     return figure
 
 

@@ -113,7 +113,7 @@ def test_the_command_leaves_tables_figures_and_the_best(
     assert f"algo.learning_rate={best['algo.learning_rate']}" in command
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert summary["best"]["CartPole-v1"]["command"] == command and summary["states"] == {"complete": 9}
-    for name in ("returns", "curves", "importance"):
+    for name in ("returns", "parallel", "curves", "importance"):
         assert (tmp_path / "a" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
     trained = list(toy)
