@@ -56,9 +56,10 @@ algorithms and presets (algo=<name>):
 hyperparameters of algo={algo}:
 {hyperparameters}
 
-A sweep leaves in its directory: trials.csv (one row per trial: values, returns, curve, state), study.log (Optuna's
-study), summary.json with the best configuration's command, and figures. The same command in the same run_dir goes on with
-a sweep that was interrupted, and started several times, on one machine or many, shares its work.
+A sweep leaves in its directory: trials.csv and trials.parquet (one row per trial: values, returns, curve, state),
+study.log (Optuna's study), summary.json with the best configuration's command, and figures. The same command in the
+same run_dir goes on with a sweep that was interrupted, and started several times, on one machine or many, shares its
+work.
 Settings that cannot be used end with exit status 2.
 """
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import json
 import os
 import socket
 import subprocess
@@ -87,15 +84,3 @@ class Job:
 def ended(job: Job) -> Mapping[str, Any]:
     """Everything to be told of a job where a test fails."""
     return {"status": job.wait(), "output": [job.output(index) for index in range(len(job.processes))]}
-
-
-def read_trials(directory: Path) -> list[dict[str, Any]]:
-    """The table that a sweep has left, its numbers and lists as such."""
-
-    def value(text: str) -> Any:
-        with contextlib.suppress(ValueError):
-            return json.loads(text)
-        return text
-
-    with (directory / "trials.csv").open() as file:
-        return [{key: value(text) for key, text in row.items()} for row in csv.DictReader(file)]

@@ -151,8 +151,8 @@ def _stacked(results: list[dict[str, Any]], name: str, shape: tuple[int, ...], m
     return np.array(rows, np.float64).reshape(len(results), *shape)
 
 
-def write_table(result: SweepResult, directory: Path) -> None:
-    """Writes `trials.csv`, its lists as JSON, in one step."""
+def write_tables(result: SweepResult, directory: Path) -> None:
+    """Writes `trials.csv`, its lists as JSON, and `trials.parquet`, each in one step."""
     rows = result.rows()
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["index"], lineterminator="\n")
@@ -162,3 +162,19 @@ def write_table(result: SweepResult, directory: Path) -> None:
         for row in rows
     )
     write_atomically(directory / "trials.csv", text.getvalue())
+    write_atomically(directory / "trials.parquet", _parquet(rows))
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
+    for name, column in columns.items():
+        # A column has one type: values of several, such as a number beside the word auto, become text.
+        if len({type(value) for value in column if value is not None}) > 1:
+            columns[name] = [None if value is None else str(value) for value in column]
+    buffer = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table(columns), buffer)
+    content: bytes = buffer.getvalue().to_pybytes()
+    return content

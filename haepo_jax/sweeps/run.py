@@ -20,7 +20,7 @@ from haepo_jax.config.arguments import read_arguments, value_text
 from haepo_jax.sweeps.cohort import Candidate, Group, Outcome, Rules, group_candidates, train_cohort
 from haepo_jax.sweeps.display import Display
 from haepo_jax.sweeps.program import BatchSize, Programs, Shape
-from haepo_jax.sweeps.results import SweepResult, read_results, write_table
+from haepo_jax.sweeps.results import SweepResult, read_results, write_tables
 from haepo_jax.sweeps.settings import SweepPlan, key_of_number, read_sweep
 from haepo_jax.sweeps.space import Choice, Values
 from haepo_jax.training.devices import describe_device, device_errors
@@ -145,7 +145,7 @@ def run(
         display.close()
         result = read_results(study)
         if directory is not None:
-            write_table(result, directory)
+            write_tables(result, directory)
     if directory is not None:
         _conclude(result, directory, display, time.perf_counter() - begin, _write(result, directory))
     return result
@@ -195,7 +195,9 @@ def _conclude(result: SweepResult, directory: Path, display: Display, seconds: f
         display.say(f"  {result.command(index)}")
         if result.plan.settings.pbt:
             display.say("  (as it began: its numbers changed with the population, see pbt_values in trials.csv)")
-    display.say(f"results in {directory}: trials.csv, summary.json{''.join(f', {name}' for name in figures)}")
+    display.say(
+        f"results in {directory}: trials.csv, trials.parquet, summary.json{''.join(f', {name}' for name in figures)}"
+    )
 
 
 class _Builder:
@@ -254,7 +256,7 @@ def _work(study: Study, builder: _Builder, display: Display, directory: Path | N
                 with device_errors("give a smaller batch_size="):
                     worker.train(claimed)
                 if directory is not None:
-                    write_table(read_results(study), directory)
+                    write_tables(read_results(study), directory)
             elif study.others_at_work():
                 if not waiting:
                     display.say("nothing is left to start; waiting for other workers")

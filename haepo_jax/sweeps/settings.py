@@ -32,7 +32,7 @@ from haepo_jax.sweeps.space import (
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-PACKAGES = ("optuna", "cmaes")
+PACKAGES = ("optuna", "cmaes", "pyarrow")
 """What the extra `sweep` brings."""
 SEARCHES = ("auto", "grid", "random", "tpe", "cmaes")
 RESUME = ("auto", "true", "false")

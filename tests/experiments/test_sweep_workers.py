@@ -6,7 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from jobs import read_trials, run
+from jobs import run
+from pyarrow import parquet
 
 FILE = Path(__file__).parents[2] / "experiments" / "sweep_workers.py"
 
@@ -22,7 +23,7 @@ def test_two_workers_of_one_sweep(tmp_path: Path) -> None:
     arguments = ["-m", "hydra/launcher=submitit_local", "worker=0,1", f'sweep="{sweep}"']
     done = run([str(FILE), *arguments], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = read_trials(tmp_path / "shared")
+    rows = parquet.read_table(tmp_path / "shared" / "trials.parquet").to_pylist()
     assert [row["index"] for row in rows] == list(range(4)) and {row["state"] for row in rows} == {"complete"}
     logs = [file.read_text() for file in (tmp_path / "multirun").rglob("*_log.out")]
     assert sum("4 trials trained to their end" in log for log in logs) == 2

@@ -112,7 +112,7 @@ def test_neither_jax_nor_optuna_is_loaded_for_it() -> None:
     script = (
         "import sys; from haepo_jax.sweep import main;"
         "status = main(['env=CartPole-v1', 'algo.kl_coef=interval(2,1)']);"
-        "assert status == 2 and not {'jax', 'optuna', 'matplotlib'} & sys.modules.keys()"
+        "assert status == 2 and not {'jax', 'optuna', 'matplotlib', 'pyarrow'} & sys.modules.keys()"
     )
     root = Path(command_line.__file__).parents[1]
     subprocess.run([sys.executable, "-c", script], check=True, cwd=root, capture_output=True, timeout=60)
