@@ -44,6 +44,16 @@ def _shown(result: SweepResult, env: str) -> npt.NDArray[np.bool_]:
     return shown & (result.values["env"] == env) if "env" in result.values else shown
 
 
+def _positions(result: SweepResult, key: str) -> tuple[npt.NDArray[np.float64], list[str] | None, bool]:
+    """Where each trial stands on an axis: numbers by value, others by their place in the list; labels; logarithmic."""
+    dimension = next(d for d in result.plan.dimensions if d.key == key)
+    column = result.values[key]
+    if isinstance(dimension, Interval):
+        return np.array([np.nan if value is None else value for value in column], np.float64), None, dimension.log
+    order = {value: float(place) for place, value in enumerate(dimension.values)}
+    return np.array([order.get(value, np.nan) for value in column]), list(map(value_text, order)), False
+
+
 def returns_figure(result: SweepResult, shown: npt.NDArray[np.bool_]) -> Figure:
     """The return against every swept key, one point per trial; those that halving stopped are hollow."""
     keys = [key for key in result.values if key != "env"]
@@ -53,17 +63,13 @@ def returns_figure(result: SweepResult, shown: npt.NDArray[np.bool_]) -> Figure:
     ended = shown & (result.state == "complete")
     for place, key in enumerate(keys):
         axes = figure.add_subplot(rows, columns, place + 1)
-        dimension = next(d for d in result.plan.dimensions if d.key == key)
-        if isinstance(dimension, Interval):
-            where = np.array([np.nan if value is None else value for value in result.values[key]], np.float64)
-            axes.set_xscale("log" if dimension.log else "linear")
-        else:
+        where, labels, log = _positions(result, key)
+        axes.set_xscale("log" if log else "linear")
+        if labels is not None:
             # Points of one category would cover each other; the shift is the trial's own, so a figure repeats.
-            shift = 0.3 * (np.random.default_rng(0).random(len(shown)) - 0.5)
-            order = {value: float(place) for place, value in enumerate(dimension.values)}
-            where = np.array([order.get(value, np.nan) for value in result.values[key]]) + shift
-            axes.set_xticks(range(len(order)), list(map(value_text, order)), rotation=30 if len(order) > 4 else 0)
-            axes.set_xlim(-0.5, len(order) - 0.5)
+            where = where + 0.3 * (np.random.default_rng(0).random(len(where)) - 0.5)
+            axes.set_xticks(range(len(labels)), labels, rotation=30 if len(labels) > 4 else 0)
+            axes.set_xlim(-0.5, len(labels) - 0.5)
         stopped = shown & ~ended
         axes.scatter(
             where[stopped], result.value[stopped], s=14, facecolors="none", edgecolors="tab:gray", linewidths=0.8
@@ -82,7 +88,7 @@ def parallel_figure(result: SweepResult, shown: npt.NDArray[np.bool_]) -> Figure
     """Parallel coordinates: a line per trial through its values, the best drawn last and brightest."""
     from matplotlib import colormaps
 
-    keys = _keys(result)
+    keys = [key for key in result.values if key != "env"]
     figure = Figure(figsize=(2.5 + 1.7 * len(keys), 4.2), layout="constrained")
     axes = figure.add_subplot()
     value = result.value
