@@ -73,14 +73,14 @@ class PgxEnv(Replaceable):
 
     def reset(self, key: Array) -> tuple[PyTree, PyTree]:
         """Start a game: (`PgxState`, observation), when it is the agent's turn."""
-        start_key, others_key = jax.random.split(key)
+        start_key, others_key = self._keys(key)
         inner = strongly_typed(self.inner.init(start_key))
         inner, _ = self._others(others_key, inner)
         return PgxState(inner, jnp.zeros((), jnp.int32)), inner.observation
 
     def step(self, key: Array, state: PgxState, action: Array) -> TimeStep:
         """A move of the agent, and the answers to it."""
-        own_key, others_key = jax.random.split(key)
+        own_key, others_key = self._keys(key)
         inner = self.inner.step(state.inner, action, own_key)
         inner, reward = self._others(others_key, inner)
         new = PgxState(inner, state.steps + 1)
@@ -90,6 +90,12 @@ class PgxEnv(Replaceable):
     def action_mask(self, state: PgxState) -> Array:
         """The rules' own."""
         return state.inner.legal_action_mask
+
+    def _keys(self, key: Array) -> tuple[Array, Array]:
+        """Of the agent's move and of the others'. A game for one player has no others: to split its key all the same
+        costs a fifth of a step of MinAtar's Breakout."""
+        own_key, others_key = (key, key) if self.inner.num_players == 1 else jax.random.split(key)
+        return own_key, others_key
 
     def _others(self, key: Array, inner: Any) -> tuple[Any, Array]:
         """The moves of others until it is the agent's turn or the game is over, and what the agent was paid."""

@@ -179,13 +179,16 @@ def pgx(task: str, steps: int) -> Own:
             reward += jnp.where(theirs, new.rewards[0], 0.0)
         return state, reward
 
+    def deal(key: jax.Array) -> Any:
+        return (key, key) if inner.num_players == 1 else jax.random.split(key)
+
     def reset(key: jax.Array) -> Any:
-        start_key, others_key = jax.random.split(key)
+        start_key, others_key = deal(key)
         state, _ = answered(inner.init(start_key), jnp.float32(0), others_key)
         return state, state.observation
 
     def step(key: jax.Array, state: Any, action: jax.Array) -> Any:
-        own_key, others_key = jax.random.split(key)
+        own_key, others_key = deal(key)
         state = inner.step(state, action, own_key)
         state, reward = answered(state, state.rewards[0], others_key)
         return state, state.observation, reward, state.terminated, state.truncated
