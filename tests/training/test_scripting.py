@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import runpy
 import signal
 import sys
 from pathlib import Path
@@ -289,18 +288,21 @@ def test_own_objects_are_logged_described_and_resumed(
         hx.train(algo.replace(shift=2.5), run_dir=tmp_path / "whole", resume=True, **keywords)
 
 
-def test_the_script_of_own_everything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_everything_as_the_site_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last block of its page, a script by itself."""
     monkeypatch.chdir(tmp_path)
-    names = runpy.run_path(str(Path(__file__).with_name("own_everything.py")))
+    script = (Path(__file__).parents[2] / "docs" / "training.md").read_text().rpartition("```python\n")[2]
+    names: dict[str, Any] = {"__name__": "own_everything"}
+    exec(compile(script.partition("```")[0], "own_everything", "exec", dont_inherit=True), names)
     result = names["result"]
     assert result.summary["ended_early"] and result.history["eval_return"][:, -1].mean() > 0.95
     assert (result.history["eval_return"][:, :-1].mean(axis=0) <= 0.95).all()
-    assert (result.history["recurrent_norm"] > 0).all()
+    assert (result.history["weight_norm"] > 0).all()
     saved = RunDir(Path("runs/own")).read_config(own=True).to_dict()["objects"]
     assert {name: kind.rpartition(".")[2] for name, kind in saved.items()} == {
-        "algorithm": "Watched", "env": "Recall", "policy": "Elman"
+        "algorithm": "Mine", "env": "Recall", "policy": "Cell"
     }  # fmt: skip
-    assert json.loads(Path("runs/own/summary.json").read_text())["algo"] == "Watched"
+    assert json.loads(Path("runs/own/summary.json").read_text())["algo"] == "Mine"
 
 
 def test_the_command_is_the_function_whoever_imports_what_first() -> None:
