@@ -78,6 +78,7 @@ def test_an_example_runs(example: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_is_run_or_another_librarys(page: str) -> None:
+    """Another library's has its name as title; it is not run, since none of them is a dependency."""
     text = PAGES[page].read_text(encoding="utf-8")
     fences = re.findall(r"^```(.*)$", text, re.MULTILINE)[::2]
     run_here = sum(fence in ("python", "bash") for fence in fences)
