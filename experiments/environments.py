@@ -9,7 +9,7 @@ so a run that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
 import json
 import time
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from haepo_jax.training.statistics import bootstrap_interval
 RESULTS = Path(__file__).parent / "results" / "environments.json"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "environments.md"
 SEEDS, EPISODES = 5, 128
-LANES, STEPS, ROUNDS = 32, 200, 7
+LANES, STEPS, ROUNDS = 32, 200, 41
 
 # Settings that make an episode short, and live steps: the table takes minutes on two cores.
 TASKS: dict[str, tuple[dict[str, Any], int]] = {
@@ -36,6 +36,7 @@ TASKS: dict[str, tuple[dict[str, Any], int]] = {
     "pgx/tic_tac_toe": ({}, 25_000),
     "jumanji/Snake-v1": ({"num_rows": 5, "num_cols": 5, "time_limit": 60}, 25_000),
     "craftax/Craftax-Classic-Symbolic-v1": ({"max_timesteps": 60}, 25_000),
+    "playground/CartpoleBalance": ({"episode_length": 200}, 100_000),
 }
 
 
@@ -66,8 +67,9 @@ def speed(name: str) -> dict[str, Any]:
     """
     settings, _ = TASKS[name]
     name = {"pgx/tic_tac_toe": "pgx/minatar-breakout"}.get(name, name)
-    env = hx.make_env(name, **settings)
-    reset, step = own_stepping(name, env)
+    env: Any = hx.make_env(name, **settings)
+    action = jnp.ones(env.action_space.shape, env.action_space.dtype)
+    reset, step = own_stepping(name, env, action)
 
     def loop(reset: Callable[..., Any], step: Callable[..., Any]) -> Callable[[jax.Array], jax.Array]:
         def run(key: jax.Array) -> jax.Array:
@@ -85,7 +87,7 @@ def speed(name: str) -> dict[str, Any]:
         return compiled
 
     def ours(key: jax.Array, state: Any) -> tuple[Any, jax.Array]:
-        after = env.step(key, state, jnp.int32(1))
+        after = env.step(key, state, action)
         return after.state, after.reward
 
     loops = {"ours": loop(lambda key: env.reset(key)[0], ours), "library": loop(reset, step)}
@@ -97,14 +99,13 @@ def speed(name: str) -> dict[str, Any]:
             seconds[which].append(time.process_time() - start)
     ratios = np.array(seconds["library"]) / np.array(seconds["ours"])
     return {
-        "task": name, "lanes": LANES, "steps": STEPS, "cpu_seconds": seconds, "ratio": float(np.median(ratios)),
-        "ratios": ratios.tolist(),
+        "task": name, "lanes": LANES, "steps": STEPS, "cpu_seconds": seconds, "ratio": float(np.median(ratios))
     }  # fmt: skip
 
 
-def own_stepping(name: str, env: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def own_stepping(name: str, env: Any, action: jax.Array) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The library's functions, as key -> state and (key, state) -> (state, reward)."""
-    library, inner, action = name.partition("/")[0], env.inner, jnp.int32(1)
+    library, inner = name.partition("/")[0], env.inner
     if library == "jumanji":
 
         def jumanji_step(key: jax.Array, state: Any) -> tuple[Any, jax.Array]:
@@ -127,6 +128,14 @@ def own_stepping(name: str, env: Any) -> tuple[Callable[..., Any], Callable[...,
             return state, reward
 
         return lambda key: inner.reset(key, env.params)[1], craftax_step
+
+    if library == "playground":
+
+        def playground_step(key: jax.Array, state: Any) -> tuple[Any, jax.Array]:
+            state = inner.step(state, action)
+            return state, state.reward
+
+        return inner.reset, playground_step
 
     def pgx_step(key: jax.Array, state: Any) -> tuple[Any, jax.Array]:
         state = inner.step(state, action, key)
@@ -157,9 +166,8 @@ def main() -> None:
     for name, part, job, arguments in jobs:
         if name not in list_envs() or part in done.get(name, {}):
             continue
-        package = importlib.import_module(name.partition("/")[0])
         done.setdefault(name, {})[part] = job(*arguments)
-        done[name]["version"] = getattr(package, "__version__", None)
+        done[name]["version"] = importlib.metadata.version(name.partition("/")[0])
         RESULTS.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
         found = done[name][part]
         print(name, part, found["ratio"] if part == "speed" else (found["untrained"], found["trained"]), flush=True)
