@@ -53,13 +53,13 @@ REACHER = {"backend": "spring"}
 SPEED: dict[str, list[tuple[str, dict[str, Any], list[int]]]] = {
     "quick": [("rejax", CARTPOLE | {"total_steps": 163_840}, [1, 8])],
     "full": [
-        ("rejax", CARTPOLE | {"total_steps": 163_840}, [1, 8, 64]),
+        ("rejax", CARTPOLE | {"total_steps": 163_840}, [1, 8]),
+        ("rejax", CARTPOLE | {"total_steps": 81_920}, [64]),
         ("rejax", CARTPOLE | {"env": "Acrobot-v1", "total_steps": 163_840}, [1, 8]),
         ("rejax", CARTPOLE | {"env": "Breakout-MinAtar", "total_steps": 81_920}, [1]),
-        *(("rejax", CARTPOLE | {"num_envs": envs, "total_steps": 128 * envs * 10}, [1]) for envs in (256, 1024, 4096)),
+        *(("rejax", CARTPOLE | {"num_envs": envs, "total_steps": 128 * envs * 5}, [1]) for envs in (256, 1024, 4096)),
         ("brax", {"env": "brax/inverted_pendulum", "algo": "ppo", "num_envs": 256, "total_steps": 655_360}, [1]),
         ("brax", {"env": "brax/reacher", "algo": "ppo", "num_envs": 256, "total_steps": 655_360, "env_kwargs": REACHER}, [1]),
-        ("brax", {"env": "brax/halfcheetah", "algo": "ppo", "num_envs": 256, "total_steps": 131_072}, [1]),
     ],
 }  # fmt: skip
 """Who is measured beside us, on what, and with how many vmapped seeds."""
