@@ -64,7 +64,7 @@ class GymnaxEnv(Replaceable):
     action_space: Discrete | Box = static_field()
 
     def reset(self, key: Array) -> tuple[PyTree, PyTree]:
-        """Start an episode: gymnax's own state, and an observation in the dtype that the task really yields."""
+        """Start an episode: gymnax's own state, and an observation in the dtype that the task really yields, MinAtar's as bool."""
         return _reset(self.name, self.inner, self.params, key)
 
     def step(self, key: Array, state: PyTree, action: Array) -> TimeStep:

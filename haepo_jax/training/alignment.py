@@ -6,6 +6,7 @@ have been seen by no update.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -79,7 +80,7 @@ def play_and_judge(
     return steps, FreshEpisodes(scores, log_likelihoods, returns)
 
 
-class FreshLogger(Observer):
+class FreshLogger(Observer, abc.ABC):
     """Writes lines of JSON on new episodes, played at every row but the first by the policy of the row before.
 
     A subclass says what is played and what is written of it. Of several seeds it is the first. A resumed run's first row
@@ -93,13 +94,13 @@ class FreshLogger(Observer):
         self._before: TrainState | None = None
         self._file: AppendedFile | None = None
 
+    @abc.abstractmethod
     def play(self, algorithm: Algorithm, before: TrainState, after: TrainState) -> Any:
         """A pytree of what has been played, the pure part."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def lines(self, row: Row, played: Any) -> list[dict[str, Any]]:
         """What is written of it, as NumPy arrays here; `row` and `env_steps` are added. May write to TensorBoard."""
-        raise NotImplementedError
 
     def on_start(self, info: RunInfo) -> None:
         self._rows = info.rows
