@@ -23,7 +23,7 @@ from tables import fill_in, markdown
 
 import haepo_jax as hx
 from haepo_jax.envs import list_envs
-from haepo_jax.training.statistics import bootstrap_interval
+from haepo_jax.runner.statistics import bootstrap_interval
 
 RESULTS = Path(__file__).parent / "results" / "environments.json"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "environments.md"

@@ -28,8 +28,8 @@ from haepo_jax.algorithms.base import Start
 from haepo_jax.counting import StepCount
 from haepo_jax.envs import TokenTask
 from haepo_jax.envs.tokens import join, number
-from haepo_jax.training.run_dir import write_atomically
-from haepo_jax.training.statistics import bootstrap_interval
+from haepo_jax.runner.run_dir import write_atomically
+from haepo_jax.runner.statistics import bootstrap_interval
 
 RESULTS = Path(__file__).parent / "results" / "language.json"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "language.md"

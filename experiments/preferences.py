@@ -24,8 +24,8 @@ from tables import fill_in, markdown
 
 import haepo_jax as hx
 from haepo_jax.algorithms.base import Start, TrainState
-from haepo_jax.training.run_dir import write_atomically
-from haepo_jax.training.statistics import bootstrap_interval
+from haepo_jax.runner.run_dir import write_atomically
+from haepo_jax.runner.statistics import bootstrap_interval
 
 RESULTS = Path(__file__).parent / "results" / "preferences.json"
 FIGURE = DOCUMENT.parent / "images" / "preferences.png"

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from haepo_jax.losses import plackett_luce_weights as plackett_luce_weights
     from haepo_jax.losses import ppo_loss as ppo_loss
     from haepo_jax.losses import trajectory_log_likelihood as trajectory_log_likelihood
-    from haepo_jax.sweeps.run import sweep as sweep
-    from haepo_jax.training.loading import TrainedPolicy as TrainedPolicy
-    from haepo_jax.training.loading import load as load
-    from haepo_jax.training.scripting import TrainResult as TrainResult
-    from haepo_jax.training.scripting import train as train
+    from haepo_jax.runner.loading import TrainedPolicy as TrainedPolicy
+    from haepo_jax.runner.loading import load as load
+    from haepo_jax.runner.scripting import TrainResult as TrainResult
+    from haepo_jax.runner.scripting import train as train
+    from haepo_jax.runner.sweeps.run import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -44,11 +44,13 @@ _HOMES = {
     "DPO": "haepo_jax.algorithms.dpo",
     "Supervised": "haepo_jax.algorithms.supervised",
     "HyperparameterError": "haepo_jax.algorithms.hyperparameters",
-    "TrainResult": "haepo_jax.training.scripting",
+    "train": "haepo_jax.runner.scripting",
+    "TrainResult": "haepo_jax.runner.scripting",
+    "sweep": "haepo_jax.runner.sweeps.run",
     "make_env": "haepo_jax.envs",
     "list_envs": "haepo_jax.envs",
-    "load": "haepo_jax.training.loading",
-    "TrainedPolicy": "haepo_jax.training.loading",
+    "load": "haepo_jax.runner.loading",
+    "TrainedPolicy": "haepo_jax.runner.loading",
     "trajectory_log_likelihood": "haepo_jax.losses",
     "plackett_luce_weights": "haepo_jax.losses",
     "haepo_advantage_loss": "haepo_jax.losses",
@@ -60,8 +62,7 @@ _HOMES = {
     "generalized_advantage_estimation": "haepo_jax.losses",
 }
 
-_MODULES = ("train", "sweep", "envs", "losses", "networks", "rollout", "sequence_networks", "sharding")
-"""The first two can be called; see `haepo_jax._callable_module`."""
+_MODULES = ("envs", "losses", "networks", "rollout", "sequence_networks", "sharding")
 
 __all__ = [*_HOMES, *_MODULES, "__version__"]
 

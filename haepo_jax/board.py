@@ -1,67 +1,8 @@
-"""One page of runs and sweeps, for the browser: `python -m haepo_jax.board runs/`."""
+"""`python -m haepo_jax.board`; the command is `haepo_jax.runner.commands.board`."""
 
-from __future__ import annotations
-
-import dataclasses
-import os
 import sys
-from pathlib import Path
 
-from haepo_jax.config import ConfigError, setting
-from haepo_jax.config.arguments import compose, read_arguments
-from haepo_jax.config.help import help_text
-from haepo_jax.messages import short
-from haepo_jax.training.entry import entry_point
-from haepo_jax.training.run_dir import output_file, write_output
-
-HELP = """\
-Writes one HTML page of any number of runs and sweeps: learning curves, settings, weights against returns, recorded
-episodes, and links to the files. It holds all that it shows and opens from the disk, without a server or a network.
-
-usage: python -m haepo_jax.board <folder> [<folder> ...] [out=board.html]
-
-  python -m haepo_jax.board runs/
-  python -m haepo_jax.board runs/cartpole runs/sweep out=two.html
-
-A folder is a run, a sweep, or holds some. A run may still be going on: the page shows it as it is now.
-
-settings (key, default, meaning):
-{settings}
-"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BoardConfig:
-    """The settings of `python -m haepo_jax.board`, beside the folders."""
-
-    out: str = setting("board.html", str, "the HTML file to write; its links are relative to it")
-
-
-@entry_point(lambda argv: help_text(HELP, BoardConfig))
-def main(argv: list[str]) -> int:
-    """Runs the command line; returns its exit status."""
-    named = [x for x in argv if os.path.isdir(x) or not (x.startswith("-") or "=" in x)]
-    config = compose(read_arguments([x for x in argv if x not in named]).overrides, BoardConfig)
-    if not named:
-        raise ConfigError("no folder is named: name those of runs, for example python -m haepo_jax.board runs/")
-    out = output_file(config.out, ".html")
-
-    from haepo_jax.rendering.board import board_page, find
-
-    folders: dict[Path, None] = {}
-    for name in named:
-        if not os.path.isdir(name):
-            raise ConfigError(f"{short(name)} is no folder: name one of a run, of a sweep, or that holds some")
-        # Named once, however often it is given.
-        found = [path.resolve() for path in find(Path(name))]
-        if not found:
-            raise ConfigError(f"{short(name)} holds no run: a run has metrics.jsonl, a sweep has trials.csv")
-        folders |= dict.fromkeys(found)
-    page, runs = board_page(list(folders), out)
-    write_output(out, page)
-    print(f"wrote {out}: {runs} run{'s' if runs != 1 else ''}, {out.stat().st_size / 1000:,.0f} kB")
-    return 0
-
+from haepo_jax.runner.commands.board import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -1,51 +1,8 @@
-"""Draws the learning curves of runs in one figure: `python -m haepo_jax.plot run_dir=A,B out=curves.png`."""
+"""`python -m haepo_jax.plot`; the command is `haepo_jax.runner.commands.plot`."""
 
-from __future__ import annotations
-
-import dataclasses
 import sys
-from pathlib import Path
 
-from haepo_jax.config import ConfigError, setting
-from haepo_jax.config.arguments import compose, read_arguments
-from haepo_jax.config.help import help_text
-from haepo_jax.training.entry import entry_point
-from haepo_jax.training.run_dir import RunDir, output_file, write_output
-
-HELP = """\
-Draws the learning curves of one or more runs in one figure: interquartile means, with bands over seeds.
-
-usage: python -m haepo_jax.plot run_dir=<directory>[,<directory>...] [out=curves.png]
-
-settings (key, default, meaning):
-{settings}
-"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlotConfig:
-    """The settings of `python -m haepo_jax.plot`."""
-
-    run_dir: tuple[str, ...] = setting((), list, "the directories of the runs, finished or not")
-    out: str = setting("curves.png", str, "the PNG file to write")
-    title: str = setting("", str, "above the figure")
-
-
-@entry_point(lambda argv: help_text(HELP, PlotConfig))
-def main(argv: list[str]) -> int:
-    """Runs the command line; returns its exit status."""
-    config = compose(read_arguments(argv).overrides, PlotConfig)
-    if not config.run_dir:
-        raise ConfigError("run_dir= is missing: name the directory of a run")
-    out = output_file(config.out, ".png")
-
-    from haepo_jax.training.plots import curves_figure, figure_png, read_curve
-
-    curves = [read_curve(RunDir(Path(path))) for path in config.run_dir]
-    write_output(out, figure_png(curves_figure(curves, title=config.title)))
-    print(f"wrote {out}")
-    return 0
-
+from haepo_jax.runner.commands.plot import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

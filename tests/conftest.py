@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two small runs that have ended, for what comes afterwards: two seeds of HAEPO; PPO with a normaliser."""
-    from haepo_jax import train
+    from haepo_jax.runner.commands import train
 
     folder = tmp_path_factory.mktemp("finished")
     shared = [

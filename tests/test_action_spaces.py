@@ -13,7 +13,6 @@ import pytest
 import scipy.integrate
 import scipy.special
 import scipy.stats
-from toy_envs import Controls
 
 import haepo_jax as hx
 from haepo_jax.action_outputs import action_size
@@ -28,6 +27,7 @@ from haepo_jax.distributions import (
 from haepo_jax.envs import TimeStep, check_environment
 from haepo_jax.rollout import to_env_action
 from haepo_jax.spaces import Box, Discrete, MultiDiscrete
+from tests.toy_envs import Controls
 
 RNG = np.random.default_rng(0)
 SMALL: dict[str, Any] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from haepo_jax.envs import list_envs
-from haepo_jax.train import main
+from haepo_jax.runner.commands.train import main
 
 TASKS = [name for name in list_envs() if not name.startswith("playground/")]
 SMALL = [

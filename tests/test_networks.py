@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from toy_envs import GRU, Count, Drift, Pair
 
 import haepo_jax as hx
 from haepo_jax import networks
@@ -26,6 +25,7 @@ from haepo_jax.networks import (
     orthogonal,
 )
 from haepo_jax.spaces import Box, Discrete
+from tests.toy_envs import GRU, Count, Drift, Pair
 
 RNG = np.random.default_rng(0)
 LENGTH = 4

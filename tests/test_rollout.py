@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_envs import Count, Drift, Start, equations
 
 import haepo_jax as hx
 from haepo_jax.envs.base import as_environment
 from haepo_jax.rollout import Lanes, Segment, Trajectory, collect_episodes, collect_segment, lane_keys, start_lanes
+from tests.toy_envs import Count, Drift, Start, equations
 
 LANES = 6
 RESET_KEYS, STEP_KEYS = (lane_keys(jax.random.key(seed), LANES) for seed in (0, 1))

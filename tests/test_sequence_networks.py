@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_envs import Drift, equations
 
 import haepo_jax as hx
 from haepo_jax.sequence_networks import SequencePolicy, sequence_policy
 from haepo_jax.spaces import Box, Discrete
+from tests.toy_envs import Drift, equations
 
 KINDS = ("gru", "lstm", "transformer")
 SPACE = Box(-np.inf, np.inf, (3,))

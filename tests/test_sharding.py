@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
-from jobs import run
 
 from haepo_jax import sharding
+from tests.jobs import run
 
 EIGHT_DEVICES = """
 import sys

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from toy_envs import equations
 
 from haepo_jax.unbatched import any_lane, hold_finished, max_lane
+from tests.toy_envs import equations
 
 
 def count_down(x: jax.Array) -> jax.Array:

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from haepo_jax.config import RunConfig
-from haepo_jax.config.arguments import compose, read_arguments
-from haepo_jax.training.checkpoints import Checkpoints, Saver
-from haepo_jax.training.errors import Interrupted
-from haepo_jax.training.observers import Observer, RunInfo
-from haepo_jax.training.run import run
+from haepo_jax.runner.checkpoints import Checkpoints, Saver
+from haepo_jax.runner.config import RunConfig
+from haepo_jax.runner.config.arguments import compose, read_arguments
+from haepo_jax.runner.errors import Interrupted
+from haepo_jax.runner.observers import Observer, RunInfo
+from haepo_jax.runner.run import run
 
 RUNS = {
     "CartPole-v1": ["env=CartPole-v1"],

@@ -30,8 +30,8 @@ import numpy as np
 import peers
 
 import haepo_jax as hx
-from haepo_jax.config import algorithm_class
-from haepo_jax.sweeps.results import SweepResult
+from haepo_jax.runner.config import algorithm_class
+from haepo_jax.runner.sweeps.results import SweepResult
 
 SPACE = {
     "learning_rate": "tag(log,interval(3e-4,3e-2))",
@@ -84,8 +84,8 @@ def algorithm_of(values: dict[str, Any], options: argparse.Namespace) -> Any:
 
 def configurations(options: argparse.Namespace, count: int) -> list[dict[str, Any]]:
     """What a random search of the space draws."""
-    from haepo_jax.config.arguments import read_arguments
-    from haepo_jax.sweeps.settings import read_sweep
+    from haepo_jax.runner.config.arguments import read_arguments
+    from haepo_jax.runner.sweeps.settings import read_sweep
 
     arguments = [f"env={options.env}", f"algo={options.algo}", *(f"algo.{key}={text}" for key, text in SPACE.items())]
     plan = read_sweep(read_arguments(arguments).overrides)

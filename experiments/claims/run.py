@@ -30,12 +30,12 @@ from catalogue import ABLATIONS, EPISODIC, METHODS, TASKS, WEIGHTS, Task
 
 import haepo_jax as hx
 from haepo_jax.algorithms.base import Algorithm, TrainState
-from haepo_jax.config import algorithm_class, hyperparameter_defaults
 from haepo_jax.losses._numerics import rank_correlation
 from haepo_jax.rollout import collect_episodes, lane_keys
-from haepo_jax.training.alignment import fresh_alignment
-from haepo_jax.training.comparison import machine
-from haepo_jax.training.run_dir import write_atomically
+from haepo_jax.runner.alignment import fresh_alignment
+from haepo_jax.runner.comparison import machine
+from haepo_jax.runner.config import algorithm_class, hyperparameter_defaults
+from haepo_jax.runner.run_dir import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("methods", "ablations", "episodic", "deep_sea", "probes")

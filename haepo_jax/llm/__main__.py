@@ -9,15 +9,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from haepo_jax.config import ConfigError, RunConfig
-from haepo_jax.config.arguments import compose, peek, read_arguments
-from haepo_jax.config.help import help_text
-from haepo_jax.config.values import from_dict
 from haepo_jax.llm import NEEDS_TUNIX, has_tunix
 from haepo_jax.llm.settings import LLMConfig, load_reward, read_data, settings_text
-from haepo_jax.training.entry import entry_point
-from haepo_jax.training.resume import allowed, existing_run
-from haepo_jax.training.run_dir import RunDir, check_run_dir, create_run_dir
+from haepo_jax.runner.config import ConfigError, RunConfig
+from haepo_jax.runner.config.arguments import compose, peek, read_arguments
+from haepo_jax.runner.config.help import help_text
+from haepo_jax.runner.config.values import from_dict
+from haepo_jax.runner.entry import entry_point
+from haepo_jax.runner.resume import allowed, existing_run
+from haepo_jax.runner.run_dir import RunDir, check_run_dir, create_run_dir
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

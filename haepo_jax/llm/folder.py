@@ -25,8 +25,8 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from tunix.utils.torch_utils import torch_key_to_jax_key
 
-from haepo_jax.config import ConfigError
 from haepo_jax.messages import first_line, short
+from haepo_jax.runner.config import ConfigError
 
 FAMILIES = {"qwen2": ("qwen2", "Qwen2"), "qwen3": ("qwen3", "Qwen3"), "llama": ("llama3", "Llama3")}
 """The `model_type`s of `config.json`, with the module of `tunix.models` and the class that serve them."""

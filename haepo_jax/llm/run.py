@@ -26,17 +26,17 @@ from tunix.rl.rollout.base_rollout import RolloutConfig
 from tunix.sft.hooks import TrainingHooks
 from tunix.sft.metrics_logger import MetricsLoggerOptions, TensorboardBackend
 
-from haepo_jax.config import ConfigError
 from haepo_jax.llm.folder import ModelFolder, load_model, load_tokenizer, read_folder, save_model
 from haepo_jax.llm.learner import HAEPOConfig, HAEPOLearner
 from haepo_jax.llm.rollout import Rollout
 from haepo_jax.llm.settings import LLMConfig, Prompt, RewardFunction, describe, settings_text
 from haepo_jax.messages import short
-from haepo_jax.training.devices import device_errors
-from haepo_jax.training.errors import Interrupted, RunError, disk_errors
-from haepo_jax.training.resume import resume_command
-from haepo_jax.training.run_dir import AppendedFile, RunDir, json_text, write_atomically
-from haepo_jax.training.signals import StopSignals
+from haepo_jax.runner.config import ConfigError
+from haepo_jax.runner.devices import device_errors
+from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
+from haepo_jax.runner.resume import resume_command
+from haepo_jax.runner.run_dir import AppendedFile, RunDir, json_text, write_atomically
+from haepo_jax.runner.signals import StopSignals
 
 LORA_MODULES = ".*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_envs import GRU, Count, Drift, Pair, trees_equal
 
 import haepo_jax as hx
 from haepo_jax import losses
 from haepo_jax.algorithms.haepo import Batch, Pieces
 from haepo_jax.algorithms.segments import RewardScale
 from haepo_jax.normalization import RunningStatistics
+from tests.toy_envs import GRU, Count, Drift, Pair, trees_equal
 
 ENVS, STEPS, BATCHES = 4, 6, 3
 SMALL: dict[str, Any] = {

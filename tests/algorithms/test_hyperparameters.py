@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toy_envs import Drift
 
 import haepo_jax as hx
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.losses import AUTO
+from tests.toy_envs import Drift
 
 ENV = Drift()
 

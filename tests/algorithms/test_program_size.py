@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import pytest
-from toy_envs import Drift
 
 import haepo_jax as hx
+from tests.toy_envs import Drift
 
 SMALL: dict[str, Any] = {
     "num_envs": 16, "num_epochs": 2, "num_minibatches": 2, "hidden_sizes": (4,), "total_steps": 1000, "log_points": 2,

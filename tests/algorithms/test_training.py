@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_envs import Drift, equations, trees_equal
 
 import haepo_jax as hx
 from haepo_jax.counting import StepCount
+from tests.toy_envs import Drift, equations, trees_equal
 
 BANDIT = hx.make_env("haepo/bandit", num_arms=4, num_pulls=2, noise_std=0.3)
 SMALL: dict[str, Any] = {

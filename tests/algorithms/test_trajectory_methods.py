@@ -13,12 +13,12 @@ import optax
 import pytest
 import scipy.special
 import scipy.stats
-from toy_envs import Drift, Lock, Start, equations
 
 import haepo_jax as hx
 from haepo_jax.algorithms.trajectory import Batch, drop_invalid, on_live_steps
 from haepo_jax.losses import AUTO
 from haepo_jax.rollout import Trajectory
+from tests.toy_envs import Drift, Lock, Start, equations
 
 GROUPS, MEMBERS, HORIZON = 2, 4, 4
 SMALL: dict[str, Any] = {

@@ -6,8 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from jobs import run
 from pyarrow import parquet
+
+from tests.jobs import run
 
 FILE = Path(__file__).parents[2] / "experiments" / "sweep_workers.py"
 

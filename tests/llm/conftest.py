@@ -10,6 +10,6 @@ import pytest
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Qwen 2 that has read some English."""
-    from tiny_model import make_folder
+    from tests.llm.tiny_model import make_folder
 
     return make_folder(tmp_path_factory.mktemp("models") / "tiny", steps=60)

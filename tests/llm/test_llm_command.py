@@ -18,10 +18,10 @@ import pytest
 pytest.importorskip("tunix", reason="needs the extra llm")
 
 import safetensors.flax
-import tiny_model
 
 from haepo_jax.llm import folder as folders
 from haepo_jax.llm.__main__ import main
+from tests.llm import tiny_model
 
 PROMPTS = ["The import statement", "A class is", "When a function", "Lists are", "An exception", "The value of"]
 JUDGE = '''

@@ -16,11 +16,11 @@ import pytest
 pytest.importorskip("tunix", reason="needs the extra llm")
 
 import safetensors.flax
-import tiny_model
 from flax import nnx
 
-from haepo_jax.config import ConfigError
 from haepo_jax.llm import folder as folders
+from haepo_jax.runner.config import ConfigError
+from tests.llm import tiny_model
 
 TOKENS = jnp.array([[5, 40, 100, 7, 220, 31, 0, 9]])
 

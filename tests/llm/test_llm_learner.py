@@ -14,7 +14,6 @@ import pytest
 pytest.importorskip("tunix", reason="needs the extra llm")
 
 import optax
-import tiny_model
 from flax import nnx
 from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
 from tunix.rl.rl_cluster import ClusterConfig, RLCluster, RLTrainingConfig, Role
@@ -23,6 +22,7 @@ from tunix.rl.rollout.base_rollout import RolloutConfig
 import haepo_jax as hx
 from haepo_jax.llm import HAEPOConfig, HAEPOLearner, Rollout, learner
 from haepo_jax.llm import folder as folders
+from tests.llm import tiny_model
 
 GROUPS, SIZE, LENGTH = 3, 4, 6
 SCORES = {  # ours, and what haepo_loss calls it when it is given plain sums

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from haepo_jax import llm
-from haepo_jax.config import ConfigError, RunConfig
-from haepo_jax.config.arguments import compose, read_arguments
 from haepo_jax.llm import __main__ as command
 from haepo_jax.llm import settings
+from haepo_jax.runner.config import ConfigError, RunConfig
+from haepo_jax.runner.config.arguments import compose, read_arguments
 
 GOOD = '{"prompt": "one and one", "answer": "two"}\n'
 

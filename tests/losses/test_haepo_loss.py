@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import losses_oracle as oracle
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from haepo_jax import losses
+from tests.losses import losses_oracle as oracle
 
 SHAPES = ((4,), (2, 5), (2, 1, 3))
 SEEDS = st.integers(0, 2**31)

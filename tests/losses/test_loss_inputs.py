@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import losses_oracle as oracle
 import numpy as np
 import pytest
 
 from haepo_jax import losses
+from tests.losses import losses_oracle as oracle
 
 K, T = 4, 6
 REGULARIZED = {"entropy": "weights", "kl": "weights", "entropy_coef": 0.5, "kl_coef": 0.5}

@@ -1,0 +1,133 @@
+"""Trains many configurations together: `python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=...'`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from haepo_jax.envs import list_envs
+from haepo_jax.messages import short
+from haepo_jax.runner.config import ConfigError
+from haepo_jax.runner.config.arguments import read_arguments
+from haepo_jax.runner.config.help import training_help
+from haepo_jax.runner.entry import entry_point
+from haepo_jax.runner.errors import disk_errors
+from haepo_jax.runner.processes import join, part
+from haepo_jax.runner.run_dir import check_writable, refusing, unused_directory
+from haepo_jax.runner.sweeps.settings import SweepConfig, SweepPlan, read_sweep
+
+HELP = """\
+Trains many configurations of an algorithm: all that share their shapes in one compiled program, on every device.
+
+usage: python -m haepo_jax.sweep env=<environment> <key>=<values> [...] [key=value ...]
+
+  python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=tag(log,interval(1e-4,1e-2))' \\
+      'algo.entropy_coef=choice(0,0.001,0.01)' num_configs=256 num_seeds=4
+  python -m haepo_jax.sweep env=Pendulum-v1 algo=haepo,ppo algo.learning_rate=1e-3,3e-3 num_seeds=5
+  python -m haepo_jax.sweep env=CartPole-v1 'algo.kl_coef=interval(0,2)' search=tpe num_configs=200 run_dir=runs/a
+  python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=tag(log,interval(1e-4,1e-1))' halving=3 num_configs=81
+
+values, in Hydra's sweep language:
+  a,b or choice(a,b)       these
+  range(start,stop,step)   these numbers, stop left out
+  interval(low,high)       any number between; tag(log,interval(...)): evenly in the logarithm; int(interval(...))
+What can be swept: env, algo, seed, total_steps, env_kwargs.<name> and algo.<key>. A number or a seed costs nothing to
+vary; each combination of other values is compiled by itself. A key that only some of several algorithms have is theirs
+alone.
+
+options:
+  --help        this text; with algo=<name>, that algorithm's hyperparameters
+  --list-envs   print the environments' names and stop
+
+settings (key, default, meaning):
+{settings}
+
+algorithms and presets (algo=<name>):
+{algorithms}
+
+hyperparameters of algo={algo}:
+{hyperparameters}
+
+A sweep leaves in its directory: trials.csv and trials.parquet (one row per trial: values, returns, curve, state),
+study.log (Optuna's study), summary.json with the best configuration's command, and figures. The same command in the
+same run_dir goes on with a sweep that was interrupted, and started several times, on one machine or many, shares its
+work.
+Settings that cannot be used end with exit status 2.
+"""
+
+
+@entry_point(lambda argv: training_help(HELP, SweepConfig, argv))
+def main(argv: list[str]) -> int:
+    """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
+    arguments = read_arguments(argv)
+    if arguments.list_envs:
+        print("\n".join(list_envs()))
+        return 0
+    plan = read_sweep(arguments.overrides)
+    directory = _place(plan)
+    from haepo_jax.runner.sweeps.display import Display
+    from haepo_jax.runner.sweeps.run import check_builds, run
+
+    _use_every_core(plan)
+    if plan.settings.distributed and not plan.settings.dry_run:
+        join()
+        part()
+    # What an environment refuses is refused before anything is written; a sweep that is there has passed already.
+    if not (directory / "sweep.json").exists():
+        check_builds(plan)
+    if plan.settings.dry_run:
+        print(
+            f"the settings are usable: {plan.num_configs} configurations, {plan.search} search; dry_run=true stops here"
+        )
+        return 0
+    with refusing(str(directory)):
+        directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk_errors(directory, "sweep", lambda: "; the same command goes on from there"):
+            run(plan, directory, Display(), command=shlex.join(["python", "-m", "haepo_jax.sweep", *argv]))
+    finally:
+        with contextlib.suppress(OSError):
+            directory.rmdir()  # only where nothing has been written to it
+    return 0
+
+
+def _use_every_core(plan: SweepPlan) -> None:
+    """Makes each core of a CPU a device, unless the user has said how many there are or jax runs already.
+
+    Two halves of a sweep on devices of their own finish half as soon again as the whole of it on one device, whose
+    matrix products are too small for many threads.
+    """
+    import jax
+
+    settings: Any = jax.config
+    if settings.jax_num_cpu_devices < 0 and "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", min(cores, plan.num_configs * plan.settings.num_seeds))
+
+
+def _place(plan: SweepPlan) -> Path:
+    """The sweep's directory, which need not be there; raises ConfigError where it cannot be used."""
+    settings = plan.settings
+    if settings.run_dir is None:
+        path = unused_directory(f"sweep-{settings.env.replace('/', '-')}-{settings.algo.name}")
+    else:
+        path = Path(settings.run_dir)
+    name = short(str(path))
+    with refusing(str(path)):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"run_dir={name} is a file, not a directory")
+        held = (path / "sweep.json").exists()
+        if (path / "config.yaml").exists():
+            raise ConfigError(f"run_dir={name} holds a training run: choose another directory")
+        if held and settings.resume == "false":
+            raise ConfigError(
+                f"run_dir={name} already holds a sweep: choose another directory, or leave resume=false out"
+            )
+        if not held and settings.resume == "true" and settings.storage is None:
+            raise ConfigError(f"run_dir={name} holds no sweep to resume")
+        check_writable(str(path))
+    return path

@@ -1,0 +1,181 @@
+"""What a comparison of algorithms says once their runs have ended: a figure, a table and a JSON document."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from haepo_jax.runner.config import ConfigError
+from haepo_jax.runner.plots import draw_curve, read_curve
+from haepo_jax.runner.progress import duration, number
+from haepo_jax.runner.run_dir import RunDir
+from haepo_jax.runner.statistics import describe_returns, probability_of_improvement
+
+Array = npt.NDArray[np.float64]
+
+PANEL_COLUMNS = 3
+KEPT = (
+    "seeds", "final_return_greedy_per_seed", "final_eval_episodes", "env_steps_per_seed", "updates_per_seed", "diverged",
+    "env_steps_per_second", "compile_seconds", "wall_seconds", "device", "versions", "hyperparameters",
+)  # fmt: skip
+"""What a comparison takes over from the summary of each run."""
+
+
+def read_result(algo: str, env: str, directory: RunDir) -> dict[str, Any]:
+    """One algorithm on one environment, from the summary of its run; raises ConfigError."""
+    summary = directory.read_summary()
+    try:
+        returns = np.array(summary["final_return_per_seed"], np.float64)
+        described = describe_returns(returns)
+        return {
+            "algo": algo,
+            "env": env,
+            **{key: summary[key] for key in KEPT},
+            "final_return_per_seed": returns.tolist(),
+            **{key: described[key] for key in ("iqm", "iqm_interval", "mean")},
+            "run_dir": directory.path.name,
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{str(directory.summary)!r} is no summary of a run that ended ({error!r})") from None
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on; the devices are in each result."""
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+def improvements(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The probability that a seed of HAEPO (of the first algorithm, where HAEPO is not there) ends with a higher return
+    than a seed of each other one: per environment and, where there are several, over all of them."""
+    algos = list(dict.fromkeys(result["algo"] for result in results))
+    envs = list(dict.fromkeys(result["env"] for result in results))
+    returns = {(r["algo"], r["env"]): _known(r["final_return_per_seed"]) for r in results}
+    ours = "haepo" if "haepo" in algos else algos[0]
+
+    def compare(theirs: str, tasks: list[str]) -> dict[str, Any]:
+        value, low, high = probability_of_improvement(
+            [returns[ours, env] for env in tasks], [returns[theirs, env] for env in tasks]
+        )
+        return {"probability": value, "interval": [low, high]}
+
+    over = {}
+    for theirs in algos:
+        if theirs != ours:
+            over[theirs] = {env: compare(theirs, [env]) for env in envs}
+            if len(envs) > 1:
+                over[theirs]["all"] = compare(theirs, envs)
+    return {"of": ours, "over": over}
+
+
+def _known(values: Sequence[float]) -> Array:
+    array = np.asarray(values, np.float64)
+    return array[~np.isnan(array)]
+
+
+def table(results: Sequence[dict[str, Any]], improvement: dict[str, Any]) -> str:
+    """Markdown that also reads well as plain text: one table per environment."""
+    ours = improvement["of"]
+    several = any(len(result["seeds"]) > 1 for result in results)
+    header = [
+        "algorithm",
+        "final return, IQM",
+        "95% interval",
+        "mean",
+        "worst to best seed",
+        "steps per seed",
+        "steps/s, all seeds",
+        "time",
+    ]
+    header += [f"P({ours} is better)"] if improvement["over"] else []
+    parts = []
+    for env in dict.fromkeys(result["env"] for result in results):
+        rows = [header]
+        for result in (result for result in results if result["env"] == env):
+            returns = _known(result["final_return_per_seed"])
+            row = [
+                result["algo"],
+                number(result["iqm"]),
+                _interval(result["iqm_interval"]),
+                number(result["mean"]),
+                f"{number(returns.min())} to {number(returns.max())}" if len(returns) else "-",
+                f"{int(np.mean(result['env_steps_per_seed'])):,}",
+                number(result["env_steps_per_second"]),
+                duration(result["wall_seconds"]),
+            ]
+            if improvement["over"]:
+                row.append(_probability(improvement["over"].get(result["algo"], {}).get(env)))
+            rows.append(row)
+        seeds = len(next(result["seeds"] for result in results if result["env"] == env))
+        parts.append(f"### {env}, {seeds} seed{'s' if seeds > 1 else ''}\n\n{_aligned(rows)}")
+    overall = [f"{name} {_probability(over['all'])}" for name, over in improvement["over"].items() if "all" in over]
+    if overall:
+        parts.append(f"P({ours} is better) over all environments: than {'; than '.join(overall)}.")
+    parts += [
+        f"{result['algo']} on {result['env']}: seed {seed['seed']} diverged in update {seed['update']}."
+        for result in results
+        for seed in result["diverged"]
+    ]
+    note = (
+        "Final returns are means over sampled episodes of each seed's final policy. IQM: interquartile mean over seeds."
+    )
+    if several:
+        note += " Intervals: 95% percentile bootstrap over seeds."
+    parts.append(note)
+    return "\n\n".join(parts) + "\n"
+
+
+def _interval(limits: Sequence[float]) -> str:
+    return "-" if np.isnan(limits).any() else f"{number(limits[0])} to {number(limits[1])}"
+
+
+def _probability(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return ""
+    low, high = value["interval"]
+    interval = "" if np.isnan([low, high]).any() else f" ({low:.2f} to {high:.2f})"
+    return "-" if np.isnan(value["probability"]) else f"{value['probability']:.2f}{interval}"
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    # Names to the left, numbers to the right.
+    lines = [[row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
+
+
+def comparison_figure(runs: Sequence[tuple[str, str, RunDir]]) -> Figure:
+    """Learning curves of runs (algo, env, directory), one panel per environment and one colour per algorithm."""
+    envs = list(dict.fromkeys(env for _, env, _ in runs))
+    colours = {algo: f"C{index % 10}" for index, algo in enumerate(dict.fromkeys(algo for algo, _, _ in runs))}
+    columns = min(PANEL_COLUMNS, len(envs))
+    rows = -(-len(envs) // columns)
+    figure = Figure(figsize=(1.4 + 5.2 * columns, 0.8 + 3.6 * rows), layout="constrained")
+    seeds = 1
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, env in zip(panels, envs, strict=False):
+        for algo, curve in ((algo, read_curve(run, label=algo)) for algo, name, run in runs if name == env):
+            draw_curve(axes, curve, colours[algo])
+            seeds = max(seeds, curve.returns.shape[1])
+        axes.set_title(env, fontsize=11)
+        axes.set_xlabel("environment steps per seed" if seeds > 1 else "environment steps")
+        axes.set_ylabel("return")
+        axes.grid(alpha=0.3)
+        axes.set_xlim(left=0)
+    for axes in panels:
+        axes.set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.suptitle(f"interquartile mean and 95% interval over {seeds} seeds" if seeds > 1 else "one seed", fontsize=11)
+    return figure

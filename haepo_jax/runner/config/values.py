@@ -1,0 +1,191 @@
+"""From plain values, such as a file holds, to checked settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.messages import one_line, short
+from haepo_jax.runner.config import (
+    AlgoConfig,
+    ConfigError,
+    OwnConfig,
+    RunConfig,
+    algorithm_class,
+    default_of,
+    did_you_mean,
+    has_hyperparameters,
+    hyperparameter_defaults,
+    hyperparameter_fields,
+)
+
+Settings = TypeVar("Settings")
+
+
+def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
+    """Settings from plain values (a composed config, or a run's `config.yaml`); raises ConfigError."""
+    fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"unknown key {str(key)!r}{did_you_mean(str(key), fields)}")
+    checked: dict[str, Any] = {}
+    for key, field in fields.items():
+        value = values.get(key, default_of(field))
+        checked[key] = (
+            _algo_from_dict(value) if field.metadata["kind"] is AlgoConfig else checked_value(key, field, value)
+        )
+    if has_hyperparameters(fields) and "total_steps" in fields:
+        algo = checked["algo"]
+        try:
+            algorithm_class(algo.name)(total_steps=checked["total_steps"], **algo.hyperparameters).check()
+        except hp.HyperparameterError as error:
+            raise ConfigError(f"algo.{error}") from None
+    if env := checked.get("env"):
+        checked["env"] = tuple(map(resolve_env, env)) if isinstance(env, tuple) else resolve_env(env)
+    settings = schema(**checked)
+    if hasattr(settings, "check"):
+        settings.check()
+    return settings
+
+
+def own_from_dict(values: Mapping[str, Any]) -> OwnConfig:
+    """What `OwnConfig.to_dict` gave; the algorithm's and the environment's own settings are taken as they are. Raises
+    ConfigError."""
+    algo, objects = values.get("algo"), values.get("objects")
+    if not isinstance(algo, Mapping) or not isinstance(algo.get("name"), str) or not isinstance(objects, Mapping):
+        raise ConfigError("algo must have a name, and objects those of classes")
+    fields = {f.name: f for f in dataclasses.fields(RunConfig) if f.name != "algo"}
+    checked = {key: checked_value(key, field, values.get(key, default_of(field))) for key, field in fields.items()}
+    hyperparameters = {key: value for key, value in algo.items() if key != "name"}
+    return OwnConfig(algo=AlgoConfig(algo["name"], hyperparameters), objects=dict(objects), **checked)
+
+
+def _algo_from_dict(values: Any) -> AlgoConfig:
+    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
+        raise ConfigError("algo must have a name and hyperparameters")
+    name = values["name"]
+    fields = hyperparameter_fields(name)
+    given = {key: value for key, value in values.items() if key != "name"}
+    for key in given:
+        if key not in fields:
+            raise _unknown_key(f"algo.{key}", name, {})
+    merged = hyperparameter_defaults(name) | given
+    return AlgoConfig(name, {key: checked_value(f"algo.{key}", fields[key], value) for key, value in merged.items()})
+
+
+def find_field(key: str, algo: str | None, fields: Mapping[str, dataclasses.Field[Any]]) -> dataclasses.Field[Any]:
+    """The field that a key sets in a command with these fields and this algorithm; raises ConfigError."""
+    head, _, rest = key.partition(".")
+    if head == "algo" and algo is not None:
+        if rest in (known := hyperparameter_fields(algo)):
+            return known[rest]
+        raise _unknown_key(key, algo, fields)
+    if head in fields and (not rest or fields[head].metadata["kind"] is dict):
+        return fields[head]
+    raise _unknown_key(key, algo, fields)
+
+
+def _unknown_key(key: str, algo: str | None, fields: Mapping[str, Any]) -> ConfigError:
+    name = key.removeprefix("algo.")
+    if key == "algo.total_steps":
+        return ConfigError("total_steps is a setting of the run: write total_steps=, not algo.total_steps=")
+    if key == "algo.name":
+        return ConfigError("write algo=<name>, not algo.name=<name>")
+    known = list(fields)
+    if algo is not None:
+        known += [f"algo.{field}" for field in hyperparameter_fields(algo)]
+        if f"algo.{name}" not in known:
+            owners = [owner for owner in hp.ALGORITHMS if name in hyperparameter_fields(owner)]
+            if owners:
+                return ConfigError(
+                    f"unknown key {key!r}: algo={algo} has no {name} (algo={', algo='.join(owners)} has)"
+                )
+    for exact in (f"algo.{key}", name):
+        if exact in known:
+            return ConfigError(f"unknown key {key!r}; did you mean {exact!r}?")
+    # A hyperparameter misspelt without its prefix is nearest to the hyperparameter, so names are compared bare.
+    bare = {full.removeprefix("algo."): full for full in reversed(known)}
+    near = difflib.get_close_matches(name, bare, n=1) if len(name) < 100 else []
+    hint = f"; did you mean {bare[near[0]]!r}?" if near else " (see --help)"
+    return ConfigError(f"unknown key {short(key)}{hint}")
+
+
+def checked_value(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
+    """One value of a key, held against its field's type and range, as the field holds it; raises ConfigError."""
+    kind = field.metadata["kind"]
+    if kind is dict:
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise ConfigError(f"{key}={short(value)} must be names and values: {key}.<name>=<value>")
+        if _is_endless(value):
+            raise ConfigError(f"{key}={short(value)} holds too many values, or too deep a nesting")
+        return dict(value)
+    if kind is list:
+        value = [value] if isinstance(value, str) else value
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
+            raise ConfigError(f"{key}={short(value)} must be one or more names: {key}=a,b")
+        return tuple(value)
+    if value == "" and field.default != "":
+        raise ConfigError(f"{key}= is empty")
+    try:
+        value = _read(field, value)
+        hp.check_value(field, value)
+        value = _hold(field, value)
+    except hp.HyperparameterError as error:
+        # check_value names the bare field; the key says where it stands on the command line.
+        raise ConfigError(key.removesuffix(field.name) + str(error)) from None
+    return value
+
+
+def _is_endless(value: Any) -> bool:
+    """Whether a value is nested a hundred deep or has a level of 100,000 values: a few lines of YAML, whose lists may
+    hold one another and themselves, are enough for both."""
+    level = [value]
+    for _ in range(100):
+        groups = (node.values() if isinstance(node, Mapping) else node for node in level if _is_group(node))
+        level = list(itertools.islice(itertools.chain.from_iterable(groups), 100_000))
+        if not level:
+            return False
+        if len(level) == 100_000:
+            break
+    return True
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple)
+
+
+def _read(field: dataclasses.Field[Any], value: Any) -> Any:
+    """1e6 is an integer where one is wanted, 2024 a name, and true a word where that is one of the choices."""
+    kind = field.metadata["kind"]
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind is str and isinstance(value, int) and not isinstance(value, bool) and value.bit_length() < 1024:
+        return str(value)
+    if kind is str and isinstance(value, str | bool) and str(value).lower() in field.metadata["choices"]:
+        return str(value).lower()
+    return value
+
+
+def _hold(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Integers become numbers where a number is wanted, and lists tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(_hold(field, item) for item in value)
+    if field.metadata["kind"] is float and isinstance(value, int):
+        return float(value)
+    return value
+
+
+def resolve_env(name: str) -> str:
+    """An environment's full name; raises ConfigError, with a near match, where there is none."""
+    from haepo_jax.envs import resolve_name
+
+    try:
+        return resolve_name(name)
+    except ValueError as error:
+        raise ConfigError(one_line(str(error))) from None

@@ -1,0 +1,71 @@
+"""What ends a run, and the exit status and the one line that come of it on a command line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from haepo_jax.messages import one_line, short
+from haepo_jax.runner.config import ConfigError
+
+REFUSED = 2
+"""Exit status of a command whose settings cannot be used."""
+FAILED = 1
+INTERRUPTED = 130
+
+
+class RunError(RuntimeError):
+    """A run that could not go on for a reason outside the program, such as a full disk; the message is one line."""
+
+
+class DeviceError(RunError):
+    """A compiled call that failed."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint that cannot be read or written; the message is one line."""
+
+
+class Elsewhere(RuntimeError):
+    """Another process of the job could not go on; the message is empty where that process has told the user why."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Interrupted(RuntimeError):
+    """A run that a signal asked to end, and that has ended in good order; the message says how to go on."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+def outcome(error: BaseException) -> tuple[int, str] | None:
+    """The exit status of an error that a command may end with, and what it tells the user; None for any other."""
+    if isinstance(error, Elsewhere):
+        return error.status, f"error: {one_line(str(error), 1000)}" if str(error) else ""
+    if isinstance(error, ConfigError | RunError):
+        return REFUSED if isinstance(error, ConfigError) else FAILED, f"error: {one_line(str(error), 1000)}"
+    if isinstance(error, Interrupted):
+        return 128 + error.signum, one_line(str(error))
+    return (INTERRUPTED, "interrupted") if isinstance(error, KeyboardInterrupt) else None
+
+
+@contextlib.contextmanager
+def disk_errors(directory: Path, what: str = "run", after: Callable[[], str] = str) -> Iterator[None]:
+    """A disk that is full, or a directory that has gone, ends a run (or `what` it is) in one line, to which `after` adds."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (OSError, CheckpointError) as error:
+        if not directory.is_dir():
+            raise RunError(f"run_dir={short(str(directory))} has vanished while the {what} was going on") from None
+        text = str(error)
+        if isinstance(error, OSError):
+            place = error.filename if isinstance(error.filename, str) else str(directory)
+            text = f"{place}: {error.strerror or error}"
+        raise RunError(f"{text}{after()}") from None

@@ -1,0 +1,182 @@
+"""Observers that write a run down: JSON lines, TensorBoard events, Weights & Biases, the curve and the summary."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import struct
+import time
+from importlib import util
+from typing import Any
+
+from haepo_jax.runner.config import ConfigError
+from haepo_jax.runner.observers import Observer, Row, RunInfo
+from haepo_jax.runner.run_dir import AppendedFile, RunDir, config_text, json_text, write_atomically
+
+
+def row_to_json(row: Row) -> dict[str, Any]:
+    """A row as `metrics.jsonl` holds it.
+
+    The top level has the mean over the seeds that have a value; `seeds` has every seed's. `update` is that of the
+    seed furthest on, `env_steps` the mean rounded down. A value that is missing or not finite is null.
+    """
+    return {
+        "row": row.index,
+        "update": max(row.update),
+        "env_steps": row.mean_steps,
+        "wall_seconds": row.wall_seconds,
+        "env_steps_per_second": row.env_steps_per_second,
+        **{name: row.mean(name) for name in row.metrics},
+        "seeds": {"update": row.update, "env_steps": row.env_steps, **row.metrics},
+    }
+
+
+def _scalars(row: Row) -> dict[str, float]:
+    values = row_to_json(row)
+    return {name: v for name, v in values.items() if isinstance(v, float) and math.isfinite(v)}
+
+
+class FileLogger(Observer):
+    """Writes `config.yaml`, `metrics.jsonl` and `summary.json`.
+
+    A resumed run cuts `metrics.jsonl` down to the rows that its checkpoint knows of, and logs the others again.
+    """
+
+    def __init__(self, directory: RunDir, command: str) -> None:
+        self._directory = directory
+        self._command = command
+        self._info: RunInfo | None = None
+        self._metrics: AppendedFile | None = None
+
+    def on_start(self, info: RunInfo) -> None:
+        self._info = info
+
+    def on_compiled(self, seconds: float) -> None:
+        # Not before: a run that cannot be compiled should not occupy its directory.
+        assert self._info is not None
+        self._directory.summary.unlink(missing_ok=True)
+        write_atomically(self._directory.config, config_text(self._info.config))
+        rows = self._info.rows
+        self._metrics = AppendedFile.continued(self._directory.metrics, lambda row: row["row"] < rows)
+
+    def on_row(self, row: Row) -> None:
+        assert self._metrics is not None
+        self._metrics.append((json_text(row_to_json(row)) + "\n").encode())
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        write_atomically(self._directory.summary, json_text(summary | {"command": self._command}, indent=2) + "\n")
+
+    def close(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+
+
+class TensorBoardLogger(Observer):
+    """Writes every metric's mean as TensorBoard events in the run's directory, over live steps.
+
+    A resumed run writes a file of its own, which tells TensorBoard to forget the rows that are logged again. Records
+    are framed and written here: tensorboardX writes in a thread, where a full disk is a traceback and then a hang.
+    """
+
+    def __init__(self, directory: RunDir) -> None:
+        self._directory = directory
+        self._info: RunInfo | None = None
+        self._file: AppendedFile | None = None
+
+    def on_start(self, info: RunInfo) -> None:
+        self._info = info
+
+    def on_compiled(self, seconds: float) -> None:
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        assert self._info is not None
+        # TensorBoard reads the files of a directory in the order of their names.
+        stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
+        names = (f"{stem}.{count}" for count in range(os.getpid(), 2**31))
+        self._file = AppendedFile(next(path for name in names if not (path := self._directory.path / name).exists()))
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if self._info.resumed_from is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(wall_time=time.time(), step=self._info.logged_steps + 1, session_log=start))
+
+    def on_row(self, row: Row) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in _scalars(row).items()]
+        self._write(Event(wall_time=time.time(), step=row.mean_steps, summary=Summary(value=values)))
+
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        """Text for TensorBoard's own page of texts."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import text
+
+        self._write(Event(wall_time=time.time(), step=step, summary=text(tag, markdown)))
+
+    def image(self, tag: str, png: bytes, step: int) -> None:
+        """A picture for TensorBoard's own page of images."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        picture = Summary.Image(encoded_image_string=png)
+        value = Summary.Value(tag=tag, image=picture)
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=[value])))
+
+    def _write(self, event: Any) -> None:
+        from tensorboardX.record_writer import masked_crc32c
+
+        assert self._file is not None
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        checks = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+        self._file.append(length + next(checks) + data + next(checks))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class WandbLogger(Observer):
+    """Logs every metric's mean to Weights & Biases; project and mode come from its own environment variables."""
+
+    def __init__(self, directory: RunDir) -> None:
+        if util.find_spec("wandb") is None:
+            raise ConfigError("wandb=true needs the package wandb: pip install 'haepo_jax[wandb]'")
+        self._directory = directory
+        self._run: Any = None
+
+    def on_start(self, info: RunInfo) -> None:
+        import wandb
+
+        path = self._directory.path
+        self._run = wandb.init(dir=str(path), config=info.config.to_dict(), name=path.name)
+
+    def on_row(self, row: Row) -> None:
+        self._run.log(_scalars(row), step=row.mean_steps)
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        self._run.summary.update(summary)
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+
+
+class CurveLogger(Observer):
+    """Draws `curve.png` when the run has ended, for TensorBoard too."""
+
+    def __init__(self, directory: RunDir, tensorboard: TensorBoardLogger | None) -> None:
+        self._directory, self._tensorboard = directory, tensorboard
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        from haepo_jax.runner.plots import curves_figure, figure_png, read_curve
+
+        try:
+            curve = read_curve(self._directory, label=summary["algo"])
+        except ConfigError:  # a run may diverge before its first row
+            return
+        png = figure_png(curves_figure([curve], title=f"{summary['algo']} on {summary['env']}"))
+        write_atomically(self._directory.curve, png)
+        if self._tensorboard is not None:
+            self._tensorboard.image("curve", png, summary["env_steps"])

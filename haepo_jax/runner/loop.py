@@ -1,0 +1,270 @@
+"""The loop: advances a compiled algorithm row by row over all its seeds and tells observers what happens.
+
+Everything that numerical code needs is built before the first step; the loop itself only moves counters and clocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from haepo_jax import sharding
+from haepo_jax.algorithms.base import CAUSES, TrainState
+from haepo_jax.runner.checkpoints import Saver
+from haepo_jax.runner.errors import Interrupted
+from haepo_jax.runner.observers import Counters, Observer, Row, divergence_text, not_finite
+from haepo_jax.runner.processes import Processes
+from haepo_jax.runner.program import Program
+from haepo_jax.runner.statistics import interquartile_mean
+
+SLICE_SECONDS = 1.0
+"""How long one compiled call may be expected to take: between two calls progress is shown and Ctrl-C is heard."""
+
+
+@dataclasses.dataclass
+class Position:
+    """Where the loop stands between two compiled calls, beside the train state; a checkpoint holds it as JSON.
+
+    Attributes:
+      rows: logged so far.
+      until: live steps at which the row under way ends, or None between two rows.
+      steps: live steps of all seeds together.
+      logged_steps: the same, when the last row was logged.
+      metrics: of each seed's last update.
+      best_return: of the rows so far.
+      run_seconds: from the first update to here, in all processes, without what a process did after its last
+        checkpoint; likewise train_seconds, eval_seconds and checkpoint_seconds, which are parts of it.
+      compile_seconds: in all processes.
+      resumed_from: live steps per seed at which the run was resumed.
+      ended: the total_steps of the run that an observer has ended here; None where none has.
+    """
+
+    rows: int = 0
+    until: int | None = None
+    steps: int = 0
+    logged_steps: int = 0
+    metrics: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    best_return: float | None = None
+    run_seconds: float = 0.0
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    resumed_from: list[int] = dataclasses.field(default_factory=list)
+    ended: int | None = None
+
+
+class Training:
+    """The loop over rows. Seconds are measured where the host waits for the device, so they are the device's.
+
+    How it is cut into compiled calls, and at which of them it is broken off and resumed, changes no row and no update.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        observers: Sequence[Observer],
+        saver: Saver | None,
+        stop: Callable[[], int | None],
+        processes: Processes,
+        position: Position,
+        state: TrainState,
+        env: str,
+    ) -> None:
+        self._program, self._observers, self._saver, self._stop = program, observers, saver, stop
+        self._processes, self._state, self._env = processes, state, env
+        self._at = Counters.read(state)
+        self._position = position
+        if not position.steps:
+            position.steps = position.logged_steps = sum(self._at.env_steps)
+        self._before = position.run_seconds, position.checkpoint_seconds
+        self._metrics = {name: np.asarray(values) for name, values in position.metrics.items()}
+        # The return of the row that was logged at exactly this state.
+        self._value: float | None = None
+        self._begin = time.perf_counter()
+
+    @property
+    def mark(self) -> Any:
+        """Of this moment of the run; see `Saver`."""
+        return self._position.rows, self._at.update, self._at.diverged_at
+
+    def run(self) -> tuple[dict[str, Any], TrainState]:
+        """Trains to the end; returns the loop's part of the summary, and the final state."""
+        program, position = self._program, self._position
+        total, points = program.algorithm.total_steps, program.algorithm.log_points
+        first_steps, train_before = self._at.behind or 0, position.train_seconds
+        row_begin, row_steps = time.perf_counter(), position.steps
+        # A run may have been broken off between the last update of a row and the row.
+        while position.ended != total and (position.until is not None or self._at.before(total)):
+            if position.until is None:
+                # The next of the evenly spaced points that not every seed has passed, so an update past several makes
+                # one row.
+                point = (self._at.behind or 0) * points // total + 1
+                position.until = -(-total * point // points)
+            while self._at.before(position.until):
+                behind = self._at.behind or 0
+                end = _slice_end(behind, behind - first_steps, position.train_seconds - train_before)
+                self._advance(min(position.until, end))
+            position.until = None
+            if position.steps == position.logged_steps:  # a seed diverged and no other had to move to reach this point
+                continue
+            self._log(row_begin, row_steps)
+            row_begin, row_steps = time.perf_counter(), position.steps
+        run_seconds = self._clock()
+        # Written while the policy is evaluated.
+        self._save()
+        self._processes.meet()
+
+        final_begin = time.perf_counter()
+        final = {name: value.astype(np.float64) for name, value in program.final_evaluation(self._state).items()}
+        final_seconds = time.perf_counter() - final_begin
+        if self._saver is not None:
+            self._saver.wait()
+        self._leave_if_asked()
+        return self._results(final, run_seconds, final_seconds), self._state
+
+    def _advance(self, until: int) -> None:
+        """One compiled call, and a checkpoint where one is due."""
+        begin = time.perf_counter()
+        self._state, latest = self._program.advance(self._state, until)
+        before, self._at = self._at, Counters.read(self._state)
+        advanced = np.array(self._at.update) > np.array(before.update)
+        self._metrics = {
+            name: np.where(advanced, value, self._metrics.get(name, value)) for name, value in latest.items()
+        }
+        position = self._position
+        position.steps, self._value = sum(self._at.env_steps), None
+        position.train_seconds += time.perf_counter() - begin
+        for observer in self._observers:
+            observer.on_slice(self._state, self._at.env_steps)
+        self._warn(before)
+        if self._saver is not None and self._saver.due(position.steps // self._program.num_seeds):
+            self._save()
+        self._leave_if_asked()
+
+    def _log(self, row_begin: float, row_steps: int) -> None:
+        """A row: an evaluation, and what the last update of each seed said. An observer may end the run with it."""
+        begin = time.perf_counter()
+        evaluation = self._program.evaluate(self._state)
+        now, at, position = time.perf_counter(), self._at, self._position
+        position.eval_seconds += now - begin
+        metrics = self._metrics | evaluation
+        if getattr(self._program.algorithm, "on_nan", "stop") == "skip":
+            metrics["skipped_updates"] = np.array(at.skipped)
+        row = Row(
+            index=position.rows,
+            update=at.update,
+            env_steps=at.env_steps,
+            wall_seconds=self._clock(),
+            env_steps_per_second=(position.steps - row_steps) / (now - row_begin),
+            metrics={name: value.astype(np.float64).tolist() for name, value in metrics.items()},
+        )
+        position.rows, position.logged_steps = position.rows + 1, position.steps
+        total, ended = self._program.algorithm.total_steps, False
+        for observer in self._observers:
+            observer.on_row(row)
+            ended |= bool(observer.on_state(row, sharding.own_copy(self._state)))
+        if ended and at.before(total):
+            position.ended = total
+        self._value = row.mean("eval_return" if "eval_return" in row.metrics else "episode_return")
+        if self._saver is not None:
+            self._saver.row(sharding.own_copy(self._state), self._value, self.mark, self._snapshot)
+        if self._processes.meet(int(position.ended == total))[0]:
+            position.ended = total
+
+    def _results(
+        self, final: dict[str, np.ndarray[Any, Any]], run_seconds: float, final_seconds: float
+    ) -> dict[str, Any]:
+        """The loop's part of the summary, from the final evaluation (see `Program.final_evaluation`) and the clocks."""
+        at, position = self._at, self._position
+        returns, greedy = final["return"].mean(axis=1), final["return_greedy"].mean(axis=1)
+        return {
+            "env_steps": sum(at.env_steps) // len(at.env_steps),
+            "env_steps_per_seed": at.env_steps,
+            "updates": max(at.update),
+            "updates_per_seed": at.update,
+            "ended_early": position.ended == self._program.algorithm.total_steps,
+            "diverged": at.divergences(self._program.first_seed),
+            "skipped_updates_per_seed": at.skipped,
+            "invalid_episodes_per_seed": at.invalid_episodes,
+            "final_return_mean": float(returns.mean()),
+            "final_return_iqm": float(interquartile_mean(returns)),
+            "final_return_per_seed": returns.tolist(),
+            "final_return_greedy_mean": float(greedy.mean()),
+            "final_return_greedy_per_seed": greedy.tolist(),
+            "final_length_mean": float(final["length"].mean()),
+            "final_eval_episodes": final["return"].shape[1],
+            "run_seconds": run_seconds,
+            "train_seconds": position.train_seconds,
+            "eval_seconds": position.eval_seconds,
+            "final_eval_seconds": final_seconds,
+            "eval_share": position.eval_seconds / run_seconds,
+            "checkpoint_seconds": position.checkpoint_seconds,
+            "checkpoint_share": position.checkpoint_seconds / run_seconds,
+            "env_steps_per_second": sum(at.env_steps) / run_seconds,
+        }
+
+    def _clock(self) -> float:
+        """Brings the position's clocks up to now; returns the seconds of the run."""
+        run_seconds, checkpoint_seconds = self._before
+        self._position.run_seconds = run_seconds + time.perf_counter() - self._begin
+        if self._saver is not None:
+            self._position.checkpoint_seconds = checkpoint_seconds + self._saver.blocked_seconds
+        return self._position.run_seconds
+
+    def _snapshot(self) -> dict[str, Any]:
+        self._clock()
+        self._position.metrics = {name: value.astype(np.float64).tolist() for name, value in self._metrics.items()}
+        if self._saver is not None:
+            self._position.best_return = self._saver.best_return
+        return dataclasses.asdict(self._position)
+
+    def _save(self) -> None:
+        if self._saver is not None:
+            steps = self._position.steps // self._program.num_seeds
+            self._saver.save(sharding.own_copy(self._state), steps, self.mark, self._value, self._snapshot())
+            self._clock()
+
+    def _leave_if_asked(self) -> None:
+        # The first process's clock is everyone's, so that all come to the same end of the next call.
+        signum, self._position.train_seconds = self._processes.meet(self._stop() or 0, self._position.train_seconds)
+        if signum:
+            self._save()
+            if self._saver is not None:
+                self._saver.wait()
+            raise Interrupted(signum, f"interrupted at {self._position.steps // self._program.num_seeds:,} steps")
+
+    def _warn(self, before: Counters) -> None:
+        """Tells of what went wrong since `before`: each frozen seed, and the first update and episode left out."""
+        at, texts = self._at, []
+        new = [
+            seed
+            for seed in at.divergences(self._program.first_seed)
+            if seed not in before.divergences(self._program.first_seed)
+        ]
+        if at.behind is not None:
+            texts += [f"{divergence_text(seed)}; it stays as it was before, the others go on" for seed in new]
+        if sum(at.skipped) and not sum(before.skipped):
+            what = sorted({name for cause in at.cause for name in not_finite(cause)}, key=CAUSES.index)
+            texts.append(
+                f"an update is not finite ({', '.join(what)}) and is dropped; algo.on_nan=skip counts such updates"
+            )
+        if sum(at.invalid_episodes) and not sum(before.invalid_episodes):
+            texts.append(
+                f"{self._env} gave an observation or reward that is not finite; such episodes are left out and counted"
+            )
+        for observer in self._observers:
+            for text in texts:
+                observer.on_warning(text)
+
+
+def _slice_end(done: int, gained: int, seconds: float) -> int:
+    """Where to stop the next compiled call so that it takes about SLICE_SECONDS, judged by `gained` steps in `seconds`.
+
+    How a run is cut changes no result, so this may depend on the clock. The first call makes one update.
+    """
+    return done + max(1, int(gained / seconds * SLICE_SECONDS) if seconds else 1)

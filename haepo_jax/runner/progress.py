@@ -1,0 +1,164 @@
+"""What a run shows while it works: a live line on a terminal, at most about twenty plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from importlib import util
+from pathlib import Path
+from typing import Any, TextIO
+
+from haepo_jax.algorithms.base import TrainState
+from haepo_jax.runner.observers import Observer, Row, RunInfo, divergence_text
+
+PLAIN_LINES = 20
+
+
+def number(value: float) -> str:
+    """Four significant digits at most; a dash where there is no value."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Such as `45s`, `3m20s` or `2h05m`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def live_line(stream: TextIO) -> Any:
+    """A line of rich's that has begun to show tasks with a `status`; `stop` takes it away."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    name, status = TextColumn("{task.description}"), TextColumn("{task.fields[status]}")
+    columns = (name, BarColumn(bar_width=20), TaskProgressColumn(), status)
+    line = Progress(*columns, console=Console(file=stream), transient=True)
+    line.start()
+    return line
+
+
+class Progress(Observer):
+    """The first line names the device, the last ones the return and the directory."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self._live: Any = None
+        self._task: Any = None
+        self._row: Row | None = None
+        self._total = 0
+        self._begin = 0.0
+        self._begin_steps = 0
+        self._printed = 0
+        self._directory: Path | None = None
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def on_start(self, info: RunInfo) -> None:
+        import jax
+
+        config = info.config
+        self._total, self._directory = config.total_steps, info.directory
+        name = config.algo.class_name if config.algo.name == config.algo.class_name.lower() else config.algo.name
+        seeds = f"{config.num_seeds} seeds, " if config.num_seeds > 1 else ""
+        self._print(f"training {name} on {config.env}, {seeds}on {info.device} (JAX {jax.__version__})")
+        if info.resumed_from is not None:
+            self._begin_steps = info.resumed_from * config.num_seeds
+            self._printed = info.resumed_from * PLAIN_LINES // self._total
+            start = (
+                f"at {info.resumed_from:,} of {self._total:,} steps"
+                if info.resumed_from
+                else "from the beginning: no checkpoint yet"
+            )
+            self._print(f"resuming {start}")
+        if info.fallback:
+            self._print(f"note: {info.fallback}")
+        if self._stream.isatty() or self._in_notebook():
+            self._live = live_line(self._stream)
+            self._task = self._live.add_task("compiling", total=self._total, status="")
+
+    def _in_notebook(self) -> bool:
+        """Whether rich can draw there, which it does with ipywidgets; without them a notebook gets plain lines."""
+        if self._stream is not sys.stdout or "ipykernel" not in sys.modules or util.find_spec("ipywidgets") is None:
+            return False
+        from rich.console import Console
+
+        return Console().is_jupyter
+
+    def on_compiled(self, seconds: float) -> None:
+        self._begin = time.perf_counter()
+        if self._live is None:
+            self._print(f"compiled in {seconds:.1f}s")
+        else:
+            self._live.update(self._task, description="training")
+
+    def on_slice(self, state: TrainState, env_steps: list[int]) -> None:
+        if self._live is not None:
+            done = min(self._total, sum(env_steps) // len(env_steps))
+            self._live.update(self._task, completed=done, status=self._status(env_steps))
+
+    def on_row(self, row: Row) -> None:
+        self._row = row
+        if self._live is not None:
+            self.on_slice(None, row.env_steps)  # type: ignore[arg-type]
+        elif row.mean_steps * PLAIN_LINES // self._total > self._printed:
+            self._printed = row.mean_steps * PLAIN_LINES // self._total
+            self._print(self._status(row.env_steps))
+
+    def _status(self, env_steps: list[int]) -> str:
+        elapsed = time.perf_counter() - self._begin
+        steps = sum(env_steps) // len(env_steps)
+        parts = [f"{steps:,}/{self._total:,} steps", f"{(sum(env_steps) - self._begin_steps) / elapsed:,.0f} steps/s"]
+        if self._row is not None:
+            name = "eval_return" if "eval_return" in self._row.metrics else "episode_return"
+            parts.append(f"return {number(self._row.mean(name))}")
+            if "ess" in self._row.metrics:
+                parts.append(f"ESS {self._row.mean('ess'):.2f}")
+        done = min(env_steps) - self._begin_steps // len(env_steps)
+        left = max(0, self._total - min(env_steps)) * elapsed / max(1, done)
+        parts.append(f"{duration(left)} left")
+        return "  ".join(parts)
+
+    def on_warning(self, text: str) -> None:
+        if self._live is None:
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+        else:
+            self._live.console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        self.close()
+        per_seed = summary["final_return_per_seed"]
+        several = len(per_seed) > 1
+        spread = f" (seeds {number(min(per_seed))} to {number(max(per_seed))})" if several else ""
+        greedy = number(summary["final_return_greedy_mean"])
+        episodes = f"{summary['final_eval_episodes']} episodes{' a seed' if several else ''}"
+        self._print(f"final return {number(summary['final_return_mean'])}{spread}, greedy {greedy}, over {episodes}")
+        if summary["ended_early"]:
+            self._print(f"a callback ended the run at {summary['env_steps']:,} of {self._total:,} steps")
+        for seed in summary["diverged"]:
+            self._print(f"{divergence_text(seed)}; it stayed as it was before")
+        if skipped := sum(summary["skipped_updates_per_seed"]):
+            self._print(f"{skipped} updates were not finite and were dropped")
+        if invalid := sum(summary["invalid_episodes_per_seed"]):
+            self._print(
+                f"{invalid} episodes were left out: the environment gave an observation or reward that is not finite"
+            )
+        self._print(
+            f"{sum(summary['env_steps_per_seed']):,} steps in {duration(summary['wall_seconds'])}: compilation "
+            f"{summary['compile_seconds']:.1f}s, then {summary['env_steps_per_second']:,.0f} steps/s, "
+            f"{summary['eval_share']:.0%} of the time in evaluation"
+        )
+        if self._directory is not None:
+            self._print(f"results in {self._directory}")
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None

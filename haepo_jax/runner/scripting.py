@@ -1,0 +1,304 @@
+"""Training from a program or a notebook: `haepo_jax.train(algo, ...)`, the loop and the files of the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+import haepo_jax
+from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.algorithms.base import Algorithm, TrainState
+from haepo_jax.envs.base import PlainEnvironment
+from haepo_jax.losses.weights import Auto
+from haepo_jax.messages import short
+from haepo_jax.networks import LinenPolicy, NNXPolicy
+from haepo_jax.runner.config import AlgoConfig, ConfigError, OwnConfig, RunConfig, did_you_mean
+from haepo_jax.runner.config.values import checked_value, from_dict
+from haepo_jax.runner.errors import Interrupted
+from haepo_jax.runner.loading import last_states
+from haepo_jax.runner.loggers import row_to_json
+from haepo_jax.runner.observers import Observer, Row, RunInfo
+from haepo_jax.runner.progress import Progress
+from haepo_jax.runner.run import run
+from haepo_jax.runner.run_dir import RunDir
+from haepo_jax.runner.session import run_in_directory, warn
+
+if TYPE_CHECKING:
+    import pandas
+
+Callback = Callable[[Row, TrainState], bool | None] | Observer
+
+SETTINGS = (
+    "final_eval_episodes",
+    "init_from",
+    "shard",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "tensorboard",
+    "wandb",
+    "completions",
+    "weights",
+)
+"""Of a run on the command line, those that a program may give as they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a training gave: S seeds, R logged rows.
+
+    Attributes:
+      algorithm: that was trained.
+      seeds: (S,) their numbers.
+      state: the final train state; every leaf has the seeds as its first axis, one seed included.
+      history: each metric (S, R), NaN where a seed has no value; `update` and `env_steps` are int64, and `wall_seconds`
+        is the same for every seed.
+      summary: how the run ended, as `summary.json` has it.
+    """
+
+    algorithm: Algorithm
+    seeds: list[int]
+    state: TrainState
+    history: dict[str, npt.NDArray[Any]]
+    summary: dict[str, Any]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The history as a table: a row for each seed and logged row, in columns `seed`, `row` and one a metric.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("to_pandas needs pandas: pip install pandas") from None
+        count, rows = next(iter(self.history.values())).shape if self.history else (len(self.seeds), 0)
+        index = {"seed": np.repeat(self.seeds, rows), "row": np.tile(np.arange(rows), count)}
+        return pandas.DataFrame({**index, **{name: values.ravel() for name, values in self.history.items()}})
+
+
+def train(
+    algo: Algorithm,
+    *,
+    seeds: int | Sequence[int] = 1,
+    run_dir: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    resume: bool | str = False,
+    progress: bool = True,
+    **settings: Any,
+) -> TrainResult:
+    """Trains an algorithm with the loop, the display, the files and the resuming of `python -m haepo_jax.train`.
+
+    Examples:
+      >>> result = hx.train(hx.PPO("CartPole-v1", total_steps=50_000), seeds=4, run_dir="runs/mine")
+      >>> result.history["eval_return"].shape
+      (4, 50)
+
+    The algorithm may be any `Algorithm`, of the user's own class, environment and networks; the metrics that its `_update`
+    returns are logged with all others. A run of named parts alone, such as this one, is one of the command line's: `run_dir`
+    can be evaluated, rendered and gone on with there.
+
+    Args:
+      algo: for instance `hx.HAEPO("CartPole-v1", total_steps=50_000)`; all seeds train in one compiled call.
+      seeds: how many, from 0; or consecutive numbers, such as `range(4, 8)`. A seed is the same run alone and beside
+        others.
+      run_dir: where the files go; None: there are none.
+      callbacks: called in turn after every logged row: functions `(row, state) -> bool | None`, of which one that
+        returns True ends the run in good order; or an `Observer`, which sees more of the run. `row` is a
+        `haepo_jax.runner.observers.Row`; in `state` every leaf has the seeds as its first axis.
+      resume: go on with the run in `run_dir`, with the same algorithm: one that was interrupted ends as if it had not
+        been, one that has ended is given back, or goes on where `algo.total_steps` has grown. "auto": or start.
+      progress: show the display.
+      **settings: of the command line: final_eval_episodes, init_from, shard; with `run_dir` also checkpoint_minutes,
+        checkpoint_steps, keep_checkpoints, tensorboard, wandb, completions, weights.
+
+    Raises:
+      ConfigError (a ValueError): for a setting or a directory that cannot be used, in one line.
+      RunError (a RuntimeError): where the device or the disk gives up.
+      KeyboardInterrupt: at Ctrl-C; with `run_dir` after a checkpoint.
+    """
+    if not isinstance(algo, Algorithm):
+        raise ConfigError(f"train takes an algorithm, such as hx.HAEPO('CartPole-v1'), not {short(algo)}")
+    numbers = _seeds(seeds)
+    config = _describe(algo, numbers, _settings(run_dir, resume, settings))
+    history = _History()
+    observers = [history, *map(_observer, callbacks), Progress() if progress else _Warnings()]
+    if config.run_dir is None:
+        if config.resume != "false":
+            raise ConfigError(f"resume={resume!r} needs run_dir=<the directory of the run>")
+        summary, state = run(config, None, observers, algorithm=algo)
+    else:
+        command = f"haepo_jax.train(...){f' in {sys.argv[0]}' if sys.argv[0] else ''}"
+        try:
+            ended = run_in_directory(config, command, algorithm=algo, observers=observers, embedded=True)
+        except Interrupted as interruption:
+            _leave(interruption)
+        if ended.summary is None or ended.state is None:
+            history.read(ended.directory)
+            states = last_states(ended.directory, algo, len(numbers), warn)
+            return TrainResult(algo, numbers, states, history.arrays(), ended.directory.read_summary())
+        summary, state = ended.summary, ended.state
+    if len(numbers) == 1:
+        state = jax.tree.map(lambda x: x[None], state)
+    return TrainResult(algo, numbers, state, history.arrays(), summary)
+
+
+def _leave(interruption: Interrupted) -> NoReturn:
+    if interruption.signum == signal.SIGINT:
+        raise KeyboardInterrupt(str(interruption)) from None
+    warn(str(interruption))
+    raise SystemExit(128 + interruption.signum) from None
+
+
+# --- The arguments as settings ----------------------------------------------------------------------------------------
+
+
+def _seeds(seeds: int | Sequence[int]) -> list[int]:
+    numbers = list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    try:
+        numbers = [int(number) for number in numbers]  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] < 0:
+        raise ConfigError(f"seeds={short(seeds)} must be how many, or consecutive numbers such as range(4, 8)")
+    return numbers
+
+
+def _settings(run_dir: str | Path | None, resume: bool | str, settings: dict[str, Any]) -> dict[str, Any]:
+    fields = {field.name: field for field in dataclasses.fields(RunConfig)}
+    for key in settings:
+        if key not in SETTINGS:
+            near = did_you_mean(key, SETTINGS) or f" (there are: {', '.join(SETTINGS)})"
+            raise ConfigError(f"train has no setting {short(key)}{near}")
+    given = settings | {"run_dir": None if run_dir is None else str(run_dir), "resume": resume}
+    return {key: checked_value(key, fields[key], value) for key, value in given.items()}
+
+
+def _describe(algo: Algorithm, seeds: list[int], settings: dict[str, Any]) -> RunConfig:
+    """The settings that make this algorithm, where there are such; else a description of its parts."""
+    names = {cls.__name__: name for name, cls in hp.ALGORITHMS.items()}
+    numbers, objects = {}, {"algorithm": _qualified(type(algo)), "env": _qualified(_unwrapped(algo.env))}
+    for field in dataclasses.fields(algo):
+        value = getattr(algo, field.name)
+        if field.name in ("env", "total_steps") or (value is None and "kind" not in field.metadata):
+            continue
+        try:
+            numbers[field.name] = _plain(value)
+        except TypeError:
+            objects[field.name] = _qualified(_unwrapped(value))
+    name = names.get(type(algo).__name__, "")
+    common = {"seed": seeds[0], "num_seeds": len(seeds), "total_steps": algo.total_steps, **settings}
+    env = str(getattr(algo.env, "name", type(algo.env).__name__))
+    if type(algo) is getattr(haepo_jax, type(algo).__name__, None) and not {"policy", "value"} & {*objects}:
+        try:
+            config = from_dict({"env": env, "algo": {"name": name, **numbers}, **common}, RunConfig)
+            if _equal(haepo_jax.make_env(config.env), algo.env) and len(objects) == 2:
+                return config
+        except (ValueError, TypeError, ImportError):  # the environment has no such name, or a schedule is a function
+            pass
+    algo_config = AlgoConfig(name or type(algo).__name__, numbers)
+    config = OwnConfig(env=env, algo=algo_config, env_kwargs={}, objects=objects, **common)
+    config.check()
+    return config
+
+
+def _plain(value: Any) -> Any:
+    """A number, a switch, a word or a list of them, as a file holds it; raises TypeError for anything else."""
+    if isinstance(value, Auto):
+        return "auto"
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return np.asarray(value).tolist()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError
+
+
+def _unwrapped(value: Any) -> Any:
+    """What the user gave, in place of what has been put around it."""
+    if isinstance(value, PlainEnvironment):
+        return value.holder.value
+    if isinstance(value, LinenPolicy):
+        return value.module
+    return value.create if isinstance(value, NNXPolicy) else value
+
+
+def _qualified(value: Any) -> str:
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two pytrees are alike in structure and numbers."""
+    structures: list[Any] = [jax.tree.structure(one), jax.tree.structure(other)]
+    alike = bool(structures[0] == structures[1])
+    return alike and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+
+
+# --- What watches the run ---------------------------------------------------------------------------------------------
+
+
+def _observer(callback: Callback) -> Observer:
+    if isinstance(callback, Observer):
+        return callback
+    if callable(callback):
+        return _Callback(callback)
+    raise ConfigError(f"callbacks: {short(callback)} is neither a function (row, state) -> bool nor an Observer")
+
+
+class _Callback(Observer):
+    def __init__(self, function: Callable[[Row, TrainState], bool | None]) -> None:
+        self._function = function
+
+    def on_state(self, row: Row, state: TrainState) -> bool | None:
+        # A copy may be kept: the loop's own buffers are used up by the next call.
+        one = len(row.update) == 1
+        return self._function(row, jax.tree.map(lambda x: x[None] if one else jnp.copy(x), state))
+
+
+class _Warnings(Observer):
+    def on_warning(self, text: str) -> None:
+        warnings.warn(text, stacklevel=2)
+
+
+class _History(Observer):
+    """Collects the rows; those before a resumed run's are read back."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, list[Any]]] = []
+
+    def on_start(self, info: RunInfo) -> None:
+        if info.rows and info.directory is not None:
+            self.read(RunDir(info.directory), info.rows)
+
+    def on_row(self, row: Row) -> None:
+        self._add(row_to_json(row))
+
+    def read(self, directory: RunDir, rows: int | None = None) -> None:
+        for row in directory.read_metrics()[:rows]:
+            self._add(row)
+
+    def _add(self, row: dict[str, Any]) -> None:
+        seeds = row["seeds"]
+        self._rows.append({"wall_seconds": [row["wall_seconds"]] * len(seeds["update"]), **seeds})
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        counts = ("update", "env_steps")
+        names = dict.fromkeys(name for row in self._rows for name in row)
+        lanes = len(self._rows[0]["update"]) if self._rows else 0
+        missing = [None] * lanes
+        return {
+            name: np.array([row.get(name, missing) for row in self._rows], np.int64 if name in counts else np.float64).T
+            for name in names
+        }

@@ -1,0 +1,199 @@
+"""A run and its directory: lock, signals, what to go on from, loggers, checkpoints, and a full disk told in one line.
+
+What `python -m haepo_jax.train` and `haepo_jax.train(...)` share. jax is loaded when the directory has been tried, so that
+a mistake in it is not paid for with seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haepo_jax.messages import one_line, short
+from haepo_jax.runner.checkpoints import Checkpoints, Saver
+from haepo_jax.runner.config import ConfigError, RunConfig
+from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
+from haepo_jax.runner.processes import ALONE, Processes
+from haepo_jax.runner.resume import Plan, existing_run, make_plan, resume_command
+from haepo_jax.runner.run_dir import RunDir, create_run_dir
+from haepo_jax.runner.signals import StopSignals
+
+if TYPE_CHECKING:
+    from haepo_jax.algorithms.base import Algorithm, TrainState
+    from haepo_jax.runner.observers import Observer
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A run that has come to its end: its directory, its summary and the final train state.
+
+    Where it had ended before, both are None: the directory has them.
+    """
+
+    directory: RunDir
+    summary: dict[str, Any] | None
+    state: TrainState | None
+
+
+def train_and_report(config: RunConfig, argv: Sequence[str], processes: Processes = ALONE) -> int:
+    """Trains as a command line does and returns the exit status; `argv` are the arguments of `haepo_jax.train`.
+
+    Of several processes the first has the display and the files.
+
+    Raises:
+      RunError: where every seed diverged. Else as `run_in_directory` does.
+    """
+    if not processes.first:
+        return _train_along(processes)
+    ended = run_in_directory(config, shlex.join(["python", "-m", "haepo_jax.train", *argv]), processes=processes)
+    if ended.summary is None:
+        print(f"the run in {ended.directory.path} has ended; a larger total_steps would extend it")
+    elif len(ended.summary["diverged"]) == config.num_seeds:
+        raise RunError(_divergence(ended.summary, ended.directory))
+    return 0
+
+
+def run_in_directory(
+    config: RunConfig,
+    command: str,
+    *,
+    algorithm: Algorithm | None = None,
+    observers: Sequence[Observer] | None = None,
+    embedded: bool = False,
+    processes: Processes = ALONE,
+) -> Ended:
+    """Trains as configured, with the files of a run; with `config.resume` goes on with the one in `config.run_dir`.
+
+    Args:
+      config: the settings.
+      command: for the summary.
+      algorithm: that the settings describe; None: is built from them.
+      observers: beside the loggers; None: the progress display.
+      embedded: whether this is part of a user's program; see `StopSignals`.
+      processes: that have a share in the run, of which this is the first.
+
+    Raises:
+      ConfigError: where the directory cannot be used, or its run not gone on with.
+      RunError: where the disk is full or the directory has vanished. Else as `haepo_jax.runner.run.run` does.
+    """
+    directory = run_to_resume(config)
+    goes_on = directory is not None
+    directory = directory or create_run_dir(config)
+    config = dataclasses.replace(config, run_dir=str(directory.path))
+    again = (
+        f"the same call with run_dir={str(directory.path)!r} and resume=True"
+        if embedded
+        else resume_command(directory, distributed=config.distributed)
+    )
+    try:
+        with directory.lock(), StopSignals(directory.remove_if_empty, embedded=embedded) as stop:
+            if not goes_on and directory.holds_run():
+                raise ConfigError(
+                    f"run_dir={short(str(directory.path))} already holds a run, which another process has just started"
+                )
+            plan = make_plan(config, directory, warn) if goes_on else Plan(config, None, (), False)
+            if plan.ended:
+                processes.of_first(lambda: None)
+                return Ended(directory, None, None)
+            processes.of_first(lambda: plan)
+            sentence = "; the last checkpoint is ", f", to go on from there: {again}"
+            with disk_errors(directory.path, after=lambda: _of_last_checkpoint(directory, *sentence)):
+                from haepo_jax.runner.progress import Progress
+                from haepo_jax.runner.run import run
+
+                directory.clean_up()
+                config = plan.config
+                saver = Saver(
+                    Checkpoints(directory.checkpoints),
+                    keep=config.keep_checkpoints,
+                    steps=config.checkpoint_steps,
+                    minutes=config.checkpoint_minutes,
+                    bad=plan.damaged,
+                    flush_first=(directory.metrics,),
+                )
+                summary, state = run(
+                    config,
+                    directory.path,
+                    [*_loggers(config, directory, command), *([Progress()] if observers is None else observers)],
+                    algorithm=algorithm,
+                    saver=saver,
+                    resumed=goes_on,
+                    checkpoint=plan.checkpoint,
+                    begin=stop.begin,
+                    stop=stop,
+                    processes=processes,
+                )
+                return Ended(directory, summary, state)
+    except Interrupted as interruption:
+        raise Interrupted(interruption.signum, f"{interruption}; to go on: {again}") from None
+    finally:
+        directory.remove_if_empty()
+
+
+def run_to_resume(config: RunConfig) -> RunDir | None:
+    """The run to go on with, if one is wanted and there; raises ConfigError."""
+    return None if config.resume == "false" else existing_run(config.resume, config.run_dir)
+
+
+def warn(text: str) -> None:
+    """One line for the user, beside the display."""
+    print(f"warning: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+def _train_along(processes: Processes) -> int:
+    """What every process but the first does: its share of the computation."""
+    plan: Plan | None = processes.of_first(lambda: None)
+    if plan is None:
+        return 0
+    from haepo_jax.runner.run import run
+
+    with StopSignals(lambda: None, quiet=True) as stop:
+        run(plan.config, Path(), [], begin=stop.begin, stop=stop, processes=processes)
+    return 0
+
+
+def _loggers(config: RunConfig, directory: RunDir, command: str) -> list[Observer]:
+    from haepo_jax.runner import loggers
+    from haepo_jax.runner.alignment import WeightLogger
+    from haepo_jax.runner.completions import CompletionLogger
+
+    tensorboard = loggers.TensorBoardLogger(directory) if config.tensorboard else None
+    written: list[Observer] = [loggers.FileLogger(directory, command), loggers.CurveLogger(directory, tensorboard)]
+    if tensorboard is not None:
+        written.append(tensorboard)
+    if config.completions:
+        written.append(CompletionLogger(directory, config.completions, tensorboard))
+    if config.weights:
+        written.append(WeightLogger(directory, config.weights, tensorboard))
+    if config.wandb:
+        written.append(loggers.WandbLogger(directory))
+    return written
+
+
+def _of_last_checkpoint(directory: RunDir, before: str, behind: str = "") -> str:
+    """The newest checkpoint's path in a sentence; nothing where there is none."""
+    found = Checkpoints(directory.checkpoints).all()
+    return f"{before}{found[-1].path}{behind}" if found else ""
+
+
+def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
+    """Which update was not finite, the likely cause and where the last finite state is, in one line."""
+    first = summary["diverged"][0]
+    every = f"every seed diverged, seed {first['seed']}" if len(summary["seeds"]) > 1 else "diverged"
+    invalid = sum(summary["invalid_episodes_per_seed"])
+    if invalid:
+        cause = f"the environment, which gave an observation or reward that is not finite in {invalid} episodes"
+    else:
+        rate = summary["hyperparameters"]["learning_rate"]
+        cause = f"a step size that is too high (algo.learning_rate={rate}) or rewards of an extreme size"
+    kept = _of_last_checkpoint(directory, "; the last finite state is in ")
+    *others, last = first["not_finite"]
+    what = f"{', '.join(others)} and {last}" if others else last
+    return (
+        f"{every} in update {first['update']}: not finite: {what}; the likely cause is {cause}: "
+        f"a lower algo.learning_rate may help, or algo.on_nan=skip to drop such updates{kept}"
+    )

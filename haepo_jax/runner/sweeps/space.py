@@ -1,0 +1,152 @@
+"""The search space: Hydra's sweep language (choice, range, interval, tag), read by Hydra's own parser.
+
+Nothing here imports jax or Optuna.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.messages import short
+from haepo_jax.runner.config import ConfigError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+MOST_VALUES = 10_000
+"""The longest list of values that one key may have, and the most combinations of settings that are compiled in."""
+
+FINITE = hp.Range()
+
+Values = dict[str, Any]
+"""One configuration: the swept keys it has, such as `algo.learning_rate`, and their values."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A list of values, in the order given: `choice(a,b)`, `a,b` or `range(start,stop,step)`."""
+
+    key: str
+    values: tuple[Any, ...]
+
+    def draw(self, random: np.random.Generator) -> Any:
+        """A value, all equally likely."""
+        return self.values[int(random.integers(len(self.values)))]
+
+    def bounds(self) -> tuple[float, float] | None:
+        """The least and the greatest value; None where they are not all numbers."""
+        numbers = [v for v in self.values if isinstance(v, int | float) and not isinstance(v, bool)]
+        return (min(numbers), max(numbers)) if len(numbers) == len(self.values) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """All numbers from `low` to `high`, both included: `interval(low,high)`, even in the logarithm where `log`."""
+
+    key: str
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+    def draw(self, random: np.random.Generator) -> float | int:
+        """A number, uniform in the interval or in its logarithm."""
+        # An integer owns the unit around it, so that both ends are as likely as the rest.
+        half = 0.5 if self.integer else 0.0
+        low, high = self.low - half, self.high + half
+        value = math.exp(random.uniform(math.log(low), math.log(high))) if self.log else random.uniform(low, high)
+        value = min(max(value, self.low), self.high)
+        return round(value) if self.integer else value
+
+    def bounds(self) -> tuple[float, float]:
+        """The two ends."""
+        return self.low, self.high
+
+
+Dimension = Choice | Interval
+
+
+def read_dimension(override: Override, *, integer: bool = False) -> Dimension:
+    """One key's values; `integer`: the key takes whole numbers. Raises ConfigError.
+
+    The order that `shuffle(...)` asks for is that of the search, so it is passed over.
+    """
+    from hydra.core.override_parser.types import Sweep
+
+    key, text = override.key_or_group, short(override.input_line or override.key_or_group)
+    value: Any = override.value()
+    tags = set(getattr(value, "tags", ()))
+    if unknown := tags - {"log", "int"}:
+        raise ConfigError(f"{text}: unknown tag {sorted(unknown)[0]!r}; there are: log, int")
+    if override.is_interval_sweep():
+        return _interval(
+            key, text, value, log="log" in tags, integer=integer or "int" in tags or isinstance(value.start, int)
+        )
+    if tags:
+        raise ConfigError(f"{text}: tag({sorted(tags)[0]},...) needs an interval; a list of values has no scale")
+    if not override.is_discrete_sweep() or not hasattr(value, "shuffle"):
+        raise ConfigError(f"{text}: write choice(...), range(...) or interval(...)")
+    listed = value.list if hasattr(value, "list") else _range(text, value)
+    values = tuple(itertools.islice((_plain(item) for item in listed), MOST_VALUES + 1))
+    if not values:
+        raise ConfigError(f"{text} has no values")
+    if any(isinstance(value, Sweep) for value in values):
+        raise ConfigError(f"{text}: a list of values holds no other list of values")
+    if len(values) > MOST_VALUES:
+        raise ConfigError(f"{text} has more than {MOST_VALUES:,} values; write an interval")
+    return Choice(key, values)
+
+
+def _interval(key: str, text: str, value: Any, *, log: bool, integer: bool) -> Interval:
+    if not (value.start in FINITE and value.end in FINITE):
+        raise ConfigError(f"{text}: the ends of an interval must be finite numbers")
+    low, high = float(value.start), float(value.end)
+    if low >= high:
+        hint = f"write interval({value.end:g},{value.start:g})" if low > high else f"write {key}={value.start:g}"
+        raise ConfigError(f"{text}: an interval runs from its lower end to its higher; {hint}")
+    if log and low <= 0:
+        raise ConfigError(f"{text}: the logarithm needs a lower end above 0")
+    if integer and not (low.is_integer() and high.is_integer()):
+        raise ConfigError(f"{text}: the ends of an interval of integers must be integers")
+    return Interval(key, low, high, log, integer)
+
+
+def _range(text: str, value: Any) -> Any:
+    if not all(number in FINITE for number in (value.start, value.stop, value.step)):
+        raise ConfigError(f"{text}: a range is of finite numbers")
+    if value.step == 0:
+        raise ConfigError(f"{text}: the step of a range must not be 0")
+    # Hydra adds up the step as the float nearest to it: 0.7000000000000001 is meant as 0.7.
+    return (float(f"{item:.12g}") if isinstance(item, float) else item for item in value.range())
+
+
+def _plain(value: Any) -> Any:
+    """A parsed value without Hydra's quotes; lists become tuples, which hash."""
+    if isinstance(value, list):
+        return tuple(_plain(item) for item in value)
+    return getattr(value, "text", value)
+
+
+def is_grid(dimensions: Sequence[Dimension]) -> bool:
+    """Whether every combination of values can be listed."""
+    return all(isinstance(dimension, Choice) for dimension in dimensions)
+
+
+def grid(dimensions: Sequence[Dimension]) -> Iterator[Values]:
+    """Every combination; the last key varies fastest."""
+    choices = [dimension for dimension in dimensions if isinstance(dimension, Choice)]
+    for combination in itertools.product(*(choice.values for choice in choices)):
+        yield dict(zip((choice.key for choice in choices), combination, strict=True))
+
+
+def draw(dimensions: Sequence[Dimension], seed: int, index: int) -> Values:
+    """The configuration of an index: always the same, whoever asks and whatever was drawn before."""
+    random = np.random.default_rng([seed, index])
+    return {dimension.key: dimension.draw(random) for dimension in dimensions}

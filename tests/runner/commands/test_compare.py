@@ -1,0 +1,260 @@
+"""`python -m haepo_jax.compare`: settings for several algorithms, runs alike, what is made of their results."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from haepo_jax.runner import comparison
+from haepo_jax.runner.commands import compare
+from haepo_jax.runner.config import ConfigError, RunConfig
+from haepo_jax.runner.config.arguments import command_of, compose, read_arguments
+from haepo_jax.runner.errors import Interrupted
+from haepo_jax.runner.run_dir import RunDir
+from haepo_jax.runner.statistics import probability_of_improvement
+
+sys.path.insert(0, str(Path(__file__).parent / "training"))
+from tests.runner.counting_algorithm import Counting
+
+QUICK = ["total_steps=200", "final_eval_episodes=2"]
+
+
+def read(*arguments: str) -> compare.Comparison:
+    return compare.read_comparison(read_arguments(arguments).overrides)
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that compile in no time; each algorithm's returns are its own."""
+    strides = {"haepo": 20, "ppo": 10, "grpo": 10, "dpo": 15}
+    monkeypatch.setattr(
+        "haepo_jax.runner.run.build",
+        lambda config: Counting(
+            total_steps=config.total_steps, stride=strides[config.algo.name], start=strides[config.algo.name]
+        ),
+    )
+
+
+def test_every_algorithm_meets_every_environment_with_its_own_settings() -> None:
+    found = read(
+        "env=CartPole-v1,haepo/bandit", "algo=haepo,ppo,haepo_paper", "algo.num_envs=64", "algo.kl_coef=0.5",
+        "haepo.kl_coef=2", "ppo.learning_rate=1e-3", "total_steps=1e5", "seed=4",
+    )  # fmt: skip
+    assert list(found.runs) == [
+        "haepo-CartPole-v1", "ppo-CartPole-v1", "haepo_paper-CartPole-v1",
+        "haepo-haepo-bandit", "ppo-haepo-bandit", "haepo_paper-haepo-bandit",
+    ]  # fmt: skip
+    for run in found.runs.values():
+        assert (run.seed, run.num_seeds, run.total_steps, run.tensorboard) == (4, 10, 100_000, False)
+        assert run.algo.hyperparameters["num_envs"] == 64
+    one = {name: run.algo.hyperparameters for name, run in found.runs.items()}
+    assert one["haepo-CartPole-v1"]["kl_coef"] == 2.0 and one["haepo_paper-CartPole-v1"]["kl_coef"] == 0.5
+    assert "kl_coef" not in one["ppo-CartPole-v1"] and one["ppo-haepo-bandit"]["learning_rate"] == 1e-3
+    assert one["haepo_paper-CartPole-v1"]["credit"] == "trajectory"
+
+
+def test_the_baselines_are_the_default_and_one_environment_needs_no_name() -> None:
+    assert list(read("env=gymnax/CartPole-v1").runs) == ["haepo", "ppo", "grpo", "dpo"]
+    assert list(read("env=[CartPole-v1]", "algo=[ppo,dpo]").runs) == ["ppo", "dpo"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "env= is missing"),
+        (["env="], r"env=\[''\] must be one or more names"),
+        (["env=null"], "env=None must be one or more names"),
+        (["env=CartPol-v1"], "did you mean 'CartPole-v1'"),
+        (["env=CartPole-v1,CartPole-v1"], "names 'CartPole-v1' twice"),
+        (["env=CartPole-v1,gymnax/CartPole-v1"], "names 'CartPole-v1' twice"),
+        (["env=CartPole-v1", "algo=haepo,hapo"], "unknown algorithm 'hapo'; did you mean 'haepo'"),
+        (["env=CartPole-v1", "algo=ppo,ppo"], "names 'ppo' twice"),
+        (["env=CartPole-v1", "algo=glob(*)"], "cannot use"),
+        (["env=CartPole-v1", "+algo=ppo"], "cannot use"),
+        (["env=CartPole-v1", "algo.learning_rate=1e-3,1e-4"], "only env and algo take several values here"),
+        (["env=CartPole-v1", "algo.learning_rat=1"], "did you mean 'algo.learning_rate'"),
+        (["env=CartPole-v1", "algo=ppo", "algo.history_decay=1"], "algo=ppo has no history_decay"),
+        (["env=CartPole-v1", "algo=ppo", "haepo.kl_coef=1"], "haepo is not among the algorithms, algo=ppo"),
+        (["env=CartPole-v1", "ppo.kl_coef=1"], "algo=ppo has no kl_coef"),
+        (["env=CartPole-v1", "ppo.clip_eps=-1"], "algo.clip_eps=-1 is out of range"),
+        (["env=CartPole-v1", "~ppo.clip_eps"], "cannot read|cannot use"),
+        (["env=CartPole-v1", "grpo.group_size=5"], "grpo: algo.num_envs=32 is not a multiple of group_size=5"),
+        (["env=CartPole-v1", "num_seed=2"], "did you mean 'num_seeds'"),
+        (["env=CartPole-v1", "total_steps=x"], "total_steps='x' must be an integer"),
+        (["env=CartPole-v1", "run_dir=[a]"], "run_dir=.* must be a string"),
+        (["env=range(1000000000)"], r"cannot use 'env=range\(1000000000\)': write env=a,b"),
+        (["env=CartPole-v1", "algo=shuffle(range(1000000000))"], "write algo=a,b"),
+        (["env=CartPole-v1", "algo=glob(*)"], "write algo=a,b"),
+        (["env=CartPole-v1", "run_dir=/dev/null/x"], "run_dir='/dev/null/x' cannot be made: '/dev/null' is not a dir"),
+        (["env=CartPole-v1", "resume=true"], "resume=true needs run_dir="),
+        (["env=CartPole-v1", "resume=true", "run_dir=nowhere"], "nothing to resume"),
+        (["env=CartPole-v1", "--cfg", "job"], "belongs to haepo_jax.train"),
+    ],
+)
+def test_what_is_refused(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert compare.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert re.search(message, captured.err) and captured.err.count("\n") == 1 and captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_settings_and_algorithms(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main(["--help"]) == 0
+    output = capsys.readouterr().out
+    for word in ("haepo_paper", "num_seeds", "10 ", "run_dir", "final_eval_episodes"):
+        assert word in output
+
+
+def test_a_run_is_told_as_a_command_that_repeats_it() -> None:
+    run = read(
+        "env=CartPole-v1",
+        "algo=haepo_paper",
+        "algo.entropy_coef=[0.01,0]",
+        "algo.hidden_sizes=[8,8]",
+        "env_kwargs.gravity=9",
+    ).runs
+    config = run["haepo_paper"]
+    assert compose(read_arguments(command_of(config)).overrides, RunConfig) == config
+
+
+def test_results_of_runs_that_ended(counting: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "c"
+    arguments = ["env=CartPole-v1,haepo/bandit", "algo=haepo,ppo,grpo,dpo", "num_seeds=4", *QUICK, f"run_dir={folder}"]
+    assert compare.main(arguments) == 0
+    output = capsys.readouterr().out
+    document = json.loads((folder / "comparison.json").read_text())
+    assert document["command"].startswith("python -m haepo_jax.compare env=CartPole-v1,haepo/bandit")
+    assert document["machine"]["cpu_count"] and len(document["results"]) == 8
+    for result in document["results"]:
+        summary = RunDir(folder / result["run_dir"]).read_summary()
+        assert result["final_return_per_seed"] == summary["final_return_per_seed"] and result["seeds"] == [0, 1, 2, 3]
+        assert result["iqm"] == pytest.approx(np.mean(sorted(summary["final_return_per_seed"])[1:3]))
+        low, high = result["iqm_interval"]
+        assert low <= result["iqm"] <= high
+    improvement = document["probability_of_improvement"]
+    assert improvement["of"] == "haepo" and set(improvement["over"]) == {"ppo", "grpo", "dpo"}
+    assert set(improvement["over"]["ppo"]) == {"CartPole-v1", "haepo/bandit", "all"}
+
+    markdown = (folder / "comparison.md").read_text()
+    for part in ("### CartPole-v1, 4 seeds", "### haepo/bandit", "| haepo ", "P(haepo is better)"):
+        assert part in markdown and part in output
+    widths = {len(line) for line in markdown.split("###")[1].splitlines() if line.startswith("|")}
+    assert len(widths) == 1, "the columns stand under each other"
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+    assert compare.main(arguments) == 2, "the directory is taken"
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_comparison_that_was_ended_goes_on(
+    counting: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "c"
+    arguments = ["env=CartPole-v1", "algo=haepo,ppo", "num_seeds=2", *QUICK, f"run_dir={folder}"]
+
+    whole = compare.train_and_report
+
+    def ended_in_the_second(config: RunConfig, argv: Any) -> int:
+        if config.algo.name == "ppo":
+            raise Interrupted(signal.SIGTERM, "ended")
+        return whole(config, argv)
+
+    monkeypatch.setattr(compare, "train_and_report", ended_in_the_second)
+    assert compare.main(arguments) == 128 + signal.SIGTERM
+    told = capsys.readouterr().err
+    assert "in run 2 of 2" in told and f"run_dir={folder} resume=true" in told
+    monkeypatch.setattr(compare, "train_and_report", whole)
+
+    before = (folder / "haepo" / "metrics.jsonl").read_bytes()
+    assert compare.main([*arguments, "algo.learning_rate=0.5", "resume=true"]) == 2
+    assert "algo.learning_rate=0.5, but the run" in capsys.readouterr().err
+    assert compare.main([*arguments, "resume=true"]) == 0
+    assert "has ended" in capsys.readouterr().out
+    assert (folder / "haepo" / "metrics.jsonl").read_bytes() == before
+    assert len(json.loads((folder / "comparison.json").read_text())["results"]) == 2
+
+
+def test_a_dry_run_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert compare.main(["env=haepo/bandit", "dry_run=true"]) == 0
+    assert "usable" in capsys.readouterr().out
+    assert compare.main(["env=haepo/bandit", "env_kwargs.num_arm=3"]) == 2
+    assert "'num_arms'" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_algorithms_really_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = [
+        "algo.num_envs=8",
+        "haepo.group_size=4",
+        "algo.num_minibatches=2",
+        "ppo.num_steps=10",
+        "algo.hidden_sizes=[8]",
+    ]
+    arguments = [
+        "env=haepo/bandit",
+        "algo=haepo,ppo",
+        "num_seeds=2",
+        "total_steps=1500",
+        "algo.log_points=2",
+        "algo.eval_episodes=0",
+    ]
+    assert compare.main([*arguments, *small, "final_eval_episodes=8", f"run_dir={tmp_path}/c"]) == 0
+    document = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert [result["algo"] for result in document["results"]] == ["haepo", "ppo"]
+    assert all(min(result["env_steps_per_seed"]) >= 1500 for result in document["results"])
+    assert "[2/2] ppo on haepo/bandit" in capsys.readouterr().out
+
+
+def test_results_without_a_return_or_a_second_seed() -> None:
+    def result(algo: str, returns: list[float]) -> dict[str, Any]:
+        known = [value for value in returns if not math.isnan(value)]
+        iqm = float(np.mean(known)) if known else math.nan
+        return {
+            "algo": algo, "env": "x", "seeds": list(range(len(returns))), "final_return_per_seed": returns, "iqm": iqm,
+            "iqm_interval": [math.nan, math.nan], "mean": iqm, "env_steps_per_seed": [5] * len(returns),
+            "env_steps_per_second": 1.0, "wall_seconds": 1.0, "diverged": [],
+        }  # fmt: skip
+
+    for results in ([result("ppo", [1.0])], [result("ppo", [1.0]), result("dpo", [math.nan])]):
+        improvement = comparison.improvements(results)
+        assert improvement["of"] == "ppo"
+        assert "| ppo" in comparison.table(results, improvement)
+
+
+def test_a_directory_without_a_summary_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is no summary of a run that ended"):
+        comparison.read_result("ppo", "x", RunDir(tmp_path))
+
+
+def test_probability_of_improvement() -> None:
+    value, low, high = probability_of_improvement([[3.0, 4.0]], [[1.0, 2.0]])
+    assert (value, low, high) == (1.0, 1.0, 1.0)
+    value, low, high = probability_of_improvement([[1.0, 2.0], [5.0]], [[1.0, 2.0], [9.0]])
+    assert value == pytest.approx((0.5 + 0.0) / 2) and 0 <= low <= value <= high <= 1
+    generator = np.random.default_rng(0)
+    ours, theirs = generator.normal(1.0, 1, 40), generator.normal(0, 1, 50)
+    value, low, high = probability_of_improvement([ours], [theirs])
+    assert low < 0.7602 < high, "the probability that one of N(1, 1) exceeds one of N(0, 1) is Phi(1 / sqrt 2)"
+    assert value == pytest.approx(np.mean(ours[:, None] > theirs)) and low < value < high
+    assert probability_of_improvement([[1.0]], [[0.0]])[0] == 1.0
+    assert np.isnan(probability_of_improvement([[1.0]], [[0.0]])[1:]).all()
+    assert np.isnan(probability_of_improvement([[]], [[0.0]])).all()

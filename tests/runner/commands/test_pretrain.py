@@ -1,0 +1,132 @@
+"""From demonstrations to a policy, and from that policy to another training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import haepo_jax as hx
+from haepo_jax.algorithms.base import Start
+from haepo_jax.algorithms.trajectory import Batch
+from haepo_jax.runner.commands import pretrain, train
+from tests.toy_envs import Drift, trees_equal
+
+TASK = hx.make_env("haepo/reverse", letters=2, length=2)
+SMALL: dict[str, Any] = {"network": "gru", "hidden_sizes": (8,), "num_envs": 8, "eval_episodes": 0}
+GROUPED: dict[str, Any] = {**SMALL, "group_size": 4, "num_minibatches": 1, "num_epochs": 1}
+
+
+def test_only_decisions_count_for_the_supervised_loss() -> None:
+    algo = hx.Supervised(TASK, **SMALL)
+
+    @jax.jit
+    def run(key: jax.Array) -> Any:
+        state = algo.init(key)
+        steps, returns, lengths, _ = algo.collect(state, key)
+        log_probs = algo.sequence_distribution(state.params, steps.observation, steps).log_prob(steps.action)
+        return steps, returns, lengths, log_probs, algo.loss(state.params, Batch(steps, steps.observation, None))
+
+    steps, returns, lengths, log_probs, (loss, metrics) = jax.tree.map(np.asarray, run(jax.random.key(0)))
+    assert np.all(returns == 1)
+    said = (lengths - 1) // 2  # of "ab=ba": two letters, "=", two letters and the end, and the last is not acted on
+    expected = []
+    for member, letters in enumerate(said):
+        found = log_probs[:, member, 0][: lengths[member]]
+        np.testing.assert_allclose(found[:letters], 0, atol=1e-6, err_msg="the prompt is not of probability one")
+        expected += found[letters:].tolist()
+    assert len(expected) == np.sum(said + 1)
+    np.testing.assert_allclose(loss, -np.mean(expected), rtol=1e-5)
+    assert 0 <= metrics["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("method", [hx.EpisodicHAEPO, hx.GRPO, hx.DPO, hx.PPO])
+def test_every_algorithm_plays_and_counts_decisions_alone(method: Any) -> None:
+    """A policy whose every token is as likely has the entropy of one, whatever the share of the prompt."""
+    options: dict[str, Any] = (
+        {**SMALL, "num_steps": 5, "num_minibatches": 1, "num_epochs": 1, "learning_rate": 0.0}
+        if method is hx.PPO
+        else {**GROUPED, "learning_rate": 0.0}
+    )
+    algo = method(TASK, **options)
+
+    @jax.jit
+    def run(key: jax.Array) -> Any:
+        start = algo.init(key)
+        even = Start(jax.tree.map(jnp.zeros_like, algo.policy_params(start.params)), None)
+        return algo.train_step(algo.init(key, even))[1]
+
+    metrics = run(jax.random.key(0))
+    np.testing.assert_allclose(metrics["entropy"], np.log(TASK.action_space.n), rtol=1e-5)
+    assert np.isfinite(metrics["loss"])
+
+
+def test_what_a_training_starts_from() -> None:
+    source = hx.Supervised(TASK, **SMALL)
+    policy = jax.jit(source.init)(jax.random.key(1)).params
+    start = Start(policy, None)
+    haepo = hx.EpisodicHAEPO(TASK, reference="initial", **GROUPED)
+    state = jax.jit(haepo.init)(jax.random.key(2), start)
+    assert trees_equal(state.params, policy) and trees_equal(state.reference, policy)
+    assert trees_equal(jax.jit(hx.DPO(TASK, **GROUPED).init)(jax.random.key(2), start).reference, policy)
+    ppo = hx.PPO(TASK, **SMALL)
+    params, fresh = (jax.jit(ppo.init)(jax.random.key(2), x).params for x in (start, None))
+    assert trees_equal(params["policy"], policy) and trees_equal(params["value"], fresh["value"])
+    assert not trees_equal(fresh["policy"], policy)
+
+
+def test_what_it_cannot_start_from() -> None:
+    start = Start(hx.Supervised(TASK, **SMALL).init(jax.random.key(0)).params, None)
+    for options, message in (
+        ({"hidden_sizes": (16,)}, r"another network: .*kernel.* is \(8, 4\) there and \(16, 4\) here"),
+        ({"network": "lstm"}, "another network: .* missing"),
+        ({"normalize_observations": True}, "observations that were not normalised, and these are"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hx.EpisodicHAEPO(TASK, **{**GROUPED, **options}).init(jax.random.key(0), start)
+    with pytest.raises(ValueError, match="has no demonstrations"):
+        hx.Supervised(Drift())
+
+
+NETWORK = ["algo.network=gru", "algo.hidden_sizes=[16]"]
+FEW = ["algo.log_points=2", "algo.eval_episodes=8", "final_eval_episodes=64", "tensorboard=false"]
+LONG = ["total_steps=150_000", "algo.num_envs=32", "algo.learning_rate=0.01"]
+ENV = ["env=haepo/reverse", "env_kwargs.letters=2", "env_kwargs.length=2"]
+
+
+def test_from_demonstrations_to_another_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the command line; the second run goes on after an end, without the first."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert pretrain.main([*ENV, *NETWORK, *FEW, *LONG, f"run_dir={first}"]) == 0
+    learnt = json.loads((first / "summary.json").read_text())["final_return_mean"]
+    assert learnt > 0.9, "little was learnt from the demonstrations"
+
+    grouped = [
+        "algo=haepo_episodic",
+        "algo.num_envs=16",
+        "algo.num_minibatches=1",
+        "algo.num_epochs=1",
+        "algo.reference=initial",
+    ]
+    arguments = [*ENV, *NETWORK, *FEW, *grouped, f"init_from={first}", f"run_dir={second}"]
+    assert train.main([*arguments, "total_steps=100"]) == 0
+    rows = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["episode_return"] > 0.6
+    assert trees_equal(hx.load(second)[1].state.reference, hx.load(first)[1].state.params)
+    first.rename(tmp_path / "gone")
+    assert train.main([f"run_dir={second}", "resume=true", "total_steps=400"]) == 0
+
+    capsys.readouterr()
+    for wrong, message in (
+        ([*grouped, f"init_from={first}"], "is no directory"),
+        (["algo.network=lstm", f"init_from={tmp_path / 'gone'}"], "has another network"),
+        (["algo=supervised", f"init_from={tmp_path}"], "init_from="),
+    ):
+        assert train.main([*ENV, *NETWORK, *FEW, *wrong, f"run_dir={tmp_path / 'wrong'}"]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not (tmp_path / "wrong").exists()

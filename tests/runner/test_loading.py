@@ -1,0 +1,182 @@
+"""`hx.load`: a policy comes back as it was, and a run's directory is data and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import haepo_jax as hx
+from haepo_jax.runner.checkpoints import Checkpoint, CheckpointError, Checkpoints
+from haepo_jax.runner.config import ConfigError
+from haepo_jax.runner.run_dir import RunDir
+
+CASES = [("cartpole", 3), ("cartpole", 4), ("pendulum", 0)]
+
+
+@pytest.mark.parametrize(("name", "seed"), CASES)
+def test_the_last_evaluation_is_reproduced_exactly(finished_runs: dict[str, Path], name: str, seed: int) -> None:
+    directory = RunDir(finished_runs[name])
+    summary, row = directory.read_summary(), directory.read_metrics()[-1]
+    lane = summary["seeds"].index(seed)
+    algo, policy = hx.load(finished_runs[name], seed=seed)
+    assert int(policy.state.env_steps.to_int()) == summary["env_steps_per_seed"][lane]
+
+    for greedy, key in ((False, "final_return_per_seed"), (True, "final_return_greedy_per_seed")):
+        final = algo.evaluate(policy.state, episodes=summary["final_eval_episodes"], greedy=greedy)["return"]
+        compiled = jax.jit(lambda state, greedy=greedy: algo.evaluate(state, episodes=8, greedy=greedy))(policy.state)[
+            "return"
+        ]
+        assert np.asarray(final, np.float64).mean() == summary[key][lane]
+        np.testing.assert_array_equal(compiled, final)
+    logged = algo.evaluate(policy.state, episodes=algo.eval_episodes)["return"]
+    # A row's evaluation plays both kinds in one program, which may round its sums otherwise than this one.
+    np.testing.assert_allclose(float(jnp.mean(logged)), row["seeds"]["eval_return"][lane], rtol=1e-6)
+
+
+def test_the_policy_is_a_pure_function_in_the_environments_units(finished_runs: dict[str, Path]) -> None:
+    algo, policy = hx.load(str(finished_runs["pendulum"]))
+    keys = jax.random.split(jax.random.key(7), 64)
+    _, observations = jax.vmap(algo.env.reset)(keys)
+    sampled = jax.jit(jax.vmap(policy))(observations, keys)
+    assert sampled.shape == (64, 1) and float(jnp.max(jnp.abs(sampled))) > 1.0, "Pendulum's torque goes to 2"
+    np.testing.assert_allclose(sampled[5], policy(observations[5], keys[5]), atol=1e-5)
+
+    greedy = jax.vmap(policy)(observations)
+    np.testing.assert_array_equal(greedy, jax.vmap(policy)(observations))
+    assert float(jnp.std(sampled - greedy)) > 0.1
+
+    without = dataclasses.replace(policy, state=dataclasses.replace(policy.state, normalizer=None))
+    assert float(jnp.max(jnp.abs(jax.vmap(without)(observations) - greedy))) > 1e-3, "the normaliser takes part"
+
+
+def test_a_policy_plays_in_the_environment(finished_runs: dict[str, Path]) -> None:
+    algo, policy = hx.load(finished_runs["cartpole"], seed=4, checkpoint="best")
+    state, observation = algo.env.reset(jax.random.key(0))
+    step = jax.jit(lambda policy, key, state, observation: algo.env.step(key, state, policy(observation)))
+    for index in range(5):
+        state, observation, reward, terminated, _ = step(policy, jax.random.key(index), state, observation)
+        assert float(reward) == 1.0 and not bool(terminated)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """A policy that counts its steps and, every third one, goes right."""
+
+    def init(self, key: jax.Array, observation: Any) -> tuple[Any, Any]:
+        return {"right": jnp.float32(5.0)}, jnp.int32(0)
+
+    def apply(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:
+        def one(count: jax.Array, first: jax.Array) -> tuple[Any, Any]:
+            count = jnp.where(first, 0, count) + 1
+            return count, jnp.stack([jnp.float32(0), jnp.where(count % 3 == 0, params["right"], -params["right"])])
+
+        return one(carry, is_first) if is_first.ndim == 0 else jax.lax.scan(one, carry, is_first)
+
+
+def test_a_policy_with_a_memory_acts_step_by_step() -> None:
+    algo = hx.HAEPO("CartPole-v1", policy=Memory())
+    policy = hx.TrainedPolicy(algo, algo.init(jax.random.key(0)))
+    observation = jnp.zeros(4)
+    with pytest.raises(TypeError, match=r"policy\.act"):
+        policy(observation)
+    carry, actions = policy.initial_carry(), []
+    for index in range(6):
+        carry, action = policy.act(carry, observation, jnp.bool_(index == 0))
+        actions.append(int(action))
+    assert actions == [0, 0, 1, 0, 0, 1]
+
+
+def test_what_cannot_be_loaded(finished_runs: dict[str, Path], tmp_path: Path) -> None:
+    run = finished_runs["cartpole"]
+    for arguments, message in [
+        ({"seed": 0}, "seed=0 is not in this run, which has seeds 3 to 4"),
+        ({"checkpoint": "first"}, "must be one of last, best"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            hx.load(run, **arguments)
+    with pytest.raises(ValueError, match="is no directory"):
+        hx.load(tmp_path / "nowhere")
+    shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(ConfigError, match="has no checkpoint yet"):
+        hx.load(tmp_path / "bare")
+
+
+def test_arrays_are_held_against_their_hashes(finished_runs: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_runs["cartpole"], run)
+    newest = max((run / "checkpoints").iterdir())
+    shutil.copytree(newest, run / "checkpoints" / "000099")
+    largest = max((file for file in newest.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+
+    def flip(checkpoint: Path) -> None:
+        file = checkpoint / largest.relative_to(newest)
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+
+    flip(run / "checkpoints" / "000099")
+    with pytest.warns(UserWarning, match="000099.*has changed since it was written"):
+        hx.load(run)
+    for checkpoint in (run / "checkpoints").iterdir():
+        if checkpoint.name != "000099":
+            flip(checkpoint)
+    with pytest.warns(UserWarning, match="has changed"), pytest.raises(CheckpointError, match="is intact"):
+        hx.load(run)
+
+
+def test_settings_that_do_not_belong_to_the_arrays_are_refused(finished_runs: dict[str, Path], tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished_runs["cartpole"], run.path)
+    run.config.write_text(run.config.read_text().replace("activation: tanh", "activation: relu"))
+    with pytest.raises(ConfigError, match=r"written with algo\.activation='tanh', not 'relu'"):
+        hx.load(run.path, seed=3)
+
+
+def test_nothing_in_the_directory_is_executed(finished_runs: dict[str, Path], tmp_path: Path) -> None:
+    run, mark = RunDir(tmp_path / "run"), tmp_path / "mark"
+    shutil.copytree(finished_runs["cartpole"], run.path)
+    text = run.config.read_text()
+    for line in (
+        f"env: !!python/object/apply:os.system ['touch {mark}']",
+        "env: ${oc.env:HOME}",
+        "env_kwargs: {_target_: os.system}",
+        "algo: {name: haepo, _target_: os.system}",
+    ):
+        key = line.partition(":")[0]
+        kept = (
+            [old for old in text.splitlines() if not old.startswith(f"{key}:")]
+            if key != "algo"
+            else text.split("algo:")[0].splitlines()
+        )
+        run.config.write_text("\n".join([*kept, line]))
+        with pytest.raises(ConfigError):
+            hx.load(run.path)
+    (run.path / "checkpoints" / "000000").mkdir(exist_ok=True)
+    assert not mark.exists() and json.loads(run.summary.read_text())
+
+
+def test_a_checkpoint_that_is_taken_away_meanwhile(
+    finished_runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the run itself, which goes on: the one that is there then is read."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_runs["cartpole"], run)
+    restore, found = Checkpoint.restore, Checkpoints(run / "checkpoints").all()[-1].path
+    later = found.with_name(f"{int(found.name) + 1:06d}")
+
+    def pruned(self: Checkpoint, like: Any) -> Any:
+        if self.path == found:
+            found.rename(later)
+        return restore(self, like)
+
+    monkeypatch.setattr(Checkpoint, "restore", pruned)
+    _, policy = hx.load(run)
+    assert later.exists() and int(policy.state.env_steps.to_int()) >= 3000

@@ -1,0 +1,103 @@
+"""The run's directory: names that never collide, one line for what cannot be used, files replaced whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from haepo_jax.runner import run_dir
+from haepo_jax.runner.config import ConfigError, RunConfig
+from haepo_jax.runner.config.arguments import compose, read_arguments
+from haepo_jax.runner.run_dir import RunDir, check_run_dir, config_text, create_run_dir, json_text, write_atomically
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.chdir(tmp_path)
+    return compose(read_arguments(["env=brax/ant", "seed=3"]).overrides, RunConfig)
+
+
+def test_unnamed_directories_never_collide(config: RunConfig) -> None:
+    paths = {create_run_dir(config).path for _ in range(5)}
+    assert len(paths) == 5
+    assert all(path.parent == Path("runs") and path.name.startswith("brax-ant-haepo-3-") for path in paths)
+
+
+def test_checking_makes_nothing(config: RunConfig, tmp_path: Path) -> None:
+    check_run_dir(config)
+    check_run_dir(dataclasses.replace(config, run_dir="deep/below/here"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_directories_that_cannot_be_used(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "at all")
+    old = RunDir(tmp_path / "old")
+    old.path.mkdir()
+    old.metrics.write_text("")
+    for name, message in [
+        ("file", "is a file, not a directory"),
+        ("file/below", "'{}/file' is not a directory"),
+        ("old", "already holds a run: choose another"),
+        ("dangling", "not a directory"),
+        ("a\0b", "null"),
+        ("x" * 1000, "name too long"),
+        ("/proc/nothing", "cannot be written"),
+    ]:
+        with pytest.raises(ConfigError) as refusal:
+            create_run_dir(dataclasses.replace(config, run_dir=name))
+        assert message.format(tmp_path) in str(refusal.value), name
+        assert str(refusal.value).startswith("run_dir=")
+    # The tests may run as root, to whom every directory is writable.
+    monkeypatch.setattr(run_dir.os, "access", lambda *_: False)
+    with pytest.raises(ConfigError, match="no permission"):
+        check_run_dir(dataclasses.replace(config, run_dir="new"))
+
+
+def test_an_empty_directory_is_taken_back(config: RunConfig, tmp_path: Path) -> None:
+    directory = create_run_dir(dataclasses.replace(config, run_dir="new"))
+    directory.remove_if_empty()
+    assert not directory.path.exists()
+    directory = create_run_dir(dataclasses.replace(config, run_dir="new"))
+    (directory.path / "notes").write_text("mine")
+    directory.remove_if_empty()
+    assert (directory.path / "notes").exists() and not directory.holds_run()
+
+
+def test_config_is_read_back(config: RunConfig, tmp_path: Path) -> None:
+    directory = RunDir(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds no readable config\.yaml"):
+        directory.read_config()
+    write_atomically(directory.config, config_text(config))
+    assert directory.read_config() == config
+    for text in ["", "[1, 2]", "a: [", "!!python/object/apply:os.system [ls]", "\x00"]:
+        directory.config.write_text(text)
+        with pytest.raises(ConfigError) as refusal:
+            directory.read_config()
+        assert "\n" not in str(refusal.value)
+    with pytest.raises(ConfigError, match="is no directory"):
+        RunDir(tmp_path / "nowhere").read_config()
+
+
+def test_writing_leaves_the_old_file_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "summary.json"
+    write_atomically(file, "old")
+    write_atomically(file, b"new")
+    assert file.read_text() == "new"
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_dir.os, "replace", full_disk)
+    with pytest.raises(OSError):
+        write_atomically(file, "newer")
+    assert file.read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_numbers_that_are_not_finite_are_null() -> None:
+    text = json_text({"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf}, "e": 2**60})
+    assert json.loads(text) == {"a": None, "b": [None, 1.5], "c": {"d": None}, "e": 2**60}

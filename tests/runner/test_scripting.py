@@ -1,0 +1,311 @@
+"""`haepo_jax.train` from Python: the same run as the command line's, for anybody's algorithm."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import haepo_jax as hx
+import haepo_jax.train as module
+from haepo_jax.runner.commands import evaluate
+from haepo_jax.runner.config import ConfigError, RunConfig
+from haepo_jax.runner.config.arguments import compose, read_arguments
+from haepo_jax.runner.observers import Observer, Row
+from haepo_jax.runner.run_dir import RunDir
+from tests.runner.counting_algorithm import Counting
+from tests.runner.surviving import compile_once, rows
+from tests.toy_envs import Drift
+
+SMALL: dict[str, Any] = {
+    "num_envs": 4,
+    "num_steps": 8,
+    "num_minibatches": 2,
+    "num_epochs": 1,
+    "hidden_sizes": (8,),
+    "log_points": 4,
+    "eval_episodes": 2,
+    "total_steps": 256,
+}
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An algorithm that compiles in milliseconds is taken for one."""
+    monkeypatch.setattr("haepo_jax.runner.scripting.Algorithm", Counting)
+    monkeypatch.setattr("haepo_jax.runner.loop.SLICE_SECONDS", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than the run."""
+    monkeypatch.setattr("haepo_jax.runner.loggers.CurveLogger.on_end", lambda self, summary: None)
+
+
+def same(one: Any, other: Any) -> bool:
+    def data(x: jax.Array) -> Any:
+        return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+    return jax.tree.all(jax.tree.map(lambda x, y: (np.asarray(data(x)) == np.asarray(data(y))).all(), one, other))
+
+
+@pytest.mark.usefixtures("counting")
+def test_the_result_is_arrays(capsys: pytest.CaptureFixture[str]) -> None:
+    result = hx.train(Counting(total_steps=202), seeds=range(3, 5))
+    assert result.seeds == [3, 4] == result.summary["seeds"]
+    # Points 41, 81, 122, 162, 202; updates of 13 and 14 steps.
+    assert result.history["env_steps"].tolist() == [[52, 91, 130, 169, 208], [42, 84, 126, 168, 210]]
+    assert result.history["loss"].tolist() == [[4, 7, 10, 13, 16], [3, 6, 9, 12, 15]]
+    assert result.history["update"].dtype == result.history["env_steps"].dtype == np.int64
+    assert result.state.update.tolist() == [16, 15]
+    out = capsys.readouterr().out
+    assert out.startswith("training Counting on ") and "2 seeds" in out and "results in" not in out
+
+
+@pytest.mark.usefixtures("counting")
+def test_one_seed_is_an_axis_too(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    result = hx.train(
+        Counting(total_steps=20), progress=False, callbacks=[lambda row, state: seen.append(state.update.shape)]
+    )
+    assert result.state.update.shape == (1,) == result.state.key.shape and set(seen) == {(1,)}
+    assert np.isnan(result.history["episode_return"][0, 0]) and result.history["episode_return"][0, 1] == 1
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_callback_ends_a_run_in_good_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept: list[Any] = []
+
+    def enough(row: Row, state: Any) -> Any:
+        kept.append(state)
+        return np.bool_(row.mean("eval_return") > 100)
+
+    run = tmp_path / "run"
+    result = hx.train(Counting(total_steps=202), seeds=2, run_dir=run, callbacks=[enough])
+    assert result.history["env_steps"].tolist() == [[50, 90, 130], [44, 88, 132]]
+    saved = RunDir(run).read_summary()
+    assert saved.pop("command").startswith("haepo_jax.train(...)")
+    assert result.summary["ended_early"] and result.summary == saved
+    assert "a callback ended the run at 131 of 202 steps" in capsys.readouterr().out
+    assert [state.env_steps.to_int().tolist() for state in kept] == [[50, 44], [90, 88], [130, 132]]
+
+    # It has ended: the same call gives the same, from the files.
+    again = hx.train(Counting(total_steps=202), seeds=2, run_dir=run, callbacks=[enough], resume=True)
+    assert len(kept) == 3 and same(again.state, result.state)
+    assert all(np.array_equal(again.history[name], result.history[name], equal_nan=True) for name in result.history)
+    # So does one that was killed between its last checkpoint and its summary.
+    (run / "summary.json").unlink()
+    killed = hx.train(Counting(total_steps=202), seeds=2, run_dir=run, callbacks=[enough], resume=True)
+    assert len(kept) == 3 and same(killed.state, result.state) and killed.summary["ended_early"]
+    # More steps take it further.
+    longer = hx.train(Counting(total_steps=300), seeds=2, run_dir=run, resume=True)
+    assert longer.state.env_steps.to_int().tolist() == [300, 308] and not longer.summary["ended_early"]
+    assert longer.history["env_steps"][:, :3].tolist() == result.history["env_steps"].tolist()
+
+
+@pytest.mark.usefixtures("counting")
+def test_the_last_row_is_no_early_end() -> None:
+    assert not hx.train(Counting(total_steps=10), callbacks=[lambda row, state: True]).summary["ended_early"]
+
+
+@pytest.mark.usefixtures("counting")
+def test_ctrl_c_ends_after_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
+    def interrupt(row: Row, state: Any) -> None:
+        if row.index == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    algo = Counting(total_steps=202)
+    whole = hx.train(algo, seeds=2, run_dir=tmp_path / "whole")
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted at \d+ steps; to go on: the same call with run_dir="):
+        hx.train(algo, seeds=2, run_dir=tmp_path / "broken", callbacks=[interrupt])
+    assert signal.getsignal(signal.SIGINT) is before
+    ended = hx.train(algo, seeds=2, run_dir=tmp_path / "broken", resume=True)
+    assert rows(tmp_path / "broken") == rows(tmp_path / "whole") and same(ended.state, whole.state)
+    for name in {*whole.history} - {"wall_seconds"}:
+        assert np.array_equal(whole.history[name], ended.history[name], equal_nan=True), name
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    class Impatient(Observer):
+        def on_row(self, row: Row) -> None:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("not reached")
+
+    with pytest.raises(KeyboardInterrupt):
+        hx.train(Counting(total_steps=20), run_dir=tmp_path / "run", callbacks=[Impatient()])
+
+
+@pytest.mark.usefixtures("counting")
+def test_the_table_has_a_row_for_each_seed_and_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = hx.train(Counting(total_steps=50), seeds=2, progress=False)
+
+    class Pandas:
+        DataFrame = dict
+
+    monkeypatch.setitem(sys.modules, "pandas", Pandas)
+    table: Any = result.to_pandas()
+    assert table["seed"].tolist() == [0] * 5 + [1] * 5 and table["row"].tolist() == [*range(5)] * 2
+    assert table["env_steps"].tolist() == result.history["env_steps"].ravel().tolist()
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"^to_pandas needs pandas: pip install pandas$"):
+        result.to_pandas()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": 0}, "seeds=0 must be how many, or consecutive numbers"),
+        ({"seeds": [1, 3]}, r"seeds=\[1, 3\] must be how many"),
+        ({"seeds": True}, "seeds=True must be how many"),
+        ({"seeds": range(-1, 2)}, "must be how many"),
+        ({"seeds": "four"}, "seeds='four' must be how many"),
+        ({"seeds": [2**31 - 1, 2**31]}, "goes past the largest seed"),
+        ({"resume": True}, "resume=True needs run_dir="),
+        ({"resume": "yes"}, "resume='yes' must be one of false, true, auto"),
+        ({"callbacks": [3]}, "callbacks: 3 is neither a function"),
+        ({"final_eval_episode": 3}, "train has no setting 'final_eval_episode'; did you mean 'final_eval_episodes'"),
+        ({"num_seeds": 3}, "train has no setting 'num_seeds'"),
+        ({"keep_checkpoints": 0}, r"keep_checkpoints=0 is out of range"),
+        ({"algo": "ppo"}, r"train takes an algorithm, such as hx.HAEPO\('CartPole-v1'\), not 'ppo'"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(counting: None, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refusal:
+        hx.train(**({"algo": Counting(total_steps=10)} | change))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_metric_is_one_number(counting: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Counting.train_step
+
+    def two(self: Any, state: Any) -> Any:
+        state, metrics = step(self, state)
+        return state, metrics | {"loss": jnp.zeros(2)}
+
+    monkeypatch.setattr(Counting, "train_step", two)
+    monkeypatch.setattr(Counting, "advance", lambda self, state, until: self.train_step(state))
+    for seeds in (1, 2):
+        with pytest.raises(
+            ConfigError, match=r"the metric 'loss' of Counting has shape \(2,\): a metric is one number"
+        ):
+            hx.train(Counting(total_steps=10), seeds=seeds)
+
+
+def test_a_run_of_named_parts_is_that_of_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_once(monkeypatch)
+    algo = hx.PPO("haepo/bandit", **SMALL)
+    result = hx.train(algo, seeds=range(2, 4), run_dir=tmp_path / "script", final_eval_episodes=4)
+    settings = [f"algo.{k}={list(v) if isinstance(v, tuple) else v}" for k, v in SMALL.items() if k != "total_steps"]
+    arguments = ["env=haepo/bandit", "algo=ppo", "seed=2", "num_seeds=2", "final_eval_episodes=4", "total_steps=256"]
+    command = [*arguments, *(text.replace(" ", "") for text in settings), f"run_dir={tmp_path}/script"]
+    assert RunDir(tmp_path / "script").read_config() == compose(read_arguments(command).overrides, RunConfig)
+    # So the command line may go on with it.
+    assert module.main([f"run_dir={tmp_path}/script", "resume=true"]) == 0
+    assert "has ended" in capsys.readouterr().out
+    assert module.main([*command[:-1], f"run_dir={tmp_path}/line"]) == 0
+    assert rows(tmp_path / "line") == rows(tmp_path / "script")
+    _, policy = hx.load(tmp_path / "line", seed=3)
+    assert same(policy.state, jax.tree.map(lambda x: x[1], result.state))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shifted(hx.PPO):
+    """PPO with a setting and a metric of its own."""
+
+    shift: float = 1.5
+
+    def _update(self, state: Any) -> Any:
+        new, metrics = super()._update(state)
+        return new, metrics | {"shifted": state.update.astype(jnp.float32) + self.shift}
+
+
+def test_own_objects_are_logged_described_and_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    compile_once(monkeypatch)
+    algo = Shifted(Drift(), **SMALL)
+    keywords: dict[str, Any] = {"seeds": 2, "final_eval_episodes": 2}
+    whole = hx.train(algo, run_dir=tmp_path / "whole", **keywords)
+
+    def interrupt(row: Row, state: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        hx.train(algo, run_dir=tmp_path / "broken", callbacks=[interrupt], **keywords)
+    broken = hx.train(algo, run_dir=tmp_path / "broken", resume=True, **keywords)
+    assert same(whole.state, broken.state)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
+
+    # The metric reaches every logger.
+    updates = whole.history["update"]
+    assert whole.history["shifted"].tolist() == (updates - 1 + 1.5).tolist()
+    assert [row["seeds"]["shifted"] for row in rows(tmp_path / "whole")] == (updates.T + 0.5).tolist()
+    data = next((tmp_path / "whole").glob("events.*")).read_bytes()
+    tags, at = set(), 0
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 8], "little")
+        tags |= {value.tag for value in Event.FromString(data[at + 12 : at + 12 + length]).summary.value}
+        at += length + 16
+    assert {"shifted", "eval_return"} <= tags
+
+    # What they are is said; that nothing here can build them, too.
+    config = RunDir(tmp_path / "whole").read_config(own=True)
+    assert config.algo.name == "Shifted" and config.algo.hyperparameters["shift"] == 1.5 and config.env == "toy/drift"
+    assert config.to_dict()["objects"] == {"algorithm": f"{__name__}.Shifted", "env": "toy_envs.Drift"}
+    capsys.readouterr()
+    assert evaluate.main([f"run_dir={tmp_path}/whole"]) == 2
+    error = capsys.readouterr().err
+    assert "is a run of objects of your own" in error and error.count("\n") == 1
+    assert module.main([f"run_dir={tmp_path}/whole", "resume=true"]) == 2
+    file = tmp_path / "whole" / "config.yaml"
+    text = file.read_text()
+    for old, new, message in (
+        ("total_steps: 256", "total_steps: many", "total_steps='many' must be an integer"),
+        ("objects: {", "objects: [] #", "algo must have a name, and objects"),
+    ):
+        file.write_text(text.replace(old, new))
+        with pytest.raises(ConfigError, match=message):
+            hx.train(algo, run_dir=tmp_path / "whole", resume=True, **keywords)
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"algo.shift=2\.5, but the run in .* has algo.shift=1\.5"):
+        hx.train(algo.replace(shift=2.5), run_dir=tmp_path / "whole", resume=True, **keywords)
+
+
+def test_own_everything_as_the_site_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last block of its page, a script by itself."""
+    monkeypatch.chdir(tmp_path)
+    script = (Path(__file__).parents[2] / "docs" / "training.md").read_text().rpartition("```python\n")[2]
+    names: dict[str, Any] = {"__name__": "own_everything"}
+    exec(compile(script.partition("```")[0], "own_everything", "exec", dont_inherit=True), names)
+    result = names["result"]
+    assert result.summary["ended_early"] and result.history["eval_return"][:, -1].mean() > 0.95
+    assert (result.history["eval_return"][:, :-1].mean(axis=0) <= 0.95).all()
+    assert (result.history["weight_norm"] > 0).all()
+    saved = RunDir(Path("runs/own")).read_config(own=True).to_dict()["objects"]
+    assert {name: kind.rpartition(".")[2] for name, kind in saved.items()} == {
+        "algorithm": "Mine", "env": "Recall", "policy": "Cell"
+    }  # fmt: skip
+    assert json.loads(Path("runs/own/summary.json").read_text())["algo"] == "Mine"
+
+
+def test_the_command_is_the_function_whoever_imports_what_first() -> None:
+    assert hx.train is module and hx.train.main is module.main
+    assert {"seeds", "run_dir", "callbacks"} <= {*inspect.signature(hx.train).parameters}
+    assert {"train", "sweep"} <= {*dir(hx)} & {*hx.__all__}

@@ -1,0 +1,40 @@
+"""Interquartile means and bootstrap intervals."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from haepo_jax.runner.statistics import bootstrap_interval, interquartile_mean, mean_of_known
+
+
+def test_interquartile_mean_leaves_out_the_outer_quarters() -> None:
+    values = np.array([[1000.0, 1, 2, 3, 4, 5, 6, -1000], [0, 0, 0, 0, 0, 0, 0, 8]])
+    np.testing.assert_allclose(interquartile_mean(values), [3.5, 0.0])
+    np.testing.assert_allclose(interquartile_mean([1.0, 2.0, 6.0]), 3.0)
+
+
+def test_mean_of_known_skips_what_is_missing_in_silence() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(mean_of_known([[1.0, np.nan, 3.0], [np.nan] * 3]), [2.0, np.nan])
+
+
+def test_bootstrap_interval_holds_the_true_middle_about_as_often_as_it_says() -> None:
+    truth, hits = 3.0, 0
+    samples = np.random.default_rng(0).normal(truth, 1.0, (200, 20))
+    low, high = bootstrap_interval(samples, resamples=300)
+    hits = int(np.sum((low <= truth) & (truth <= high)))
+    assert 170 <= hits <= 199
+    assert (low < interquartile_mean(samples)).all() and (interquartile_mean(samples) < high).all()
+
+
+def test_bootstrap_interval_of_few_seeds() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        low, high = bootstrap_interval([[1.0], [2.0]])
+        assert np.isnan(low).all() and np.isnan(high).all() and low.shape == (2,)
+        low, high = bootstrap_interval([[5.0, 5.0, 5.0], [np.nan, np.nan, 1.0], [np.nan, 2.0, 2.0]])
+        np.testing.assert_array_equal(low, [5.0, np.nan, 2.0])
+        np.testing.assert_array_equal(high, [5.0, np.nan, 2.0])
