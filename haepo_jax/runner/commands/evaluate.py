@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from haepo_jax.algorithms import hyperparameters as hp
-from haepo_jax.messages import one_line
-from haepo_jax.runner.config import ConfigError, setting
+from haepo_jax.runner.config import setting
 from haepo_jax.runner.config.arguments import compose, read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.errors import disk_errors
 from haepo_jax.runner.progress import number
-from haepo_jax.runner.run_dir import RunDir, json_text, write_atomically
+from haepo_jax.runner.run_dir import json_text, read_run, write_atomically
 from haepo_jax.runner.statistics import describe_returns
 
 if TYPE_CHECKING:
@@ -66,31 +63,17 @@ class EvaluateConfig:
     )
 
 
-def read_run(run_dir: str) -> RunDir:
-    """The directory that a command's `run_dir=` names; raises ConfigError where it is missing or no run."""
-    if not run_dir:
-        raise ConfigError("run_dir= is missing: name the directory of a run")
-    directory = RunDir(Path(run_dir))
-    directory.read_config()
-    return directory
-
-
-def warn(text: str) -> None:
-    """Tells on the command line what is wrong with a checkpoint that was passed over."""
-    print(f"warning: {one_line(text)}; taking the one before", file=sys.stderr)
-
-
 @entry_point(lambda argv: help_text(HELP, EvaluateConfig))
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
-    config = compose(read_arguments(argv).overrides, EvaluateConfig)
+    config = compose(read_arguments(argv, positional="run_dir").overrides, EvaluateConfig)
     directory = read_run(config.run_dir)
 
     import jax
 
-    from haepo_jax.runner.loading import load_run, seed_lane
+    from haepo_jax.runner.loading import load_run, seed_lane, warn_of_checkpoint
 
-    algorithm, run, states = load_run(directory, config.checkpoint, warn)
+    algorithm, run, states = load_run(directory, config.checkpoint, warn_of_checkpoint)
     seeds = list(range(run.seed, run.seed + run.num_seeds))
     if config.seed is not None:
         lane = seed_lane(run, config.seed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import os
 import re
 import shlex
 import warnings
@@ -52,11 +53,21 @@ class Arguments:
     list_envs: bool = False
 
 
-def read_arguments(argv: Sequence[str], takes: Collection[str] = ()) -> Arguments:
-    """Parses a command line with Hydra's grammar; raises ConfigError. Sweeps are left for the command to judge, which may
-    take the options `--cfg` and `--config`."""
+def read_arguments(argv: Sequence[str], takes: Collection[str] = (), positional: str | None = None) -> Arguments:
+    """Parses a command line with Hydra's grammar; raises ConfigError.
+
+    Args:
+      argv: the arguments. A sweep such as `key=a,b` is kept for the command to use or refuse.
+      takes: those of the options `--cfg` and `--config` that the command has.
+      positional: the key whose value may be given without `key=`: a path, or several of them for a list.
+    """
     options: dict[str, Any] = {}
     overrides = []
+    if positional is not None:
+        paths = [argument for argument in argv if _is_path(argument)]
+        argv = [argument for argument in argv if argument not in paths]
+        if paths:
+            overrides.append(_parse(f"{positional}={value_text(paths[0] if len(paths) == 1 else paths)}"))
     arguments = iter(argv)
     for argument in arguments:
         option, _, value = argument.partition("=")
@@ -83,6 +94,11 @@ def read_arguments(argv: Sequence[str], takes: Collection[str] = ()) -> Argument
         else:
             overrides.append(_parse(argument))
     return Arguments(tuple(overrides), **options)
+
+
+def _is_path(argument: str) -> bool:
+    """Whether an argument is a path and no setting or option; a directory may have any name."""
+    return os.path.isdir(argument) or not (argument.startswith(("-", "~")) or "=" in argument or not argument)
 
 
 def read_settings(name: str) -> dict[str, Any]:
