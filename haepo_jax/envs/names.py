@@ -4,10 +4,11 @@ Command lines answer `env=CartPol-v1` from here in milliseconds; a test keeps th
 registries.
 """
 
-import difflib
 import importlib.util
 import sys
 from pathlib import Path
+
+from haepo_jax.messages import did_you_mean
 
 GYMNAX: tuple[str, ...] = (
     "CartPole-v1",
@@ -271,24 +272,7 @@ def resolve_name(name: str) -> str:
         raise ValueError(f"{canonical} {REFUSED[canonical]}")
     if canonical in ALL or canonical in _registered_at_runtime():
         return canonical
-    matches = near_matches(canonical, ALL)
-    hint = f"did you mean {' or '.join(map(repr, matches))}? " if matches else ""
-    raise ValueError(f"unknown environment {name!r}; {hint}(list: {_LIST_COMMAND})")
-
-
-def near_matches(word: str, choices: tuple[str, ...] | list[str], count: int = 3) -> list[str]:
-    """At most `count` of `choices` that look like `word`, best first; case and missing ends are forgiven."""
-    short_forms: dict[str, str] = {}
-    for choice in choices:
-        for form in (choice, choice.split("/")[-1], choice.split("/")[-1].split("-")[0]):
-            short_forms.setdefault(form.lower(), choice)
-    found = difflib.get_close_matches(word.lower(), short_forms, n=2 * count, cutoff=0.7)
-    likeness = [difflib.SequenceMatcher(None, form, word.lower()).ratio() for form in found]
-    # Beside a name that is nearly the word, those that share a few letters with it only distract.
-    matches = [short_forms[form] for form, ratio in zip(found, likeness, strict=True) if ratio > likeness[0] - 0.15]
-    if len(word) >= 3:
-        matches += [choice for choice in choices if word.lower() in choice.lower()]
-    return list(dict.fromkeys(matches))[:count]
+    raise ValueError(f"unknown environment {name!r}{did_you_mean(canonical, ALL, 3)} (list: {_LIST_COMMAND})")
 
 
 def gymnax_is_modern() -> bool:

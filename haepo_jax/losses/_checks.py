@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._numerics import accumulate
+from haepo_jax.messages import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +64,8 @@ class Checks:
         """Refuses a string option that does not exist, naming the nearest."""
         if isinstance(value, str) and value in options:
             return
-        near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{self.function}: {name} must be one of {', '.join(map(repr, options))}, got {value!r}{hint}")
+        known = ", ".join(map(repr, options))
+        raise ValueError(f"{self.function}: {name} must be one of {known}, got {value!r}{did_you_mean(value, options)}")
 
     def number(
         self,
