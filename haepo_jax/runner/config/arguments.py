@@ -28,7 +28,7 @@ from haepo_jax.runner.config import (
     hyperparameter_defaults,
     hyperparameter_fields,
 )
-from haepo_jax.runner.config.values import Settings, checked_value, find_field, from_dict
+from haepo_jax.runner.config.values import Settings, checked_value, find_field, from_dict, value_text
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -147,9 +147,13 @@ def _parse(argument: str) -> Override:
         raise ConfigError(f"cannot read {short(argument)}: nested too deeply") from None
     except Exception as error:  # Hydra's grammar raises its own errors, ValueError, and whatever its functions raise
         reason = "not valid UTF-8" if isinstance(error, UnicodeEncodeError) else first_line(error)
-        key = argument.partition("=")[0]
-        quote = f"; a value with special characters must be quoted: '{key}=\"...\"'" if key.isascii() else ""
-        raise ConfigError(f"cannot read {short(argument)}: {reason}{quote}") from None
+        key, _, value = argument.partition("=")
+        hint = f"; a value with special characters must be quoted: '{key}=\"...\"'" if key.isascii() else ""
+        if "NoneType" in reason and (listed := re.fullmatch(r"choice\((.*)\)", value)):
+            reason, hint = "choice() takes no null", f"; write {key}={short(listed[1])[1:-1]}"
+        elif "while evaluating" in reason:  # it was read as a function, and that is what failed
+            hint = ""
+        raise ConfigError(f"cannot read {short(argument)}: {reason}{hint}") from None
     return override
 
 
@@ -308,24 +312,3 @@ def command_of(config: RunConfig) -> list[str]:
     changed |= {f"algo.{k}": v for k, v in config.algo.hyperparameters.items() if v != usual[k]}
     changed |= {f"env_kwargs.{key}": value for key, value in config.env_kwargs.items()}
     return [f"env={config.env}", f"algo={config.algo.name}", *(f"{k}={value_text(v)}" for k, v in changed.items())]
-
-
-def value_text(value: Any) -> str:
-    """A value as the command line takes it: `read_arguments` reads it back."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(value_text, value)) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{value_text(item)}" for key, item in value.items()) + "}"
-    text = str(value)
-    # A word of these characters means itself in Hydra's grammar; anything else is quoted.
-    if isinstance(value, int | float) or (_WORD.fullmatch(text) and text.lower() not in _NO_WORDS):
-        return text
-    # There, a backslash means itself, unless a quotation mark follows.
-    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text)
-    return f'"{escaped}"'
-
-
-_WORD = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
-_NO_WORDS = ("null", "true", "false", "nan", "inf")
