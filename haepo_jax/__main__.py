@@ -6,9 +6,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from haepo_jax.messages import did_you_mean, short
 from haepo_jax.runner.commands import COMMANDS
 from haepo_jax.runner.commands.completion import completion
-from haepo_jax.messages import did_you_mean, short
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.entry import entry_point
 
@@ -39,7 +39,9 @@ def _list(argv: list[str]) -> int:
     if argv and argv[0] == "completion":
         print(completion(argv[1:]), end="")
     elif argv:
-        raise ConfigError(f"unknown command {short(argv[0])}{did_you_mean(argv[0], ALL)}; the commands: {', '.join(ALL)}")
+        raise ConfigError(
+            f"unknown command {short(argv[0])}{did_you_mean(argv[0], ALL)}; the commands: {', '.join(ALL)}"
+        )
     else:
         print(_help(), end="")
     return 0

@@ -20,25 +20,30 @@ SCRIPT = """\
 # Completion for haepo_jax in {shell}. Load it in the current shell with
 #   source <(python -m haepo_jax completion {shell})
 {prelude}_haepo_jax() {{
-  local line="${{COMP_LINE:0:COMP_POINT}}" word words command prefix=
+  local line="${{COMP_LINE:0:$COMP_POINT}}" word choices choice command prefix=
   word="${{line##* }}"
-  [[ "$line" =~ ^[[:space:]]*haepo[-\\ ]([a-z]+)[[:space:]] ]] && command="${{BASH_REMATCH[1]:-${{match[1]}}}}"
+  # The command is the end of the program's name, as in haepo-train, or the word behind haepo.
+  command="${{line%% *}}"
+  command="${{command#haepo}}"
+  command="${{command#-}}"
+  [[ -z "$command" && "${{line#* }}" == *" "* ]] && line="${{line#* }}" && command="${{line%% *}}"
   case "$command:$word" in
-    :*) words="{commands}" ;;
+    :*) choices="{commands}" ;;
 {cases}
     *=*) COMPREPLY=(); return ;;
 {settings}
-    *) words= ;;
+    *) choices= ;;
   esac
   if [[ "$word" == *=* ]]; then
     {whole_word}
     word="${{word#*=}}"
-  elif [[ -n "$command" ]]; then
-    type compopt >/dev/null 2>&1 && compopt -o nospace
   fi
-  COMPREPLY=($(compgen -P "$prefix" -W "$words" -- "$word"))
+  COMPREPLY=()
+  for choice in $(echo "$choices"); do
+    [[ "$choice" == "$word"* ]] && COMPREPLY+=("$prefix$choice")
+  done
 }}
-complete -o default -F _haepo_jax {programs}
+complete -o default -o nospace -F _haepo_jax {programs}
 """
 
 
@@ -59,12 +64,12 @@ def completion(argv: Sequence[str]) -> str:
         if command == "compare":
             fields = {f.name: f for f in dataclasses.fields(RunConfig)} | fields
         keys = [f"{key}=" for key in (*fields, *(hyperparameters if "algo" in fields else ()))]
-        lines.append(f'    {command}:*) words="{" ".join([*keys, "--help"])}" ;;')
+        lines.append(f'    {command}:*) choices="{" ".join([*keys, "--help"])}" ;;')
         for key, field in fields.items():
             listed = field.metadata.get("choices") or (("true", "false") if field.metadata["kind"] is bool else ())
             if listed and key not in values:
                 values[key] = listed
-    cases = "\n".join(f'    *:{key}=*) words="{" ".join(words)}" ;;' for key, words in values.items())
+    cases = "\n".join(f'    *:{key}=*) choices="{" ".join(words)}" ;;' for key, words in values.items())
     return SCRIPT.format(
         shell=shell,
         prelude="autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "",

@@ -1,9 +1,9 @@
-"""Settings: what the command lines accept, checked in full before jax is loaded.
+"""Settings of the command lines, checked completely before jax is imported.
 
-Here is what there is to set, as dataclasses whose fields say their type, range and meaning; the hyperparameters come
-from `haepo_jax.algorithms.hyperparameters`, where each is declared once. `values` makes such a dataclass of plain
-values and checks it, `arguments` of a command line, and `help` describes it. Whatever is wrong becomes a `ConfigError`
-of one line. Nothing here imports jax.
+This module declares them, as dataclasses whose fields carry type, range and description; the algorithms declare their
+hyperparameters in the same way, and they reach the command lines through this module alone. `values` builds and checks
+such a dataclass from plain values, `arguments` from a command line, and `help` prints it. Every mistake is a
+`ConfigError` of one line. Nothing here imports jax.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from haepo_jax.messages import did_you_mean, short
 DEFAULT_ALGORITHM = "haepo"
 ALGORITHM_NAMES = (*ALGORITHMS, *PRESETS)
 
-SHARD_NOTHING = "distributed=true needs shard=environments: training over several hosts shares out environments"
+SHARD_NOTHING = "distributed=true needs shard=environments: training on several hosts shards environments"
 
 
 class ConfigError(ValueError):
@@ -52,7 +52,7 @@ class AlgoConfig:
 
 
 def setting(default: Any, kind: type, doc: str, **keywords: Any) -> Any:
-    """A field of a command's settings: described and checked just as a hyperparameter is; null where that is the default."""
+    """A field of a command's settings, declared as a hyperparameter is; it may be null if that is its default."""
     return static(default, kind, doc, optional=default is None, **keywords)
 
 
@@ -63,52 +63,52 @@ class RunConfig:
     env: str = setting("", str, "the environment, such as CartPole-v1, brax/ant or haepo/bandit (required)")
     algo: AlgoConfig = setting(None, AlgoConfig, f"the algorithm or preset: {', '.join(ALGORITHM_NAMES)}")
     seed: int = setting(0, int, "the first seed", within=Range(0, 2**31 - 1))
-    num_seeds: int = setting(1, int, "seeds trained side by side in one compiled call", within=Range(1, 2**31 - 1))
+    num_seeds: int = setting(1, int, "number of seeds, trained in one compiled call", within=Range(1, 2**31 - 1))
     total_steps: int = dataclasses.field(
         default=Common.total_steps, metadata=Common.__dataclass_fields__["total_steps"].metadata
     )
-    final_eval_episodes: int = setting(128, int, "episodes per seed behind the final return", within=COUNT)
-    env_kwargs: dict[str, Any] = setting(None, dict, "passed to the environment: env_kwargs.<name>=<value>")
+    final_eval_episodes: int = setting(128, int, "episodes per seed for the final return", within=COUNT)
+    env_kwargs: dict[str, Any] = setting(None, dict, "keyword arguments of the environment: env_kwargs.<name>=<value>")
     init_from: str | None = setting(
-        None, str, "start from the policy of this run (the first of its seeds): its directory"
+        None, str, "directory of a run whose policy (of its first seed) to start from"
     )
-    run_dir: str | None = setting(None, str, "where the results go; null: runs/<env>-<algo>-<seed>-<time>")
+    run_dir: str | None = setting(None, str, "directory for the results; null: runs/<env>-<algo>-<seed>-<time>")
     resume: str = setting(
         "false",
         str,
-        "go on with the run in run_dir from its newest intact checkpoint; auto: or start",
+        "resume the run in run_dir from its newest intact checkpoint; auto: or start one",
         choices=("false", "true", "auto"),
     )
     checkpoint_minutes: float | None = leaf(
-        5.0, "minutes from one checkpoint to the next; null: not by time", within=POSITIVE, optional=True
+        5.0, "minutes between checkpoints; null: none by time", within=POSITIVE, optional=True
     )
     checkpoint_steps: int | None = setting(
-        None, int, "live steps per seed from one checkpoint to the next; null: not by steps", within=Range(1, 2**62)
+        None, int, "environment steps per seed between checkpoints; null: none by steps", within=Range(1, 2**62)
     )
     keep_checkpoints: int = setting(
-        3, int, "how many of the last checkpoints stay, beside the best by return", within=COUNT
+        3, int, "number of most recent checkpoints kept, beside the best by return", within=COUNT
     )
     shard: str = setting(
         "none",
         str,
-        "what is shared out over devices: each update's environments, of one run over all devices, or nothing",
+        "what to shard over all devices: the environments of each update, or nothing",
         choices=("none", "environments"),
     )
     distributed: bool = setting(
-        False, bool, "several hosts: each process of the cluster's job has its share of the run (with shard=)"
+        False, bool, "train on several hosts, one process of a cluster job on each (needs shard=)"
     )
     tensorboard: bool = setting(True, bool, "write TensorBoard events")
     wandb: bool = setting(False, bool, "log to Weights & Biases (needs the extra `wandb`)")
     completions: int = setting(
-        2, int, "token tasks: prompts whose completions are logged at every row; 0: none", within=Range(0, 1000)
+        2, int, "token tasks: prompts whose completions are logged with every row; 0: none", within=Range(0, 1000)
     )
     weights: int = setting(
         0,
         int,
-        "new episodes at every row whose weights are logged beside their returns; 0: none",
+        "new episodes per row whose weights and returns are logged; 0: none",
         within=Range(0, 100_000),
     )
-    dry_run: bool = setting(False, bool, "check everything, then stop before training")
+    dry_run: bool = setting(False, bool, "check everything, then exit without training")
 
     def check(self) -> None:
         """Raises ConfigError where settings do not go together."""
@@ -133,10 +133,10 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnConfig(RunConfig):
-    """The settings of a run of objects that only a user's program has: they are described here, not to be built from.
+    """The settings of a run of custom objects, which only the user's program can build; they are recorded by name.
 
     Attributes:
-      objects: what the algorithm, its environment and its networks are, by the names of their classes.
+      objects: the class names of the algorithm, its environment and its networks.
     """
 
     objects: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -76,7 +76,7 @@ def read_arguments(argv: Sequence[str], takes: Collection[str] = (), positional:
             options["list_envs"] = True
         elif argument in ("-m", "--multirun"):
             others = shlex.join(["python", "-m", "haepo_jax.sweep", *(a for a in argv if a != argument)])
-            raise ConfigError(f"{argument} is Hydra's: several configurations are trained by {others}")
+            raise ConfigError(f"{argument} is an option of Hydra; to train several configurations: {others}")
         elif option in ("--cfg", "--config") and option not in takes:
             raise ConfigError(f"{option} belongs to haepo_jax.train")
         elif option == "--cfg":
@@ -122,9 +122,9 @@ def read_settings(name: str) -> dict[str, Any]:
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{place} is not YAML: {one_line(str(error), 160)}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{place} holds no settings: lines such as env: CartPole-v1 are wanted")
+        raise ConfigError(f"{place} holds no settings: it needs lines such as env: CartPole-v1")
     if "objects" in values:
-        raise ConfigError(f"{place} is of a run of a program's own objects, which cannot be made from it")
+        raise ConfigError(f"{place} belongs to a run of custom objects, which cannot be built from it")
     if isinstance(values.get("algo"), str):
         values["algo"] = {"name": values["algo"]}
     return {key: value for key, value in values.items() if key not in NOT_FROM_FILE}

@@ -103,9 +103,8 @@ def _unknown_key(key: str, algo: str | None, fields: Mapping[str, Any]) -> Confi
         wanted = name if name in known else our_name(name) or name
         owners = [owner for owner in ALGORITHMS if wanted in hyperparameter_fields(owner)]
         if owners and wanted not in known and f"algo.{wanted}" not in known:
-            return ConfigError(
-                f"unknown key {short(key)}: algo={algo} has no {wanted} (algo={', algo='.join(owners)} ha{'s' if len(owners) == 1 else 've'})"
-            )
+            having = f"algo={', algo='.join(owners)} {'has' if len(owners) == 1 else 'have'}"
+            return ConfigError(f"unknown key {short(key)}: algo={algo} has no {wanted} ({having} it)")
     return ConfigError(f"unknown key {short(key)}{hint(name, known) or ' (see --help)'}")
 
 
