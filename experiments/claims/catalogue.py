@@ -74,6 +74,15 @@ METHODS: dict[str, Method] = {
         },
         "tab:blue",
     ),
+    "ppo_epochs": Method(
+        "ppo",
+        {
+            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": DISCOUNT,
+            "algo.clip_eps": "choice(0.1,0.2,0.3)", "algo.num_steps": "choice(32,128)", "algo.num_envs": "8",
+            "algo.num_epochs": "choice(4,10,16)",
+        },
+        "tab:cyan",
+    ),
     "grpo": Method(
         "grpo",
         {
