@@ -25,7 +25,7 @@ from tables import markdown  # noqa: E402
 
 HERE = Path(__file__).parent
 RIVALS = ("haepo_default", *catalogue.RIVALS)
-DOCUMENTS = (HERE.parent / "README.md", HERE.parents[1] / "README.md")
+DOCUMENTS = (HERE / "README.md", HERE.parents[1] / "README.md")
 Array = npt.NDArray[np.float64]
 Result = dict[str, Any]
 
