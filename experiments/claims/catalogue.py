@@ -38,7 +38,7 @@ TASKS: dict[str, Task] = {
     "inverted_pendulum": Task("brax/inverted_pendulum", 60_000, 195, 5, 200, {"episode_length": 200}),
 }
 
-RIVALS = ("ppo", "grpo", "dpo")
+BASELINES = ("ppo", "ppo_epochs", "grpo", "dpo")
 
 RATE = "tag(log,interval(3e-4,1e-2))"
 ENTROPY = "choice(0,0.003,0.01,0.03)"
