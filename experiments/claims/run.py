@@ -60,7 +60,7 @@ class Size:
 
 SIZES = {
     "small": Size(
-        RESULTS / "small", ("cartpole", "catch", "pendulum", "bandit"), ("haepo_default", *catalogue.RIVALS),
+        RESULTS / "small", ("cartpole", "catch", "pendulum", "bandit"), ("haepo_default", *catalogue.BASELINES),
         {"cartpole": WEIGHTS}, (), (), 4, range(5), range(100, 103), (8,), range(2),
     ),
     "full": Size(
