@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from haepo_jax.messages import did_you_mean, short
 from haepo_jax.runner.commands import COMMANDS
-from haepo_jax.runner.commands.completion import completion
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.entry import entry_point
 
@@ -37,6 +36,8 @@ def _help() -> str:
 @entry_point(lambda argv: _help())
 def _list(argv: list[str]) -> int:
     if argv and argv[0] == "completion":
+        from haepo_jax.runner.commands.completion import completion
+
         print(completion(argv[1:]), end="")
     elif argv:
         raise ConfigError(

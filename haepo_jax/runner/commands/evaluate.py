@@ -49,14 +49,14 @@ def main(argv: list[str]) -> int:
     config = compose(read_arguments(argv, positional="run_dir").overrides, EvaluateConfig)
     directory = read_run(config.run_dir)
 
-    from haepo_jax.runner import evaluation
+    from haepo_jax.runner import policy_evaluation
 
-    algorithm, run, seeds, states = evaluation.load_seeds(directory, config.checkpoint, config.seed)
-    played = evaluation.play(algorithm, states, config.episodes, config.episode_seed)
+    algorithm, run, seeds, states = policy_evaluation.load_seeds(directory, config.checkpoint, config.seed)
+    played = policy_evaluation.play(algorithm, states, config.episodes, config.episode_seed)
     command = shlex.join(["python", "-m", "haepo_jax.evaluate", *argv])
     asked = {name: getattr(config, name) for name in ("checkpoint", "episodes", "episode_seed")}
-    document = evaluation.document(run, seeds, states, played, command=command, **asked)
-    print(evaluation.report(document, played))
-    evaluation.write(directory, document, played)
+    document = policy_evaluation.document(run, seeds, states, played, command=command, **asked)
+    print(policy_evaluation.report(document, played))
+    policy_evaluation.write(directory, document, played)
     print(f"evaluation.json and evaluation.png in {directory.path}")
     return 0

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.messages import number
 from haepo_jax.runner.config import ConfigError, setting
 from haepo_jax.runner.config.arguments import compose, read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
-from haepo_jax.runner.progress import number
 from haepo_jax.runner.run_dir import output_file, read_run, write_output
 
 if TYPE_CHECKING:

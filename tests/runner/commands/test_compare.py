@@ -20,7 +20,6 @@ from haepo_jax.runner.config.arguments import command_of, compose, read_argument
 from haepo_jax.runner.errors import Interrupted
 from haepo_jax.runner.run_dir import RunDir
 from haepo_jax.runner.statistics import probability_of_improvement
-
 from tests.runner.counting_algorithm import Counting
 
 QUICK = ["total_steps=200", "final_eval_episodes=2"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import haepo_jax as hx
-from haepo_jax.runner import evaluation
+from haepo_jax.runner import policy_evaluation
 from haepo_jax.runner.commands import evaluate
 from haepo_jax.runner.statistics import bootstrap_interval, interquartile_mean
 
@@ -61,17 +61,17 @@ def test_one_seed_other_episodes(run: Path, capsys: pytest.CaptureFixture[str]) 
 def test_many_episodes_are_played_in_chunks(finished_runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     algo, policy = hx.load(finished_runs["cartpole"])
     states = jax.tree.map(lambda x: x[None], policy.state)
-    monkeypatch.setattr(evaluation, "CHUNK", 4)
-    sampled = evaluation.play(algo, states, 10, None)["sampled"]["return"][0]
+    monkeypatch.setattr(policy_evaluation, "CHUNK", 4)
+    sampled = policy_evaluation.play(algo, states, 10, None)["sampled"]["return"][0]
     assert sampled.shape == (10,)
     np.testing.assert_array_equal(sampled[:4], algo.evaluate(policy.state, episodes=4)["return"])
     assert not np.array_equal(sampled[:4], sampled[4:8])
 
 
 def test_statistics_leave_out_what_is_not_finite() -> None:
-    rows = evaluation.summarise(np.array([[1.0, 2.0, np.nan], [4.0, 5.0, 6.0]]), [0, 1])
+    rows = policy_evaluation.summarise(np.array([[1.0, 2.0, np.nan], [4.0, 5.0, 6.0]]), [0, 1])
     assert rows[0]["mean"] == 1.5 and rows[0]["not_finite"] == 1 and rows[2]["not_finite"] == 1
-    assert np.isnan(evaluation.summarise(np.full((1, 2), np.inf), [0])[0]["iqm"])
+    assert np.isnan(policy_evaluation.summarise(np.full((1, 2), np.inf), [0])[0]["iqm"])
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_statistics_leave_out_what_is_not_finite() -> None:
 )
 def test_histograms_of_anything(values: list[float]) -> None:
     returns = {"sampled": np.array([values], float), "greedy": np.array([values]) + 1.0, "none": np.array([[np.nan]])}
-    axes = evaluation.histogram_figure(returns, "title").axes[0]
+    axes = policy_evaluation.histogram_figure(returns, "title").axes[0]
     sampled, greedy, none = ([bar for bar in bars if bar.get_height() > 0] for bars in axes.containers)
     for bars in (sampled, greedy):
         assert sum(bar.get_height() for bar in bars) == pytest.approx(1), "fractions of the episodes"
@@ -91,7 +91,9 @@ def test_histograms_of_anything(values: list[float]) -> None:
 
 
 def test_equal_returns_have_an_axis_of_their_size() -> None:
-    axes = evaluation.histogram_figure({"sampled": np.full((2, 9), 500.0), "greedy": np.full((2, 9), 500.0)}, "").axes[0]
+    axes = policy_evaluation.histogram_figure(
+        {"sampled": np.full((2, 9), 500.0), "greedy": np.full((2, 9), 500.0)}, ""
+    ).axes[0]
     low, high = axes.get_xlim()
     assert low < 460 and high > 540
     bars = [bar for bars in axes.containers for bar in bars if bar.get_height() > 0]

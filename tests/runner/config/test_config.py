@@ -56,7 +56,10 @@ REFUSED = {
         ["algo.clip_range=0.2"],
         "unknown key 'algo.clip_range': algo=haepo has no clip_eps (algo=ppo, algo=grpo have it)",
     ),
-    "infinity for a directory": (["run_dir=inf"], """run_dir=inf must be a string; for the word, quote it: 'run_dir="inf"'"""),
+    "infinity for a directory": (
+        ["run_dir=inf"],
+        """run_dir=inf must be a string; for the word, quote it: 'run_dir="inf"'""",
+    ),
     "null among choices": (
         ["algo.learning_rate=choice(null,0.01)"],
         "choice() takes no null; write algo.learning_rate=null,0.01\n",
@@ -384,7 +387,9 @@ def test_a_folder_and_nothing_are_no_files(tmp_path: Path, capsys: pytest.Captur
 def test_multirun_is_told_what_to_type(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([option, "env=CartPole-v1", "algo.learning_rate=choice(1e-3,1e-2)"]) == 2
     told = "python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=choice(1e-3,1e-2)'"
-    assert capsys.readouterr().err == f"error: {option} is an option of Hydra; to train several configurations: {told}\n"
+    assert (
+        capsys.readouterr().err == f"error: {option} is an option of Hydra; to train several configurations: {told}\n"
+    )
 
 
 def test_list_envs(capsys: pytest.CaptureFixture[str]) -> None:
