@@ -69,9 +69,7 @@ class RunConfig:
     )
     final_eval_episodes: int = setting(128, int, "episodes per seed for the final return", within=COUNT)
     env_kwargs: dict[str, Any] = setting(None, dict, "keyword arguments of the environment: env_kwargs.<name>=<value>")
-    init_from: str | None = setting(
-        None, str, "directory of a run whose policy (of its first seed) to start from"
-    )
+    init_from: str | None = setting(None, str, "directory of a run whose policy (of its first seed) to start from")
     run_dir: str | None = setting(None, str, "directory for the results; null: runs/<env>-<algo>-<seed>-<time>")
     resume: str = setting(
         "false",

@@ -199,9 +199,9 @@ def value_text(value: Any) -> str:
     # A word of these characters means itself in Hydra's grammar; anything else is quoted.
     if isinstance(value, int | float) or (_WORD.fullmatch(text) and text.lower() not in _NO_WORDS):
         return text
-    # There, a backslash means itself, unless a quotation mark follows.
-    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text)
-    return f'"{escaped}"'
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text, Quote.double).with_quotes()
 
 
 _WORD = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
