@@ -38,7 +38,7 @@ TASKS: dict[str, Task] = {
     "inverted_pendulum": Task("brax/inverted_pendulum", 60_000, 195, 5, 200, {"episode_length": 200}),
 }
 
-BASELINES = ("ppo", "ppo_epochs", "grpo", "dpo")
+BASELINES = ("ppo", "ppo_16_epochs", "grpo", "dpo")
 
 RATE = "tag(log,interval(3e-4,1e-2))"
 ENTROPY = "choice(0,0.003,0.01,0.03)"
@@ -74,12 +74,10 @@ METHODS: dict[str, Method] = {
         },
         "tab:blue",
     ),
-    "ppo_epochs": Method(
+    "ppo_16_epochs": Method(
         "ppo",
         {
-            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": DISCOUNT,
-            "algo.clip_eps": "choice(0.1,0.2,0.3)", "algo.num_steps": "choice(32,128)", "algo.num_envs": "8",
-            "algo.num_epochs": "choice(4,10,16)",
+            "algo.learning_rate": "2.5e-3", "algo.num_envs": "8", "algo.num_steps": "32", "algo.num_epochs": "16",
         },
         "tab:cyan",
     ),
