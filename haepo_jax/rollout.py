@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from haepo_jax.envs.base import has_action_mask
 from haepo_jax.sharding import share_out
 from haepo_jax.spaces import Box, Leaf, map_space
-from haepo_jax.unbatched import any_lane
+from haepo_jax.unbatched import any_in_batch
 
 Act = Callable[[Any, Any, jax.Array, Any, jax.Array], tuple[Any, jax.Array, Any]]
 """(carry, observation, is_first, action_mask, key) -> (carry, action, extras): one decision in one environment. The
@@ -56,9 +56,9 @@ class Trajectory:
         return self.mask & ((jnp.sum(self.action_mask, axis=-1) > 1) | (self.reward != 0))
 
 
-def lane_keys(key: jax.Array, num_lanes: int) -> jax.Array:
-    """One key for each lane, (num_lanes,)."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_lanes))
+def environment_keys(key: jax.Array, num_envs: int) -> jax.Array:
+    """One key for each lane, (num_envs,)."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_envs))
 
 
 def collect_episodes(
@@ -78,9 +78,9 @@ def collect_episodes(
       The steps (T = env.horizon, B) or None; returns (B,) float32; lengths (B,) int32. An episode still alive after
       env.horizon steps ends there.
     """
-    num_lanes = reset_keys.shape[0]
+    num_envs = reset_keys.shape[0]
     state, observation = share_out(jax.vmap(env.reset)(reset_keys))
-    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_lanes, *jnp.shape(x))), initial_carry)
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *jnp.shape(x))), initial_carry)
     one_step = jax.vmap(lambda *lane: _step(env, act, *lane), in_axes=(0, 0, 0, None, 0, 0))
 
     def step(loop: _Loop) -> _Loop:
@@ -101,16 +101,16 @@ def collect_episodes(
             lengths=loop.lengths + loop.alive.astype(jnp.int32),
         )
 
-    alive = jnp.ones(num_lanes, bool)
+    alive = jnp.ones(num_envs, bool)
     buffers = None
     if record:
         shapes = jax.eval_shape(one_step, state, observation, carry, jnp.bool_(True), alive, step_keys).transition
         buffers = jax.tree.map(lambda x: jnp.zeros((env.horizon, *x.shape), x.dtype), shapes)
     start = _Loop(
         time=jnp.int32(0), state=state, observation=observation, carry=carry, alive=alive, buffers=buffers,
-        returns=jnp.zeros(num_lanes), lengths=jnp.zeros(num_lanes, jnp.int32),
+        returns=jnp.zeros(num_envs), lengths=jnp.zeros(num_envs, jnp.int32),
     )  # fmt: skip
-    end = jax.lax.while_loop(lambda loop: (loop.time < env.horizon) & any_lane(loop.alive), step, start)
+    end = jax.lax.while_loop(lambda loop: (loop.time < env.horizon) & any_in_batch(loop.alive), step, start)
     return end.buffers, end.returns, end.lengths
 
 
@@ -169,7 +169,7 @@ def to_env_action(env: Any, action: Any) -> Any:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Lanes:
+class RolloutState:
     """B environments in mid-episode, with leading axis B.
 
     Each lane keeps one spare start, drawn from its own key and episode number. A lane that finishes takes its spare;
@@ -211,15 +211,15 @@ class Segment:
     episode_length: jax.Array
 
 
-def start_lanes(env: Any, initial_carry: Any, reset_key: jax.Array, num_lanes: int) -> Lanes:
-    """Lanes at the start of their first episode; `reset_key` must be the same in every `collect_segment`."""
-    state, observation = _draw_starts(env, reset_key, jnp.zeros(num_lanes, jnp.int32))
-    spare = _draw_starts(env, reset_key, jnp.ones(num_lanes, jnp.int32))
-    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_lanes, *jnp.shape(x))), initial_carry)
-    return Lanes(
-        state=state, observation=observation, carry=carry, is_first=jnp.ones(num_lanes, bool), spare=spare,
-        spare_used=jnp.zeros(num_lanes, bool), episodes=jnp.zeros(num_lanes, jnp.int32),
-        episode_return=jnp.zeros(num_lanes), episode_length=jnp.zeros(num_lanes, jnp.int32),
+def start_environments(env: Any, initial_carry: Any, reset_key: jax.Array, num_envs: int) -> RolloutState:
+    """RolloutState at the start of their first episode; `reset_key` must be the same in every `collect_segment`."""
+    state, observation = _draw_starts(env, reset_key, jnp.zeros(num_envs, jnp.int32))
+    spare = _draw_starts(env, reset_key, jnp.ones(num_envs, jnp.int32))
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *jnp.shape(x))), initial_carry)
+    return RolloutState(
+        state=state, observation=observation, carry=carry, is_first=jnp.ones(num_envs, bool), spare=spare,
+        spare_used=jnp.zeros(num_envs, bool), episodes=jnp.zeros(num_envs, jnp.int32),
+        episode_return=jnp.zeros(num_envs), episode_length=jnp.zeros(num_envs, jnp.int32),
     )  # fmt: skip
 
 
@@ -227,18 +227,18 @@ def collect_segment(
     env: Any,
     act: Act,
     value: Callable[[Any, Any], jax.Array],
-    lanes: Lanes,
+    lanes: RolloutState,
     reset_key: jax.Array,
     step_keys: jax.Array,
     num_steps: int,
-) -> tuple[Segment, Lanes]:
+) -> tuple[Segment, RolloutState]:
     """Steps every lane `num_steps` times, starting a new episode where one ends.
 
     Args:
       env: an `Environment`.
       act: the policy.
       value: (carry, observation) -> (), of one environment; computed only at steps where a lane is truncated.
-      lanes: from `start_lanes` or the segment before.
+      lanes: from `start_environments` or the segment before.
       reset_key: of the starts.
       step_keys: (B,), of actions and transitions, new for every segment.
       num_steps: T.
@@ -247,7 +247,7 @@ def collect_segment(
     lanes = share_out(lanes)
     alive = jnp.ones_like(lanes.is_first)
 
-    def step(lanes: Lanes, time: jax.Array) -> tuple[Lanes, Segment]:
+    def step(lanes: RolloutState, time: jax.Array) -> tuple[RolloutState, Segment]:
         keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, time)
         stepped = one_step(lanes.state, lanes.observation, lanes.carry, lanes.is_first, alive, keys)
         invalid = ~(jnp.isfinite(stepped.transition.reward) & finite_observations(stepped.observation, 1))
@@ -257,12 +257,12 @@ def collect_segment(
         truncated, terminated = stepped.truncated & ~invalid, stepped.terminated | invalid
         done = stepped.done | invalid
         final_value = jax.lax.cond(
-            any_lane(truncated),
+            any_in_batch(truncated),
             lambda: jnp.where(truncated, jax.vmap(value)(stepped.carry, stepped.observation), 0.0),
             lambda: jnp.zeros(done.shape),
         )
         spare, spare_used = jax.lax.cond(
-            any_lane(done & lanes.spare_used),
+            any_in_batch(done & lanes.spare_used),
             lambda: (
                 _select(lanes.spare_used, _draw_starts(env, reset_key, lanes.episodes + 1), lanes.spare),
                 jnp.zeros_like(done),
@@ -277,7 +277,7 @@ def collect_segment(
             final_value=final_value, episode_return=jnp.where(done, episode_return, 0),
             episode_length=jnp.where(done, episode_length, 0),
         )  # fmt: skip
-        lanes = Lanes(
+        lanes = RolloutState(
             state=state, observation=observation, carry=stepped.carry, is_first=done, spare=spare, spare_used=spare_used | done,
             episodes=lanes.episodes + done, episode_return=jnp.where(done, 0, episode_return),
             episode_length=jnp.where(done, 0, episode_length),
@@ -299,7 +299,7 @@ def finite_observations(observations: Any, num_leading: int) -> jax.Array:
 
 
 def _draw_starts(env: Any, reset_key: jax.Array, episodes: jax.Array) -> tuple[Any, Any]:
-    keys = jax.vmap(jax.random.fold_in)(lane_keys(reset_key, episodes.shape[0]), episodes)
+    keys = jax.vmap(jax.random.fold_in)(environment_keys(reset_key, episodes.shape[0]), episodes)
     return jax.vmap(env.reset)(keys)
 
 

@@ -11,11 +11,19 @@ import pytest
 
 import haepo_jax as hx
 from haepo_jax.envs.base import as_environment
-from haepo_jax.rollout import Lanes, Segment, Trajectory, collect_episodes, collect_segment, lane_keys, start_lanes
+from haepo_jax.rollout import (
+    RolloutState,
+    Segment,
+    Trajectory,
+    collect_episodes,
+    collect_segment,
+    environment_keys,
+    start_environments,
+)
 from tests.toy_envs import Count, Drift, Start, equations
 
 LANES = 6
-RESET_KEYS, STEP_KEYS = (lane_keys(jax.random.key(seed), LANES) for seed in (0, 1))
+RESET_KEYS, STEP_KEYS = (environment_keys(jax.random.key(seed), LANES) for seed in (0, 1))
 
 
 def act(
@@ -138,7 +146,7 @@ class TestEpisodes:
         env = Short(horizon=40, on_step=lambda time: times.append(int(time)))
         collect = functools.partial(episodes, env)
         keys = jax.random.split(jax.random.key(5), max(seeds, 1))
-        lanes = jax.vmap(lambda key: lane_keys(key, LANES))(keys)
+        lanes = jax.vmap(lambda key: environment_keys(key, LANES))(keys)
         if seeds:
             _, _, lengths = jax.jit(jax.vmap(collect))(lanes, lanes)
         else:
@@ -190,20 +198,20 @@ def value(carry: Any, observation: jax.Array) -> jax.Array:
 
 def segments(
     env: Any, count: int, lanes: int = LANES, num_steps: int = NUM_STEPS
-) -> tuple[Lanes, list[Segment], Lanes]:
+) -> tuple[RolloutState, list[Segment], RolloutState]:
     """The first lanes, `count` segments one after the other, and the lanes in the end."""
     wrapped = as_environment(env)
-    first = now = jax.jit(lambda: start_lanes(wrapped, jnp.int32(7), START_KEY, lanes))()
+    first = now = jax.jit(lambda: start_environments(wrapped, jnp.int32(7), START_KEY, lanes))()
     collect = jax.jit(lambda now, keys: collect_segment(wrapped, act, value, now, START_KEY, keys, num_steps))
     found = []
     for number in range(count):
-        segment, now = collect(now, lane_keys(jax.random.key(10 + number), lanes))
+        segment, now = collect(now, environment_keys(jax.random.key(10 + number), lanes))
         found.append(segment)
     return first, found, now
 
 
 @pytest.fixture(scope="module")
-def two_segments() -> tuple[Drift, list[Segment], Lanes]:
+def two_segments() -> tuple[Drift, list[Segment], RolloutState]:
     env = Drift(horizon=4)
     return env, *segments(env, 2)[1:]
 
@@ -272,7 +280,7 @@ class TestSegments:
             return lambda carry, observation, is_first, mask, key: (carry, jnp.int32(action), None)
 
         for action, terminated_at, truncated_at, final in ((0, [1, 3, 5], [], 0.0), (1, [], [2, 5], 103.0)):
-            lanes = start_lanes(env, (), START_KEY, 2)
+            lanes = start_environments(env, (), START_KEY, 2)
             segment, _ = collect_segment(env, always(action), lambda carry, x: x[0], lanes, START_KEY, STEP_KEYS[:2], 7)
             for lane in range(2):
                 assert np.flatnonzero(segment.terminated[:, lane]).tolist() == terminated_at
@@ -286,9 +294,9 @@ class TestSegments:
         keys = jax.random.split(START_KEY, 2)
 
         def one_seed(key: jax.Array) -> Any:
-            lanes = start_lanes(env, jnp.int32(0), key, 3)
+            lanes = start_environments(env, jnp.int32(0), key, 3)
             return collect_segment(
-                env, lambda c, o, f, m, k: (c, jnp.int32(0), None), value, lanes, key, lane_keys(key, 3), 4
+                env, lambda c, o, f, m, k: (c, jnp.int32(0), None), value, lanes, key, environment_keys(key, 3), 4
             )
 
         branches = [e for e in equations(jax.make_jaxpr(jax.vmap(one_seed))(keys)) if e.primitive.name == "cond"]
@@ -299,8 +307,8 @@ class TestSegments:
         env = as_environment(Drift(horizon=4))
 
         def one_seed(key: jax.Array) -> Any:
-            lanes = start_lanes(env, jnp.int32(7), key, 3)
-            segment, lanes = collect_segment(env, act, value, lanes, key, lane_keys(key, 3), 8)
+            lanes = start_environments(env, jnp.int32(7), key, 3)
+            segment, lanes = collect_segment(env, act, value, lanes, key, environment_keys(key, 3), 8)
             # Spares are drawn again for all seeds at once: when that happens differs, but not what a lane starts from.
             return segment, dataclasses.replace(lanes, spare=None, spare_used=None)
 
@@ -321,7 +329,7 @@ def test_a_brax_task_starts_every_episode_from_a_fresh_draw() -> None:
     def idle(carry: Any, observation: Any, is_first: jax.Array, mask: Any, key: jax.Array) -> Any:
         return carry, jnp.zeros(1), None
 
-    lanes = start_lanes(env, (), START_KEY, 3)
+    lanes = start_environments(env, (), START_KEY, 3)
     collect = jax.jit(lambda lanes, keys: collect_segment(env, idle, lambda c, o: o[0], lanes, START_KEY, keys, 13))
     segment, _ = collect(lanes, STEP_KEYS[:3])
     assert np.asarray(segment.truncated).sum() == 9

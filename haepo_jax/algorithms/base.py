@@ -21,10 +21,10 @@ from haepo_jax.envs.base import as_environment, check_environment
 from haepo_jax.losses import AUTO
 from haepo_jax.networks import Policy, as_policy, default_policy, default_value
 from haepo_jax.normalization import RunningStatistics
-from haepo_jax.rollout import collect_episodes, lane_keys
+from haepo_jax.rollout import collect_episodes, environment_keys
 from haepo_jax.sequence_networks import sequence_policy
 from haepo_jax.spaces import Box, Space, space_leaves
-from haepo_jax.unbatched import any_lane, hold_finished
+from haepo_jax.unbatched import any_in_batch, hold_finished
 
 Metrics = dict[str, jax.Array]
 
@@ -255,7 +255,7 @@ class Algorithm(hyperparameters.Common):
         train_step = jax.jit(self.train_step)  # traced once, for its shapes and for the loop
         shapes = jax.eval_shape(train_step, state)[1]
         nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
-        return jax.lax.while_loop(lambda loop: any_lane(unfinished(loop[0])), step, (state, nothing))
+        return jax.lax.while_loop(lambda loop: any_in_batch(unfinished(loop[0])), step, (state, nothing))
 
     def evaluate(
         self, state: TrainState, *, episodes: int = 128, greedy: bool = False, key: jax.Array | None = None
@@ -290,7 +290,12 @@ class Algorithm(hyperparameters.Common):
         # numbers and round differently; so evaluation is the same to the last bit inside `jax.jit` and outside.
         env = jax.lax.optimization_barrier(self.env)
         _, returns, lengths = collect_episodes(
-            env, act, self.initial_carry(), lane_keys(reset_key, episodes), lane_keys(step_key, episodes), record=False
+            env,
+            act,
+            self.initial_carry(),
+            environment_keys(reset_key, episodes),
+            environment_keys(step_key, episodes),
+            record=False,
         )
         return {"return": returns, "length": lengths}
 

@@ -14,8 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.envs._libraries import building, check_horizon, load
-from haepo_jax.envs._settings import check_settings
 from haepo_jax.envs.base import (
     Array,
     Box,
@@ -27,6 +25,8 @@ from haepo_jax.envs.base import (
     static_field,
     strongly_typed,
 )
+from haepo_jax.envs.libraries import building, check_horizon, load
+from haepo_jax.envs.settings import check_settings
 
 
 @jax.tree_util.register_dataclass

@@ -17,8 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haepo_jax.envs._libraries import building, check_horizon, quiet_types
-from haepo_jax.envs._settings import check_settings, constructor_settings, freeze
 from haepo_jax.envs.base import (
     Array,
     Box,
@@ -30,6 +28,8 @@ from haepo_jax.envs.base import (
     static_field,
     strongly_typed,
 )
+from haepo_jax.envs.libraries import building, check_horizon, quiet_types
+from haepo_jax.envs.settings import check_settings, constructor_settings, freeze
 
 # Tasks that end by themselves long before their declared limit. A rollout's arrays are as long as the horizon, and
 # Catch's 1000 declared steps for episodes of 9 would make every update a hundred times as costly.

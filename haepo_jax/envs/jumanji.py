@@ -14,8 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haepo_jax.envs._libraries import building, check_horizon, load, quiet_types
-from haepo_jax.envs._settings import check_settings, constructor_settings, freeze
 from haepo_jax.envs.base import (
     Array,
     Box,
@@ -27,6 +25,8 @@ from haepo_jax.envs.base import (
     static_field,
     strongly_typed,
 )
+from haepo_jax.envs.libraries import building, check_horizon, load, quiet_types
+from haepo_jax.envs.settings import check_settings, constructor_settings, freeze
 from haepo_jax.messages import short
 from haepo_jax.spaces import MultiDiscrete
 

@@ -8,7 +8,7 @@ import inspect
 import sys
 from typing import Any
 
-from haepo_jax.envs._settings import check_settings
+from haepo_jax.envs.settings import check_settings
 
 # Our adapter's name, and the class of the environments that it takes.
 _CLASSES: tuple[tuple[str, str, str], ...] = (

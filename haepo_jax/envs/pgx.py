@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haepo_jax.envs._libraries import check_horizon, load
-from haepo_jax.envs._settings import check_settings
 from haepo_jax.envs.base import (
     Array,
     Box,
@@ -26,6 +24,8 @@ from haepo_jax.envs.base import (
     static_field,
     strongly_typed,
 )
+from haepo_jax.envs.libraries import check_horizon, load
+from haepo_jax.envs.settings import check_settings
 from haepo_jax.messages import short
 
 AGENT = 0

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from haepo_jax.losses._numerics import accumulate
+from haepo_jax.losses.numerics import accumulate
 from haepo_jax.messages import did_you_mean
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses._numerics import centre, divide, lowest, masked_mean, rank_correlation, select
+from haepo_jax.losses.numerics import centre, divide, lowest, masked_mean, rank_correlation, select
 from haepo_jax.losses.returns import NORMALIZATIONS, normalize_returns
 from haepo_jax.losses.weights import Temperature, log_softmax, resolve_temperature
 

@@ -6,7 +6,7 @@ import jax
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses._numerics import k3
+from haepo_jax.losses.numerics import k3
 
 
 def kl_k3(log_probs: ArrayLike, reference_log_probs: ArrayLike) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses._numerics import centre, centred_ranks, masked_mean, select
+from haepo_jax.losses.numerics import centre, centred_ranks, masked_mean, select
 
 NORMALIZATIONS = ("none", "center", "standardize", "rank")
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses._numerics import lowest, select
+from haepo_jax.losses.numerics import lowest, select
 
 
 @jax.tree_util.register_static

@@ -15,7 +15,7 @@ import pytest
 
 from haepo_jax.distributions import action_distribution
 from haepo_jax.envs import check_environment, has_action_mask, list_envs, make_env, names
-from haepo_jax.rollout import collect_episodes, collect_segment, lane_keys, start_lanes
+from haepo_jax.rollout import collect_episodes, collect_segment, environment_keys, start_environments
 from haepo_jax.spaces import Box, Discrete, MultiDiscrete, map_space
 
 INSTALLED = {prefix: importlib.util.find_spec(package) is not None for prefix, (package, _) in names.OPTIONAL.items()}
@@ -73,7 +73,7 @@ def test_every_task_keeps_the_protocol_and_its_horizon(name: str) -> None:
     check_environment(env)
     if env.horizon > 1000:  # the largest are only traced
         return
-    keys = lane_keys(jax.random.key(0), 8)
+    keys = environment_keys(jax.random.key(0), 8)
     _, returns, lengths = jax.jit(lambda: collect_episodes(env, random_act(env), (), keys, keys, record=False))()
     assert np.all(np.isfinite(returns)) and np.all(lengths >= 1) and np.all(lengths <= env.horizon)
     longest = int(np.max(lengths))
@@ -237,13 +237,13 @@ def test_segments_are_the_librarys_own_stepping(name: str) -> None:
     env = make_env(own.name, **own.settings)
     check_environment(env)
     assert has_action_mask(env) == (own.mask is not None)
-    step_keys = lane_keys(STEP_KEY, LANES)
+    step_keys = environment_keys(STEP_KEY, LANES)
     segment, _ = jax.jit(
         lambda: collect_segment(
             env,
             random_act(env),
             lambda *_: jnp.float32(7.0),
-            start_lanes(env, (), RESET_KEY, LANES),
+            start_environments(env, (), RESET_KEY, LANES),
             RESET_KEY,
             step_keys,
             own.steps,
@@ -255,7 +255,7 @@ def test_segments_are_the_librarys_own_stepping(name: str) -> None:
     episode = np.zeros(LANES, int)
 
     def start(episodes: np.ndarray) -> Any:
-        return reset(jax.vmap(jax.random.fold_in)(lane_keys(RESET_KEY, LANES), jnp.asarray(episodes)))
+        return reset(jax.vmap(jax.random.fold_in)(environment_keys(RESET_KEY, LANES), jnp.asarray(episodes)))
 
     state, observation = start(episode)
     seen = {"terminated": 0, "truncated": 0}
@@ -303,7 +303,7 @@ def test_a_game_pays_what_its_last_moves_pay() -> None:
     """Every tic-tac-toe return is -1, 0 or 1, an opponent's winning move included."""
     pytest.importorskip("pgx")
     env = make_env("pgx/tic_tac_toe")
-    keys = lane_keys(jax.random.key(3), 256)
+    keys = environment_keys(jax.random.key(3), 256)
     _, returns, lengths = jax.jit(lambda: collect_episodes(env, random_act(env), (), keys, keys, record=False))()
     assert set(np.unique(returns).tolist()) == {-1.0, 0.0, 1.0} and np.all(lengths <= 5)
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from haepo_jax.envs._settings import check_type
+from haepo_jax.envs.settings import check_type
 from haepo_jax.messages import short
 
 

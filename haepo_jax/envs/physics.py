@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.envs._libraries import check_horizon
 from haepo_jax.envs.base import (
     Array,
     Box,
@@ -25,6 +24,7 @@ from haepo_jax.envs.base import (
     static_field,
     strongly_typed,
 )
+from haepo_jax.envs.libraries import check_horizon
 
 
 class PhysicsState(NamedTuple):
