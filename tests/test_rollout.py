@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import haepo_jax as hx
-from haepo_jax.envs.base import as_environment
+from haepo_jax.envs import make_env
 from haepo_jax.rollout import (
     RolloutState,
     Segment,
@@ -36,7 +36,7 @@ def act(
 
 
 def episodes(env: Any, reset_keys: jax.Array, step_keys: jax.Array, record: bool = True) -> Any:
-    return collect_episodes(as_environment(env), act, jnp.int32(7), reset_keys, step_keys, record=record)
+    return collect_episodes(make_env(env), act, jnp.int32(7), reset_keys, step_keys, record=record)
 
 
 def play(env: Any, carry: Any, start: Any, is_first: bool, key: jax.Array, times: range) -> Any:
@@ -64,7 +64,7 @@ def collected() -> tuple[Drift, Trajectory, np.ndarray, np.ndarray]:
 class TestEpisodes:
     def test_equal_a_plain_loop_over_one_environment(self, collected: Any) -> None:
         env, steps, returns, lengths = collected
-        wrapped = as_environment(env)
+        wrapped = make_env(env)
         for lane in range(LANES):
             start = jax.jit(wrapped.reset)(RESET_KEYS[lane])
             rows, _ = play(wrapped, jnp.int32(7), start, True, STEP_KEYS[lane], range(env.horizon))
@@ -200,7 +200,7 @@ def segments(
     env: Any, count: int, lanes: int = LANES, num_steps: int = NUM_STEPS
 ) -> tuple[RolloutState, list[Segment], RolloutState]:
     """The first lanes, `count` segments one after the other, and the lanes in the end."""
-    wrapped = as_environment(env)
+    wrapped = make_env(env)
     first = now = jax.jit(lambda: start_environments(wrapped, jnp.int32(7), START_KEY, lanes))()
     collect = jax.jit(lambda now, keys: collect_segment(wrapped, act, value, now, START_KEY, keys, num_steps))
     found = []
@@ -220,7 +220,7 @@ class TestSegments:
     def test_equal_a_plain_loop_over_one_environment(self, two_segments: Any) -> None:
         """Episodes run on from one segment to the next; episode e of lane i starts from its own key."""
         drift, found, end = two_segments
-        env = as_environment(drift)
+        env = make_env(drift)
         reset = jax.jit(env.reset)
         for lane in range(LANES):
             lane_key = jax.random.fold_in(START_KEY, lane)
@@ -274,7 +274,7 @@ class TestSegments:
 
     def test_a_truncated_step_is_worth_its_final_observation_and_a_terminated_one_nothing(self) -> None:
         """Observations count up from 100 and start there again: the reset's value is 100, the final one's above it."""
-        env = as_environment(Count())
+        env = make_env(Count())
 
         def always(action: int) -> Any:
             return lambda carry, observation, is_first, mask, key: (carry, jnp.int32(action), None)
@@ -290,7 +290,7 @@ class TestSegments:
 
     def test_values_are_computed_and_starts_drawn_only_on_the_steps_that_need_them(self) -> None:
         """Under vmap over seeds too: the two branches stay branches."""
-        env = as_environment(Start(horizon=3))
+        env = make_env(Start(horizon=3))
         keys = jax.random.split(START_KEY, 2)
 
         def one_seed(key: jax.Array) -> Any:
@@ -304,7 +304,7 @@ class TestSegments:
         assert all(branch.invars[0].aval.shape == () for branch in branches)
 
     def test_vmapped_over_seeds_it_is_the_same(self) -> None:
-        env = as_environment(Drift(horizon=4))
+        env = make_env(Drift(horizon=4))
 
         def one_seed(key: jax.Array) -> Any:
             lanes = start_environments(env, jnp.int32(7), key, 3)

@@ -290,7 +290,7 @@ class Writer:
                 ["CartPole-v1", "Pendulum-v1", "haepo/bandit", "haepo/random_walk", "gymnax/CartPole-v1"]
             )
         if pick < 0.99:
-            return draw.choice(names.GYMNAX)
+            return draw.choice([name for name in names.list_envs() if "/" not in name])
         return "brax/" + draw.choice(["fast", "inverted_pendulum", "reacher"])
 
     def fields(self, command: str, algo: str) -> dict[str, dataclasses.Field[Any]]:
