@@ -140,7 +140,9 @@ class Encoder(nn.Module):
         if isinstance(space, Discrete):
             return jax.nn.one_hot(x, space.n, dtype=jnp.float32)
         if isinstance(space, MultiDiscrete):
-            return jnp.concatenate([jax.nn.one_hot(x[..., i], n, dtype=jnp.float32) for i, n in enumerate(space.sizes)], axis=-1)
+            return jnp.concatenate(
+                [jax.nn.one_hot(x[..., i], n, dtype=jnp.float32) for i, n in enumerate(space.sizes)], axis=-1
+            )
         lead = x.shape[: x.ndim - len(space.shape)]
         if jnp.issubdtype(x.dtype, jnp.integer):
             x = _scale_integers(space, x)

@@ -97,7 +97,9 @@ class Transformer(nn.Module):
 
     def initial_carry(self) -> Cache:
         """An empty cache."""
-        empty = (jnp.zeros((self.context, self.num_heads, self.width // self.num_heads), jnp.float32),) * self.num_layers
+        empty = (
+            jnp.zeros((self.context, self.num_heads, self.width // self.num_heads), jnp.float32),
+        ) * self.num_layers
         return Cache(jnp.int32(0), empty, empty)
 
     @nn.compact

@@ -188,7 +188,7 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
         carry = self.actor_critic.init(jax.random.key(0), self._example_observation())[1]
         lanes = start_environments(self.env, carry, _starts_key(state.key), self.num_envs)
         scale = (
-            RewardScale(RunningStatistics.of(jnp.float32(0)), jnp.zeros(self.num_envs))
+            RewardScale(RunningStatistics.of(jnp.float32(0)), jnp.zeros(self.num_envs, jnp.float32))
             if self.normalize_rewards
             else None
         )
@@ -210,5 +210,5 @@ def epoch_orders(key: jax.Array, num_epochs: int, size: int) -> jax.Array:
     """
     index_bits = (size - 1).bit_length()
     words = jax.random.bits(key, (num_epochs, size)) >> index_bits << index_bits
-    words = jnp.sort(words | jnp.arange(size, dtype=words.dtype), axis=-1)
+    words = jnp.sort(words | jnp.arange(size, dtype=words.dtype)[None], axis=-1)
     return (words & (2**index_bits - 1)).astype(jnp.int32)

@@ -91,16 +91,16 @@ def check_horizon(name: str, setting: str, value: Any) -> int:
 
 def in_32_bits() -> contextlib.AbstractContextManager[Any]:
     """What is traced or computed inside has jax's default dtypes, whatever `jax_enable_x64` says."""
-    return jax.enable_x64(False) if jax.config.jax_enable_x64 else contextlib.nullcontext()
+    return jax.enable_x64(False) if jax.config.read("jax_enable_x64") else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def usual_promotion() -> Iterator[None]:
     """No library promises to run under jax's stricter rules."""
     with contextlib.ExitStack() as stack:
-        if jax.config.jax_numpy_dtype_promotion != "standard":
+        if jax.config.read("jax_numpy_dtype_promotion") != "standard":
             stack.enter_context(jax.numpy_dtype_promotion("standard"))
-        if jax.config.jax_numpy_rank_promotion != "allow":
+        if jax.config.read("jax_numpy_rank_promotion") != "allow":
             stack.enter_context(jax.numpy_rank_promotion("allow"))
         yield
 

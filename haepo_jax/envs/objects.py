@@ -131,7 +131,7 @@ class PlainEnvironment(Replaceable):
         """Under `jax_enable_x64` numbers made without a dtype have 64 bits, which no space means unless it says so."""
         leaves, structure = jax.tree.flatten(strongly_typed(observation))
         spaces = jax.tree.leaves(self.observation_space)
-        if not jax.config.jax_enable_x64 or len(spaces) != len(leaves):
+        if not jax.config.read("jax_enable_x64") or len(spaces) != len(leaves):
             return jax.tree.unflatten(structure, leaves)
         cast = [
             x.astype(space.dtype) if hasattr(space, "dtype") and _same_kind(x.dtype, space.dtype) else x

@@ -14,7 +14,7 @@ def kl_k3(log_probs: ArrayLike, reference_log_probs: ArrayLike) -> jax.Array:
 
     exp(d) - 1 - d with d = l - l_ref (Schulman 2020, "Approximating KL divergence",
     http://joschu.net/blog/kl-approx.html): never negative, and without bias for actions sampled from the reference.
-    Beyond d = 20 the exponential continues as its tangent, so value and gradient stay finite. The mean over live steps
+    Beyond d = 20 the exponential continues as its tangent, so value and gradient stay finite. The mean over valid steps
     is what ``haepo_loss`` and ``haepo_prefix_loss`` take as ``policy_kl``.
 
     Args:
