@@ -15,7 +15,6 @@ from haepo_jax.envs.names import LIBRARIES
 from haepo_jax.envs.settings import check_type
 from haepo_jax.messages import short
 
-
 _CONFIG: Any = jax.config  # whose flags are not typed
 
 
