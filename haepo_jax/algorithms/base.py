@@ -15,6 +15,7 @@ import optax
 
 from haepo_jax.action_outputs import squashed
 from haepo_jax.algorithms import hyperparameters
+from haepo_jax.algorithms.other_names import SignatureOfInit, check_keywords
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.envs import make_env
@@ -110,6 +111,12 @@ class Algorithm(hyperparameters.Common):
 
     env: Any
     policy: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        check_keywords(cls, keywords)
+        return super().__new__(cls)
+
+    __signature__ = SignatureOfInit()
 
     def __post_init__(self) -> None:
         # jax rebuilds the object with tracers and placeholders in its leaves, so every step here leaves those alone.
