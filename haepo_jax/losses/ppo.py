@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses._numerics import centre, clipped_surrogate, divide, k3, masked_mean, select
-from haepo_jax.losses.returns import normalize_returns
+from haepo_jax.losses.numerics import centre, clipped_surrogate, divide, k3, masked_mean, select, standardize_all
 
 
 def ppo_loss(
@@ -32,7 +31,7 @@ def ppo_loss(
         J = mean min(rho A, clip(rho, 1 - eps, 1 + eps) A), rho = exp(l - l_behaviour)
         loss = -J + value_coef * mean (v - target)^2 / 2 - entropy_coef * H
 
-    Means are over live steps; no order of the steps is assumed. Beyond log rho = 20 the ratio continues as its tangent,
+    Means are over valid steps; no order of the steps is assumed. Beyond log rho = 20 the ratio continues as its tangent,
     so value and gradient stay finite.
 
     Args:
@@ -47,11 +46,11 @@ def ppo_loss(
       value_clip_eps: scalar > 0: the value loss becomes the larger of the plain one and that of ``behaviour_values`` +
         the change clipped to +-``value_clip_eps``; ``None``: no clipping.
       entropy_coef: scalar, weight of H.
-      policy_entropy: the policy's entropy: a scalar (a mean over live steps), or (...), which is averaged over live
+      policy_entropy: the policy's entropy: a scalar (a mean over valid steps), or (...), which is averaged over live
         steps.
-      normalize_advantages: whether advantages are standardised over the live steps of this minibatch (population std +
+      normalize_advantages: whether advantages are standardised over the valid steps of this minibatch (population std +
         1e-8).
-      mask: (...), bool or 0/1: which steps are live; default all.
+      mask: (...), bool or 0/1: which steps are valid; default all.
 
     Returns:
       The loss, a scalar in at least float32, and metrics, scalars without gradient: "loss"; "objective" (J);
@@ -93,7 +92,7 @@ def ppo_loss(
     value = floats("values", values)
     target = jax.lax.stop_gradient(floats("value_targets", value_targets))
     if normalize_advantages:
-        advantage = normalize_returns(advantage.reshape(-1), mask=live.reshape(-1)).reshape(shape)
+        advantage = standardize_all(advantage, live)
 
     surrogate, clipped = clipped_surrogate(current - behaviour, advantage, check.number("clip_eps", clip_eps, low=0))
     squares = (value - target) ** 2
