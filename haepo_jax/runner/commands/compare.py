@@ -225,7 +225,7 @@ def _train(config: RunConfig) -> None:
 
 def _report(directory: Path, runs: dict[str, RunConfig], argv: list[str]) -> None:
     from haepo_jax.runner import comparison
-    from haepo_jax.runner.plots import write_figure
+    from haepo_jax.runner.plots import comparison_figure, write_figure
 
     results = [comparison.read_result(c.algo.name, c.env, RunDir(directory / name)) for name, c in runs.items()]
     improvement = comparison.improvements(results)
@@ -236,7 +236,7 @@ def _report(directory: Path, runs: dict[str, RunConfig], argv: list[str]) -> Non
         "probability_of_improvement": improvement,
     }
     text = comparison.table(results, improvement)
-    figure = comparison.comparison_figure([(c.algo.name, c.env, RunDir(directory / name)) for name, c in runs.items()])
+    figure = comparison_figure([(c.algo.name, c.env, RunDir(directory / name)) for name, c in runs.items()])
     with disk_errors(directory, "comparison"):
         write_atomically(directory / "comparison.json", json_text(document, indent=2) + "\n")
         write_atomically(directory / "comparison.md", f"`{document['command']}`\n\n{text}")

@@ -20,8 +20,6 @@ from haepo_jax.runner.run_dir import json_text, read_run, write_atomically
 from haepo_jax.runner.statistics import describe_returns
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from haepo_jax.algorithms.base import Algorithm, TrainState
 
 HELP = """\
@@ -96,7 +94,7 @@ def main(argv: list[str]) -> int:
     }
     print(report(document, played))
     title = f"{run.algo.name} on {run.env}, {config.episodes:,} episodes{' a seed' if len(seeds) > 1 else ''}"
-    from haepo_jax.runner.plots import write_figure
+    from haepo_jax.runner.plots import histogram_figure, write_figure
 
     with disk_errors(directory.path, "evaluation"):
         write_atomically(directory.path / "evaluation.json", json_text(document) + "\n")
@@ -175,21 +173,3 @@ def report(document: dict[str, Any], played: dict[str, dict[str, Array]]) -> str
         lines.append(f"  mean length {number(float(values['length'].mean()))} steps")
     resampled = "a seed's episodes, in the row 'all' the seeds' means" if len(steps) > 1 else "the episodes"
     return "\n".join([*lines, "", f"IQM: interquartile mean; its interval resamples {resampled}."])
-
-
-def histogram_figure(returns: dict[str, Array], title: str) -> Figure:
-    """How the returns (seeds, episodes) of each kind of action are spread, seeds pooled."""
-    from haepo_jax.runner.plots import panel
-
-    figure, axes = panel("return of an episode", "share of the episodes", title)
-    known = {kind: values[np.isfinite(values)] for kind, values in returns.items()}
-    pooled = np.concatenate(list(known.values()))
-    if len(pooled):
-        low, high = float(pooled.min()), float(pooled.max())
-        edges = np.linspace(low, high, 41) if high > low else np.linspace(low - 0.5, high + 0.5, 4)
-        for kind, values in known.items():
-            weights = np.full(len(values), 1 / max(1, len(values)))
-            label = f"{kind}, mean {number(float(values.mean()))}" if len(values) else kind
-            axes.hist(values, edges.tolist(), weights=weights, alpha=0.55, label=label)
-        axes.legend()
-    return figure

@@ -71,13 +71,6 @@ def test_statistics_leave_out_what_is_not_finite() -> None:
     assert np.isnan(evaluate.summarise(np.full((1, 2), np.inf), [0])[0]["iqm"])
 
 
-@pytest.mark.parametrize(
-    "values", [[5.0], [5.0] * 100, [1e30, 1e30], [-1e9, 0, 1e9], list(range(100)), [1.0, 1.0 + 1e-15]]
-)
-def test_histograms_of_anything(values: list[float]) -> None:
-    evaluate.histogram_figure({"sampled": np.array([values], float), "greedy": np.array([[np.nan]])}, "title")
-
-
 def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in [
         ([], "run_dir= is missing"),
