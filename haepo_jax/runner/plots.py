@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.progress import number
 from haepo_jax.runner.run_dir import RunDir, write_atomically
-from haepo_jax.runner.statistics import bootstrap_interval, interquartile_mean
+from haepo_jax.runner.statistics import bootstrap_interval, interquartile_mean_of_known
 
 Array = npt.NDArray[np.float64]
 
@@ -86,7 +86,7 @@ def draw_curve(axes: Axes, curve: Curve, colour: str | None = None) -> None:
     returns = np.where(np.isfinite(curve.returns), curve.returns, np.nan)
     known = ~np.isnan(returns).all(axis=1)
     steps, returns = curve.steps[known], returns[known]
-    middle = [interquartile_mean(row[~np.isnan(row)]) for row in returns]
+    middle = interquartile_mean_of_known(returns)
     few = len(steps) <= FEW_POINTS
     (line,) = axes.plot(
         steps, middle, label=curve.label, color=colour, linewidth=1.8, marker="o" if few else None, markersize=4

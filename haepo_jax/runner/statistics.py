@@ -29,6 +29,19 @@ def interquartile_mean(values: npt.ArrayLike) -> Array:
     return np.asarray(trim_mean(values, 0.25, axis=-1))
 
 
+def interquartile_mean_of_known(values: npt.ArrayLike) -> Array:
+    """The interquartile mean of those of each row that are finite; NaN where none is: (rows, N) -> (rows,)."""
+    values = np.asarray(values, np.float64)
+    known = np.isfinite(values)
+    middle = np.full(len(values), np.nan)
+    complete = known.all(axis=1)
+    if complete.any():
+        middle[complete] = interquartile_mean(values[complete])
+    for row in np.flatnonzero(known.any(axis=1) & ~complete):
+        middle[row] = interquartile_mean(values[row, known[row]])
+    return middle
+
+
 def bootstrap_interval(
     values: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[Array, Array]:
