@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import tempfile
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -67,7 +68,9 @@ def _gif(pictures: Sequence[Image.Image], milliseconds: float) -> bytes:
 def _mp4(pictures: Sequence[Image.Image], milliseconds: float) -> bytes:
     import imageio_ffmpeg
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # JAX warns of every fork; the child becomes ffmpeg at once.
+        warnings.simplefilter("ignore", RuntimeWarning)
         file = Path(folder) / "film.mp4"
         writer = imageio_ffmpeg.write_frames(
             str(file), pictures[0].size, fps=1000 / milliseconds, macro_block_size=2, ffmpeg_log_level="error"

@@ -67,8 +67,8 @@ class Scene:
                 if points is not None:
                     turned = _rotations(np.asarray(model.geom_quat[index], np.float64)).apply(points)
                     shapes.append((int(model.geom_bodyid[index]), place + turned))
-                    colour = OUR_COLOUR if np.allclose(colour, DEFAULT_COLOUR) else colour
-                    self._colours.append(tuple(int(255 * x) for x in colour))
+                    shown = OUR_COLOUR if np.allclose(colour, DEFAULT_COLOUR) else colour
+                    self._colours.append(tuple(int(255 * x) for x in shown))
         self._owners = np.concatenate([np.full(len(points), body) for body, points in shapes])
         self._points = np.concatenate([points for _, points in shapes])
         self._ends = np.cumsum([len(points) for _, points in shapes])[:-1]
