@@ -18,7 +18,7 @@ import numpy.typing as npt
 import haepo_jax
 from haepo_jax.algorithms import hyperparameters as hp
 from haepo_jax.algorithms.base import Algorithm, TrainState
-from haepo_jax.envs.base import PlainEnvironment
+from haepo_jax.envs.objects import PlainEnvironment
 from haepo_jax.losses.weights import Auto
 from haepo_jax.messages import short
 from haepo_jax.networks import LinenPolicy, NNXPolicy

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from haepo_jax.envs._physics import PhysicsEnv
+from haepo_jax.envs.physics import PhysicsEnv
 
 Array = npt.NDArray[np.float64]
 
