@@ -54,8 +54,18 @@ def to_arrays(tree: Any) -> Arrays:
     return {name: np.array(x, copy=True) for name, x in host.items()}
 
 
-def from_arrays(arrays: Arrays, like: Any) -> Any:
+def prng_implementation(key: Any = None) -> str:
+    """The name of the generator behind typed keys (also `jax.ShapeDtypeStruct`); None: behind those that jax makes now."""
+    import jax
+
+    key = jax.eval_shape(lambda: jax.random.key(0)) if key is None else key
+    return str(_key_impl(key))
+
+
+def from_arrays(arrays: Arrays, like: Any, *, cast: bool = False) -> Any:
     """The pytree `like`, made of `jax.ShapeDtypeStruct`, with host arrays in place of its leaves (but typed PRNG keys).
+
+    With `cast` a number may have another precision than its leaf, as between runs with and without 64-bit types.
 
     Raises:
       CheckpointError: where an array is missing or has another shape or type.
@@ -66,6 +76,8 @@ def from_arrays(arrays: Arrays, like: Any) -> Any:
     for name, leaf in named.items():
         words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
         array: Any = np.zeros(words.shape, words.dtype) if 0 in words.shape else arrays.get(name)
+        if array is not None and cast and array.dtype.kind == np.dtype(words.dtype).kind:
+            array = array.astype(words.dtype)
         if array is None:
             raise CheckpointError(f"it has no array {name!r}: it was written by other settings or another version")
         if array.shape != words.shape or array.dtype != words.dtype:
@@ -141,9 +153,16 @@ class Checkpoint:
             )
         return progress
 
-    def restore(self, like: Any) -> Any:
+    def restore(self, like: Any, *, cast: bool = False) -> Any:
         """The arrays in the structure of `like`; see `from_arrays`. Call `verify` first. Raises CheckpointError."""
         from orbax.checkpoint import RestoreArgs
+
+        saved, now = self.progress().get("prng"), prng_implementation()
+        if isinstance(saved, str) and saved != now:
+            raise CheckpointError(
+                f"{self.path}: its random numbers are of the generator {one_line(saved, 40)}, and this process uses {now}: set "
+                f"JAX_DEFAULT_PRNG_IMPL={one_line(saved, 40)}"
+            )
 
         try:
             named = {name: leaf for name, leaf in _named_leaves(like).items() if 0 not in leaf.shape}
@@ -154,7 +173,7 @@ class Checkpoint:
         except Exception as error:  # orbax and tensorstore raise whatever the state of the files suggests to them
             raise CheckpointError(f"{self.path}: orbax cannot read its arrays: {one_line(str(error), 200)}") from None
         try:
-            return from_arrays(arrays, like)
+            return from_arrays(arrays, like, cast=cast)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {error}") from None
 

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import time
+import uuid
 from importlib import util
 from typing import Any
 
@@ -150,7 +151,12 @@ class WandbLogger(Observer):
         import wandb
 
         path = self._directory.path
-        self._run = wandb.init(dir=str(path), config=info.config.to_dict(), name=path.name)
+        # A resumed run is the same run there, too.
+        file = path / "wandb_id"
+        if not file.exists():
+            write_atomically(file, uuid.uuid4().hex[:12])
+        name = file.read_text().strip()
+        self._run = wandb.init(dir=str(path), config=info.config.to_dict(), name=path.name, id=name, resume="allow")
 
     def on_row(self, row: Row) -> None:
         self._run.log(_scalars(row), step=row.mean_steps)

@@ -33,6 +33,7 @@ class Processes:
     """This process alone: whatever it says is agreed. `Job` is one of several."""
 
     index = 0
+    alone = True
 
     @property
     def first(self) -> bool:
@@ -64,6 +65,8 @@ class Job(Processes):
 
     Notes between them are a collective of the devices, as their programs are.
     """
+
+    alone = False
 
     def __init__(self) -> None:
         import jax

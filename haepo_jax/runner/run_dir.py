@@ -69,8 +69,8 @@ class RunDir:
         if own:
             return own_from_dict(values)
         raise ConfigError(
-            f"run_dir={short(str(self.path))} is a run of objects of your own ({short(values['objects'], 200)}): only the "
-            "program that has them can go on with it or play it, with haepo_jax.train(..., resume=True)"
+            f"run_dir={short(str(self.path))} is a run of custom objects ({short(values['objects'], 200)}): load it in "
+            "Python with hx.load(run_dir, algorithm=...), resume it with hx.train(..., resume=True)"
         )
 
     def read_settings(self) -> dict[str, Any]:

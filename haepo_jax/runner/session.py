@@ -23,7 +23,7 @@ from haepo_jax.runner.run_dir import RunDir, create_run_dir
 from haepo_jax.runner.signals import StopSignals
 
 if TYPE_CHECKING:
-    from haepo_jax.algorithms.base import Algorithm, TrainState
+    from haepo_jax.algorithms.base import Algorithm, Start, TrainState
     from haepo_jax.runner.observers import Observer
 
 
@@ -51,7 +51,7 @@ def train_and_report(config: RunConfig, argv: Sequence[str], processes: Processe
         return _train_along(processes)
     ended = run_in_directory(config, shlex.join(["python", "-m", "haepo_jax.train", *argv]), processes=processes)
     if ended.summary is None:
-        print(f"the run in {ended.directory.path} has ended; a larger total_steps would extend it")
+        print(ended_text(ended.directory, ended.directory.read_summary()))
     elif len(ended.summary["diverged"]) == config.num_seeds:
         raise RunError(_divergence(ended.summary, ended.directory))
     return 0
@@ -65,6 +65,7 @@ def run_in_directory(
     observers: Sequence[Observer] | None = None,
     embedded: bool = False,
     processes: Processes = ALONE,
+    start: Start | None = None,
 ) -> Ended:
     """Trains as configured, with the files of a run; with `config.resume` goes on with the one in `config.run_dir`.
 
@@ -75,6 +76,7 @@ def run_in_directory(
       observers: beside the loggers; None: the progress display.
       embedded: whether this is part of a user's program; see `StopSignals`.
       processes: that have a share in the run, of which this is the first.
+      start: a policy to start from; see `haepo_jax.runner.run.run`.
 
     Raises:
       ConfigError: where the directory cannot be used, or its run not gone on with.
@@ -126,12 +128,20 @@ def run_in_directory(
                     begin=stop.begin,
                     stop=stop,
                     processes=processes,
+                    start=start,
                 )
                 return Ended(directory, summary, state)
     except Interrupted as interruption:
         raise Interrupted(interruption.signum, f"{interruption}; to go on: {again}") from None
     finally:
         directory.remove_if_empty()
+
+
+def ended_text(directory: RunDir, summary: dict[str, Any]) -> str:
+    """That there is nothing left of a run to resume, and why."""
+    steps = summary.get("env_steps")
+    early = f" early, by a callback, at {steps:,} steps" if summary.get("ended_early") else ""
+    return f"the run in {directory.path} has ended{early}; a larger total_steps would extend it"
 
 
 def run_to_resume(config: RunConfig) -> RunDir | None:

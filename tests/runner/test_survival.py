@@ -22,6 +22,7 @@ from haepo_jax.runner import checkpoints, loggers, run_dir
 from haepo_jax.runner.checkpoints import Checkpoints
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import peek, read_arguments
+from haepo_jax.runner.evaluation import EvaluationSize
 from haepo_jax.runner.program import Program, build
 from haepo_jax.runner.resume import resume_command
 from haepo_jax.runner.run_dir import RunDir
@@ -357,7 +358,7 @@ def test_divergence_is_one_line_and_keeps_the_last_finite_state(
     newest = Checkpoints(run / "checkpoints").all()[-1]
     assert str(newest.path) in error
     newest.verify()
-    program = Program(build(RunDir(run).read_config()), seed=0, num_seeds=1, final_eval_episodes=4)
+    program = Program(build(RunDir(run).read_config()), seeds=[0], final=EvaluationSize(4))
     state = newest.restore(program._state)
     assert all((abs(x) < 1e30).all() for x in jax.tree.leaves(state.params))
     assert RunDir(run).read_summary()["diverged"][0]["seed"] == 0

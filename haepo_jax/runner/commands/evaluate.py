@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
     from haepo_jax.runner.loading import load_run, seed_lane
 
     algorithm, run, states = load_run(directory, config.checkpoint, warn)
-    seeds = list(range(run.seed, run.seed + run.num_seeds))
+    seeds = run.seed_numbers
     if config.seed is not None:
         lane = seed_lane(run, config.seed)
         seeds, states = [config.seed], jax.tree.map(lambda x: x[lane : lane + 1], states)
