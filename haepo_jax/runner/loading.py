@@ -17,6 +17,7 @@ from haepo_jax.rollout import to_env_action
 from haepo_jax.runner.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from haepo_jax.runner.config import ConfigError, OwnConfig, RunConfig
 from haepo_jax.runner.describe import check_trained_by
+from haepo_jax.runner.devices import describe_device
 from haepo_jax.runner.program import build
 from haepo_jax.runner.resume import check_written_with
 from haepo_jax.runner.run_dir import RunDir
@@ -175,6 +176,7 @@ def load_run(
     """
     if checkpoint not in CHECKPOINTS:
         raise ConfigError(f"checkpoint={checkpoint!r} must be one of {', '.join(CHECKPOINTS)}")
+    describe_device()  # raises where there is none
     config = directory.read_config(own=algorithm is not None)
     if algorithm is not None:
         check_trained_by(algorithm, config, str(directory.path))

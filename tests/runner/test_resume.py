@@ -337,7 +337,7 @@ def test_tensorboard_forgets_what_is_logged_again(counting: Runs, tmp_path: Path
     assert steps == [row["env_steps"] for row in rows(run)]
     assert len(starts) == 1 and 0 < sum(step < starts[0] for step in steps) < 8
     tags = {value.tag for event in events for value in event.summary.value}
-    assert {"loss", "eval_return", "env_steps_per_second"} <= tags
+    assert {"train/loss", "eval/return", "time/env_steps_per_second"} <= tags
 
 
 def test_a_file_of_settings_starts_a_run_and_goes_on_with_it(

@@ -16,8 +16,9 @@ from typing import Any
 
 import jax
 import pytest
+from tensorboardX import record_writer
 
-import haepo_jax
+
 from haepo_jax.runner import checkpoints, loggers, run_dir
 from haepo_jax.runner.checkpoints import Checkpoints
 from haepo_jax.runner.config import RunConfig
@@ -243,7 +244,12 @@ def test_a_disk_that_fills_is_one_line(
     assert counting(whole, *COUNTING) == 0
     atomically, append = run_dir.write_atomically, run_dir.AppendedFile.append
     with monkeypatch.context() as patch:
-        if file in ("metrics.jsonl", "events"):
+        if file == "events":
+            flush = record_writer.RecordWriter.flush
+            patch.setattr(
+                record_writer.RecordWriter, "flush", lambda self: no_room() if len(rows(run)) >= 4 else flush(self)
+            )
+        elif file == "metrics.jsonl":
 
             def append_until_full(self: Any, record: bytes) -> None:
                 if file not in str(self._path) or len(rows(run)) < 4:
@@ -381,7 +387,7 @@ def test_a_sick_environment_is_named(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
 ) -> None:
     run = tmp_path / "run"
-    monkeypatch.setattr(haepo_jax, "make_env", lambda *_, **__: Drift(broken=broken))
+    monkeypatch.setattr("haepo_jax.envs.make_env", lambda *_, **__: Drift(broken=broken))
     runs(run, "env=haepo/bandit", *SMALL)
     captured = capsys.readouterr()
     assert "warning: haepo/bandit gave an observation or reward that is not finite" in captured.err
