@@ -6,6 +6,8 @@
         manifest.json    size and SHA-256 of every other file
 
 Orbax loads truncated files and flipped bits as wrong numbers, so nothing is read before its manifest has been checked.
+Orbax's CheckpointManager is not used: it commits a step before a manifest could be added, so a kill in between would leave a
+complete step that has to be distrusted; and on a full disk its threads print tracebacks where one line is due.
 A checkpoint is written under another name, flushed to the disk, its manifest last, and then renamed: a process that is
 killed leaves a whole one or none. Reading one runs no code: arrays are put, by name, into a structure that the
 algorithm has made, and everything else is JSON.
@@ -35,7 +37,7 @@ from haepo_jax.runner.errors import CheckpointError
 Arrays = dict[str, npt.NDArray[Any]]
 
 ARRAYS, PROGRESS, MANIFEST = "arrays", "progress.json", "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 # --- A train state as named arrays ------------------------------------------------------------------------------------
@@ -149,7 +151,8 @@ class Checkpoint:
         progress = self._json(PROGRESS)
         if progress.get("format") != FORMAT:
             raise CheckpointError(
-                f"{self.path}: its format is {one_line(repr(progress.get('format')), 40)}, not {FORMAT}"
+                f"{self.path}: it was written by another version of haepo_jax (format "
+                f"{one_line(repr(progress.get('format')), 40)}, not {FORMAT}), which has to read it"
             )
         return progress
 
@@ -361,7 +364,7 @@ def _flush_one(path: Path) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Copy:
+class Snapshot:
     """A train state on the host, with what the host knew at that moment; `value` is its return, where it has one.
 
     No other moment of the run has the same `mark`.
@@ -403,7 +406,7 @@ class Saver:
         self._about: dict[str, Any] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
-        self._best: Copy | None = None
+        self._best: Snapshot | None = None
         self._best_return = -np.inf
         self._last_steps, self._last_time = 0, time.perf_counter()
         self._saved: Any = None
@@ -439,7 +442,7 @@ class Saver:
         if value > self._best_return:
             begin = time.perf_counter()
             self._best_return = value
-            self._best = Copy(to_arrays(state), position(), value, mark)
+            self._best = Snapshot(to_arrays(state), position(), value, mark)
             self.blocked_seconds += time.perf_counter() - begin
 
     def due(self, steps: int) -> bool:
@@ -464,14 +467,14 @@ class Saver:
         self.wait()
         copies = [] if self._best is None else [self._best]
         if mark != self._saved and not (copies and copies[0].mark == mark):
-            copies.append(Copy(to_arrays(state), position, value, mark))
+            copies.append(Snapshot(to_arrays(state), position, value, mark))
         if copies:
             self._writing = self._pool.submit(self._write, copies)
         self._best, self._saved = None, mark
         self._last_steps, self._last_time = steps, time.perf_counter()
         self.blocked_seconds += self._last_time - begin
 
-    def _write(self, copies: list[Copy]) -> None:
+    def _write(self, copies: list[Snapshot]) -> None:
         begin = time.perf_counter()
         for file in self._flush_first:
             _flush_one(file)

@@ -1,19 +1,10 @@
-"""How much a run evaluates: by default at most as many environment steps as it trains; and how to be stopped meanwhile."""
+"""How much a run evaluates: by default at most as many environment steps as it trains."""
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
-import os
-import sys
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TypeVar
 
 from haepo_jax.algorithms.base import Algorithm
-
-T = TypeVar("T")
 
 FINAL_EPISODES = 128
 FEW_EPISODES = 4
@@ -51,40 +42,3 @@ def final_size(asked: int | None, algorithm: Algorithm) -> EvaluationSize:
 def _within(episodes: int, total: int, horizon: int) -> EvaluationSize:
     episodes = max(1, min(episodes, total // (KINDS * horizon)))
     return EvaluationSize(episodes, None if KINDS * horizon <= total else max(1, total // KINDS))
-
-
-def interruptibly(function: Callable[[], T], poll: Callable[[], None]) -> T:
-    """Calls a function that may wait long for the device, and meanwhile, a few times a second, `poll`.
-
-    If `poll` raises, that is raised at once and the call is abandoned: a compiled program cannot be stopped, so a process
-    that ends before it does not wait for it.
-    """
-    future: Future[T] = Future()
-
-    def call() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    thread = threading.Thread(target=call, name="evaluation", daemon=True)
-    thread.start()
-    while not future.done():
-        try:
-            return future.result(timeout=0.2)
-        except TimeoutError:
-            if future.done():
-                break
-        try:
-            poll()
-        except BaseException as error:
-            atexit.register(_leave, thread, 128 + getattr(error, "signum", -127))
-            raise
-    return future.result()
-
-
-def _leave(thread: threading.Thread, status: int) -> None:
-    if thread.is_alive():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)

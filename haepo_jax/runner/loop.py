@@ -16,10 +16,11 @@ from haepo_jax import sharding
 from haepo_jax.algorithms.base import CAUSES, TrainState
 from haepo_jax.runner.checkpoints import Saver
 from haepo_jax.runner.errors import Interrupted
-from haepo_jax.runner.evaluation import KINDS, interruptibly
+from haepo_jax.runner.evaluation import KINDS
 from haepo_jax.runner.observers import Counters, Observer, Row, divergence_text, not_finite
 from haepo_jax.runner.processes import Processes
 from haepo_jax.runner.program import Program
+from haepo_jax.runner.signals import interruptibly
 from haepo_jax.runner.statistics import interquartile_mean
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ SLICE_SECONDS = 1.0
 
 
 @dataclasses.dataclass
-class Position:
+class LoopState:
     """Where the loop stands between two compiled calls, beside the train state; a checkpoint holds it as JSON.
 
     Attributes:
@@ -79,7 +80,7 @@ class Training:
         saver: Saver | None,
         stop: Callable[[], int | None],
         processes: Processes,
-        position: Position,
+        position: LoopState,
         state: TrainState,
         env: str,
     ) -> None:
@@ -128,7 +129,7 @@ class Training:
         self._processes.meet()
 
         final_begin = time.perf_counter()
-        played = self._interruptibly(lambda: program.final_evaluation(self._state), final=True)
+        played = self._listening(lambda: program.final_evaluation(self._state), final=True)
         final = {name: value.astype(np.float64) for name, value in played.items()}
         final_seconds = time.perf_counter() - final_begin
         if self._saver is not None:
@@ -139,7 +140,7 @@ class Training:
     def _advance(self, until: int) -> None:
         """One compiled call, and a checkpoint where one is due."""
         begin = time.perf_counter()
-        self._state, latest = self._program.advance(self._state, until)
+        self._state, latest = interruptibly(lambda: self._program.advance(self._state, until))
         before, self._at = self._at, Counters.read(self._state)
         advanced = np.array(self._at.update) > np.array(before.update)
         self._metrics = {
@@ -195,15 +196,15 @@ class Training:
         program, position = self._program, self._position
         if position.eval_steps > position.steps and self._at.before(program.algorithm.total_steps):
             return program.not_evaluated()
-        values = self._interruptibly(lambda: program.evaluate(self._state), final=False)
+        values = self._listening(lambda: program.evaluate(self._state), final=False)
         if "eval_length" in values:
             position.eval_steps += int(values["eval_length"].sum()) * program.row_size.episodes * KINDS
         return values
 
-    def _interruptibly(self, function: Callable[[], T], *, final: bool) -> T:
+    def _listening(self, function: Callable[[], T], *, final: bool) -> T:
         """An evaluation, which may take long: a signal ends it at once, after a checkpoint."""
         if not self._processes.alone:  # the others would wait for their part of it
-            return function()
+            return interruptibly(function)
         begin, told = time.perf_counter(), False
 
         def poll() -> None:

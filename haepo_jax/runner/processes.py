@@ -23,6 +23,7 @@ import numpy as np
 from haepo_jax.messages import one_line
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.errors import DeviceError, Elsewhere, RunError, outcome
+from haepo_jax.runner.signals import interruptibly
 
 T = TypeVar("T")
 
@@ -84,7 +85,7 @@ class Job(Processes):
         size = self._exchange(len(content))[0]
         # As bytes, which a sum with zeros leaves as they are: a float may be -0.0.
         buffer = np.frombuffer(content, np.uint8) if self.first else np.zeros(size, np.uint8)
-        value: T = pickle.loads(np.asarray(broadcast_one_to_all(buffer)).tobytes())
+        value: T = pickle.loads(interruptibly(lambda: np.asarray(broadcast_one_to_all(buffer))).tobytes())
         return value
 
     @contextlib.contextmanager
@@ -134,7 +135,7 @@ class Job(Processes):
         note = np.zeros(NOTE_BYTES, np.uint8)
         content = pickle.dumps((failure, value))
         note[: len(content)] = np.frombuffer(content, np.uint8)
-        return [pickle.loads(row.tobytes()) for row in np.asarray(process_allgather(note))]
+        return [pickle.loads(row.tobytes()) for row in interruptibly(lambda: np.asarray(process_allgather(note)))]
 
 
 def join() -> Processes:

@@ -16,7 +16,7 @@ from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.devices import describe_device, device_errors, versions
 from haepo_jax.runner.evaluation import final_size
 from haepo_jax.runner.loading import start_of
-from haepo_jax.runner.loop import Position, Training
+from haepo_jax.runner.loop import LoopState, Training
 from haepo_jax.runner.observers import Observer, RunInfo
 from haepo_jax.runner.processes import ALONE, Processes
 from haepo_jax.runner.program import Program, build, mesh_of
@@ -145,18 +145,18 @@ def run(
     return summary, state
 
 
-def _read_position(checkpoint: Checkpoint | None) -> tuple[dict[str, Any] | None, Position]:
+def _read_position(checkpoint: Checkpoint | None) -> tuple[dict[str, Any] | None, LoopState]:
     """What a checkpoint says of the run up to it, and where that run stood."""
     if checkpoint is None:
-        return None, Position()
+        return None, LoopState()
     progress = checkpoint.progress()
     try:
-        return progress, Position(**progress["position"])
+        return progress, LoopState(**progress["position"])
     except (KeyError, TypeError):
         raise CheckpointError(f"{checkpoint.path}: it was written by another version") from None
 
 
-def _extended(earlier: dict[str, Any], position: Position, config: RunConfig, algorithm: Algorithm) -> str | None:
+def _extended(earlier: dict[str, Any], position: LoopState, config: RunConfig, algorithm: Algorithm) -> str | None:
     """What to say where a larger total_steps takes a schedule back; None where it takes none back."""
     before = earlier.get("settings", {}).get("total_steps", config.total_steps)
     if before == config.total_steps:

@@ -16,10 +16,11 @@ import haepo_jax as hx
 from haepo_jax.envs import Box, Discrete, TimeStep
 from haepo_jax.runner import loop
 from haepo_jax.runner.errors import Interrupted
-from haepo_jax.runner.evaluation import EvaluationSize, final_size, interruptibly, row_size
+from haepo_jax.runner.evaluation import EvaluationSize, final_size, row_size
 from haepo_jax.runner.observers import Observer
 from haepo_jax.runner.program import Program
 from haepo_jax.runner.run import run
+from haepo_jax.runner.signals import interruptibly
 from tests.runner.counting_algorithm import Counting
 from tests.runner.test_loop import Recorder, run_counting, settings
 

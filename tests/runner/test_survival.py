@@ -18,7 +18,7 @@ import jax
 import pytest
 from tensorboardX import record_writer
 
-
+import haepo_jax
 from haepo_jax.runner import checkpoints, loggers, run_dir
 from haepo_jax.runner.checkpoints import Checkpoints
 from haepo_jax.runner.config import RunConfig
@@ -84,13 +84,13 @@ def test_the_first_signal_asks(signum: int) -> None:
     process.send_signal(signum)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0 and out == f"asked to stop by {signum}\n"
-    assert "ending after the call under way" in err and err.count("\n") == 1
+    assert "saving a checkpoint and stopping" in err and err.count("\n") == 1
 
 
 def test_a_second_ctrl_c_ends_at_once() -> None:
     process = waiting("begun", "ignore")
     process.send_signal(signal.SIGINT)
-    assert process.stderr is not None and "once more ends at once" in process.stderr.readline()
+    assert process.stderr is not None and "press again to quit immediately" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 130
     process.communicate()
