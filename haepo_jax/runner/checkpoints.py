@@ -309,7 +309,7 @@ def _return(checkpoint: Checkpoint) -> float:
 def _reserve(file: Path, arrays: Arrays) -> None:
     """Raises OSError where the disk has no room for the arrays.
 
-    Orbax would notice, too, but its threads then go on to report to an event loop that it has closed, each with a
+    Orbax would notice, too, but its threads then try to report to an event loop that it has closed, each with a
     traceback. Compression makes up for the space that its own files take.
     """
     size = sum(array.nbytes + 1024 for array in arrays.values()) + 2**16
@@ -360,7 +360,7 @@ def _flush_one(path: Path) -> None:
         os.close(descriptor)
 
 
-# --- Saving while a run goes on ---------------------------------------------------------------------------------------
+# --- Saving during a run -----------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -380,12 +380,12 @@ class Saver:
     """Saves a run's checkpoints: copies on the caller's thread, writes on one of its own.
 
     The state with the best return is copied when its row is logged and written with the next checkpoint. A run that is
-    killed before then goes on from a checkpoint before that row, and meets it again.
+    killed before then resumes from a checkpoint before that row, and meets it again.
 
     Args:
       checkpoints: where they go.
       keep: how many of the last ones stay; the best by return stays beside them.
-      steps: live steps per seed from one to the next; None: not by steps.
+      steps: environment steps per seed from one to the next; None: not by steps.
       minutes: likewise.
       bad: checkpoints that are known not to be intact.
       flush_first: files that must be on the disk before a checkpoint that counts on them.
@@ -423,7 +423,7 @@ class Saver:
         """Begins to count intervals at `steps`.
 
         Args:
-          steps: live steps per seed so far.
+          steps: environment steps per seed so far.
           best_return: of the rows so far.
           saved: the mark of what the newest checkpoint holds already, or None.
           about: what every checkpoint says of the run.
@@ -458,7 +458,7 @@ class Saver:
 
         Args:
           state: of all seeds.
-          steps: live steps per seed, from which the next interval counts.
+          steps: environment steps per seed, from which the next interval counts.
           mark: of this moment; what has been saved already is not saved again.
           value: the return that belongs to exactly this state, if any.
           position: what else resuming needs.

@@ -1,7 +1,7 @@
 """The processes of one job, on one machine or many: they run the same compiled programs in lockstep.
 
 The first process alone reads, writes, prints, and decides whatever depends on a clock. The others are told, so that all
-of them come to the same compiled call; and where one of them cannot go on, all end with its exit status.
+of them come to the same compiled call; and where one of them cannot continue, all end with its exit status.
 
 What they tell each other is pickled, since all of them run one program; nothing that comes from a file ever is.
 """
@@ -44,7 +44,7 @@ class Processes:
         """Between two compiled calls: `stop` is the greatest of all processes, `seconds` the first one's.
 
         Raises:
-          Elsewhere: where another process cannot go on.
+          Elsewhere: where another process cannot continue.
         """
         return stop, seconds
 
@@ -183,7 +183,7 @@ def join() -> Processes:
 
 
 def part() -> None:
-    """Lets the processes that `join` has brought together go on without each other, each on its own devices.
+    """Lets the processes that `join` has brought together continue without each other, each on its own devices.
 
     From here on it is no matter to one if another is killed.
     """

@@ -214,10 +214,10 @@ def test_a_checkpoint_that_is_taken_away_meanwhile(
     restore, found = Checkpoint.restore, Checkpoints(run / "checkpoints").all()[-1].path
     later = found.with_name(f"{int(found.name) + 1:06d}")
 
-    def pruned(self: Checkpoint, like: Any) -> Any:
+    def pruned(self: Checkpoint, like: Any, **keywords: Any) -> Any:
         if self.path == found:
             found.rename(later)
-        return restore(self, like)
+        return restore(self, like, **keywords)
 
     monkeypatch.setattr(Checkpoint, "restore", pruned)
     _, policy = hx.load(run)

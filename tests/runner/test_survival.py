@@ -198,7 +198,7 @@ def test_signals_and_locks_between_processes(tmp_path: Path) -> None:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 128 + signum
         assert time.monotonic() - begin < 20, "about a second on an idle machine"
-        assert err.splitlines()[-1].endswith(f"to go on: python -m haepo_jax.train run_dir={run} resume=true")
+        assert err.splitlines()[-1].endswith(f"to resume: python -m haepo_jax.train run_dir={run} resume=true")
         assert "Traceback" not in err and len(err.splitlines()) == 2
         Checkpoints(run / "checkpoints").all()[-1].verify()
 
@@ -228,7 +228,7 @@ def test_a_directory_that_vanishes(
     run = tmp_path / "run"
     monkeypatch.setattr(StopAfter, "__call__", lambda self: shutil.rmtree(run, ignore_errors=True))
     assert counting(run, *COUNTING) == 1
-    assert capsys.readouterr().err == f"error: run_dir='{run}' has vanished while the run was going on\n"
+    assert capsys.readouterr().err == f"error: run_dir='{run}' was removed during the run\n"
     assert not run.exists()
 
 
