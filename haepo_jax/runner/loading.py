@@ -151,12 +151,8 @@ def start_of(config: RunConfig, algorithm: Algorithm) -> Start | None:
         return None
     try:
         custom = isinstance(RunDir(Path(config.init_from)).read_config(own=True), OwnConfig)
-        start = load(config.init_from, algorithm=algorithm if custom else None)[1].start
-    except (CheckpointError, ConfigError) as error:
-        raise ConfigError(f"init_from={short(config.init_from)}: {error}") from None
-    try:
-        return checked_start(start, algorithm)
-    except ValueError as error:
+        return checked_start(load(config.init_from, algorithm=algorithm if custom else None)[1].start, algorithm)
+    except (CheckpointError, ValueError) as error:  # a ConfigError of the other run among them
         raise ConfigError(f"init_from={short(config.init_from)}: {error}") from None
 
 

@@ -56,13 +56,12 @@ class Program:
             evaluated = algorithm.replace(eval_episodes=self.row_size.episodes)
 
         def evaluation(state: TrainState) -> dict[str, Any]:
-            row = evaluated.progress(state, **_limit(self.row_size))
+            row = evaluated.progress(state, max_steps=self.row_size.max_steps)
             return {name: value for name, value in row.items() if name.startswith("eval_")}
 
         def final_evaluation(state: TrainState) -> dict[str, Any]:
-            keywords = {"episodes": final.episodes, **_limit(final)}
-            sampled = algorithm.evaluate(state, **keywords)
-            greedy = algorithm.evaluate(state, **keywords, greedy=True)
+            size: dict[str, Any] = {"episodes": final.episodes, "max_steps": final.max_steps}
+            sampled, greedy = (algorithm.evaluate(state, **size, greedy=greedy) for greedy in (False, True))
             return {"return": sampled["return"], "length": sampled["length"], "return_greedy": greedy["return"]}
 
         placed: dict[str, Any] = {}
@@ -73,7 +72,7 @@ class Program:
         def compiled(function: Any, axes: Any, *arguments: Any, **keywords: Any) -> tuple[Any, Future[Any]]:
             """The shapes of what a function over all seeds returns, and the function compiled for these arguments."""
             function = jax.vmap(function, in_axes=axes) if self.num_seeds > 1 else function
-            if jax.config.jax_disable_jit:
+            if getattr(jax.config, "jax_disable_jit", False):
                 as_it_is: Future[Any] = Future()
                 as_it_is.set_result(function)
                 return jax.eval_shape(function, *arguments), as_it_is
@@ -137,10 +136,6 @@ class Program:
         if self._final is None:
             return dict.fromkeys(("return", "length", "return_greedy"), np.zeros((self.num_seeds, 0)))
         return self._per_seed(self._final.result()(state))
-
-
-def _limit(size: EvaluationSize) -> dict[str, int]:
-    return {} if size.max_steps is None else {"max_steps": size.max_steps}
 
 
 def build(config: RunConfig, env: Any = None) -> Algorithm:

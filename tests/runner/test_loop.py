@@ -204,3 +204,15 @@ def test_the_device_is_named_and_a_fallback_admitted(monkeypatch: pytest.MonkeyP
     assert device == "cpu" and fallback is not None and "fell back to the CPU" in fallback
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert devices.describe_device() == ("cpu", None)
+
+
+def test_a_platform_that_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Any:
+        raise AssertionError  # what jax does without the platform's plugin
+
+    monkeypatch.setattr(jax, "devices", none)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(
+        ConfigError, match=r"^JAX_PLATFORMS=cuda: jax finds no device to run on: this platform is missing"
+    ):
+        devices.describe_device()
