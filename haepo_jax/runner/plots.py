@@ -46,7 +46,9 @@ def read_curve(directory: RunDir, label: str | None = None) -> Curve:
         steps = np.array([row["env_steps"] for row in rows], np.float64)
     except (KeyError, TypeError, ValueError):
         raise ConfigError(f"{str(directory.metrics)!r} holds no returns that can be drawn") from None
-    return Curve(label, steps, returns)
+    # Not every row of a short run is evaluated.
+    known = ~np.isnan(returns).all(axis=1) if name == "eval_return" else np.ones(len(rows), bool)
+    return Curve(label, steps[known], returns[known]) if known.any() else Curve(label, steps, returns)
 
 
 def draw_curve(axes: Axes, curve: Curve, colour: str | None = None) -> None:
