@@ -12,7 +12,7 @@ from haepo_jax import algorithms
 from haepo_jax.algorithms import hyperparameters as hp
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.envs import make_env
-from haepo_jax.envs.base import PlainEnvironment
+from haepo_jax.envs.objects import PlainEnvironment
 from haepo_jax.losses.weights import Auto
 from haepo_jax.messages import short
 from haepo_jax.networks import LinenPolicy, NNXPolicy

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from haepo_jax.algorithms.base import Algorithm, Start, TrainState
+from haepo_jax.algorithms.other_names import hint
 from haepo_jax.messages import short
-from haepo_jax.runner.config import ConfigError, RunConfig, did_you_mean
+from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.values import checked_value
 from haepo_jax.runner.describe import describe
 from haepo_jax.runner.errors import Interrupted
@@ -190,7 +191,7 @@ def _settings(
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     for key in settings:
         if key not in SETTINGS:
-            near = did_you_mean(key, SETTINGS) or f" (there are: {', '.join(SETTINGS)})"
+            near = hint(key, SETTINGS) or f" (there are: {', '.join(SETTINGS)})"
             raise ConfigError(f"train has no setting {short(key)}{near}")
     given = settings | {"run_dir": None if run_dir is None else str(run_dir), "resume": resume}
     if seeds == list(range(seeds[0], seeds[0] + len(seeds))):
