@@ -51,7 +51,9 @@ def compare(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
             _train(config)
         except Interrupted as interruption:
             others = [argument for argument in argv if not argument.startswith(("run_dir=", "resume="))]
-            again = shlex.join(["python", "-m", "haepo_jax.compare", *others, f"run_dir={value_text(str(directory))}", "resume=true"])
+            again = shlex.join(
+                ["python", "-m", "haepo_jax.compare", *others, f"run_dir={value_text(str(directory))}", "resume=true"]
+            )
             text = f"the comparison was interrupted in run {place} of {len(runs)}; to resume: {again}"
             raise Interrupted(interruption.signum, text) from None
         print(flush=True)

@@ -30,7 +30,7 @@ def load_seeds(
     the seeds as their first axis. Raises as `haepo_jax.load` does."""
     algorithm, run, states = load_run(directory, checkpoint, warn_of_checkpoint)
     if seed is None:
-        return algorithm, run, list(range(run.seed, run.seed + run.num_seeds)), states
+        return algorithm, run, run.seed_numbers, states
     index = seed_lane(run, seed)
     return algorithm, run, [seed], jax.tree.map(lambda x: x[index : index + 1], states)
 
