@@ -242,7 +242,7 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, check=True)
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "haepo_jax").rglob("*") if path.is_file()}
     files = {name for name in files if "__pycache__" not in name}
-    assert {"haepo_jax/py.typed", "haepo_jax/runner/rendering/viewer.html"} <= files
+    assert {"haepo_jax/py.typed", "haepo_jax/runner/rendering/board.html"} <= files
     (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
     assert {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("haepo_jax/")} == files
     with tarfile.open(sdist) as archive:
