@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from haepo_jax.algorithms.dpo import DPO as DPO
     from haepo_jax.algorithms.episodic import EpisodicHAEPO as EpisodicHAEPO
+    from haepo_jax.algorithms.fields import HyperparameterError as HyperparameterError
     from haepo_jax.algorithms.grpo import GRPO as GRPO
     from haepo_jax.algorithms.haepo import HAEPO as HAEPO
-    from haepo_jax.algorithms.hyperparameters import HyperparameterError as HyperparameterError
     from haepo_jax.algorithms.ppo import PPO as PPO
     from haepo_jax.algorithms.supervised import Supervised as Supervised
     from haepo_jax.envs import list_envs as list_envs
@@ -43,7 +43,7 @@ _HOMES = {
     "GRPO": "haepo_jax.algorithms.grpo",
     "DPO": "haepo_jax.algorithms.dpo",
     "Supervised": "haepo_jax.algorithms.supervised",
-    "HyperparameterError": "haepo_jax.algorithms.hyperparameters",
+    "HyperparameterError": "haepo_jax.algorithms.fields",
     "train": "haepo_jax.runner.scripting",
     "TrainResult": "haepo_jax.runner.scripting",
     "sweep": "haepo_jax.runner.sweeps.run",

@@ -29,7 +29,8 @@ import numpy as np
 from catalogue import ABLATIONS, EPISODIC, METHODS, TASKS, WEIGHTS, Task
 
 import haepo_jax as hx
-from haepo_jax.algorithms.base import Algorithm, TrainState
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import TrainState
 from haepo_jax.losses._numerics import rank_correlation
 from haepo_jax.rollout import collect_episodes, lane_keys
 from haepo_jax.runner.alignment import fresh_alignment

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from haepo_jax import sharding
-from haepo_jax.algorithms.base import CAUSES, TrainState
+from haepo_jax.algorithms.state import CAUSES, TrainState
 from haepo_jax.runner.checkpoints import Saver
 from haepo_jax.runner.errors import Interrupted
 from haepo_jax.runner.observers import Counters, Observer, Row, divergence_text, not_finite

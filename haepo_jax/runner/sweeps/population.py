@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from haepo_jax.algorithms.base import Algorithm, TrainState
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import TrainState
 from haepo_jax.counting import StepCount
 from haepo_jax.unbatched import any_lane
 

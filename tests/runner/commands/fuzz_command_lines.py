@@ -36,7 +36,7 @@ from typing import Any
 import yaml
 
 import haepo_jax
-from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.algorithms import declared
 from haepo_jax.envs import names
 from haepo_jax.runner.commands.evaluate import EvaluateConfig
 from haepo_jax.runner.commands.plot import PlotConfig
@@ -154,7 +154,7 @@ def good_values(field: dataclasses.Field[Any]) -> list[str]:
         "num_minibatches",
         "group_size",
         "num_steps",
-        "history_batches",
+        "replay_batches",
         "score",
         "squash_actions",
         "state_dependent_std",
@@ -225,7 +225,7 @@ class Writer:
     def __init__(self, seed: int, places: Sequence[str]) -> None:
         self.draw = random.Random(seed)
         self.places = places
-        everything = [hyperparameter for name in hp.ALGORITHMS for hyperparameter in hyperparameter_fields(name)]
+        everything = [hyperparameter for name in declared.ALGORITHMS for hyperparameter in hyperparameter_fields(name)]
         self.words = {field.name for schema in SCHEMAS.values() for field in dataclasses.fields(schema)} | {*everything}
 
     def lines(self) -> Iterator[Line]:
