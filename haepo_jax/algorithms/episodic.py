@@ -35,6 +35,9 @@ class EpisodicHAEPO(TrajectoryAlgorithm):
     `EpisodicHAEPO(env, credit="trajectory", score="likelihood", normalize="standardize")`, on the command line
     `algo=haepo_paper`.
 
+    Attributes:
+      weight_function: (scores, mask, temperature) -> weights, in place of the softmax; see `haepo_jax.losses.weights`.
+
     Examples:
       >>> import haepo_jax as hx
       >>> algo = hx.EpisodicHAEPO("CartPole-v1", total_steps=500_000, learning_rate=3e-3)
@@ -78,6 +81,7 @@ class EpisodicHAEPO(TrajectoryAlgorithm):
     reference: str = static(
         "previous", str, "the frozen policy that the KL pulls towards", choices=("previous", "initial")
     )
+    weight_function: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
 
     def check(self) -> None:
         super().check()
@@ -99,6 +103,7 @@ class EpisodicHAEPO(TrajectoryAlgorithm):
             "kl_coef": self.kl_coef,
             "entropy": self.entropy,
             "kl": self.kl,
+            "weight_function": self.weight_function,
         }
         reference_log_probs = (
             jax.lax.stop_gradient(batch.reference.log_prob(steps.action)) if self.kl == "weights" else None

@@ -41,7 +41,7 @@ class HAEPO(SegmentAlgorithm):
     The paper's form, and others that need no value function, are `EpisodicHAEPO`.
 
     Attributes:
-      weight_function: (scores, mask, temperature) -> weights, in place of the softmax; see `haepo_advantage_loss`.
+      weight_function: (scores, mask, temperature) -> weights, in place of the softmax; see `haepo_jax.losses.weights`.
 
     Examples:
       >>> import haepo_jax as hx
@@ -91,6 +91,7 @@ class HAEPO(SegmentAlgorithm):
             grouped(batch.is_first), mask=grouped(batch.mask), history_decay=self.history_decay,
             temperature=self.temperature, entropy_coef=self.entropy_coef, kl_coef=self.kl_coef,
             policy_entropy=grouped(current.entropy()), policy_kl=grouped(batch.reference.kl_to(current)),
+            weight_function=self.weight_function,
         )  # fmt: skip
         value_loss = masked_mean((values - batch.value_target) ** 2, batch.mask) / 2
         total = loss + self.value_coef * value_loss

@@ -386,10 +386,9 @@ class SegmentAlgorithm(Algorithm):
     def init_extra(self, state: TrainState) -> SegmentState:
         carry = self.actor_critic.init(jax.random.key(0), self.example_observation())[1]
         if self.single_steps and jax.tree.leaves(carry):
-            sequences = (
-                self.num_envs * self.replay_batches
-            )  # of a custom network; those that have a name were checked before
-            check_divides("num_envs * replay_batches", sequences, "num_minibatches", self.num_minibatches)
+            # Of a custom network; `check` has seen those that have a name.
+            names = "num_envs" + (" * replay_batches" if self.replay_batches > 1 else "")
+            check_divides(names, self.num_envs * self.replay_batches, "num_minibatches", self.num_minibatches)
         envs = start_lanes(self.env, carry, starts_key(state.key), self.num_envs)
         reward_scale = None
         if self.normalize_rewards:

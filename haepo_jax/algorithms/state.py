@@ -17,6 +17,10 @@ CAUSES = ("the loss", "the gradients", "the parameters after the step", "the opt
 """What `Health.cause` counts: bit i is set where the i-th was not finite."""
 
 
+EPISODE_MEANS = ("episode_return", "episode_length")
+"""Metrics that are means over the episodes that ended in an update: 0, and not known, where the metric "episodes" is 0."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Health:

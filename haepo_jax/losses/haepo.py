@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from haepo_jax.losses._checks import Checks
 from haepo_jax.losses._numerics import centre, divide, lowest, masked_mean, rank_correlation, select
 from haepo_jax.losses.returns import NORMALIZATIONS, normalize_returns
-from haepo_jax.losses.weights import Temperature, log_softmax, resolve_temperature
+from haepo_jax.losses.weights import Temperature, WeightFunction, resolve_temperature, weigh
 
 SCORES = ("likelihood", "mean_likelihood", "log_ratio")
 REGULARIZERS = ("policy", "weights")
@@ -33,6 +33,7 @@ def haepo_loss(
     kl: str = "policy",
     policy_entropy: ArrayLike = 0.0,
     policy_kl: ArrayLike = 0.0,
+    weight_function: WeightFunction | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """HAEPO's loss over groups of whole trajectories (HAEPO, arXiv 2508.18884).
 
@@ -54,6 +55,7 @@ def haepo_loss(
         l_behaviour) and ``behaviour_log_likelihood`` = 0: subtracting two long sums loses digits.
       temperature: tau > 0: a scalar, an array that broadcasts to the leading axes, or "auto"; see
         ``plackett_luce_weights``.
+      weight_function: weights in place of the softmax; see ``weights.WeightFunction``. ``None``: the softmax.
       normalize: "none", "center", "standardize" or "rank"; see ``normalize_returns``.
       entropy_coef: scalar, weight of H in the loss.
       kl_coef: scalar, weight of KL in the loss.
@@ -121,7 +123,7 @@ def haepo_loss(
 
     scores = scored(select(live, likelihood))
     tau = resolve_temperature(check, temperature, scores, live, groups)
-    weights, log_weights = log_softmax(scores, live, tau)
+    weights, log_weights = weigh(weight_function, scores, live, tau)
     normalized = normalize_returns(reward, normalize=normalize, mask=live)
     # The weights sum to 1, so J is unchanged; but its gradient no longer carries the rounding of a large common return.
     floor = lowest(normalized, live)
@@ -135,7 +137,7 @@ def haepo_loss(
         anchor = behaviour if reference is None else reference
         if anchor is None:
             raise ValueError("haepo_loss: kl='weights' needs reference_log_likelihood or behaviour_log_likelihood")
-        divergences = _divergence(*log_softmax(scored(anchor), live, tau), log_weights)
+        divergences = _divergence(*weigh(weight_function, scored(anchor), live, tau), log_weights)
     else:
         divergences = check.average("policy_kl", policy_kl, groups, scores.dtype)
 
@@ -168,6 +170,7 @@ def haepo_prefix_loss(
     entropy: str = "policy",
     kl: str = "policy",
     reference_log_probs: ArrayLike | None = None,
+    weight_function: WeightFunction | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Per-decision HAEPO: each reward is credited to the history before it, not to the whole trajectory.
 
@@ -195,6 +198,7 @@ def haepo_prefix_loss(
       history_decay: scalar h in (0, 1]; 1 is the whole history.
       temperature: tau > 0: a scalar, an array that broadcasts to the group axes, or "auto", the rule of
         ``plackett_luce_weights`` applied at every step.
+      weight_function: weights in place of the softmax; see ``weights.WeightFunction``. ``None``: the softmax.
       entropy_coef: scalar, weight of H in the loss.
       kl_coef: scalar, weight of KL in the loss.
       policy_entropy: the policy's entropy: a scalar (a mean over live steps), or (T, ..., K), which is averaged over
@@ -244,7 +248,7 @@ def haepo_prefix_loss(
     log_ratio = current - behaviour
     scores = _decayed_sum(log_ratio, decay)
     tau = resolve_temperature(check, temperature, scores, members, shape[1:-1])
-    weights, log_weights = log_softmax(scores, members, tau)
+    weights, log_weights = weigh(weight_function, scores, members, tau)
 
     surprise, num_live = _standardized_rewards(reward, live, members, decay)
     size = jnp.sum(members, axis=-1, dtype=weights.dtype)
@@ -266,7 +270,7 @@ def haepo_prefix_loss(
     if kl == "weights":
         anchor = behaviour_log_probs if reference_log_probs is None else reference_log_probs
         anchor = jax.lax.stop_gradient(select(live, check.floats("reference_log_probs", anchor, shape, like=like)))
-        reference = log_softmax(_decayed_sum(anchor - behaviour, decay), members, tau)
+        reference = weigh(weight_function, _decayed_sum(anchor - behaviour, decay), members, tau)
         divergence = over_steps(_divergence(*reference, log_weights))
     else:
         divergence = over_live("policy_kl", policy_kl)
@@ -292,6 +296,7 @@ def haepo_advantage_loss(
     kl_coef: ArrayLike = 0.0,
     policy_entropy: ArrayLike = 0.0,
     policy_kl: ArrayLike = 0.0,
+    weight_function: WeightFunction | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """HAEPO on advantages: at every step the histories of a group compete for the credit of what follows.
 
@@ -321,6 +326,7 @@ def haepo_advantage_loss(
         earns nothing, NaN included.
       history_decay: scalar h in [0, 1]; 0: each step for itself.
       temperature: scalar tau > 0.
+      weight_function: weights in place of the softmax; see ``weights.WeightFunction``. ``None``: the softmax.
       entropy_coef: scalar, weight of H in the loss.
       kl_coef: scalar, weight of KL in the loss.
       policy_entropy: the policy's entropy: a scalar (a mean over live steps), or (T, ..., K), averaged over live steps.
@@ -364,7 +370,7 @@ def haepo_advantage_loss(
 
     kept = decay * ~first  # what of the history before it a step keeps
     scores = _decayed_sum(select(live, current) - behaviour, kept)
-    weights, _ = log_softmax(scores, jnp.ones_like(live), tau)
+    weights, _ = weigh(weight_function, scores, jnp.ones_like(live), tau)
 
     standard = normalize_returns(advantage.reshape(-1), mask=live.reshape(-1)).reshape(shape)
     following = jnp.concatenate([kept[1:] * standard[1:], jnp.zeros_like(standard[:1])])
