@@ -32,12 +32,19 @@ def test_it_is_one_file_of_at_most_40_lines() -> None:
 
 def test_it_trains_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    arguments = ["env=haepo/bandit", NAME, "total_steps=512", "algo.num_envs=8", "algo.log_points=2", "algo.eval_episodes=2"]
+    arguments = [
+        "env=haepo/bandit",
+        NAME,
+        "total_steps=512",
+        "algo.num_envs=8",
+        "algo.log_points=2",
+        "algo.eval_episodes=2",
+    ]
     assert train([*arguments, "final_eval_episodes=4", f"run_dir={run}", "tensorboard=false"]) == 0
     rows = RunDir(run).read_metrics()
     assert [row["env_steps"] for row in rows] == [256, 512] and np.isfinite(rows[-1]["value_loss"])
     assert evaluate([f"run_dir={run}", "episodes=4"]) == 0
-    assert hx.load(run).algorithm.num_steps == 8
+    assert hx.load(run)[0].num_steps == 8
 
 
 @pytest.mark.parametrize(
@@ -49,6 +56,8 @@ def test_it_trains_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
         ("algo.clip_eps=0.1", "unknown key 'algo.clip_eps'"),
         ("algo.num_step=4", "did you mean 'algo.num_steps'?"),
         ("algo=examples.a2c:A3C", "there is no class A3C in examples.a2c"),
+        ("algo=examples.own_loop:main", "there is no class main in examples.own_loop"),
+        ("algo=dataclasses:Field", "dataclasses:Field is no subclass of haepo_jax.algorithms.base.Algorithm"),
         ("algo=examples.a3c:A3C", "there is no module 'examples.a3c'"),
     ],
 )

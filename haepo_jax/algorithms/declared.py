@@ -66,7 +66,7 @@ def declaration(name: str) -> type[Declaration]:
 
     Raises:
       KeyError: there is no algorithm of this name.
-      ImportError: there is no such module, or no such class in it.
+      ImportError: there is no such module, no such class in it, or it is not an algorithm's.
       HyperparameterError: a declaration uses a name that `fields` does not have.
     """
     name = PRESETS[name][0] if name in PRESETS else name
@@ -75,6 +75,9 @@ def declaration(name: str) -> type[Declaration]:
     found = _declared(module, cls)
     if found is object:
         raise ImportError(f"there is no class {cls} in {module}")
+    if not issubclass(found, _declared("haepo_jax.algorithms.base", "Algorithm")):
+        # Seen before the module is imported, so the name of an algorithm in a file cannot run code of any other kind.
+        raise ImportError(f"{module}:{cls} is no subclass of haepo_jax.algorithms.base.Algorithm")
     return cast(type[Declaration], found)
 
 
@@ -95,6 +98,7 @@ def load(name: str) -> type[Any]:
     """The class of an algorithm or preset itself, or of `module:Class`; imports jax."""
     name = PRESETS[name][0] if name in PRESETS else name
     module, _, cls = (name if ":" in name else ALGORITHMS[name]).partition(":")
+    declaration(name)
     return cast(type[Any], getattr(importlib.import_module(module), cls))
 
 

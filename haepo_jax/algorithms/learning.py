@@ -28,7 +28,7 @@ def epoch_orders(key: jax.Array, num_epochs: int, size: int) -> jax.Array:
     """
     index_bits = (size - 1).bit_length()
     words = jax.random.bits(key, (num_epochs, size)) >> index_bits << index_bits
-    words = jnp.sort(words | jnp.arange(size, dtype=words.dtype), axis=-1)
+    words = jnp.sort(words | jnp.arange(size, dtype=words.dtype)[None], axis=-1)
     return (words & (2**index_bits - 1)).astype(jnp.int32)
 
 
