@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from haepo_jax.losses import plackett_luce_weights as plackett_luce_weights
     from haepo_jax.losses import ppo_loss as ppo_loss
     from haepo_jax.losses import trajectory_log_likelihood as trajectory_log_likelihood
+    from haepo_jax.losses import vtrace as vtrace
     from haepo_jax.runner.loading import TrainedPolicy as TrainedPolicy
     from haepo_jax.runner.loading import load as load
     from haepo_jax.runner.scripting import TrainResult as TrainResult
@@ -60,6 +61,7 @@ _HOMES = {
     "grpo_loss": "haepo_jax.losses",
     "dpo_loss": "haepo_jax.losses",
     "generalized_advantage_estimation": "haepo_jax.losses",
+    "vtrace": "haepo_jax.losses",
 }
 
 _MODULES = ("envs", "losses", "networks", "rollout", "sequence_networks", "sharding")

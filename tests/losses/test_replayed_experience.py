@@ -22,6 +22,17 @@ def segment(seed: int, shape: tuple[int, int] = (9, 4)) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def correction(weights: Any, errors: Any, last: Any, start: int) -> float:
+    """target - value at a step: weighted temporal-difference errors up to its episode's end; weights are (rho, gamma c)."""
+    total, weight = 0.0, 1.0
+    for t in range(start, len(errors)):
+        total += weight * weights[0][t] * errors[t]
+        weight *= weights[1][t]
+        if last[t]:
+            break
+    return total
+
+
 def oracle(s: dict[str, Any], gamma: float, lam: float, rho_bar: float, c_bar: float) -> tuple[np.ndarray, np.ndarray]:
     """Equation 1 as the sum that the paper writes, for every step anew; an episode's end ends the sum."""
     f = {name: np.asarray(x, np.float64) for name, x in s.items()}
@@ -31,20 +42,12 @@ def oracle(s: dict[str, Any], gamma: float, lam: float, rho_bar: float, c_bar: f
         ratio = np.exp(f["log_ratio"][:, i])
         last = (f["terminated"][:, i] + f["truncated"][:, i]) > 0
         after = np.where(f["terminated"][:, i] > 0, 0, f["bootstrap_values"][:, i])
+        weights = np.minimum(rho_bar, ratio), gamma * lam * np.minimum(c_bar, ratio)
         error = f["rewards"][:, i] + gamma * after - f["values"][:, i]
 
-        def correction(start: int) -> float:
-            total, weight = 0.0, 1.0
-            for t in range(start, length):
-                total += weight * min(rho_bar, ratio[t]) * error[t]
-                weight *= gamma * lam * min(c_bar, ratio[t])
-                if last[t]:
-                    break
-            return total
-
         for t in range(length):
-            targets[t, i] = f["values"][t, i] + correction(t)
-            following = 0.0 if last[t] or t + 1 == length else correction(t + 1)
+            targets[t, i] = f["values"][t, i] + correction(weights, error, last, t)
+            following = 0.0 if last[t] or t + 1 == length else correction(weights, error, last, t + 1)
             advantages[t, i] = error[t] + gamma * lam * following
     return advantages, targets
 
