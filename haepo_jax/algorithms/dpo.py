@@ -12,7 +12,7 @@ from haepo_jax import losses
 from haepo_jax.algorithms.fields import COUNT, POSITIVE, Scheduled, leaf, static
 from haepo_jax.algorithms.state import Metrics, TrainState
 from haepo_jax.algorithms.trajectory import EpisodeBatch, TrajectoryAlgorithm
-from haepo_jax.losses._numerics import masked_mean
+from haepo_jax.losses.numerics import masked_mean
 
 
 @jax.tree_util.register_dataclass

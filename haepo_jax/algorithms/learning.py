@@ -12,7 +12,7 @@ import optax
 
 from haepo_jax.algorithms.state import Metrics, TrainState
 from haepo_jax.rollout import Trajectory
-from haepo_jax.unbatched import any_lane
+from haepo_jax.unbatched import any_in_batch
 
 if TYPE_CHECKING:
     from haepo_jax.algorithms.base import Algorithm
@@ -65,7 +65,7 @@ def run_epochs(
     ) -> tuple[tuple[tuple[Any, Any], Metrics], Metrics]:
         below = loop[1]["kl"] <= jnp.asarray(stop_above_kl, loop[1]["kl"].dtype)
         stepped = lambda: jax.tree.map(lambda x, old: jnp.where(below, x, old), step(loop[0], indices), loop)  # noqa: E731
-        loop = jax.lax.cond(any_lane(below), stepped, lambda: loop)
+        loop = jax.lax.cond(any_in_batch(below), stepped, lambda: loop)
         return loop, loop[1]
 
     learner = state.params, state.opt_state

@@ -11,7 +11,7 @@ from haepo_jax import losses
 from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, POSITIVE, Scheduled, leaf, static
 from haepo_jax.algorithms.segments import Batch, SegmentAlgorithm
 from haepo_jax.algorithms.state import Metrics
-from haepo_jax.losses._numerics import masked_mean
+from haepo_jax.losses.numerics import masked_mean
 
 
 @jax.tree_util.register_dataclass

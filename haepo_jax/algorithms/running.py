@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from haepo_jax.algorithms.state import Metrics, TrainState
 from haepo_jax.counting import StepCount
-from haepo_jax.rollout import collect_episodes, lane_keys
-from haepo_jax.unbatched import any_lane, hold_finished
+from haepo_jax.rollout import collect_episodes, environment_keys
+from haepo_jax.unbatched import any_in_batch, hold_finished
 
 if TYPE_CHECKING:
     from haepo_jax.algorithms.base import Algorithm
@@ -29,7 +29,7 @@ def advance(algorithm: Algorithm, state: TrainState, until: StepCount) -> tuple[
 
     train_step = jax.jit(algorithm.train_step)  # traced once, for its shapes and for the loop
     nothing = _zeros(jax.eval_shape(train_step, state)[1])
-    return jax.lax.while_loop(lambda loop: any_lane(unfinished(loop[0])), step, (state, nothing))
+    return jax.lax.while_loop(lambda loop: any_in_batch(unfinished(loop[0])), step, (state, nothing))
 
 
 def whole_run(algorithm: Algorithm, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -85,6 +85,6 @@ def play(
     # Where an algorithm is a constant of the compiled program, the compiler would compute ahead with the environment's
     # numbers and round differently; so evaluation is the same to the last bit inside `jax.jit` and outside.
     env = jax.lax.optimization_barrier(algorithm.env)
-    keys = lane_keys(reset_key, episodes), lane_keys(step_key, episodes)
+    keys = environment_keys(reset_key, episodes), environment_keys(step_key, episodes)
     _, returns, lengths = collect_episodes(env, act, algorithm.initial_carry(), *keys, record=False)
     return {"return": returns, "length": lengths}

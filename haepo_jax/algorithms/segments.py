@@ -28,7 +28,7 @@ from haepo_jax.algorithms.state import Metrics, TrainState
 from haepo_jax.distributions import Distribution
 from haepo_jax.networks import ActorCritic, each_step
 from haepo_jax.normalization import RunningStatistics
-from haepo_jax.rollout import Lanes, Segment, collect_segment, lane_keys, start_lanes
+from haepo_jax.rollout import RolloutState, Segment, collect_segment, environment_keys, start_environments
 from haepo_jax.sharding import share_out
 
 
@@ -88,7 +88,7 @@ class SegmentState:
       replay: the segments of the last `replay_batches` updates; None where that is 1.
     """
 
-    envs: Lanes
+    envs: RolloutState
     reward_scale: RewardScale | None
     replay: Sequences | None
 
@@ -215,7 +215,7 @@ class SegmentAlgorithm(Algorithm):
         episodes = segment.episode_return, segment.episode_length, ended, ~segment.steps.mask
         return new_state, update_metrics(now, learning, *episodes)
 
-    def collect(self, state: TrainState, key: jax.Array) -> tuple[Segment, Lanes]:
+    def collect(self, state: TrainState, key: jax.Array) -> tuple[Segment, RolloutState]:
         """Steps every environment num_steps times with the current policy.
 
         Returns:
@@ -235,12 +235,12 @@ class SegmentAlgorithm(Algorithm):
         def final_value(carry: Any, observation: Any) -> jax.Array:
             return self.value_of(state, carry, observation, jnp.bool_(False))
 
-        step_keys = lane_keys(key, self.num_envs)
+        step_keys = environment_keys(key, self.num_envs)
         return collect_segment(
             self.env, act, final_value, state.extra.envs, starts_key(state.key), step_keys, self.num_steps
         )
 
-    def sequences(self, state: TrainState, segment: Segment, envs: Lanes) -> Sequences:
+    def sequences(self, state: TrainState, segment: Segment, envs: RolloutState) -> Sequences:
         """A segment (T, B) as it is kept, B sequences (B, T); `envs` is where it ended."""
         log_prob, value = segment.steps.extras
         values = None
@@ -389,7 +389,7 @@ class SegmentAlgorithm(Algorithm):
             # Of a custom network; `check` has seen those that have a name.
             names = "num_envs" + (" * replay_batches" if self.replay_batches > 1 else "")
             check_divides(names, self.num_envs * self.replay_batches, "num_minibatches", self.num_minibatches)
-        envs = start_lanes(self.env, carry, starts_key(state.key), self.num_envs)
+        envs = start_environments(self.env, carry, starts_key(state.key), self.num_envs)
         reward_scale = None
         if self.normalize_rewards:
             reward_scale = RewardScale(RunningStatistics.of(jnp.float32(0)), jnp.zeros(self.num_envs, jnp.float32))

@@ -3,7 +3,9 @@
 from haepo_jax.losses.advantages import generalized_advantage_estimation, vtrace
 from haepo_jax.losses.dpo import dpo_loss
 from haepo_jax.losses.grpo import grpo_loss
-from haepo_jax.losses.haepo import haepo_advantage_loss, haepo_loss, haepo_prefix_loss
+from haepo_jax.losses.haepo import haepo_loss
+from haepo_jax.losses.haepo_advantage import haepo_advantage_loss
+from haepo_jax.losses.haepo_prefix import haepo_prefix_loss
 from haepo_jax.losses.kl import kl_k3
 from haepo_jax.losses.ppo import ppo_loss
 from haepo_jax.losses.returns import normalize_returns

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses._numerics import bounded_exp, select
+from haepo_jax.losses.numerics import bounded_exp, select
 
 
 def generalized_advantage_estimation(
@@ -64,7 +64,7 @@ def generalized_advantage_estimation(
     check = Checks("generalized_advantage_estimation")
     baseline = check.floats("values", values, min_ndim=1)
     like = "the shape of values"
-    reward = check.floats("rewards", rewards, baseline.shape, like=like, integers=True)
+    reward = check.floats("rewards", rewards, baseline.shape, like=like, integers=baseline.dtype)
     following = check.floats("bootstrap_values", bootstrap_values, baseline.shape, like=like)
     ended = check.mask("terminated", terminated, baseline.shape, like=like)
     cut = ended | check.mask("truncated", truncated, baseline.shape, like=like)

@@ -7,8 +7,16 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses._numerics import bounded_exp, centre, clipped_surrogate, divide, k3, masked_mean, select
-from haepo_jax.losses.returns import normalize_returns
+from haepo_jax.losses.numerics import (
+    bounded_exp,
+    centre,
+    clipped_surrogate,
+    divide,
+    k3,
+    masked_mean,
+    select,
+    standardize_all,
+)
 
 
 def ppo_loss(
@@ -36,7 +44,7 @@ def ppo_loss(
     With ``clip_around_log_probs``, l', the range is rho' - eps to rho' + eps with rho' = exp(l' - l_behaviour): generalised
     PPO, which reuses the experience of earlier policies (GePPO; Queeney 2021, arXiv 2111.00072, eq. 8).
 
-    Means are over live steps; no order of the steps is assumed. Beyond log rho = 20 the ratio continues as its tangent,
+    Means are over valid steps; no order of the steps is assumed. Beyond log rho = 20 the ratio continues as its tangent,
     so value and gradient stay finite.
 
     Args:
@@ -53,11 +61,11 @@ def ppo_loss(
       value_clip_eps: scalar > 0: the value loss becomes the larger of the plain one and that of ``behaviour_values`` +
         the change clipped to +-``value_clip_eps``; ``None``: no clipping.
       entropy_coef: scalar, weight of H.
-      policy_entropy: the policy's entropy: a scalar (a mean over live steps), or (...), which is averaged over live
+      policy_entropy: the policy's entropy: a scalar (a mean over valid steps), or (...), which is averaged over live
         steps.
-      normalize_advantages: whether advantages are standardised over the live steps of this minibatch (population std +
+      normalize_advantages: whether advantages are standardised over the valid steps of this minibatch (population std +
         1e-8).
-      mask: (...), bool or 0/1: which steps are live; default all.
+      mask: (...), bool or 0/1: which steps are valid; default all.
 
     Returns:
       The loss, a scalar in at least float32, and metrics, scalars without gradient: "loss"; "objective" (J);
@@ -100,7 +108,7 @@ def ppo_loss(
     value = floats("values", values)
     target = jax.lax.stop_gradient(floats("value_targets", value_targets))
     if normalize_advantages:
-        advantage = normalize_returns(advantage.reshape(-1), mask=live.reshape(-1)).reshape(shape)
+        advantage = standardize_all(advantage, live)
 
     eps, around = check.number("clip_eps", clip_eps, low=0), behaviour
     if clip_around_log_probs is None:

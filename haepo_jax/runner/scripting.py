@@ -19,7 +19,7 @@ import haepo_jax
 from haepo_jax.algorithms import declared
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.state import TrainState
-from haepo_jax.envs.base import PlainEnvironment
+from haepo_jax.envs.objects import PlainEnvironment
 from haepo_jax.losses.weights import Auto
 from haepo_jax.messages import short
 from haepo_jax.networks import LinenPolicy, NNXPolicy

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.state import EPISODE_MEANS, TrainState
 from haepo_jax.counting import StepCount
-from haepo_jax.unbatched import any_lane
+from haepo_jax.unbatched import any_in_batch
 
 
 @jax.tree_util.register_dataclass
@@ -64,7 +64,7 @@ def advance(algorithm: Algorithm, lane: Lane, until: StepCount, updates: jax.Arr
 
     def goes_on(loop: tuple[jax.Array, Lane]) -> jax.Array:
         made, lane = loop
-        return (made < updates) & any_lane(unfinished(lane, until))
+        return (made < updates) & any_in_batch(unfinished(lane, until))
 
     return jax.lax.while_loop(goes_on, step, (jnp.int32(0), lane))[1]
 

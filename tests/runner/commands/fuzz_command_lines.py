@@ -133,7 +133,7 @@ WILD = (NUMBERS, WORDS, NESTED, INTERPOLATIONS, FUNCTIONS)
 def env_settings(env: str) -> dict[str, Any]:
     """The names that `env_kwargs` may have for an environment, and their defaults."""
     from haepo_jax.envs import brax, gymnax, tasks
-    from haepo_jax.envs._settings import constructor_settings
+    from haepo_jax.envs.settings import constructor_settings
 
     library, _, task = env.rpartition("/")
     if library == "haepo":
@@ -290,7 +290,7 @@ class Writer:
                 ["CartPole-v1", "Pendulum-v1", "haepo/bandit", "haepo/random_walk", "gymnax/CartPole-v1"]
             )
         if pick < 0.99:
-            return draw.choice(names.GYMNAX)
+            return draw.choice([name for name in names.list_envs() if "/" not in name])
         return "brax/" + draw.choice(["fast", "inverted_pendulum", "reacher"])
 
     def fields(self, command: str, algo: str) -> dict[str, dataclasses.Field[Any]]:
