@@ -33,7 +33,8 @@ from haepo_jax.algorithms.network_checks import check_networks
 from haepo_jax.algorithms.state import Health, Metrics, Start, TrainState, check_fits, keep_finite
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
-from haepo_jax.envs.base import as_environment, check_environment
+from haepo_jax.envs import make_env
+from haepo_jax.envs.base import check_environment
 from haepo_jax.losses import AUTO
 from haepo_jax.networks import Policy, as_policy, default_policy, default_value
 from haepo_jax.normalization import RunningStatistics
@@ -125,7 +126,7 @@ class Algorithm(abc.ABC):
     def __post_init__(self) -> None:
         # jax rebuilds the object with tracers and placeholders in its leaves, so every step here leaves those alone.
         if isinstance(self.env, str) or type(self.env) is tuple or jax.tree_util.all_leaves([self.env]):
-            object.__setattr__(self, "env", as_environment(self.env))
+            object.__setattr__(self, "env", make_env(self.env))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in ("policy", "value") and value is not None:

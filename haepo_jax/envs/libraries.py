@@ -15,6 +15,8 @@ from haepo_jax.envs.names import LIBRARIES
 from haepo_jax.envs.settings import check_type
 from haepo_jax.messages import short
 
+_CONFIG: Any = jax.config  # whose flags are not typed
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LibraryEnvironment(Replaceable):
@@ -89,18 +91,23 @@ def check_horizon(name: str, setting: str, value: Any) -> int:
     return int(value)
 
 
+def x64_enabled() -> bool:
+    """Whether jax makes 64-bit numbers where no dtype is given."""
+    return bool(_CONFIG.jax_enable_x64)
+
+
 def in_32_bits() -> contextlib.AbstractContextManager[Any]:
     """What is traced or computed inside has jax's default dtypes, whatever `jax_enable_x64` says."""
-    return jax.enable_x64(False) if jax.config.read("jax_enable_x64") else contextlib.nullcontext()
+    return jax.enable_x64(False) if x64_enabled() else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def usual_promotion() -> Iterator[None]:
     """No library promises to run under jax's stricter rules."""
     with contextlib.ExitStack() as stack:
-        if jax.config.read("jax_numpy_dtype_promotion") != "standard":
+        if _CONFIG.jax_numpy_dtype_promotion != "standard":
             stack.enter_context(jax.numpy_dtype_promotion("standard"))
-        if jax.config.read("jax_numpy_rank_promotion") != "allow":
+        if _CONFIG.jax_numpy_rank_promotion != "allow":
             stack.enter_context(jax.numpy_rank_promotion("allow"))
         yield
 

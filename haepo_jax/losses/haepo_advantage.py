@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
 from haepo_jax.losses.numerics import centre, decayed_sum, masked_mean, select, standardize_all
-from haepo_jax.losses.weights import alignment, effective_fraction, total, weigh
+from haepo_jax.losses.weights import WeightFunction, alignment, effective_fraction, total, weigh
 
 
 def haepo_advantage_loss(
