@@ -20,7 +20,7 @@ from haepo_jax.algorithms.trajectory import EpisodeBatch, TrajectoryAlgorithm
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class REINFORCE(TrajectoryAlgorithm):
     """The log-probability of every action is weighed by how much its episode's return exceeds the batch's mean."""
 

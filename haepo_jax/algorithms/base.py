@@ -225,7 +225,8 @@ class Algorithm(abc.ABC):
 
     def apply_gradients(self, params: Any, opt_state: Any, gradients: Any) -> tuple[Any, Any]:
         """One optimiser step: the next parameters and optimiser state; `self` must be `scheduled`."""
-        updates, opt_state = self.optimizer.update(gradients, opt_state, params)
+        with jax.numpy_dtype_promotion("standard"):  # optax is not written for the strict one
+            updates, opt_state = self.optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, jax.tree.map(lambda u: -self.learning_rate * u, updates)), opt_state
 
     # The life of a run.

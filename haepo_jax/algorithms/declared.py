@@ -156,7 +156,7 @@ def _base(expression: ast.expr, tree: ast.Module, module: str) -> type:
 
 def _imports(tree: ast.Module, module: str) -> dict[str, tuple[str, str]]:
     """What a module imports at its top: the name there -> (module, name in it), the latter empty for a module."""
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for node in tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.asname or alias.name: (alias.name, "") for alias in node.names}

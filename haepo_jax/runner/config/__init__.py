@@ -56,7 +56,9 @@ class RunConfig:
     algo: AlgoConfig = setting(None, AlgoConfig, f"the algorithm or preset: {', '.join(ALGORITHM_NAMES)}")
     seed: int = setting(0, int, "the first seed", within=hp.Range(0, 2**31 - 1))
     num_seeds: int = setting(1, int, "seeds trained side by side in one compiled call", within=hp.Range(1, 2**31 - 1))
-    total_steps: int = dataclasses.field(default=_TOTAL_STEPS.default, metadata=_TOTAL_STEPS.metadata)
+    total_steps: int = dataclasses.field(
+        default=declared.defaults(DEFAULT_ALGORITHM)["total_steps"], metadata=_TOTAL_STEPS.metadata
+    )
     final_eval_episodes: int = setting(128, int, "episodes per seed behind the final return", within=hp.COUNT)
     env_kwargs: dict[str, Any] = setting(None, dict, "passed to the environment: env_kwargs.<name>=<value>")
     init_from: str | None = setting(
