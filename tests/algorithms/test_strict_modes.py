@@ -1,4 +1,4 @@
-"""Updates under jax's strict modes: no NaN, and no jit."""
+"""Updates under jax's strict modes: no implicit promotion of dtypes or ranks, no NaN, and no jit."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 def made(name: str, env: Any = None) -> Any:
     cls, settings = SETTINGS[name]
     return getattr(hx, cls)(Drift(horizon=3) if env is None else env, **settings)
+
+
+@pytest.mark.parametrize("env", ["haepo/bandit", "Pendulum-v1"])
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("mode", ["dtypes", "ranks"])
+def test_no_dtype_and_no_rank_is_promoted(mode: str, name: str, env: str) -> None:
+    """Both are seen when a run is traced."""
+    algo = made(name, env)
+    strict = jax.numpy_dtype_promotion("strict") if mode == "dtypes" else jax.numpy_rank_promotion("raise")
+    with strict:
+        jax.eval_shape(algo.train, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
