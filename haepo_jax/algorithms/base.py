@@ -24,12 +24,12 @@ from haepo_jax.algorithms.fields import (
     Range,
     Scheduled,
     check_value,
-    hint,
     leaf,
     short,
     static,
 )
 from haepo_jax.algorithms.network_checks import check_networks
+from haepo_jax.algorithms.other_names import SignatureOfInit, check_keywords
 from haepo_jax.algorithms.state import Health, Metrics, Start, TrainState, check_fits, keep_finite
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
@@ -116,12 +116,11 @@ class Algorithm(abc.ABC):
         choices=("stop", "skip"),
     )
 
-    def __new__(cls, *args: Any, **settings: Any) -> Self:
-        names = [field.name for field in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in names:
-                raise TypeError(f"{cls.__name__} has no hyperparameter {short(name)}{hint(name, names)}")
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        check_keywords(cls, keywords)
         return super().__new__(cls)
+
+    __signature__ = SignatureOfInit()
 
     def __post_init__(self) -> None:
         # jax rebuilds the object with tracers and placeholders in its leaves, so every step here leaves those alone.
