@@ -30,7 +30,8 @@ import yaml
 from catalogue import ABLATIONS, EPISODIC, METHODS, TASKS, WEIGHTS, Task
 
 import haepo_jax as hx
-from haepo_jax.algorithms.base import Algorithm, TrainState
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import TrainState
 from haepo_jax.losses.numerics import rank_correlation
 from haepo_jax.rollout import collect_episodes, environment_keys
 from haepo_jax.runner.alignment import fresh_alignment

@@ -1,6 +1,6 @@
 """Losses: arrays in, a scalar and its metrics out. Usable with no other part of the library."""
 
-from haepo_jax.losses.advantages import generalized_advantage_estimation
+from haepo_jax.losses.advantages import generalized_advantage_estimation, vtrace
 from haepo_jax.losses.dpo import dpo_loss
 from haepo_jax.losses.grpo import grpo_loss
 from haepo_jax.losses.haepo import haepo_loss
@@ -25,4 +25,5 @@ __all__ = [
     "plackett_luce_weights",
     "ppo_loss",
     "trajectory_log_likelihood",
+    "vtrace",
 ]

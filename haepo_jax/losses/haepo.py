@@ -14,13 +14,14 @@ from haepo_jax.losses.returns import NORMALIZATIONS, normalize_returns
 from haepo_jax.losses.weights import (
     REGULARIZERS,
     Temperature,
+    WeightFunction,
     alignment,
     divergence,
     effective_fraction,
-    log_softmax,
     relative_entropy,
     resolve_temperature,
     total,
+    weigh,
 )
 
 SCORES = ("likelihood", "mean_likelihood", "log_ratio")
@@ -43,6 +44,7 @@ def haepo_loss(
     kl: str = "policy",
     policy_entropy: ArrayLike = 0.0,
     policy_kl: ArrayLike = 0.0,
+    weight_function: WeightFunction | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """HAEPO's loss over groups of whole trajectories (HAEPO, arXiv 2508.18884).
 
@@ -64,6 +66,7 @@ def haepo_loss(
         l_behaviour) and ``behaviour_log_likelihood`` = 0: subtracting two long sums loses digits.
       temperature: tau > 0: a scalar, an array that broadcasts to the leading axes, or "auto"; see
         ``plackett_luce_weights``.
+      weight_function: weights in place of the softmax; see ``weights.WeightFunction``. ``None``: the softmax.
       normalize: "none", "center", "standardize" or "rank"; see ``normalize_returns``.
       entropy_coef: scalar, weight of H in the loss.
       kl_coef: scalar, weight of KL in the loss.
@@ -132,7 +135,7 @@ def haepo_loss(
 
     scores = scored(select(live, likelihood))
     tau = resolve_temperature(check, temperature, scores, live, groups)
-    weights, log_weights = log_softmax(scores, live, tau)
+    weights, log_weights = weigh(weight_function, scores, live, tau)
     normalized = normalize_returns(reward, normalize=normalize, mask=live)
     # The weights sum to 1, so J is unchanged; but its gradient no longer carries the rounding of a large common return.
     floor = lowest(normalized, live)
@@ -146,7 +149,7 @@ def haepo_loss(
         anchor = behaviour if reference is None else reference
         if anchor is None:
             raise ValueError("haepo_loss: kl='weights' needs reference_log_likelihood or behaviour_log_likelihood")
-        divergences = divergence(*log_softmax(scored(anchor), live, tau), log_weights)
+        divergences = divergence(*weigh(weight_function, scored(anchor), live, tau), log_weights)
     else:
         divergences = check.average("policy_kl", policy_kl, groups, scores.dtype)
 

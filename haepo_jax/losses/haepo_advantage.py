@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
 from haepo_jax.losses.numerics import centre, decayed_sum, masked_mean, select, standardize_all
-from haepo_jax.losses.weights import alignment, effective_fraction, log_softmax, total
+from haepo_jax.losses.weights import WeightFunction, alignment, effective_fraction, total, weigh
 
 
 def haepo_advantage_loss(
@@ -26,6 +26,7 @@ def haepo_advantage_loss(
     kl_coef: ArrayLike = 0.0,
     policy_entropy: ArrayLike = 0.0,
     policy_kl: ArrayLike = 0.0,
+    weight_function: WeightFunction | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """HAEPO on advantages: at every step the histories of a group compete for the credit of what follows.
 
@@ -55,6 +56,7 @@ def haepo_advantage_loss(
         earns nothing, NaN included.
       history_decay: scalar h in [0, 1]; 0: each step for itself.
       temperature: scalar tau > 0.
+      weight_function: weights in place of the softmax; see ``weights.WeightFunction``. ``None``: the softmax.
       entropy_coef: scalar, weight of H in the loss.
       kl_coef: scalar, weight of KL in the loss.
       policy_entropy: the policy's entropy: a scalar (a mean over valid steps), or (T, ..., K), averaged over valid steps.
@@ -98,7 +100,7 @@ def haepo_advantage_loss(
 
     kept = jnp.where(first, 0, decay)  # what of the history before it a step keeps
     scores = decayed_sum(select(live, current) - behaviour, kept)
-    weights, _ = log_softmax(scores, jnp.ones_like(live), tau)
+    weights, _ = weigh(weight_function, scores, jnp.ones_like(live), tau)
 
     standard = standardize_all(advantage, live)
     following = jnp.concatenate([kept[1:] * standard[1:], jnp.zeros_like(standard[:1])])

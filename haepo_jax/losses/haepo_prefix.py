@@ -13,13 +13,14 @@ from haepo_jax.losses.numerics import centre, decayed_sum, divide, masked_mean, 
 from haepo_jax.losses.weights import (
     REGULARIZERS,
     Temperature,
+    WeightFunction,
     alignment,
     divergence,
     effective_fraction,
-    log_softmax,
     relative_entropy,
     resolve_temperature,
     total,
+    weigh,
 )
 
 
@@ -38,6 +39,7 @@ def haepo_prefix_loss(
     entropy: str = "policy",
     kl: str = "policy",
     reference_log_probs: ArrayLike | None = None,
+    weight_function: WeightFunction | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Per-decision HAEPO: each reward is credited to the history before it, not to the whole trajectory.
 
@@ -65,6 +67,7 @@ def haepo_prefix_loss(
       history_decay: scalar h in (0, 1]; 1 is the whole history.
       temperature: tau > 0: a scalar, an array that broadcasts to the group axes, or "auto", the rule of
         ``plackett_luce_weights`` applied at every step.
+      weight_function: weights in place of the softmax; see ``weights.WeightFunction``. ``None``: the softmax.
       entropy_coef: scalar, weight of H in the loss.
       kl_coef: scalar, weight of KL in the loss.
       policy_entropy: the policy's entropy: a scalar (a mean over valid steps), or (T, ..., K), which is averaged over
@@ -117,7 +120,7 @@ def haepo_prefix_loss(
     log_ratio = current - behaviour
     scores = decayed_sum(log_ratio, decay)
     tau = resolve_temperature(check, temperature, scores, members, shape[1:-1])
-    weights, log_weights = log_softmax(scores, members, tau)
+    weights, log_weights = weigh(weight_function, scores, members, tau)
 
     standard_rewards, num_live = _standardized_rewards(reward, live, members, decay)
     size = jnp.sum(members, axis=-1, dtype=weights.dtype)
@@ -141,7 +144,7 @@ def haepo_prefix_loss(
     if kl == "weights":
         anchor = behaviour_log_probs if reference_log_probs is None else reference_log_probs
         anchor = constant("reference_log_probs", anchor)
-        reference = log_softmax(decayed_sum(anchor - behaviour, decay), members, tau)
+        reference = weigh(weight_function, decayed_sum(anchor - behaviour, decay), members, tau)
         mean_kl = over_steps(divergence(*reference, log_weights))
     else:
         mean_kl = over_live("policy_kl", policy_kl)

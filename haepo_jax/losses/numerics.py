@@ -115,11 +115,16 @@ def _beyond(x: jax.Array) -> jax.Array:
 
 
 def clipped_surrogate(
-    log_ratio: jax.Array, advantages: jax.Array, clip_eps: jax.Array, clip_eps_high: jax.Array | None = None
+    log_ratio: jax.Array,
+    advantages: jax.Array,
+    clip_eps: jax.Array,
+    clip_eps_high: jax.Array | None = None,
+    around: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """PPO's per-step objective and whether the ratio lies outside the clip range; all of one shape (Schulman 2017, eq.
-    7). The range ends at 1 + ``clip_eps_high``, by default ``clip_eps``."""
+    7). The range goes from ``around`` - ``clip_eps`` to ``around`` + ``clip_eps_high``, by default ``clip_eps``."""
     high = clip_eps if clip_eps_high is None else clip_eps_high
     ratio = bounded_exp(log_ratio)
-    clipped = jnp.clip(ratio, 1 - clip_eps, 1 + high)
-    return jnp.minimum(ratio * advantages, clipped * advantages), (ratio < 1 - clip_eps) | (ratio > 1 + high)
+    least, most = around - clip_eps, around + high
+    clipped = jnp.clip(ratio, least, most)
+    return jnp.minimum(ratio * advantages, clipped * advantages), (ratio < least) | (ratio > most)

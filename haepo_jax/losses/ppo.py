@@ -7,7 +7,16 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses.numerics import centre, clipped_surrogate, divide, k3, masked_mean, select, standardize_all
+from haepo_jax.losses.numerics import (
+    bounded_exp,
+    centre,
+    clipped_surrogate,
+    divide,
+    k3,
+    masked_mean,
+    select,
+    standardize_all,
+)
 
 
 def ppo_loss(
@@ -19,6 +28,7 @@ def ppo_loss(
     value_targets: ArrayLike,
     behaviour_values: ArrayLike | None = None,
     clip_eps: ArrayLike = 0.2,
+    clip_around_log_probs: ArrayLike | None = None,
     value_coef: ArrayLike = 0.5,
     value_clip_eps: ArrayLike | None = None,
     entropy_coef: ArrayLike = 0.0,
@@ -31,6 +41,9 @@ def ppo_loss(
         J = mean min(rho A, clip(rho, 1 - eps, 1 + eps) A), rho = exp(l - l_behaviour)
         loss = -J + value_coef * mean (v - target)^2 / 2 - entropy_coef * H
 
+    With ``clip_around_log_probs``, l', the range is rho' - eps to rho' + eps with rho' = exp(l' - l_behaviour): generalised
+    PPO, which reuses the experience of earlier policies (GePPO; Queeney 2021, arXiv 2111.00072, eq. 8).
+
     Means are over valid steps; no order of the steps is assumed. Beyond log rho = 20 the ratio continues as its tangent,
     so value and gradient stay finite.
 
@@ -42,6 +55,8 @@ def ppo_loss(
       value_targets: (...), what it should be; a constant.
       behaviour_values: (...), the estimate when the batch was collected; needed for ``value_clip_eps``.
       clip_eps: scalar eps >= 0.
+      clip_around_log_probs: (...), log-probability of each action under the policy that the clip range is centred on, such
+        as the policy before the update; a constant. ``None``: the behaviour policy.
       value_coef: scalar, weight of the value loss.
       value_clip_eps: scalar > 0: the value loss becomes the larger of the plain one and that of ``behaviour_values`` +
         the change clipped to +-``value_clip_eps``; ``None``: no clipping.
@@ -54,7 +69,8 @@ def ppo_loss(
 
     Returns:
       The loss, a scalar in at least float32, and metrics, scalars without gradient: "loss"; "objective" (J);
-      "value_loss"; "entropy" (H); "kl", the k3 estimate of KL(behaviour || theta); "clip_fraction", the share of ratios
+      "value_loss"; "entropy" (H); "kl", the k3 estimate of KL(behaviour || theta), or of the KL to the policy
+      that the range is centred on; "clip_fraction", the share of ratios
       outside the clip range; "explained_variance", 1 - Var(target - v) / Var(target), 0 where the targets are all
       equal.
 
@@ -94,7 +110,13 @@ def ppo_loss(
     if normalize_advantages:
         advantage = standardize_all(advantage, live)
 
-    surrogate, clipped = clipped_surrogate(current - behaviour, advantage, check.number("clip_eps", clip_eps, low=0))
+    eps, around = check.number("clip_eps", clip_eps, low=0), behaviour
+    if clip_around_log_probs is None:
+        surrogate, clipped = clipped_surrogate(current - behaviour, advantage, eps)
+    else:
+        around = jax.lax.stop_gradient(floats("clip_around_log_probs", clip_around_log_probs))
+        ratio = bounded_exp(around - behaviour)
+        surrogate, clipped = clipped_surrogate(current - behaviour, advantage, eps, around=ratio)
     squares = (value - target) ** 2
     if value_clip_eps is not None:
         if behaviour_values is None:
@@ -118,7 +140,7 @@ def ppo_loss(
         "objective": objective,
         "value_loss": value_loss,
         "entropy": entropy,
-        "kl": masked_mean(k3(current - behaviour), live),
+        "kl": masked_mean(k3(current - around), live),
         "clip_fraction": masked_mean(clipped.astype(loss.dtype), live),
         "explained_variance": explained,
     }

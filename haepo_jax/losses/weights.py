@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -26,6 +27,11 @@ REGULARIZERS = ("policy", "weights")
 """What an entropy or a KL of a loss may be of: the policy, or the weights."""
 
 Temperature = ArrayLike | Literal["auto"] | Auto
+
+
+WeightFunction = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(scores, mask, temperature) -> weights in place of the softmax: (..., K), bool (..., K) and an array that broadcasts to
+(..., 1) -> (..., K), differentiable in the scores, at least 0, 0 where masked, with a sum of 1 over the valid members."""
 
 
 def trajectory_log_likelihood(log_probs: ArrayLike, mask: ArrayLike) -> jax.Array:
@@ -128,6 +134,16 @@ def log_softmax(scores: jax.Array, live: jax.Array, tau: jax.Array) -> tuple[jax
     total = jnp.sum(exponentials, axis=-1, keepdims=True)
     total = jnp.where(total == 0, 1, total)  # nothing is valid
     return exponentials / total, select(live, scaled - jnp.log(total))
+
+
+def weigh(
+    function: WeightFunction | None, scores: jax.Array, live: jax.Array, tau: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The weights of scores and their logarithms, (..., K) each: of ``function``, or of the softmax for ``None``."""
+    if function is None:
+        return log_softmax(scores, live, tau)
+    weights = select(live, function(scores, live, tau))
+    return weights, jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, weights, 1)), 0)
 
 
 def relative_entropy(weights: jax.Array, log_weights: jax.Array, live: jax.Array) -> jax.Array:

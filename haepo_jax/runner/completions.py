@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haepo_jax.algorithms.base import EVALUATION_SEED, Algorithm, TrainState
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.running import EVALUATION_SEED
+from haepo_jax.algorithms.state import TrainState
 from haepo_jax.losses import plackett_luce_weights
 from haepo_jax.rollout import environment_keys
 from haepo_jax.runner.alignment import FreshLogger, play_and_judge

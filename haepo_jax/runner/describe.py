@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from haepo_jax import algorithms
-from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.algorithms import declared
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.envs import make_env
 from haepo_jax.envs.objects import PlainEnvironment
@@ -34,7 +34,7 @@ def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
     Raises:
       ConfigError: where settings cannot be used.
     """
-    names = {cls.__name__: name for name, cls in hp.ALGORITHMS.items()}
+    names = {where.partition(":")[2]: name for name, where in declared.ALGORITHMS.items()}
     numbers, objects = {}, {"algorithm": _qualified(type(algo)), "env": _qualified(_unwrapped(algo.env))}
     for field in dataclasses.fields(algo):
         value = getattr(algo, field.name)
@@ -82,8 +82,8 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     }
     objects = config.objects if isinstance(config, OwnConfig) else {}
     values |= {f"objects.{name}": kind.rpartition(".")[2] for name, kind in objects.items()}
-    if config.algo.name in hp.PRESETS:  # a preset is its algorithm with other defaults
-        values["algo"] = hp.PRESETS[config.algo.name][0]
+    if config.algo.name in declared.PRESETS:  # a preset is its algorithm with other defaults
+        values["algo"] = declared.PRESETS[config.algo.name][0]
     return values
 
 

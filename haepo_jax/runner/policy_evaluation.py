@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from haepo_jax.algorithms.base import EVALUATION_SEED, Algorithm, TrainState
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.running import EVALUATION_SEED
+from haepo_jax.algorithms.state import TrainState
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.errors import disk_errors
 from haepo_jax.runner.loading import load_run, seed_lane, warn_of_checkpoint

@@ -10,7 +10,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from haepo_jax.algorithms.base import Algorithm, Start, TrainState
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import Start, TrainState
 from haepo_jax.runner.checkpoints import Checkpoint, CheckpointError, Saver, prng_implementation
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.devices import describe_device, device_errors, versions

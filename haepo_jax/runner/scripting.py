@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from haepo_jax.algorithms.base import Algorithm, Start, TrainState
+from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.other_names import hint
+from haepo_jax.algorithms.state import Start, TrainState
 from haepo_jax.messages import short
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.values import checked_value
@@ -103,7 +104,7 @@ def train(
       >>> result.history["eval_return"].shape
       (4, 50)
 
-    The algorithm may be any `Algorithm`, of the user's own class, environment and networks; the metrics that its `_update`
+    The algorithm may be any `Algorithm`, of the user's own class, environment and networks; the metrics that its `update`
     returns are logged with all others. A run of named parts alone, such as this one, is one of the command line's: `run_dir`
     can be evaluated, rendered and gone on with there.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.algorithms import fields as hp
 from haepo_jax.messages import number
 from haepo_jax.runner.config import ConfigError, setting
 from haepo_jax.runner.config.arguments import compose, read_arguments
@@ -117,7 +117,7 @@ def record(policy: TrainedPolicy, episode: int, *, greedy: bool, max_steps: int,
     import jax
     import jax.numpy as jnp
 
-    from haepo_jax.algorithms.base import EVALUATION_SEED
+    from haepo_jax.algorithms.running import EVALUATION_SEED
     from haepo_jax.envs.base import has_action_mask
     from haepo_jax.runner.rendering.physics import body_poses
 

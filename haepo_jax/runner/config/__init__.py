@@ -12,24 +12,25 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from haepo_jax.algorithms.hyperparameters import (
-    ALGORITHMS,
-    COUNT,
-    POSITIVE,
-    PRESETS,
-    Common,
-    Range,
-    leaf,
-    static,
-)
+from haepo_jax.algorithms import declared
 
 # What algorithms declare comes from there to the command lines through here alone.
-from haepo_jax.algorithms.hyperparameters import HyperparameterError as HyperparameterError
-from haepo_jax.algorithms.hyperparameters import check_value as check_value
-from haepo_jax.messages import did_you_mean, short
+from haepo_jax.algorithms.declared import ALGORITHMS as ALGORITHMS
+from haepo_jax.algorithms.declared import PRESETS as PRESETS
+from haepo_jax.algorithms.fields import COUNT as COUNT
+from haepo_jax.algorithms.fields import POSITIVE as POSITIVE
+from haepo_jax.algorithms.fields import HyperparameterError as HyperparameterError
+from haepo_jax.algorithms.fields import Range as Range
+from haepo_jax.algorithms.fields import check_value as check_value
+from haepo_jax.algorithms.fields import leaf as leaf
+from haepo_jax.algorithms.fields import static as static
+from haepo_jax.messages import did_you_mean, one_line, short
 
 DEFAULT_ALGORITHM = "haepo"
 ALGORITHM_NAMES = (*ALGORITHMS, *PRESETS)
+
+_TOTAL_STEPS = declared.hyperparameters(DEFAULT_ALGORITHM)["total_steps"]
+_TOTAL_STEPS_DEFAULT = declared.defaults(DEFAULT_ALGORITHM)["total_steps"]
 
 SHARD_NOTHING = "distributed=true needs shard=environments: training on several hosts shards environments"
 
@@ -47,8 +48,9 @@ class AlgoConfig:
 
     @property
     def class_name(self) -> str:
-        """The name of the class in `haepo_jax`: `EpisodicHAEPO` for `haepo_episodic` and for `haepo_paper`."""
-        return algorithm_class(self.name).__name__ if self.name in ALGORITHM_NAMES else self.name
+        """The name of the class: `EpisodicHAEPO` for `haepo_episodic` and for `haepo_paper`."""
+        known = self.name in ALGORITHM_NAMES or ":" in self.name
+        return algorithm_class(self.name).__name__ if known else self.name
 
 
 def setting(default: Any, kind: type, doc: str, **keywords: Any) -> Any:
@@ -64,9 +66,7 @@ class RunConfig:
     algo: AlgoConfig = setting(None, AlgoConfig, f"the algorithm or preset: {', '.join(ALGORITHM_NAMES)}")
     seed: int = setting(0, int, "the first seed", within=Range(0, 2**31 - 1))
     num_seeds: int = setting(1, int, "number of seeds, trained in one compiled call", within=Range(1, 2**31 - 1))
-    total_steps: int = dataclasses.field(
-        default=Common.total_steps, metadata=Common.__dataclass_fields__["total_steps"].metadata
-    )
+    total_steps: int = dataclasses.field(default=_TOTAL_STEPS_DEFAULT, metadata=_TOTAL_STEPS.metadata)
     seeds: tuple[int, ...] | None = setting(
         None,
         tuple,
@@ -168,26 +168,30 @@ class OwnConfig(RunConfig):
     objects: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def algorithm_class(name: str) -> type[Common]:
-    """The hyperparameters' dataclass of an algorithm or preset; raises ConfigError with a near match."""
-    if name in PRESETS:
-        name = PRESETS[name][0]
-    if name not in ALGORITHMS:
+def algorithm_class(name: str) -> type[declared.Declaration]:
+    """The hyperparameters' dataclass of an algorithm, a preset or a custom `module:Class`; raises ConfigError, with a near
+    match."""
+    try:
+        return declared.declaration(name)
+    except KeyError:
         near = did_you_mean(name, ALGORITHM_NAMES)
-        raise ConfigError(f"unknown algorithm {short(name)}{near or '; there are: ' + ', '.join(ALGORITHM_NAMES)}")
-    return ALGORITHMS[name]
+        raise ConfigError(
+            f"unknown algorithm {short(name)}{near or '; there are: ' + ', '.join(ALGORITHM_NAMES)}"
+        ) from None
+    except (ImportError, SyntaxError, HyperparameterError) as error:
+        raise ConfigError(f"algo={short(name)}: {one_line(str(error))}") from None
 
 
 def hyperparameter_fields(name: str) -> dict[str, dataclasses.Field[Any]]:
     """The fields that `algo.<field>=` sets for an algorithm or preset; `total_steps` is a setting of the run."""
-    fields = dataclasses.fields(algorithm_class(name))
-    return {f.name: f for f in fields if "static" in f.metadata and f.name != "total_steps"}
+    algorithm_class(name)
+    return {key: field for key, field in declared.hyperparameters(name).items() if key != "total_steps"}
 
 
 def hyperparameter_defaults(name: str) -> dict[str, Any]:
     """The defaults of an algorithm or preset."""
-    defaults = {key: f.default for key, f in hyperparameter_fields(name).items()}
-    return defaults | (PRESETS[name][1] if name in PRESETS else {})
+    algorithm_class(name)
+    return {key: value for key, value in declared.defaults(name).items() if key != "total_steps"}
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

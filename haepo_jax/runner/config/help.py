@@ -11,6 +11,7 @@ from haepo_jax.runner.config import (
     DEFAULT_ALGORITHM,
     PRESETS,
     AlgoConfig,
+    algorithm_class,
     hyperparameter_defaults,
     hyperparameter_fields,
 )
@@ -51,7 +52,7 @@ def _yaml_text(value: Any, kind: type) -> str:
 
 def algorithm_table() -> str:
     """A help table of the algorithms and presets."""
-    rows = [(name, (cls.__doc__ or "").strip().splitlines()[0]) for name, cls in ALGORITHMS.items()]
+    rows = [(name, (algorithm_class(name).__doc__ or "").strip().splitlines()[0]) for name in ALGORITHMS]
     for name, (base, changes) in PRESETS.items():
         rows.append((name, f"{base} with " + " ".join(f"{k}={_yaml_text(v, type(v))}" for k, v in changes.items())))
     wide = max(len(name) for name, _ in rows)

@@ -36,7 +36,7 @@ from typing import Any
 import yaml
 
 import haepo_jax
-from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.algorithms import declared
 from haepo_jax.algorithms.other_names import ELSEWHERE, RENAMED
 from haepo_jax.envs import names
 from haepo_jax.runner.commands.evaluate import EvaluateConfig
@@ -227,7 +227,7 @@ class Writer:
     def __init__(self, seed: int, places: Sequence[str]) -> None:
         self.draw = random.Random(seed)
         self.places = places
-        everything = [hyperparameter for name in hp.ALGORITHMS for hyperparameter in hyperparameter_fields(name)]
+        everything = [hyperparameter for name in declared.ALGORITHMS for hyperparameter in hyperparameter_fields(name)]
         self.words = {field.name for schema in SCHEMAS.values() for field in dataclasses.fields(schema)} | {*everything}
 
     def lines(self) -> Iterator[Line]:
