@@ -289,12 +289,19 @@ class Algorithm(abc.ABC):
         """Updates until `until` steps are done; the metrics are the last update's, 0 where there was none."""
         return running.advance(self, state, until)
 
-    def progress(self, state: TrainState) -> dict[str, Any]:
-        """What a row of metrics has besides those of an update: counters, and an evaluation where `eval_episodes` > 0."""
-        return running.progress(self, state)
+    def progress(self, state: TrainState, max_steps: int | None = None) -> dict[str, Any]:
+        """What a row of metrics has besides those of an update: counters, and an evaluation where `eval_episodes` > 0;
+        `max_steps` as in `evaluate`."""
+        return running.progress(self, state, max_steps)
 
     def evaluate(
-        self, state: TrainState, *, episodes: int = 128, greedy: bool = False, key: jax.Array | None = None
+        self,
+        state: TrainState,
+        *,
+        episodes: int = 128,
+        greedy: bool = False,
+        key: jax.Array | None = None,
+        max_steps: int | None = None,
     ) -> dict[str, jax.Array]:
         """Plays complete episodes with the current policy.
 
@@ -304,12 +311,13 @@ class Algorithm(abc.ABC):
           greedy: take each distribution's mode instead of a sample.
           key: of starts, actions and transitions; by default one fixed key, shared by all runs and seeds, so that
             differences between them are not differences of luck.
+          max_steps: end episodes after as many steps, if that is less than the environment's horizon.
 
         Returns:
           `return` (episodes,) float32 and `length` (episodes,) int32.
         """
         key = jax.random.key(running.EVALUATION_SEED) if key is None else key
-        return running.play(self, state, episodes, jnp.bool_(greedy), key)
+        return running.play(self, state, episodes, jnp.bool_(greedy), key, max_steps)
 
     # The policy as a function.
 

@@ -18,6 +18,7 @@ from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.runner.config import hyperparameter_fields
 from haepo_jax.runner.config.arguments import read_arguments, value_text
 from haepo_jax.runner.devices import describe_device, device_errors
+from haepo_jax.runner.evaluation import final_size
 from haepo_jax.runner.program import build
 from haepo_jax.runner.progress import duration, number
 from haepo_jax.runner.run_dir import json_text, write_atomically
@@ -370,7 +371,7 @@ class _Worker:
                 example,
                 varying=self._builder.varying(example),
                 points=settings.curve_points,
-                episodes=settings.final_eval_episodes,
+                episodes=max(1, final_size(settings.final_eval_episodes, example).episodes),
             )
             devices = programs.num_devices
             lanes = FIRST_LANES.get(self._platform, ACCELERATOR_FIRST_LANES) * devices

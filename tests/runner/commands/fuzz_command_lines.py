@@ -138,7 +138,7 @@ def env_settings(env: str) -> dict[str, Any]:
 
     library, _, task = env.rpartition("/")
     if library == "haepo":
-        return constructor_settings(tasks._TASKS[task])
+        return constructor_settings(tasks.TASKS[task])
     if library == "brax":
         return {"episode_length": 1000, **constructor_settings(brax._registry(env)[task].__init__)}
     inner = gymnax._build(env, ())
