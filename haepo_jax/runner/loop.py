@@ -143,10 +143,7 @@ class Training:
         self._state, latest = interruptibly(lambda: self._program.advance(self._state, until))
         before, self._at = self._at, Counters.read(self._state)
         advanced = np.array(self._at.update) > np.array(before.update)
-        # What is not known is 0 on the device and NaN here: a seed's metrics before its first update, and the means over
-        # the episodes that ended in an update, of which there may be none.
-        known = latest.get("episodes", np.inf) > 0
-        latest |= {name: np.where(known, latest[name], np.nan) for name in EPISODE_MEANS if name in latest}
+        # A seed's metrics before its first update are 0 on the device, and not known.
         self._metrics = {
             name: np.where(advanced, value, self._metrics.get(name, np.nan)) for name, value in latest.items()
         }
@@ -169,7 +166,7 @@ class Training:
         metrics = self._metrics | evaluation
         if "episodes" in metrics:
             # A compiled function gives no NaN for the mean of no episodes, so as not to stop `jax_debug_nans`.
-            for name in {"episode_return", "episode_length"} & {*metrics}:
+            for name in {*EPISODE_MEANS} & {*metrics}:
                 metrics[name] = np.where(metrics["episodes"] == 0, np.nan, metrics[name])
         if getattr(self._program.algorithm, "on_nan", "stop") == "skip":
             metrics["skipped_updates"] = np.array(at.skipped)
