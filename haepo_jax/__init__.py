@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from haepo_jax.runner.loading import load as load
     from haepo_jax.runner.scripting import TrainResult as TrainResult
     from haepo_jax.runner.scripting import train as train
-    from haepo_jax.runner.sweeps.run import sweep as sweep
+    from haepo_jax.runner.sweeps.worker import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -46,7 +46,7 @@ _HOMES = {
     "HyperparameterError": "haepo_jax.algorithms.hyperparameters",
     "train": "haepo_jax.runner.scripting",
     "TrainResult": "haepo_jax.runner.scripting",
-    "sweep": "haepo_jax.runner.sweeps.run",
+    "sweep": "haepo_jax.runner.sweeps.worker",
     "make_env": "haepo_jax.envs",
     "list_envs": "haepo_jax.envs",
     "load": "haepo_jax.runner.loading",
