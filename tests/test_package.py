@@ -101,7 +101,7 @@ def test_an_entry_point_reads_the_command_line(
     assert "did you mean 'CartPole-v1'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("missing", ["optuna", "cmaes", "pyarrow"])
+@pytest.mark.parametrize("missing", ["optuna", "cmaes"])
 def test_a_sweep_without_its_extra(
     missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,7 +119,7 @@ def test_a_sweep_without_its_extra(
 def test_what_a_command_line_loads_before_it_reads_its_settings() -> None:
     """A mistyped setting is answered without jax, and the function of a sweep is there without Optuna."""
     code = (
-        "import sys, haepo_jax as hx, haepo_jax.sweep; hx.sweep; print(*{'jax', 'optuna', 'pyarrow'} & {*sys.modules})"
+        "import sys, haepo_jax as hx, haepo_jax.sweep; hx.sweep; print(*{'jax', 'optuna'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -67,8 +67,8 @@ def main(argv: list[str]) -> int:
         return 0
     plan = read_sweep(arguments.overrides)
     directory = _place(plan)
-    from haepo_jax.runner.sweeps.display import Display
     from haepo_jax.runner.sweeps.builder import Builder
+    from haepo_jax.runner.sweeps.display import Display
     from haepo_jax.runner.sweeps.worker import run
 
     _use_every_core(plan)

@@ -116,6 +116,8 @@ def fingerprint(value: Any) -> str:
         if isinstance(leaf, bool | int | float | str | np.ndarray | np.generic | jax.Array):
             parts.append(f"{np.asarray(leaf).dtype}{np.shape(leaf)}{np.asarray(leaf).tolist()}")
         else:
-            parts.append(f"{type(leaf).__module__}.{type(leaf).__qualname__}{sorted(getattr(leaf, '__dict__', {}).items())}")
+            parts.append(
+                f"{type(leaf).__module__}.{type(leaf).__qualname__}{sorted(getattr(leaf, '__dict__', {}).items())}"
+            )
     text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(parts))
     return f"{type(value).__module__}.{type(value).__qualname__} {hashlib.sha256(text.encode()).hexdigest()[:16]}"

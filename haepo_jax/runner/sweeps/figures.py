@@ -65,13 +65,21 @@ def returns_figure(result: SweepResult, here: Bools) -> Figure | None:
             axes.set_xticks(range(len(order)), list(map(value_text, order)), rotation=30 if len(order) > 4 else 0)
             axes.set_xlim(-0.5, len(order) - 0.5)
         hollow = {"facecolors": "none", "edgecolors": "tab:gray", "linewidths": 0.8}
-        axes.scatter(where[complete], value[complete], s=16, color="tab:blue", alpha=0.7, linewidths=0, label="complete")
+        axes.scatter(
+            where[complete], value[complete], s=16, color="tab:blue", alpha=0.7, linewidths=0, label="complete"
+        )
         if stopped.any():
             axes.scatter(where[stopped], value[stopped], s=14, label="stopped early", **hollow)
         if failed.any():
             low = np.full(int(failed.sum()), 0.02)  # it has no return: its mark stands at the bottom
             axes.scatter(
-                where[failed], low, s=24, marker="x", color="tab:red", transform=axes.get_xaxis_transform(), label="failed"
+                where[failed],
+                low,
+                s=24,
+                marker="x",
+                color="tab:red",
+                transform=axes.get_xaxis_transform(),
+                label="failed",
             )
         axes.set_xlabel(f"{key}\n(importance {shares[key]:.0%})" if key in shares else key)
         axes.set_ylabel("return" if place % columns == 0 else "")
@@ -107,7 +115,13 @@ def curves_figure(result: SweepResult, here: Bools) -> Figure | None:
     return figure
 
 
-def _draw(axes: object, label: str, steps: npt.NDArray[np.float64], returns: npt.NDArray[np.float64], colour: str | None = None) -> None:
+def _draw(
+    axes: object,
+    label: str,
+    steps: npt.NDArray[np.float64],
+    returns: npt.NDArray[np.float64],
+    colour: str | None = None,
+) -> None:
     known = np.isfinite(returns).any(axis=1)  # a line through the parts in which an episode ended
     draw_curve(axes, Curve(label, steps[known], returns[known]), colour=colour)  # type: ignore[arg-type]
 

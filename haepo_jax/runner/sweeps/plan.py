@@ -77,7 +77,10 @@ class SweepConfig:
         None, int, "successive halving: at each rung only the best 1 in this many trains on", within=hp.Range(2, 1000)
     )
     halving_rungs: int = setting(
-        2, int, "rungs before the end; each comes after `halving` times the steps of the one before", within=hp.Range(1, 20)
+        2,
+        int,
+        "rungs before the end; each comes after `halving` times the steps of the one before",
+        within=hp.Range(1, 20),
     )
     pbt: bool = setting(
         False, bool, "population-based training: the worst quarter copies the best and perturbs its hyperparameters"
@@ -421,7 +424,9 @@ def _check_combinations(plan: SweepPlan) -> None:
                 plan.run_config(({"algo": name} if len(plan.bases) > 1 else {}) | combination)
             except ConfigError as error:
                 given = " ".join(f"{key}={value_text(value)}" for key, value in combination.items())
-                raise ConfigError(f"{error} (in the combination {given})" if len(combination) > 1 else str(error)) from None
+                raise ConfigError(
+                    f"{error} (in the combination {given})" if len(combination) > 1 else str(error)
+                ) from None
     seeds = next((d for d in plan.dimensions if d.key == "seed"), None)
     if seeds is not None and (bounds := seeds.bounds()) is not None and bounds[1] + plan.settings.num_seeds > 2**31:
         raise ConfigError(

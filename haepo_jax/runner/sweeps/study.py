@@ -285,7 +285,7 @@ def open_storage(url: str | None, directory: Path | None, worker_timeout: int = 
                 )
         except Exception as error:  # database drivers share no base class
             # Of two workers that create the tables at the same moment one fails, and finds them when it looks again.
-            if attempt == 9 or "already exists" not in str(error) and "UNIQUE" not in str(error):
+            if attempt == 9 or ("already exists" not in str(error) and "UNIQUE" not in str(error)):
                 raise ConfigError(f"{where} cannot be opened: {one_line(str(error), 160)}") from None
             time.sleep(0.2)
     raise AssertionError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -214,7 +213,9 @@ class _Worker:
             elif others := self._study.others_at_work():
                 if not waiting:
                     seconds = self._plan.settings.worker_timeout
-                    self._display.say(f"waiting for {others} trials of other workers (given up after {seconds} s of silence)")
+                    self._display.say(
+                        f"waiting for {others} trials of other workers (given up after {seconds} s of silence)"
+                    )
                 waiting = others
                 time.sleep(POLL_SECONDS)
             else:
