@@ -14,7 +14,7 @@ Parts:
   sweep, sequential, processes, sweep_rejax, growth, halving, seeds     of `--algo`; see `sweeps.py`
   checkpoints  how long checkpoints keep the training loop waiting
 
-Every part writes its results, the machine, the versions and the command to `OUTPUT/benchmark_<part>.json` (of a sweep with its algorithm);
+Every part writes its results, the machine, the versions and the command to `OUTPUT/<part>.json` (of a sweep with its algorithm);
 `python experiments/benchmarks/report.py OUTPUT` makes tables and figures from those files alone. The peers' environments
 are made at first use, in the user's cache directory; see `peers.py`.
 """
@@ -307,7 +307,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, help="timed runs of each side (quick: 1, full: 15)")
     parser.add_argument("--limit", type=float, default=300, help="seconds after which a training is given up")
-    parser.add_argument("--output", type=Path, default=HERE.parent / "results", help="folder of the JSON files")
+    parser.add_argument("--output", type=Path, default=HERE / "results", help="folder of the JSON files")
     sweeps.add_arguments(parser)
     options = parser.parse_args()
     options.rounds = options.rounds or (15 if options.size == "full" else 1)
@@ -323,7 +323,7 @@ def main() -> None:
         print(f"{part}:", flush=True)
         found = {**about, "size": options.size, **PARTS[part](options)}
         of = f"_{options.algo}" if part in sweeps.PARTS else ""
-        (options.output / f"benchmark_{part}{of}.json").write_text(json.dumps(found, indent=1) + "\n")
+        (options.output / f"{part}{of}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ TASKS: dict[str, Task] = {
     "inverted_pendulum": Task("brax/inverted_pendulum", 60_000, 195, 5, 200, {"episode_length": 200}),
 }
 
-RIVALS = ("ppo", "grpo", "dpo")
+BASELINES = ("ppo", "ppo_16_epochs", "grpo", "dpo")
 
 RATE = "tag(log,interval(3e-4,1e-2))"
 ENTROPY = "choice(0,0.003,0.01,0.03)"
@@ -73,6 +73,13 @@ METHODS: dict[str, Method] = {
             "algo.clip_eps": "choice(0.1,0.2,0.3)", "algo.num_steps": "choice(32,128)", "algo.num_envs": "8",
         },
         "tab:blue",
+    ),
+    "ppo_16_epochs": Method(
+        "ppo",
+        {
+            "algo.learning_rate": "2.5e-3", "algo.num_envs": "8", "algo.num_steps": "32", "algo.num_epochs": "16",
+        },
+        "tab:cyan",
     ),
     "grpo": Method(
         "grpo",

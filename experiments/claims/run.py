@@ -26,6 +26,7 @@ import catalogue
 import jax
 import jax.numpy as jnp
 import numpy as np
+import yaml
 from catalogue import ABLATIONS, EPISODIC, METHODS, TASKS, WEIGHTS, Task
 
 import haepo_jax as hx
@@ -60,7 +61,7 @@ class Size:
 
 SIZES = {
     "small": Size(
-        RESULTS / "small", ("cartpole", "catch", "pendulum", "bandit"), ("haepo_default", *catalogue.RIVALS),
+        RESULTS / "small", ("cartpole", "catch", "pendulum", "bandit"), ("haepo_default", *catalogue.BASELINES),
         {"cartpole": WEIGHTS}, (), (), 4, range(5), range(100, 103), (8,), range(2),
     ),
     "full": Size(
@@ -155,7 +156,8 @@ def tune_and_train(size: Size, task: Task, name: str) -> dict[str, Any]:
     method = METHODS[name]
     swept: dict[str, Any] = {}
     best: dict[str, Any] = {}
-    if method.space:
+    fixed = {k.removeprefix("algo."): yaml.safe_load(v) for k, v in method.space.items() if _is_number(v)}
+    if len(fixed) < len(method.space):
         seeds = catalogue.TUNING_SEEDS
         start = time.perf_counter()
         found = hx.sweep(
@@ -173,11 +175,15 @@ def tune_and_train(size: Size, task: Task, name: str) -> dict[str, Any]:
             "configs": found.configs, "area": area.tolist(), "returns": found.returns.tolist(),
             "solved": (found.returns.mean(axis=1) >= task.threshold).tolist(),
         }  # fmt: skip
-    fixed = {key.removeprefix("algo."): int(value) for key, value in method.space.items() if value.isdigit()}
     return {
         "task": dataclasses.asdict(task), "method": name, "algo": method.algo, "hyperparameters": {**fixed, **best},
         "sweep": swept, **_train(task, method.algo, {**fixed, **best}, size.report_seeds),
     }  # fmt: skip
+
+
+def _is_number(text: str) -> bool:
+    """Whether a sweep's entry is one number and not a choice."""
+    return isinstance(yaml.safe_load(text), int | float)
 
 
 def ablate(size: Size, task_name: str, algo: str, name: str, changes: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from PIL import Image
 import haepo_jax as hx
 from haepo_jax.envs.names import BRAX, list_envs
 from haepo_jax.runner.commands import render
-from haepo_jax.runner.rendering import drawing, page
+from haepo_jax.runner.rendering import drawing
+from haepo_jax.runner.rendering import viewer_page as page
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def test_a_trial_that_diverged_is_a_failed_trial(
     for _ in range(2):  # also when it is resumed
         assert command_line.main([*arguments, f"run_dir={tmp_path}/b"]) == 1
         output = capsys.readouterr()
-        assert "error: all 2 trials failed; the first diverged at update 2" in output.err and "best" not in output.out
+        assert "error: all 2 trials failed; the first diverged at update 2" in output.err and "best:" not in output.out
 
 
 def test_the_figures_mark_what_failed_and_have_no_empty_axes(toy: list[int], tmp_path: Path) -> None:

@@ -1,17 +1,18 @@
 """Preferences between completions: DPO and HAEPO on the same pairs, against the true reward and the KL they spend.
 
-    python experiments/preferences.py
+    python experiments/preferences/run.py
 
 The supervised model of `language.py` completes every prompt twice. The true reward is the share of right digits; which of
 two completions is preferred is drawn from the Bradley-Terry model, so some preferences are wrong. Both losses then
-pass over the same pairs many times, as long as it takes to do too much of it. Results: experiments/results/preferences.json
-and docs/images/preferences.png.
+pass over the same pairs many times, as long as it takes to do too much of it. Results: experiments/preferences/results.json
+and reward.png.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from language import DOCUMENT, HELD_OUT, NETWORK, TASK, supervised
-from tables import fill_in, markdown
 
 import haepo_jax as hx
 from haepo_jax.algorithms.base import Start, TrainState
 from haepo_jax.runner.run_dir import write_atomically
 from haepo_jax.runner.statistics import bootstrap_interval
 
-RESULTS = Path(__file__).parent / "results" / "preferences.json"
-FIGURE = DOCUMENT.parent / "images" / "preferences.png"
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+from language.run import HELD_OUT, NETWORK, TASK, supervised  # noqa: E402
+from tables import fill_in, markdown  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results.json"
+DOCUMENT = Path(__file__).parent / "README.md"
+FIGURE = DOCUMENT.parent / "reward.png"
 SEEDS = 5
 PAIRS, MINIBATCH = 4096, 128
 SCALE = 8.0

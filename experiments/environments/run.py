@@ -1,9 +1,9 @@
 """One task of each optional library, trained by PPO and by HAEPO, beside the policy they start from, which is nearly
 uniform; and our stepping beside the library's own vmapped loop.
 
-    python experiments/environments.py
+    python experiments/environments/run.py
 
-A library that is not installed is passed over. Every result goes to `results/environments.json` as soon as it is there,
+A library that is not installed is passed over. Every result goes to `results.json` as soon as it is there,
 so a run that was stopped goes on where it was.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,14 +20,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tables import fill_in, markdown
 
 import haepo_jax as hx
 from haepo_jax.envs import list_envs
 from haepo_jax.runner.statistics import bootstrap_interval
 
-RESULTS = Path(__file__).parent / "results" / "environments.json"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "environments.md"
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+from tables import fill_in, markdown  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results.json"
+DOCUMENT = Path(__file__).parent / "README.md"
 SEEDS, EPISODES = 5, 128
 LANES, STEPS, ROUNDS = 32, 200, 41
 

@@ -3,7 +3,7 @@
 Episodes, optimiser, schedules, evaluation, vmapped seeds: all of it comes with `TrajectoryAlgorithm`. What remains is
 a loss on a batch of complete episodes.
 
-    python experiments/reinforce.py
+    python examples/reinforce.py
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Additions in text: from a supervised model that solves some of the prompts to one that solves more, by each algorithm.
 
-    python experiments/language.py
+    python experiments/language/run.py
 
 A small transformer learns from demonstrations until it adds about half of the held-out pairs of numbers. From there
 HAEPO, its form on complete episodes, its literal form, PPO, GRPO and DPO go on with the same budget of tokens, on
 prompts that are never the held-out ones. Each tries the same five learning rates, on a seed that is not used again, and
-then trains five seeds at the best. What was done before is not done again. Results: experiments/results/language.json
-and docs/images/language.png.
+then trains five seeds at the best. What was done before is not done again. Results: experiments/language/results.json
+and curves.png.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tables import fill_in, markdown
 
 import haepo_jax as hx
 from haepo_jax.algorithms.base import Start
@@ -31,9 +31,13 @@ from haepo_jax.envs.tokens import join, number
 from haepo_jax.runner.run_dir import write_atomically
 from haepo_jax.runner.statistics import bootstrap_interval
 
-RESULTS = Path(__file__).parent / "results" / "language.json"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "language.md"
-FIGURE = DOCUMENT.parent / "images" / "language.png"
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+from tables import fill_in, markdown  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results.json"
+DOCUMENT = Path(__file__).parent / "README.md"
+FIGURE = DOCUMENT.parent / "curves.png"
 SEEDS = 5
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 TOKENS = 100_000

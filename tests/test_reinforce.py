@@ -14,7 +14,7 @@ import pytest
 
 from haepo_jax.algorithms.base import TrainState
 
-FILE = Path(__file__).parents[2] / "experiments" / "reinforce.py"
+FILE = Path(__file__).parents[1] / "examples" / "reinforce.py"
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 """Tasks that cannot be done without a memory: PPO with each network on MemoryChain and on CartPole without velocities.
 
-    python experiments/memory.py
+    python experiments/recurrence/run.py
 
 Each network is trained on 5 seeds with the same settings; what was trained before is not trained again. Results:
-experiments/results/memory.json.
+experiments/recurrence/results.json.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tables import fill_in, markdown
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-RESULTS = Path(__file__).parent / "results" / "memory.json"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "networks.md"
+from tables import fill_in, markdown  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results.json"
+DOCUMENT = Path(__file__).parent / "README.md"
 NETWORKS = ("mlp", "gru", "transformer")
 TASKS: dict[str, list[str]] = {
     "MemoryChain-bsuite": ["total_steps=100_000"],
@@ -65,7 +67,7 @@ def main() -> None:
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             returns = results[name]["final_return_per_seed"]
             print(f"{name:34} mean {results[name]['final_return_mean']:7.2f}, seeds", *(f"{x:.2f}" for x in returns))
-    fill_in(DOCUMENT, "memory", table(results))
+    fill_in(DOCUMENT, "recurrence", table(results))
 
 
 if __name__ == "__main__":
