@@ -118,9 +118,7 @@ def test_a_sweep_without_its_extra(
 
 def test_what_a_command_line_loads_before_it_reads_its_settings() -> None:
     """A mistyped setting is answered without jax, and the function of a sweep is there without Optuna."""
-    code = (
-        "import sys, haepo_jax as hx, haepo_jax.sweep; hx.sweep; print(*{'jax', 'optuna'} & {*sys.modules})"
-    )
+    code = "import sys, haepo_jax as hx, haepo_jax.sweep; hx.sweep; print(*{'jax', 'optuna'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

@@ -80,10 +80,8 @@ class Builder:
         """The command line that trains a configuration alone; a comment that says why where there is none."""
         config = self.plan.run_config(values)
         if self.plan.custom is not None:
-            common = {"num_seeds": config.num_seeds, "final_eval_episodes": config.final_eval_episodes}
-            algorithm = self(values)
             seeds = list(range(config.seed, config.seed + config.num_seeds))
-            config = _describe(algorithm, seeds, {"final_eval_episodes": common["final_eval_episodes"]})
+            config = _describe(self(values), seeds, {"final_eval_episodes": config.final_eval_episodes})
             if isinstance(config, OwnConfig):
                 changes = ", ".join(f"{key}={value_text(value)}" for key, value in values.items())
                 kind = "environment" if self.plan.custom.fields is None else "algorithm or environment"
@@ -101,6 +99,9 @@ def custom_of(env: Any, algorithm: Algorithm | None) -> Custom | None:
     given = {"env": env, "algorithm": algorithm}
     fields = None
     if algorithm is not None:
+        if jax.tree_util.all_leaves([algorithm]):
+            name = type(algorithm).__name__
+            raise ConfigError(f"{name} is not a pytree: put @jax.tree_util.register_dataclass above the class")
         fields = {f.name: f for f in dataclasses.fields(algorithm) if f.name not in NOT_HYPERPARAMETERS}
     name = env if isinstance(env, str) else str(getattr(env, "name", type(env).__name__))
     return Custom(name, fields, json.dumps({key: fingerprint(value) for key, value in given.items()}))

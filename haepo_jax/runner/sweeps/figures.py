@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from haepo_jax.runner.config.arguments import value_text
 from haepo_jax.runner.plots import Curve, draw_curve, panel, write_figure
-from haepo_jax.runner.sweeps.results import SweepResult
+from haepo_jax.runner.sweeps.results import Floats, SweepResult
 from haepo_jax.runner.sweeps.space import Interval
 
 BEST_CURVES = 5
@@ -45,9 +46,9 @@ def returns_figure(result: SweepResult, here: Bools) -> Figure | None:
         return None
     keys = [key for key in result.values if key != "env"]
     shares = importance(result) if len(result.envs) == 1 else {}
-    columns = min(3, max(2, len(keys)))
+    columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
-    figure = Figure(figsize=(1 + 3.4 * columns, 1 + 2.9 * rows), layout="constrained")
+    figure = Figure(figsize=(max(5.5, 1 + 3.4 * columns), 1 + 2.9 * rows), layout="constrained")
     jittered = False
     for place, key in enumerate(keys):
         axes = figure.add_subplot(rows, columns, place + 1)
@@ -64,12 +65,13 @@ def returns_figure(result: SweepResult, here: Bools) -> Figure | None:
             jittered |= bool(crowded)
             axes.set_xticks(range(len(order)), list(map(value_text, order)), rotation=30 if len(order) > 4 else 0)
             axes.set_xlim(-0.5, len(order) - 0.5)
-        hollow = {"facecolors": "none", "edgecolors": "tab:gray", "linewidths": 0.8}
         axes.scatter(
             where[complete], value[complete], s=16, color="tab:blue", alpha=0.7, linewidths=0, label="complete"
         )
         if stopped.any():
-            axes.scatter(where[stopped], value[stopped], s=14, label="stopped early", **hollow)
+            axes.scatter(
+                where[stopped], value[stopped], s=14, facecolors="none", edgecolors="tab:gray", label="stopped early"
+            )
         if failed.any():
             low = np.full(int(failed.sum()), 0.02)  # it has no return: its mark stands at the bottom
             axes.scatter(
@@ -115,15 +117,9 @@ def curves_figure(result: SweepResult, here: Bools) -> Figure | None:
     return figure
 
 
-def _draw(
-    axes: object,
-    label: str,
-    steps: npt.NDArray[np.float64],
-    returns: npt.NDArray[np.float64],
-    colour: str | None = None,
-) -> None:
+def _draw(axes: Axes, label: str, steps: Floats, returns: Floats, colour: str | None = None) -> None:
     known = np.isfinite(returns).any(axis=1)  # a line through the parts in which an episode ended
-    draw_curve(axes, Curve(label, steps[known], returns[known]), colour=colour)  # type: ignore[arg-type]
+    draw_curve(axes, Curve(label, steps[known], returns[known]), colour=colour)
 
 
 def _short(value: object) -> str:

@@ -478,24 +478,34 @@ def test_fingerprints_are_of_what_an_object_is() -> None:
     assert fingerprint(short) != fingerprint(long) == fingerprint(hx.make_env("haepo/random_walk", length=5))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Warm(hx.PPO):
-    """A custom algorithm: a subclass."""
+    """A custom algorithm: a subclass with a hyperparameter of its own."""
+
+    warmth: float = hyperparameters.leaf(0.5, "how warm it is", within=hyperparameters.NOT_NEGATIVE)
+
+
+class Unregistered(hx.PPO):
+    """What jax does not know as a pytree."""
 
 
 def test_a_custom_algorithm() -> None:
     env = hx.make_env("haepo/random_walk", length=3, horizon=8)
     small = {"total_steps": 600, "num_envs": 8, "num_steps": 8, "num_epochs": 1, "hidden_sizes": (4,)}
-    algorithm = Warm(env, gamma=0.5, **small)
-    found = hx.sweep(None, algorithm, {"learning_rate": [1e-2], "num_minibatches": 2}, final_eval_episodes=8)
-    assert found.returns.shape == (1, 1) and found.env_steps[0, 0] >= 600
-    assert found.values["algo.learning_rate"].tolist() == [1e-2]
-    again = found.algorithm(0)
-    assert type(again) is Warm and (again.gamma, again.learning_rate, again.num_minibatches) == (0.5, 1e-2, 2)
+    algorithm = Warm(env, discount=0.5, **small)
+    found = hx.sweep(None, algorithm, {"warmth": [0.1, 0.2], "num_minibatches": 2}, final_eval_episodes=8)
+    assert found.returns.shape == (2, 1) and np.all(found.env_steps >= 600)
+    assert found.values["algo.warmth"].tolist() == [0.1, 0.2]
+    again = found.algorithm(1)
+    assert type(again) is Warm and (again.discount, again.warmth, again.num_minibatches) == (0.5, 0.2, 2)
     assert found.command(0).startswith("# no command line: the algorithm or environment is a custom object")
     for space, message in [({"larning_rate": [1, 2]}, "unknown key"), ({"learning_rate": [1e-3, -1]}, "out of range"),
                            ({"num_minibatches": [2, 3]}, "cannot set up Warm"), ({"algo.kl": [1, 2]}, "hyperparameter 'kl'")]:  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             hx.sweep(None, algorithm, space)
+    with pytest.raises(ConfigError, match="Unregistered is not a pytree: put @jax.tree_util.register_dataclass"):
+        hx.sweep(None, Unregistered(env, **small), {"learning_rate": [1e-3, 1e-2]})
 
 
 def test_an_algorithm_that_the_command_line_can_make() -> None:
