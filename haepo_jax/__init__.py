@@ -7,7 +7,12 @@ it pays for importing jax.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+from haepo_jax.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from haepo_jax.algorithms.dpo import DPO as DPO
@@ -34,8 +39,6 @@ if TYPE_CHECKING:
     from haepo_jax.runner.scripting import train as train
     from haepo_jax.runner.sweeps.worker import sweep as sweep
 
-__version__ = "0.1.0"
-
 _HOMES = {
     "HAEPO": "haepo_jax.algorithms.haepo",
     "EpisodicHAEPO": "haepo_jax.algorithms.episodic",
@@ -61,6 +64,16 @@ _HOMES = {
     "dpo_loss": "haepo_jax.losses",
     "generalized_advantage_estimation": "haepo_jax.losses",
 }
+
+if os.environ.get("MPLBACKEND", "").startswith("module://") and "matplotlib" not in sys.modules:
+    # Jupyter hands its backend down to what a cell starts. Nothing here needs one, but matplotlib, which gymnax imports
+    # too, cannot be imported at all where the environment variable names one that is not installed.
+    try:
+        _backend = importlib.util.find_spec(os.environ["MPLBACKEND"].removeprefix("module://"))
+    except (ImportError, ValueError):
+        _backend = None
+    if _backend is None:
+        del os.environ["MPLBACKEND"]
 
 _MODULES = ("envs", "losses", "networks", "rollout", "sequence_networks", "sharding")
 

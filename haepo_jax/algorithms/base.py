@@ -15,16 +15,18 @@ import optax
 
 from haepo_jax.action_outputs import squashed
 from haepo_jax.algorithms import hyperparameters
+from haepo_jax.algorithms.other_names import SignatureOfInit, check_keywords
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
-from haepo_jax.envs.base import as_environment, check_environment
+from haepo_jax.envs import make_env
+from haepo_jax.envs.base import check_environment
 from haepo_jax.losses import AUTO
 from haepo_jax.networks import Policy, as_policy, default_policy, default_value
 from haepo_jax.normalization import RunningStatistics
-from haepo_jax.rollout import collect_episodes, lane_keys
+from haepo_jax.rollout import collect_episodes, environment_keys
 from haepo_jax.sequence_networks import sequence_policy
 from haepo_jax.spaces import Box, Space, space_leaves
-from haepo_jax.unbatched import any_lane, hold_finished
+from haepo_jax.unbatched import any_in_batch, hold_finished
 
 Metrics = dict[str, jax.Array]
 
@@ -110,10 +112,16 @@ class Algorithm(hyperparameters.Common):
     env: Any
     policy: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
 
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        check_keywords(cls, keywords)
+        return super().__new__(cls)
+
+    __signature__ = SignatureOfInit()
+
     def __post_init__(self) -> None:
         # jax rebuilds the object with tracers and placeholders in its leaves, so every step here leaves those alone.
         if isinstance(self.env, str) or type(self.env) is tuple or jax.tree_util.all_leaves([self.env]):
-            object.__setattr__(self, "env", as_environment(self.env))
+            object.__setattr__(self, "env", make_env(self.env))
         if self.policy is not None:
             object.__setattr__(self, "policy", as_policy(self.policy))
         for field in dataclasses.fields(self):
@@ -255,7 +263,7 @@ class Algorithm(hyperparameters.Common):
         train_step = jax.jit(self.train_step)  # traced once, for its shapes and for the loop
         shapes = jax.eval_shape(train_step, state)[1]
         nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
-        return jax.lax.while_loop(lambda loop: any_lane(unfinished(loop[0])), step, (state, nothing))
+        return jax.lax.while_loop(lambda loop: any_in_batch(unfinished(loop[0])), step, (state, nothing))
 
     def evaluate(
         self, state: TrainState, *, episodes: int = 128, greedy: bool = False, key: jax.Array | None = None
@@ -290,7 +298,12 @@ class Algorithm(hyperparameters.Common):
         # numbers and round differently; so evaluation is the same to the last bit inside `jax.jit` and outside.
         env = jax.lax.optimization_barrier(self.env)
         _, returns, lengths = collect_episodes(
-            env, act, self.initial_carry(), lane_keys(reset_key, episodes), lane_keys(step_key, episodes), record=False
+            env,
+            act,
+            self.initial_carry(),
+            environment_keys(reset_key, episodes),
+            environment_keys(step_key, episodes),
+            record=False,
         )
         return {"return": returns, "length": lengths}
 

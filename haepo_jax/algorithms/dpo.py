@@ -12,7 +12,7 @@ from haepo_jax import losses
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Metrics, TrainState
 from haepo_jax.algorithms.trajectory import Batch, TrajectoryAlgorithm
-from haepo_jax.losses._numerics import masked_mean
+from haepo_jax.losses.numerics import masked_mean
 
 
 @jax.tree_util.register_dataclass

@@ -14,8 +14,8 @@ from haepo_jax import losses
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Metrics, TrainState
 from haepo_jax.algorithms.segments import Extra, RewardScale, SegmentAlgorithm, epoch_orders
-from haepo_jax.losses._numerics import masked_mean
-from haepo_jax.rollout import Lanes, Segment
+from haepo_jax.losses.numerics import masked_mean
+from haepo_jax.rollout import RolloutState, Segment
 from haepo_jax.sharding import share_out
 
 
@@ -76,7 +76,7 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
     """
 
     def improve(
-        self, state: TrainState, segment: Segment, lanes: Lanes, reward_scale: RewardScale | None, key: jax.Array
+        self, state: TrainState, segment: Segment, lanes: RolloutState, reward_scale: RewardScale | None, key: jax.Array
     ) -> tuple[Any, Any, Pieces, Metrics]:
         """Puts the segment in the place of the oldest one, then learns from all."""
         pieces = self._pieces(state, segment, lanes)
@@ -134,7 +134,7 @@ class HAEPO(hyperparameters.HAEPO, SegmentAlgorithm):
         total = loss + self.value_coef * value_loss
         return total, {**metrics, "loss": total, "value_loss": value_loss}
 
-    def _pieces(self, state: TrainState, segment: Segment, lanes: Lanes) -> Pieces:
+    def _pieces(self, state: TrainState, segment: Segment, lanes: RolloutState) -> Pieces:
         """A segment as it is kept; `lanes` is where it ended."""
         log_prob, _ = segment.steps.extras
         kept = dataclasses.replace(segment, steps=dataclasses.replace(segment.steps, extras=log_prob))

@@ -13,9 +13,9 @@ from haepo_jax import losses
 from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Metrics, TrainState
 from haepo_jax.algorithms.segments import Extra, RewardScale, SegmentAlgorithm, epoch_orders
-from haepo_jax.losses._numerics import masked_mean
-from haepo_jax.rollout import Lanes, Segment
-from haepo_jax.unbatched import any_lane
+from haepo_jax.losses.numerics import masked_mean
+from haepo_jax.rollout import RolloutState, Segment
+from haepo_jax.unbatched import any_in_batch
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +44,7 @@ class PPO(hyperparameters.PPO, SegmentAlgorithm):
     """Clipped surrogate on fixed-length segments with generalised advantage estimation; see `ppo_loss`."""
 
     def improve(
-        self, state: TrainState, segment: Segment, lanes: Lanes, reward_scale: RewardScale | None, key: jax.Array
+        self, state: TrainState, segment: Segment, lanes: RolloutState, reward_scale: RewardScale | None, key: jax.Array
     ) -> tuple[Any, Any, None, Metrics]:
         """Advantages, then num_epochs passes in shuffled minibatches."""
         rewards = segment.steps.reward if reward_scale is None else reward_scale.apply(segment.steps.reward)
@@ -85,7 +85,7 @@ class PPO(hyperparameters.PPO, SegmentAlgorithm):
                     lambda x, old: jnp.where(below, x, old), (new, metrics), ((params, opt_state), last)
                 )
 
-            (params, opt_state), metrics = jax.lax.cond(any_lane(below), go, lambda: ((params, opt_state), last))
+            (params, opt_state), metrics = jax.lax.cond(any_in_batch(below), go, lambda: ((params, opt_state), last))
             return (params, opt_state, metrics), metrics
 
         if self.target_kl is None:
@@ -111,7 +111,7 @@ class PPO(hyperparameters.PPO, SegmentAlgorithm):
         )  # fmt: skip
 
     def _batch(
-        self, state: TrainState, start: Lanes, end: Lanes, segment: Segment, rewards: jax.Array
+        self, state: TrainState, start: RolloutState, end: RolloutState, segment: Segment, rewards: jax.Array
     ) -> tuple[Batch, Any]:
         """Advantages and value targets of a segment, laid out as sequences with the carry that each starts from."""
         log_probs, values = segment.steps.extras

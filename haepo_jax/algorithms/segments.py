@@ -13,7 +13,7 @@ from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
 from haepo_jax.distributions import Distribution
 from haepo_jax.networks import ActorCritic, as_policy, each_step
 from haepo_jax.normalization import RunningStatistics
-from haepo_jax.rollout import Lanes, Segment, collect_segment, lane_keys, start_lanes
+from haepo_jax.rollout import RolloutState, Segment, collect_segment, environment_keys, start_environments
 
 
 @jax.tree_util.register_dataclass
@@ -47,7 +47,7 @@ class Extra:
     """What is kept between updates: environments in mid-episode, the scale of rewards (None: not normalised), and the
     experience of earlier policies (None: not kept)."""
 
-    lanes: Lanes
+    lanes: RolloutState
     reward_scale: RewardScale | None
     history: Any = None
 
@@ -115,7 +115,7 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
         return new_state, metrics
 
     def improve(
-        self, state: TrainState, segment: Segment, lanes: Lanes, reward_scale: RewardScale | None, key: jax.Array
+        self, state: TrainState, segment: Segment, lanes: RolloutState, reward_scale: RewardScale | None, key: jax.Array
     ) -> tuple[Any, Any, Any, Metrics]:
         """What an algorithm makes of a segment; `self` must be `scheduled`.
 
@@ -131,7 +131,7 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
         """
         raise TypeError(f"{type(self).__name__} has no improve of its own")
 
-    def collect(self, state: TrainState, key: jax.Array) -> tuple[Segment, Lanes]:
+    def collect(self, state: TrainState, key: jax.Array) -> tuple[Segment, RolloutState]:
         """Steps every lane num_steps times with the current policy, keeping log-probability and value of each step."""
 
         def act(
@@ -146,7 +146,7 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
         def final_value(carry: Any, observation: Any) -> jax.Array:
             return self._value(state, carry, observation, jnp.bool_(False))
 
-        step_keys = lane_keys(key, self.num_envs)
+        step_keys = environment_keys(key, self.num_envs)
         return collect_segment(
             self.env, act, final_value, state.extra.lanes, _starts_key(state.key), step_keys, self.num_steps
         )
@@ -186,9 +186,9 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
 
     def _init_extra(self, state: TrainState) -> Extra:
         carry = self.actor_critic.init(jax.random.key(0), self._example_observation())[1]
-        lanes = start_lanes(self.env, carry, _starts_key(state.key), self.num_envs)
+        lanes = start_environments(self.env, carry, _starts_key(state.key), self.num_envs)
         scale = (
-            RewardScale(RunningStatistics.of(jnp.float32(0)), jnp.zeros(self.num_envs))
+            RewardScale(RunningStatistics.of(jnp.float32(0)), jnp.zeros(self.num_envs, jnp.float32))
             if self.normalize_rewards
             else None
         )
@@ -210,5 +210,5 @@ def epoch_orders(key: jax.Array, num_epochs: int, size: int) -> jax.Array:
     """
     index_bits = (size - 1).bit_length()
     words = jax.random.bits(key, (num_epochs, size)) >> index_bits << index_bits
-    words = jnp.sort(words | jnp.arange(size, dtype=words.dtype), axis=-1)
+    words = jnp.sort(words | jnp.arange(size, dtype=words.dtype)[None], axis=-1)
     return (words & (2**index_bits - 1)).astype(jnp.int32)

@@ -12,8 +12,8 @@ from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Metrics, TrainState
 from haepo_jax.algorithms.trajectory import Batch, TrajectoryAlgorithm
 from haepo_jax.envs.base import has_action_mask
-from haepo_jax.losses._numerics import masked_mean
-from haepo_jax.rollout import Trajectory, lane_keys
+from haepo_jax.losses.numerics import masked_mean
+from haepo_jax.rollout import Trajectory, environment_keys
 
 
 @jax.tree_util.register_dataclass
@@ -35,7 +35,7 @@ class Supervised(hyperparameters.Supervised, TrajectoryAlgorithm):
 
     def collect(self, state: TrainState, key: jax.Array) -> tuple[Trajectory, jax.Array, jax.Array, jax.Array]:
         """Demonstrations in place of episodes of the policy's own; see `TrajectoryAlgorithm.collect`."""
-        steps = jax.vmap(self._demonstrate, out_axes=1)(lane_keys(key, self.num_envs))
+        steps = jax.vmap(self._demonstrate, out_axes=1)(environment_keys(key, self.num_envs))
         invalid = jnp.zeros(self.num_envs, bool)
         returns = jnp.sum(steps.reward, axis=0, where=steps.mask)
         lengths = jnp.sum(steps.mask, axis=0, dtype=jnp.int32)

@@ -18,8 +18,8 @@ from haepo_jax.algorithms import hyperparameters
 from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
 from haepo_jax.distributions import Distribution
 from haepo_jax.networks import each_step
-from haepo_jax.rollout import Trajectory, collect_episodes, finite_observations, lane_keys
-from haepo_jax.unbatched import any_lane, max_lane
+from haepo_jax.rollout import Trajectory, collect_episodes, environment_keys, finite_observations
+from haepo_jax.unbatched import any_in_batch, max_in_batch
 
 
 @jax.tree_util.register_dataclass
@@ -92,9 +92,9 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
         reset_key, step_key = jax.random.split(key)
         num_groups = self.num_envs // self.group_size
         if self.shared_start:
-            reset_keys = jnp.repeat(lane_keys(reset_key, num_groups), self.group_size)
+            reset_keys = jnp.repeat(environment_keys(reset_key, num_groups), self.group_size)
         else:
-            reset_keys = lane_keys(reset_key, self.num_envs)
+            reset_keys = environment_keys(reset_key, self.num_envs)
 
         def act(
             carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array
@@ -104,7 +104,7 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
             return carry, action, distribution.log_prob(action)
 
         steps, returns, lengths = collect_episodes(
-            self.env, act, self.initial_carry(), reset_keys, lane_keys(step_key, self.num_envs)
+            self.env, act, self.initial_carry(), reset_keys, environment_keys(step_key, self.num_envs)
         )
         assert steps is not None
         steps, invalid = drop_invalid(steps)
@@ -184,7 +184,7 @@ def on_live_steps(function: Callable[[Any], Any], tree: Any, mask: jax.Array) ->
     """
     horizon = mask.shape[0]
     sizes = sorted({-(-horizon // parts) for parts in (8, 3, 1)})
-    longest = max_lane(jnp.sum(jnp.any(mask, axis=(1, 2))))
+    longest = max_in_batch(jnp.sum(jnp.any(mask, axis=(1, 2))))
     branches = [lambda tree, size=size: function(jax.tree.map(lambda x: x[:size], tree)) for size in sizes]
     return jax.lax.switch(jnp.searchsorted(jnp.array(sizes), longest), branches, tree)
 
@@ -197,4 +197,4 @@ def drop_invalid(steps: Trajectory) -> tuple[Trajectory, jax.Array]:
     def drop(x: jax.Array) -> jax.Array:
         return jnp.where(jnp.expand_dims(invalid, tuple(range(1, x.ndim - 1))), jnp.zeros_like(x), x)
 
-    return jax.lax.cond(any_lane(invalid), lambda: jax.tree.map(drop, steps), lambda: steps), invalid
+    return jax.lax.cond(any_in_batch(invalid), lambda: jax.tree.map(drop, steps), lambda: steps), invalid

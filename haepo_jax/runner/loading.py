@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax.algorithms.base import Algorithm, Start, TrainState
-from haepo_jax.messages import short
+from haepo_jax.messages import one_line, short
 from haepo_jax.rollout import to_env_action
 from haepo_jax.runner.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from haepo_jax.runner.config import ConfigError, RunConfig
@@ -147,6 +148,11 @@ def load_run(
             # A run that is going on takes its older checkpoints away; there is a newer one then.
             if found.path.exists():
                 raise
+
+
+def warn_of_checkpoint(text: str) -> None:
+    """The `warn` of `load_run` for a command line."""
+    print(f"warning: {one_line(text)}; taking the one before", file=sys.stderr)
 
 
 def last_states(directory: RunDir, algorithm: Algorithm, num_seeds: int, warn: Callable[[str], None]) -> TrainState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from importlib import util
@@ -10,26 +9,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from haepo_jax.algorithms.base import TrainState
+from haepo_jax.messages import duration, number
 from haepo_jax.runner.observers import Observer, Row, RunInfo, divergence_text
 
 PLAIN_LINES = 20
-
-
-def number(value: float) -> str:
-    """Four significant digits at most; a dash where there is no value."""
-    if not math.isfinite(value):
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Such as `45s`, `3m20s` or `2h05m`."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
 def live_line(stream: TextIO) -> Any:

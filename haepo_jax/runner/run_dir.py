@@ -140,6 +140,15 @@ class RunDir:
                     leftover.unlink()
 
 
+def read_run(run_dir: str) -> RunDir:
+    """The directory of the run that a command's `run_dir` names; raises ConfigError where it is missing or holds no run."""
+    if not run_dir:
+        raise ConfigError("run_dir= is missing: name the directory of a run")
+    directory = RunDir(Path(run_dir))
+    directory.read_config()
+    return directory
+
+
 def check_run_dir(config: RunConfig) -> None:
     """Raises ConfigError where the run's directory cannot be used, as far as can be told without making it."""
     name = config.run_dir if config.run_dir is not None else "runs"

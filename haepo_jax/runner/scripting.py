@@ -18,11 +18,12 @@ import numpy.typing as npt
 import haepo_jax
 from haepo_jax.algorithms import hyperparameters as hp
 from haepo_jax.algorithms.base import Algorithm, TrainState
-from haepo_jax.envs.base import PlainEnvironment
+from haepo_jax.algorithms.other_names import hint
+from haepo_jax.envs.objects import PlainEnvironment
 from haepo_jax.losses.weights import Auto
 from haepo_jax.messages import short
 from haepo_jax.networks import LinenPolicy, NNXPolicy
-from haepo_jax.runner.config import AlgoConfig, ConfigError, OwnConfig, RunConfig, did_you_mean
+from haepo_jax.runner.config import AlgoConfig, ConfigError, OwnConfig, RunConfig
 from haepo_jax.runner.config.values import checked_value, from_dict
 from haepo_jax.runner.errors import Interrupted
 from haepo_jax.runner.loading import last_states
@@ -178,7 +179,7 @@ def _settings(run_dir: str | Path | None, resume: bool | str, settings: dict[str
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     for key in settings:
         if key not in SETTINGS:
-            near = did_you_mean(key, SETTINGS) or f" (there are: {', '.join(SETTINGS)})"
+            near = hint(key, SETTINGS) or f" (there are: {', '.join(SETTINGS)})"
             raise ConfigError(f"train has no setting {short(key)}{near}")
     given = settings | {"run_dir": None if run_dir is None else str(run_dir), "resume": resume}
     return {key: checked_value(key, fields[key], value) for key, value in given.items()}

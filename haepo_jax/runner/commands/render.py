@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from haepo_jax.algorithms import hyperparameters as hp
-from haepo_jax.runner.commands.evaluate import read_run, warn
+from haepo_jax.messages import number
 from haepo_jax.runner.config import ConfigError, setting
 from haepo_jax.runner.config.arguments import compose, read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
-from haepo_jax.runner.progress import number
-from haepo_jax.runner.run_dir import output_file, write_output
+from haepo_jax.runner.run_dir import output_file, read_run, write_output
 
 if TYPE_CHECKING:
     import jax
@@ -63,7 +62,7 @@ def _help() -> str:
 @entry_point(lambda argv: _help())
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
-    config = compose(read_arguments(argv).overrides, RenderConfig)
+    config = compose(read_arguments(argv, positional="run_dir").overrides, RenderConfig)
     directory = read_run(config.run_dir)
     run = directory.read_config()
 
@@ -79,9 +78,9 @@ def main(argv: list[str]) -> int:
     name = str(directory.path / f"episode{suffix}") if config.out is None else config.out
     out = output_file(name, suffix, f": that is what {run.env} is drawn as")
 
-    from haepo_jax.runner.loading import load_run, policy_of
+    from haepo_jax.runner.loading import load_run, policy_of, warn_of_checkpoint
 
-    algorithm, run, states = load_run(directory, config.checkpoint, warn)
+    algorithm, run, states = load_run(directory, config.checkpoint, warn_of_checkpoint)
     policy = policy_of(algorithm, run, states, config.seed)
     moments, rewards, ended = record(
         policy, config.episode, greedy=config.greedy, max_steps=config.max_steps, flat=flat

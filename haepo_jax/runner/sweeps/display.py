@@ -7,7 +7,8 @@ import sys
 import time
 from typing import Any, TextIO
 
-from haepo_jax.runner.progress import PLAIN_LINES, duration, live_line, number
+from haepo_jax.messages import duration, number
+from haepo_jax.runner.progress import PLAIN_LINES, live_line
 
 
 class Display:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from haepo_jax.algorithms.base import Algorithm, TrainState
 from haepo_jax.counting import StepCount
-from haepo_jax.unbatched import any_lane, hold_finished
+from haepo_jax.unbatched import any_in_batch, hold_finished
 
 
 @jax.tree_util.register_dataclass
@@ -64,7 +64,7 @@ def advance(algorithm: Algorithm, lane: Lane, until: StepCount, updates: jax.Arr
 
     def more(loop: tuple[jax.Array, Lane]) -> jax.Array:
         made, lane = loop
-        return (made < updates) & any_lane(unfinished(lane, until))
+        return (made < updates) & any_in_batch(unfinished(lane, until))
 
     return jax.lax.while_loop(more, step, (jnp.int32(0), lane))[1]
 

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 
 from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.messages import duration, number
 from haepo_jax.runner.config import ConfigError, hyperparameter_fields
 from haepo_jax.runner.config.arguments import value_text
 from haepo_jax.runner.devices import describe_device, device_errors
-from haepo_jax.runner.progress import duration, number
 from haepo_jax.runner.run_dir import json_text, write_atomically
 from haepo_jax.runner.sweeps.builder import Builder, custom_of
 from haepo_jax.runner.sweeps.cohort import Candidate, Group, Outcome, Rules, group_candidates, train_cohort
