@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from haepo_jax.algorithms.base import Algorithm
-from haepo_jax.envs.base import PlainEnvironment
+from haepo_jax.envs.objects import PlainEnvironment
 from haepo_jax.messages import first_line, short
 from haepo_jax.runner.config import ConfigError, OwnConfig
 from haepo_jax.runner.config.arguments import command_of, value_text
