@@ -266,7 +266,13 @@ class Algorithm(hyperparameters.Common):
         return jax.lax.while_loop(lambda loop: any_in_batch(unfinished(loop[0])), step, (state, nothing))
 
     def evaluate(
-        self, state: TrainState, *, episodes: int = 128, greedy: bool = False, key: jax.Array | None = None
+        self,
+        state: TrainState,
+        *,
+        episodes: int = 128,
+        greedy: bool = False,
+        key: jax.Array | None = None,
+        max_steps: int | None = None,
     ) -> dict[str, jax.Array]:
         """Plays complete episodes with the current policy.
 
@@ -276,15 +282,17 @@ class Algorithm(hyperparameters.Common):
           greedy: take each distribution's mode instead of a sample.
           key: of starts, actions and transitions; by default one fixed key, shared by all runs and seeds, so that
             differences between them are not differences of luck.
+          max_steps: end episodes after as many steps, if that is less than the environment's horizon.
 
         Returns:
           `return` (episodes,) float32 and `length` (episodes,) int32.
         """
-        return self._evaluate(
-            state, episodes, jnp.bool_(greedy), jax.random.key(EVALUATION_SEED) if key is None else key
-        )
+        key = jax.random.key(EVALUATION_SEED) if key is None else key
+        return self._evaluate(state, episodes, jnp.bool_(greedy), key, max_steps)
 
-    def _evaluate(self, state: TrainState, episodes: int, greedy: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    def _evaluate(
+        self, state: TrainState, episodes: int, greedy: jax.Array, key: jax.Array, max_steps: int | None = None
+    ) -> dict[str, jax.Array]:
         reset_key, step_key = jax.random.split(key)
 
         def act(
@@ -297,13 +305,9 @@ class Algorithm(hyperparameters.Common):
         # Where an algorithm is a constant of the compiled program, the compiler would compute ahead with the environment's
         # numbers and round differently; so evaluation is the same to the last bit inside `jax.jit` and outside.
         env = jax.lax.optimization_barrier(self.env)
+        reset_keys, step_keys = environment_keys(reset_key, episodes), environment_keys(step_key, episodes)
         _, returns, lengths = collect_episodes(
-            env,
-            act,
-            self.initial_carry(),
-            environment_keys(reset_key, episodes),
-            environment_keys(step_key, episodes),
-            record=False,
+            env, act, self.initial_carry(), reset_keys, step_keys, record=False, max_steps=max_steps
         )
         return {"return": returns, "length": lengths}
 
@@ -334,13 +338,16 @@ class Algorithm(hyperparameters.Common):
         (state, _), history = jax.lax.scan(row, (state, nothing), until)
         return state, history
 
-    def progress(self, state: TrainState) -> dict[str, Any]:
-        """What a row of the history has beside the metrics: counters, and an evaluation where `eval_episodes` > 0."""
+    def progress(self, state: TrainState, max_steps: int | None = None) -> dict[str, Any]:
+        """What a row of the history has beside the metrics: counters, and an evaluation where `eval_episodes` > 0;
+        `max_steps` as in `evaluate`."""
         row: dict[str, Any] = {"env_steps": state.env_steps, "update": state.update}
         if self.eval_episodes:
             # Both kinds in one loop: it then takes as many steps as the longest episode, not as the two longest.
             both = jax.vmap(
-                lambda greedy: self._evaluate(state, self.eval_episodes, greedy, jax.random.key(EVALUATION_SEED))
+                lambda greedy: self._evaluate(
+                    state, self.eval_episodes, greedy, jax.random.key(EVALUATION_SEED), max_steps
+                )
             )
             played = both(jnp.array([False, True]))
             row["eval_return"], row["eval_return_greedy"] = jnp.mean(played["return"], axis=1)

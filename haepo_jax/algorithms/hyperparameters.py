@@ -86,10 +86,10 @@ def check_value(field: dataclasses.Field[Any], value: Any) -> None:
         kind = meta["kind"]
         if kind is tuple:
             sizes = value if isinstance(value, tuple | list) else None
-            if sizes is None or not all(_is_int(size) and size in COUNT for size in sizes):
-                raise HyperparameterError(
-                    f"{name}={short(value)} must be a list of positive integers, such as [64, 64]"
-                )
+            within = meta["within"] or COUNT
+            if sizes is None or not all(_is_int(size) and size in within for size in sizes):
+                what = "positive integers, such as [64, 64]" if within is COUNT else f"integers {within}"
+                raise HyperparameterError(f"{name}={short(value)} must be a list of {what}")
             return
         right_type = _is_int(value) if kind is int else isinstance(value, kind)
         if not right_type:

@@ -1,4 +1,4 @@
-"""A comparison of algorithms: training its runs in turn, and a figure, a table and a JSON document of their results."""
+"""A comparison of algorithms: training its runs in turn, and a table and a JSON document of their results."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import command_of
 from haepo_jax.runner.config.values import value_text
 from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
-from haepo_jax.runner.plots import draw_curve, read_curve, write_figure
+from haepo_jax.runner.plots import comparison_figure, write_figure
 from haepo_jax.runner.progress import duration, number
 from haepo_jax.runner.run_dir import RunDir, create_run_dir, json_text, write_atomically
 from haepo_jax.runner.session import train_and_report
@@ -27,7 +26,6 @@ from haepo_jax.runner.statistics import describe_returns, probability_of_improve
 
 Array = npt.NDArray[np.float64]
 
-PANEL_COLUMNS = 3
 KEPT = (
     "seeds", "final_return_greedy_per_seed", "final_eval_episodes", "env_steps_per_seed", "updates_per_seed", "diverged",
     "env_steps_per_second", "compile_seconds", "wall_seconds", "device", "versions", "hyperparameters",
@@ -219,29 +217,3 @@ def _aligned(rows: list[list[str]]) -> str:
     lines = [[row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
-
-
-def comparison_figure(runs: Sequence[tuple[str, str, RunDir]]) -> Figure:
-    """Learning curves of runs (algo, env, directory), one panel per environment and one colour per algorithm."""
-    envs = list(dict.fromkeys(env for _, env, _ in runs))
-    colours = {algo: f"C{index % 10}" for index, algo in enumerate(dict.fromkeys(algo for algo, _, _ in runs))}
-    columns = min(PANEL_COLUMNS, len(envs))
-    rows = -(-len(envs) // columns)
-    figure = Figure(figsize=(1.4 + 5.2 * columns, 0.8 + 3.6 * rows), layout="constrained")
-    seeds = 1
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, env in zip(panels, envs, strict=False):
-        for algo, curve in ((algo, read_curve(run, label=algo)) for algo, name, run in runs if name == env):
-            draw_curve(axes, curve, colours[algo])
-            seeds = max(seeds, curve.returns.shape[1])
-        axes.set_title(env, fontsize=11)
-        axes.set_xlabel("environment steps per seed" if seeds > 1 else "environment steps")
-        axes.set_ylabel("return")
-        axes.grid(alpha=0.3)
-        axes.set_xlim(left=0)
-    for axes in panels:
-        axes.set_visible(False)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle(f"interquartile mean and 95% interval over {seeds} seeds" if seeds > 1 else "one seed", fontsize=11)
-    return figure

@@ -7,13 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 
 from haepo_jax.algorithms.base import EVALUATION_SEED, Algorithm, TrainState
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.errors import disk_errors
 from haepo_jax.runner.loading import load_run, seed_lane, warn_of_checkpoint
-from haepo_jax.runner.plots import panel, write_figure
+from haepo_jax.runner.plots import histogram_figure, write_figure
 from haepo_jax.runner.progress import number
 from haepo_jax.runner.run_dir import RunDir, json_text, write_atomically
 from haepo_jax.runner.statistics import describe_returns
@@ -31,7 +30,7 @@ def load_seeds(
     the seeds as their first axis. Raises as `haepo_jax.load` does."""
     algorithm, run, states = load_run(directory, checkpoint, warn_of_checkpoint)
     if seed is None:
-        return algorithm, run, list(range(run.seed, run.seed + run.num_seeds)), states
+        return algorithm, run, run.seed_numbers, states
     index = seed_lane(run, seed)
     return algorithm, run, [seed], jax.tree.map(lambda x: x[index : index + 1], states)
 
@@ -151,21 +150,3 @@ def report(document: dict[str, Any], played: dict[str, dict[str, Array]]) -> str
     if len(steps) > 1:
         lines.append("all: mean, IQM and interval over the means of the seeds, which the interval resamples.")
     return "\n".join(lines)
-
-
-def histogram_figure(returns: dict[str, Array], title: str) -> Figure:
-    """Histograms of the returns (seeds, episodes) of each kind of action, side by side; seeds are pooled."""
-    figure, axes = panel("return of an episode", "fraction of episodes", title)
-    known = {kind: values[np.isfinite(values)] for kind, values in returns.items()}
-    pooled = np.concatenate(list(known.values()))
-    if len(pooled):
-        low, high = float(pooled.min()), float(pooled.max())
-        if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value: a bar in the middle of a range that suits it
-            margin = max(1.0, 0.1 * abs(low))
-            low, high = low - margin, high + margin
-        labels = [f"{kind}, mean {number(float(x.mean()))}" if len(x) else f"{kind}: none" for kind, x in known.items()]
-        weights = [np.full(len(values), 1 / max(1, len(values))) for values in known.values()]
-        # Bars of one bin stand beside each other: colours laid over each other would mix into one of no kind.
-        axes.hist(list(known.values()), np.linspace(low, high, 32).tolist(), weights=weights, label=labels)
-        axes.legend()
-    return figure

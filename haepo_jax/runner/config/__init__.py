@@ -67,7 +67,18 @@ class RunConfig:
     total_steps: int = dataclasses.field(
         default=Common.total_steps, metadata=Common.__dataclass_fields__["total_steps"].metadata
     )
-    final_eval_episodes: int = setting(128, int, "episodes per seed for the final return", within=COUNT)
+    seeds: tuple[int, ...] | None = setting(
+        None,
+        tuple,
+        "the seeds by number, such as [3,5,8], in place of seed and num_seeds",
+        within=Range(0, 2**31 - 1),
+    )
+    final_eval_episodes: int | None = setting(
+        None,
+        int,
+        "episodes per seed behind the final return; 0: none; null: 128, or as many as total_steps would do for",
+        within=Range(0, 2**31 - 1),
+    )
     env_kwargs: dict[str, Any] = setting(None, dict, "keyword arguments of the environment: env_kwargs.<name>=<value>")
     init_from: str | None = setting(None, str, "directory of a run whose policy (of its first seed) to start from")
     run_dir: str | None = setting(None, str, "directory for the results; null: runs/<env>-<algo>-<seed>-<time>")
@@ -108,13 +119,29 @@ class RunConfig:
     )
     dry_run: bool = setting(False, bool, "check everything, then exit without training")
 
+    def __post_init__(self) -> None:
+        if self.seeds:
+            given, count = {self.seed, self.num_seeds} - {0, 1, self.seeds[0], len(self.seeds)}, len(self.seeds)
+            if given or len({*self.seeds}) < count:
+                wrong = (
+                    f"does not go with seed={self.seed} and num_seeds={self.num_seeds}" if given else "repeats a seed"
+                )
+                raise ConfigError(f"seeds={short(list(self.seeds))} {wrong}")
+            object.__setattr__(self, "seed", self.seeds[0])
+            object.__setattr__(self, "num_seeds", count)
+
+    @property
+    def seed_numbers(self) -> list[int]:
+        """The seeds of the run, in order."""
+        return list(self.seeds or range(self.seed, self.seed + self.num_seeds))
+
     def check(self) -> None:
         """Raises ConfigError where settings do not go together."""
         if not self.env:
             raise ConfigError(
                 "env= is missing: name an environment, for example env=CartPole-v1 (--list-envs lists them)"
             )
-        if self.seed + self.num_seeds > 2**31:
+        if not self.seeds and self.seed + self.num_seeds > 2**31:
             raise ConfigError(
                 f"seed={self.seed} with num_seeds={self.num_seeds} goes past the largest seed, {2**31 - 1}"
             )
@@ -126,6 +153,7 @@ class RunConfig:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         algo = {"name": self.algo.name, **self.algo.hyperparameters}
         values["algo"] = {k: list(v) if isinstance(v, tuple) else v for k, v in algo.items()}
+        values["seeds"] = list(self.seeds) if self.seeds else None
         return values
 
 

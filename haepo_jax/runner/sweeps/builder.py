@@ -17,8 +17,8 @@ from haepo_jax.envs.objects import PlainEnvironment
 from haepo_jax.messages import first_line, short
 from haepo_jax.runner.config import ConfigError, OwnConfig
 from haepo_jax.runner.config.arguments import command_of, value_text
+from haepo_jax.runner.describe import describe
 from haepo_jax.runner.program import build
-from haepo_jax.runner.scripting import _describe
 from haepo_jax.runner.sweeps.plan import Custom, SweepPlan
 from haepo_jax.runner.sweeps.space import Choice, Values
 
@@ -81,7 +81,8 @@ class Builder:
         config = self.plan.run_config(values)
         if self.plan.custom is not None:
             seeds = list(range(config.seed, config.seed + config.num_seeds))
-            config = _describe(self(values), seeds, {"final_eval_episodes": config.final_eval_episodes})
+            common = {key: getattr(config, key) for key in ("seed", "num_seeds", "final_eval_episodes")}
+            config = describe(self(values), common)
             if isinstance(config, OwnConfig):
                 changes = ", ".join(f"{key}={value_text(value)}" for key, value in values.items())
                 kind = "environment" if self.plan.custom.fields is None else "algorithm or environment"

@@ -61,7 +61,7 @@ class SweepConfig:
     seed: int = _of_run("seed")
     num_seeds: int = _of_run("num_seeds")
     total_steps: int = _of_run("total_steps")
-    final_eval_episodes: int = _of_run("final_eval_episodes")
+    final_eval_episodes: int | None = _of_run("final_eval_episodes")
     env_kwargs: dict[str, Any] = _of_run("env_kwargs")
 
     num_configs: int | None = setting(

@@ -138,7 +138,7 @@ def env_settings(env: str) -> dict[str, Any]:
 
     library, _, task = env.rpartition("/")
     if library == "haepo":
-        return constructor_settings(tasks._TASKS[task])
+        return constructor_settings(tasks.TASKS[task])
     if library == "brax":
         return {"episode_length": 1000, **constructor_settings(brax._registry(env)[task].__init__)}
     inner = gymnax._build(env, ())
@@ -316,7 +316,9 @@ class Writer:
         draw, fields = self.draw, self.fields(command, algo)
         kind = draw.randrange(7)
         if kind == 6:
-            foreign = [name for name in (*ELSEWHERE, *RENAMED) if f"algo.{name}" not in fields and name not in self.words]
+            foreign = [
+                name for name in (*ELSEWHERE, *RENAMED) if f"algo.{name}" not in fields and name not in self.words
+            ]
             return f"{draw.choice(['', 'algo.'])}{draw.choice(foreign)}={draw.choice(['1', 'true', 'a', '[1,2]'])}"
         if kind == 0:
             key = draw.choice([*fields, "env", "algo", "env_kwargs"])
@@ -568,7 +570,9 @@ def fuzz(folder: Path, seed: int, count: int, processes: int = 0) -> Report:
             line = next(lines)
             memory = most_megabytes()
             if number < count:
-                outcome = call(importlib.import_module(f"haepo_jax.runner.commands.{line.command}").main, line.arguments)
+                outcome = call(
+                    importlib.import_module(f"haepo_jax.runner.commands.{line.command}").main, line.arguments
+                )
             else:
                 line = next(one for one in itertools.chain([line], lines) if can_be_spawned(one))
                 outcome = spawn(line, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -72,32 +71,6 @@ def test_statistics_leave_out_what_is_not_finite() -> None:
     rows = policy_evaluation.summarise(np.array([[1.0, 2.0, np.nan], [4.0, 5.0, 6.0]]), [0, 1])
     assert rows[0]["mean"] == 1.5 and rows[0]["not_finite"] == 1 and rows[2]["not_finite"] == 1
     assert np.isnan(policy_evaluation.summarise(np.full((1, 2), np.inf), [0])[0]["iqm"])
-
-
-@pytest.mark.parametrize(
-    "values", [[5.0], [5.0] * 100, [1e30, 1e30], [-1e9, 0, 1e9], list(range(100)), [1.0, 1.0 + 1e-15]]
-)
-def test_histograms_of_anything(values: list[float]) -> None:
-    returns = {"sampled": np.array([values], float), "greedy": np.array([values]) + 1.0, "none": np.array([[np.nan]])}
-    axes = policy_evaluation.histogram_figure(returns, "title").axes[0]
-    sampled, greedy, none = ([bar for bar in bars if bar.get_height() > 0] for bars in axes.containers)
-    for bars in (sampled, greedy):
-        assert sum(bar.get_height() for bar in bars) == pytest.approx(1), "fractions of the episodes"
-    assert none == [] and axes.get_legend().get_texts()[2].get_text() == "none: none"
-    spans = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in [*sampled, *greedy])
-    width = spans[0][1] - spans[0][0]
-    for (_, end), (begin, _) in itertools.pairwise(spans):
-        assert end <= begin + 1e-6 * width, "no colour lies over another"
-
-
-def test_equal_returns_have_an_axis_of_their_size() -> None:
-    axes = policy_evaluation.histogram_figure(
-        {"sampled": np.full((2, 9), 500.0), "greedy": np.full((2, 9), 500.0)}, ""
-    ).axes[0]
-    low, high = axes.get_xlim()
-    assert low < 460 and high > 540
-    bars = [bar for bars in axes.containers for bar in bars if bar.get_height() > 0]
-    assert len(bars) == 2 and all(bar.get_x() < 502 and bar.get_x() + bar.get_width() > 498 for bar in bars)
 
 
 def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -545,6 +545,6 @@ def test_a_disk_that_fails_ends_a_sweep_in_one_line(
         failing.setattr(workers, "write_table", full)
         assert command_line.main([*arguments, f"run_dir={directory}"]) == 1
     error = capsys.readouterr().err
-    expected = "has vanished while the sweep" if vanishes else "trials.csv: No space left on device; the same command"
+    expected = "was removed during the sweep" if vanishes else "trials.csv: No space left on device; the same command"
     assert expected in error and error.count("\n") == 1
     assert vanishes or command_line.main([*arguments, f"run_dir={directory}"]) == 0
