@@ -18,6 +18,7 @@ from haepo_jax.messages import duration, number
 from haepo_jax.runner.config import ConfigError, hyperparameter_fields
 from haepo_jax.runner.config.arguments import value_text
 from haepo_jax.runner.devices import describe_device, device_errors
+from haepo_jax.runner.evaluation import final_size
 from haepo_jax.runner.run_dir import json_text, write_atomically
 from haepo_jax.runner.sweeps.builder import Builder, custom_of
 from haepo_jax.runner.sweeps.cohort import Candidate, Group, Outcome, Rules, group_candidates, train_cohort
@@ -308,7 +309,7 @@ class _Worker:
                 example,
                 varying=self._builder.varying(example),
                 points=settings.curve_points,
-                episodes=settings.final_eval_episodes,
+                episodes=max(1, final_size(settings.final_eval_episodes, example).episodes),
                 size=min(most, lanes),
             )
             self._programs[shape] = programs
