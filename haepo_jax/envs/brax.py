@@ -10,9 +10,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from haepo_jax.envs.kwargs import check_settings, constructor_settings, freeze
 from haepo_jax.envs.libraries import building, load
 from haepo_jax.envs.physics import PhysicsEnv, make_physics, quiet
-from haepo_jax.envs.settings import check_settings, constructor_settings, freeze
 
 BACKENDS = ("generalized", "spring", "positional", "mjx")
 

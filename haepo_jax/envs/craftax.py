@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax.envs.base import Array, Box, Discrete, PyTree
+from haepo_jax.envs.kwargs import check_settings
 from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon, load
-from haepo_jax.envs.settings import check_settings
 
 
 @jax.tree_util.register_dataclass

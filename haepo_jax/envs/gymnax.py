@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from haepo_jax.envs.base import Array, Box, Discrete, PyTree, first_observation
+from haepo_jax.envs.kwargs import check_settings, constructor_settings, freeze
 from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon, load
-from haepo_jax.envs.settings import check_settings, constructor_settings, freeze
 
 # Tasks that end by themselves long before their declared limit. A rollout's arrays are as long as the horizon, and
 # Catch's 1000 declared steps for episodes of 9 would make every update a hundred times as costly.

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from haepo_jax.envs.base import Array, Box, Discrete, PyTree, first_observation, static_field, strongly_typed
+from haepo_jax.envs.kwargs import check_settings, constructor_settings, freeze
 from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon, load
-from haepo_jax.envs.settings import check_settings, constructor_settings, freeze
 from haepo_jax.messages import short
 from haepo_jax.spaces import MultiDiscrete
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax.envs.base import Array, PyTree, Replaceable, TimeStep, finish_step, static_field, strongly_typed
+from haepo_jax.envs.kwargs import check_type
 from haepo_jax.envs.names import LIBRARIES
-from haepo_jax.envs.settings import check_type
 from haepo_jax.messages import short
 
 _CONFIG: Any = jax.config  # whose flags are not typed

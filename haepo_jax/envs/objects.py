@@ -24,8 +24,8 @@ from haepo_jax.envs.base import (
     static_field,
     strongly_typed,
 )
+from haepo_jax.envs.kwargs import check_settings
 from haepo_jax.envs.libraries import in_32_bits, usual_promotion, x64_enabled
-from haepo_jax.envs.settings import check_settings
 from haepo_jax.messages import short
 
 # Our adapter's name, and the class of the environments that it takes.

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from haepo_jax.envs.base import Array, Box, Discrete, PyTree, static_field, strongly_typed
+from haepo_jax.envs.kwargs import check_settings
 from haepo_jax.envs.libraries import LibraryEnvironment, check_horizon, load
-from haepo_jax.envs.settings import check_settings
 from haepo_jax.messages import short
 
 AGENT = 0

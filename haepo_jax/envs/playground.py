@@ -7,9 +7,9 @@ the locomotion and manipulation suites download their models when they are first
 import functools
 from typing import Any
 
+from haepo_jax.envs.kwargs import check_settings, freeze
 from haepo_jax.envs.libraries import building, load
 from haepo_jax.envs.physics import PhysicsEnv, make_physics, quiet
-from haepo_jax.envs.settings import check_settings, freeze
 
 
 def make_playground(task: str, **kwargs: Any) -> PhysicsEnv:

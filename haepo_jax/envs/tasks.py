@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax.envs.base import Array, Box, Discrete, Replaceable, TimeStep, static_field
+from haepo_jax.envs.kwargs import check_settings, constructor_settings
 from haepo_jax.envs.partial import make_hidden_cartpole
-from haepo_jax.envs.settings import check_settings, constructor_settings
 from haepo_jax.envs.tokens import make_addition, make_countdown, make_reverse
 
 LARGEST = 1_000_000

@@ -96,6 +96,6 @@ def test_it_starts_from_a_policy_without_a_value_function() -> None:
 
 @pytest.mark.parametrize("given", ["policy", "value"])
 def test_own_networks_are_refused(given: str) -> None:
-    own = hx.PPO("CartPole-v1").policy_network
+    own = hx.PPO("CartPole-v1").default_network(hx.make_env("CartPole-v1").action_space if given == "policy" else None)
     with pytest.raises(HyperparameterError, match=f"shared_trunk=true requires the default networks; remove {given}="):
         make("PPO", **{given: own})

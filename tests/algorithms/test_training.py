@@ -308,6 +308,6 @@ def test_advance_past_what_an_int32_holds() -> None:
     np.testing.assert_allclose(metrics["learning_rate"], 0.005, rtol=1e-5)
     same, metrics = advance(state, StepCount.of(2**39))
     assert trees_equal(same, state)
-    assert all(np.isnan(value) for value in metrics.values())
+    assert all(value == 0 for value in metrics.values()), "no update was made"
     shapes = jax.eval_shape(algo.replace(log_points=3).train, jax.random.key(0))
     assert shapes[1]["loss"].shape == (3,)

@@ -134,7 +134,7 @@ WILD = (NUMBERS, WORDS, NESTED, INTERPOLATIONS, FUNCTIONS)
 def env_settings(env: str) -> dict[str, Any]:
     """The names that `env_kwargs` may have for an environment, and their defaults."""
     from haepo_jax.envs import brax, gymnax, tasks
-    from haepo_jax.envs.settings import constructor_settings
+    from haepo_jax.envs.kwargs import constructor_settings
 
     library, _, task = env.rpartition("/")
     if library == "haepo":

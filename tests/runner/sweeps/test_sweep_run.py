@@ -26,6 +26,7 @@ import pytest
 
 import haepo_jax as hx
 from haepo_jax.algorithms.declared import hyperparameters
+from haepo_jax.algorithms.fields import NOT_NEGATIVE, leaf
 from haepo_jax.envs.base import TimeStep
 from haepo_jax.runner.commands import sweep as command_line
 from haepo_jax.runner.config import ConfigError, RunConfig
@@ -480,7 +481,7 @@ def test_fingerprints_are_of_what_an_object_is() -> None:
 class Warm(hx.PPO):
     """A custom algorithm: a subclass with a hyperparameter of its own."""
 
-    warmth: float = hyperparameters.leaf(0.5, "how warm it is", within=hyperparameters.NOT_NEGATIVE)
+    warmth: float = leaf(0.5, "how warm it is", within=NOT_NEGATIVE)
 
 
 class Unregistered(hx.PPO):
