@@ -12,7 +12,7 @@ from haepo_jax.envs import list_envs
 from haepo_jax.messages import short
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.config.arguments import read_arguments
-from haepo_jax.runner.config.help import training_help
+from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.errors import disk_errors
 from haepo_jax.runner.processes import join, part
@@ -59,7 +59,7 @@ Settings that cannot be used end with exit status 2.
 """
 
 
-@entry_point(lambda argv: training_help(HELP, SweepConfig, argv))
+@entry_point(lambda argv: help_text(HELP, SweepConfig, argv))
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
     arguments = read_arguments(argv)
