@@ -19,7 +19,7 @@ DEFAULT_ALGORITHM = "haepo"
 ALGORITHM_NAMES = (*ALGORITHMS, *PRESETS)
 SEEDS = Range(0, 2**31 - 1)
 
-_TOTAL_STEPS = declared.hyperparameters(DEFAULT_ALGORITHM)["total_steps"]
+_TOTAL_STEPS: Any = declared.hyperparameters(DEFAULT_ALGORITHM)["total_steps"]
 
 SHARD_NOTHING = "distributed=true needs shard=environments: training on several hosts shards environments"
 
