@@ -22,7 +22,7 @@ usage: python -m haepo_jax.board <folder> [<folder> ...] [out=board.html]
   python -m haepo_jax.board runs/
   python -m haepo_jax.board runs/cartpole runs/sweep out=two.html
 
-A folder is a run, a sweep, or holds some. A run may still be going on: the page shows it as it is now.
+A folder is a run, a sweep, or holds some. Of an unfinished run the page shows what there is.
 
 settings (key, default, meaning):
 {settings}

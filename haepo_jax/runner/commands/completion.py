@@ -52,12 +52,13 @@ def completion(argv: Sequence[str]) -> str:
     shell, *rest = argv or [""]
     if shell not in ("bash", "zsh") or rest:
         raise ConfigError(f"completion takes the name of a shell, bash or zsh, not {short(' '.join(argv))}")
-    schemas = {
+    schemas: dict[str, list[type]] = {
         "train": [RunConfig], "pretrain": [RunConfig], "compare": [CompareConfig, RunConfig], "sweep": [SweepConfig],
         "evaluate": [EvaluateConfig], "render": [RenderConfig], "plot": [PlotConfig], "board": [BoardConfig],
     }  # fmt: skip
     hyperparameters = dict.fromkeys(f"algo.{key}" for name in ALGORITHM_NAMES for key in hyperparameter_fields(name))
-    values, lines = {"env": list_envs(), "algo": ALGORITHM_NAMES}, []
+    values: dict[str, Sequence[str]] = {"env": list_envs(), "algo": ALGORITHM_NAMES}
+    lines = []
     for command, settings in schemas.items():
         fields = {field.name: field.metadata for schema in settings for field in dataclasses.fields(schema)}
         keys = [f"{key}=" for key in (*fields, *(hyperparameters if "algo" in fields else ()))]

@@ -194,7 +194,6 @@ def compose(
             values["algo"] = {"name": algo}
     for override in overrides:
         check_form(override)
-    for override in overrides:
         key = override.key_or_group
         if key != "algo" or algo is None:
             put(values, key, _read(override, find_field(key, algo, fields)))
