@@ -9,6 +9,7 @@ from __future__ import annotations
 import __future__
 
 import ast
+import copy
 import dataclasses
 import functools
 import importlib
@@ -82,16 +83,14 @@ def declaration(name: str) -> type[Declaration]:
 
 
 def hyperparameters(name: str) -> dict[str, dataclasses.Field[Any]]:
-    """The hyperparameters of an algorithm or preset by name; their `metadata` has kind, range and description."""
-    declared = dataclasses.fields(declaration(name))  # type: ignore[arg-type]
-    return {field.name: field for field in declared if "kind" in field.metadata}
-
-
-def defaults(name: str) -> dict[str, Any]:
-    """The hyperparameters' values where none are given, by name."""
-    return {key: field.default for key, field in hyperparameters(name).items()} | (
-        PRESETS[name][1] if name in PRESETS else {}
-    )
+    """The hyperparameters of an algorithm or preset by name: fields with its defaults, whose `metadata` has kind, range and
+    description."""
+    found = {}
+    for field in dataclasses.fields(declaration(name)):  # type: ignore[arg-type]
+        if "kind" in field.metadata:
+            found[field.name] = copy.copy(field)
+            found[field.name].default = PRESETS.get(name, ("", {}))[1].get(field.name, field.default)
+    return found
 
 
 def load(name: str) -> type[Any]:

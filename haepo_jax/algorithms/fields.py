@@ -8,11 +8,10 @@ algorithm's `check`, before jax is loaded (see `declared`). So a declaration and
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from typing import Any
 
-from haepo_jax.messages import short
+from haepo_jax.messages import did_you_mean, short
 
 Scheduled = Any
 """A number; a pair `(start, end)` interpolated linearly over the run; or an optax schedule of the fraction of the run's
@@ -68,7 +67,7 @@ def static(
       optional: whether None is allowed.
     """
     metadata = {"static": True, "kind": kind, "doc": doc, "within": within, "choices": choices, "optional": optional}
-    return dataclasses.field(default=default, kw_only=True, metadata=metadata)
+    return dataclasses.field(default=default, kw_only=True, metadata=metadata | {"scheduled": False, "word": None})
 
 
 def leaf(
@@ -80,10 +79,8 @@ def leaf(
       scheduled: whether a pair or a schedule is allowed; see `Scheduled`.
       word: a string allowed in the number's place (the rule "auto" of a temperature).
     """
-    metadata = {
-        "static": False, "kind": float, "doc": doc, "within": within, "scheduled": scheduled, "word": word, "optional": optional,
-    }  # fmt: skip
-    return dataclasses.field(default=default, kw_only=True, metadata=metadata)
+    metadata = {"static": False, "kind": float, "doc": doc, "within": within, "choices": (), "optional": optional}
+    return dataclasses.field(default=default, kw_only=True, metadata=metadata | {"scheduled": scheduled, "word": word})
 
 
 class HyperparameterError(ValueError):
@@ -92,50 +89,39 @@ class HyperparameterError(ValueError):
 
 def check_value(field: dataclasses.Field[Any], value: Any) -> None:
     """Raises HyperparameterError where `value` cannot be used for `field`. Arrays and tracers pass unseen."""
-    name, meta = field.name, field.metadata
-    if value is None and meta["optional"]:
-        return
-    if meta["static"]:
-        kind = meta["kind"]
-        if kind is tuple:
-            sizes = value if isinstance(value, tuple | list) else None
-            within = meta["within"] or COUNT
-            if sizes is None or not all(_is_int(size) and size in within for size in sizes):
-                what = "positive integers, such as [64, 64]" if within is COUNT else f"integers {within}"
-                raise HyperparameterError(f"{name}={short(value)} must be a list of {what}")
-            return
-        right_type = _is_int(value) if kind is int else isinstance(value, kind)
-        if not right_type:
-            raise HyperparameterError(f"{name}={short(value)} must be {_KIND_NAMES[kind]}")
-        if meta["choices"] and value not in meta["choices"]:
-            raise HyperparameterError(
-                f"{name}={short(value)} must be one of {', '.join(meta['choices'])}{_near(value, meta['choices'])}"
-            )
-        if meta["within"] is not None and value not in meta["within"]:
-            raise HyperparameterError(f"{name}={short(value)} is out of range {meta['within']}")
-        return
-    if isinstance(value, str):
-        if value != meta["word"]:
-            allowed = f"a number or '{meta['word']}'" if meta["word"] else "a number"
-            raise HyperparameterError(f"{name}={short(value)} must be {allowed}")
-        return
-    if isinstance(value, bool) or value is None or isinstance(value, dict | set):
-        raise HyperparameterError(f"{name}={short(value)} must be a number")
-    if isinstance(value, tuple | list):
-        if not meta["scheduled"] or len(value) != 2:
-            pair = " or a pair [start, end]" if meta["scheduled"] else ""
-            raise HyperparameterError(f"{name}={short(value)} must be a number{pair}")
-        for end in value:
-            if isinstance(end, str | bool | list | tuple | dict) or end is None:
-                raise HyperparameterError(f"{name}={short(value)} must be a pair [start, end] of numbers")
-            _check_range(name, end, meta["within"])
-        return
-    _check_range(name, value, meta["within"])
+    if (value is not None or not field.metadata["optional"]) and (wrong := _objection(value, **field.metadata)):
+        raise HyperparameterError(f"{field.name}={short(value)} {wrong}")
 
 
-def _check_range(name: str, value: Any, within: Range) -> None:
-    if isinstance(value, int | float) and value not in within:
-        raise HyperparameterError(f"{name}={short(value)} is out of range {within}")
+def _objection(
+    value: Any,
+    *,
+    kind: type,
+    within: Range | None,
+    choices: tuple[str, ...],
+    scheduled: bool,
+    word: str | None,
+    **_: Any,
+) -> str:
+    """What is wrong with a value of a field with this metadata; "" where nothing is."""
+    pair = scheduled and isinstance(value, tuple | list) and len(value) == 2
+    if kind is tuple:
+        within = within or COUNT
+        if isinstance(value, tuple | list) and all(_is_int(size) and size in within for size in value):
+            return ""
+        return f"must be a list of {'positive integers, such as [64, 64]' if within is COUNT else f'integers {within}'}"
+    if kind is not float:
+        if not (_is_int(value) if kind is int else isinstance(value, kind)):
+            return f"must be {_KIND_NAMES[kind]}"
+        if choices and value not in choices:
+            return f"must be one of {', '.join(choices)}{did_you_mean(value, choices)}"
+    elif word is not None and isinstance(value, str) and value == word:
+        return ""
+    elif any(end is None or isinstance(end, _NO_NUMBER) for end in (value if pair else [value])):
+        other = f" or '{word}'" if word else ""
+        return "must be a pair [start, end] of numbers" if pair else f"must be a number{_OR_PAIR * scheduled}{other}"
+    numbers = [end for end in (value if pair else [value]) if isinstance(end, int | float)]
+    return f"is out of range {within}" if within and any(number not in within for number in numbers) else ""
 
 
 def _is_int(value: Any) -> bool:
@@ -143,11 +129,8 @@ def _is_int(value: Any) -> bool:
 
 
 _KIND_NAMES = {int: "an integer", bool: "true or false", str: "a string"}
-
-
-def _near(name: Any, names: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(str(name), names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+_NO_NUMBER = (str, bool, list, tuple, dict, set)
+_OR_PAIR = " or a pair [start, end]"
 
 
 def check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:

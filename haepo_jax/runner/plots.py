@@ -9,11 +9,15 @@ import dataclasses
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.progress import number
@@ -78,8 +82,9 @@ def over_seeds(counts: Iterable[int]) -> str:
     return f"{mean} and 95% interval over {high if low == high else f'{low} to {high}'} seeds"
 
 
-def draw_curve(axes: Axes, curve: Curve, colour: str | None = None) -> None:
-    """Draws the interquartile mean over seeds, with its 95% bootstrap interval where there are at least two.
+def draw_curve(axes: Axes, curve: Curve, colour: str | None = None) -> Line2D:
+    """Draws the interquartile mean over seeds, with its 95% bootstrap interval where there are at least two; returns the
+    line.
 
     Rows without any return, such as updates in which no episode ended, are left out: the line goes through them.
     """
@@ -97,11 +102,13 @@ def draw_curve(axes: Axes, curve: Curve, colour: str | None = None) -> None:
         # A band is an area: none through one row, nor beside rows of which a single seed is known.
         if few:
             axes.vlines(steps, low, high, color=line.get_color(), alpha=0.4, linewidth=1.5)
+    return line
 
 
-def finish_axes(axes: Axes) -> None:
-    """Starts the steps at zero, and says so where no curve has a point."""
+def _finish_axes(axes: Axes, per_seed: bool) -> None:
+    """Labels the steps, starts them at zero, and says so where no curve has a point."""
     axes.set_xlim(left=0)
+    axes.set_xlabel(f"environment steps{' per seed' if per_seed else ''}")
     if not any(len(np.asarray(line.get_xdata())) for line in axes.lines):
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", color="gray")
@@ -111,17 +118,14 @@ def curves_figure(curves: Sequence[Curve], title: str = "") -> Figure:
     """One figure with every curve; a single curve's label is its title where none is given."""
     title = title or (curves[0].label if len(curves) == 1 else "")
     counts = [curve.returns.shape[1] for curve in curves]
-    quantity = " or ".join(dict.fromkeys(curve.quantity for curve in curves))
+    heading = f"{title}\n({over_seeds(counts)})" if title else over_seeds(counts)
     outside = len(curves) > LEGEND_INSIDE
-    figure, axes = panel(
-        _steps_label(counts),
-        quantity,
-        f"{title}\n({over_seeds(counts)})" if title else over_seeds(counts),
-        (7, 4.2 + 0.1 * len(curves) * outside),
-    )
+    figure, axes = panel("", _quantity(curves), heading, (7, 4.2 + 0.1 * len(curves) * outside))
     for index, curve in enumerate(curves):
-        draw_curve(axes, curve, None if len(curves) <= 10 else _shade(index / (len(curves) - 1)))
-    finish_axes(axes)
+        # Ten colours have names; of more curves each has a shade between dark violet and yellow.
+        shade = to_hex(colormaps["viridis"](0.95 * index / max(1, len(curves) - 1)))
+        draw_curve(axes, curve, None if len(curves) <= 10 else shade)
+    _finish_axes(axes, max(counts) > 1)
     if outside:
         figure.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
     elif len(curves) > 1:
@@ -129,47 +133,31 @@ def curves_figure(curves: Sequence[Curve], title: str = "") -> Figure:
     return figure
 
 
-def _steps_label(seeds: Iterable[int]) -> str:
-    return "environment steps per seed" if max(seeds) > 1 else "environment steps"
-
-
-def _shade(share: float) -> str:
-    """A colour between dark violet and yellow; ten named ones would begin again."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    return to_hex(colormaps["viridis"](0.95 * share))
-
-
 def comparison_figure(runs: Sequence[tuple[str, str, RunDir]]) -> Figure:
     """Learning curves of runs (algo, env, directory), one panel per environment and one colour per algorithm."""
-    envs = list(dict.fromkeys(env for _, env, _ in runs))
     colours = {algo: f"C{index % 10}" for index, algo in enumerate(dict.fromkeys(algo for algo, _, _ in runs))}
-    columns = min(PANEL_COLUMNS, len(envs))
-    rows = -(-len(envs) // columns)
+    curves: dict[str, list[Curve]] = {}
+    for algo, env, run in runs:
+        curves.setdefault(env, []).append(read_curve(run, label=algo))
+    counts = [curve.returns.shape[1] for shown in curves.values() for curve in shown]
+    columns = min(PANEL_COLUMNS, len(curves))
+    rows = -(-len(curves) // columns)
     figure = Figure(figsize=(1.4 + 5.2 * columns, 0.8 + 3.6 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    curves = [(algo, env, read_curve(run, label=algo)) for algo, env, run in runs]
-    counts = [curve.returns.shape[1] for _, _, curve in curves]
-    for axes, env in zip(panels, envs, strict=False):
-        shown = [(algo, curve) for algo, name, curve in curves if name == env]
-        for algo, curve in shown:
-            draw_curve(axes, curve, colours[algo])
+    handles: dict[str, Any] = {}
+    for index, (env, shown) in enumerate(curves.items(), 1):
+        axes = figure.add_subplot(rows, columns, index, ylabel=_quantity(shown))
+        for curve in shown:
+            handles[curve.label] = draw_curve(axes, curve, colours[curve.label])
         axes.set_title(env, fontsize=11)
-        axes.set_xlabel(_steps_label(counts))
-        axes.set_ylabel(" or ".join(dict.fromkeys(curve.quantity for _, curve in shown)))
         axes.grid(alpha=0.3)
-        finish_axes(axes)
-    for axes in panels:
-        axes.set_visible(False)
-    legend = {
-        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        list(legend.values()), list(legend), loc="outside lower center", ncols=min(6, len(legend)), frameon=False
-    )
+        _finish_axes(axes, max(counts) > 1)
+    figure.legend(handles=[*handles.values()], loc="outside lower center", ncols=min(6, len(handles)), frameon=False)
     figure.suptitle(over_seeds(counts), fontsize=11)
     return figure
+
+
+def _quantity(curves: Sequence[Curve]) -> str:
+    return " or ".join(dict.fromkeys(curve.quantity for curve in curves))
 
 
 def histogram_figure(returns: Mapping[str, npt.ArrayLike], title: str) -> Figure:

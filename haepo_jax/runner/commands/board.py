@@ -22,7 +22,7 @@ usage: python -m haepo_jax.board <folder> [<folder> ...] [out=board.html]
   python -m haepo_jax.board runs/
   python -m haepo_jax.board runs/cartpole runs/sweep out=two.html
 
-A folder is a run, a sweep, or holds some. A run may still be going on: the page shows it as it is now.
+A folder is a run, a sweep, or holds some. Of an unfinished run the page shows what there is.
 
 settings (key, default, meaning):
 {settings}
@@ -31,29 +31,27 @@ settings (key, default, meaning):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BoardConfig:
-    """The settings of `python -m haepo_jax.board`, beside the folders."""
+    """The settings of `python -m haepo_jax.board`."""
 
+    run_dir: tuple[str, ...] = setting((), list, "the folders (required)")
     out: str = setting("board.html", str, "the HTML file to write; its links are relative to it")
 
 
 @entry_point(lambda argv: help_text(HELP, BoardConfig))
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status."""
-    named = [x for x in argv if os.path.isdir(x) or not (x.startswith("-") or "=" in x)]
-    config = compose(read_arguments([x for x in argv if x not in named]).overrides, BoardConfig)
-    if not named:
+    config = compose(read_arguments(argv, positional="run_dir").overrides, BoardConfig)
+    if not config.run_dir:
         raise ConfigError("no folder is named: name those of runs, for example python -m haepo_jax.board runs/")
     out = output_file(config.out, ".html")
 
     from haepo_jax.runner.rendering.board_page import board_page, find
 
-    folders: dict[Path, None] = {}
-    for name in named:
+    folders: dict[Path, None] = {}  # each once, however often it is named
+    for name in config.run_dir:
         if not os.path.isdir(name):
             raise ConfigError(f"{short(name)} is no folder: name one of a run, of a sweep, or that holds some")
-        # Named once, however often it is given.
-        found = [path.resolve() for path in find(Path(name))]
-        if not found:
+        if not (found := [path.resolve() for path in find(Path(name))]):
             raise ConfigError(f"{short(name)} holds no run: a run has metrics.jsonl, a sweep has trials.csv")
         folders |= dict.fromkeys(found)
     page, runs = board_page(list(folders), out)

@@ -52,23 +52,20 @@ def completion(argv: Sequence[str]) -> str:
     shell, *rest = argv or [""]
     if shell not in ("bash", "zsh") or rest:
         raise ConfigError(f"completion takes the name of a shell, bash or zsh, not {short(' '.join(argv))}")
-    schemas = {
-        "train": RunConfig, "pretrain": RunConfig, "compare": CompareConfig, "sweep": SweepConfig,
-        "evaluate": EvaluateConfig, "render": RenderConfig, "plot": PlotConfig, "board": BoardConfig,
+    schemas: dict[str, list[type]] = {
+        "train": [RunConfig], "pretrain": [RunConfig], "compare": [CompareConfig, RunConfig], "sweep": [SweepConfig],
+        "evaluate": [EvaluateConfig], "render": [RenderConfig], "plot": [PlotConfig], "board": [BoardConfig],
     }  # fmt: skip
     hyperparameters = dict.fromkeys(f"algo.{key}" for name in ALGORITHM_NAMES for key in hyperparameter_fields(name))
-    values = {"env": list_envs(), "algo": ALGORITHM_NAMES}
+    values: dict[str, Sequence[str]] = {"env": list_envs(), "algo": ALGORITHM_NAMES}
     lines = []
-    for command, schema in schemas.items():
-        fields = {f.name: f for f in dataclasses.fields(schema)}
-        if command == "compare":
-            fields = {f.name: f for f in dataclasses.fields(RunConfig)} | fields
+    for command, settings in schemas.items():
+        fields = {field.name: field.metadata for schema in settings for field in dataclasses.fields(schema)}
         keys = [f"{key}=" for key in (*fields, *(hyperparameters if "algo" in fields else ()))]
         lines.append(f'    {command}:*) choices="{" ".join([*keys, "--help"])}" ;;')
-        for key, field in fields.items():
-            listed = field.metadata.get("choices") or (("true", "false") if field.metadata["kind"] is bool else ())
-            if listed and key not in values:
-                values[key] = listed
+        for key, meta in fields.items():
+            if listed := meta["choices"] or {bool: ("true", "false")}.get(meta["kind"]):
+                values.setdefault(key, listed)
     cases = "\n".join(f'    *:{key}=*) choices="{" ".join(words)}" ;;' for key, words in values.items())
     return SCRIPT.format(
         shell=shell,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shlex
 
-from haepo_jax.runner.config import COUNT, Range, setting
+from haepo_jax.algorithms.fields import COUNT
+from haepo_jax.runner.config import SEEDS, setting
 from haepo_jax.runner.config.arguments import compose, read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
@@ -34,12 +35,12 @@ class EvaluateConfig:
     run_dir: str = setting("", str, "the run's directory; the run may be unfinished (required)")
     episodes: int = setting(1000, int, "episodes per seed, sampled and as many greedy", within=COUNT)
     checkpoint: str = setting("last", str, "which checkpoint to load", choices=("last", "best"))
-    seed: int | None = setting(None, int, "which of the run's seeds; null: all", within=Range(0, 2**31 - 1))
+    seed: int | None = setting(None, int, "which of the run's seeds; null: all", within=SEEDS)
     episode_seed: int | None = setting(
         None,
         int,
         "seed of initial states, actions and transitions; null: that of the evaluation at the end of a run",
-        within=Range(0, 2**31 - 1),
+        within=SEEDS,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from haepo_jax.envs import list_envs
 from haepo_jax.messages import short
 from haepo_jax.runner.config import ConfigError
-from haepo_jax.runner.config.help import training_help
+from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.errors import RunError, disk_errors
 from haepo_jax.runner.processes import join, part
@@ -58,7 +58,7 @@ Invalid settings exit with status 2; a sweep whose trials all failed with status
 """
 
 
-@entry_point(lambda argv: training_help(HELP, SweepConfig, argv))
+@entry_point(lambda argv: help_text(HELP, SweepConfig, argv))
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status, 0; raises RunError where every trial failed."""
     arguments = parse(argv)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from haepo_jax.envs import list_envs
 from haepo_jax.runner.config import SHARD_NOTHING, ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import Arguments, peek, read_arguments
-from haepo_jax.runner.config.help import training_help
+from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.processes import ALONE, Processes, join
 from haepo_jax.runner.resume import compose_run, make_plan
@@ -54,7 +54,7 @@ SIGTERM and Ctrl-C save a checkpoint and stop the run; a second one quits immedi
 """
 
 
-@entry_point(lambda argv: training_help(HELP, RunConfig, argv))
+@entry_point(lambda argv: help_text(HELP, RunConfig, argv))
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0; 1 if the run fails or diverges; 2 for invalid settings; 128 + the
     number of the signal that stopped it."""

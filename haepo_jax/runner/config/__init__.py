@@ -1,36 +1,25 @@
 """Settings of the command lines, checked completely before jax is imported.
 
-This module declares them, as dataclasses whose fields carry type, range and description; the algorithms declare their
-hyperparameters in the same way, and they reach the command lines through this module alone. `values` builds and checks
-such a dataclass from plain values, `arguments` from a command line, and `help` prints it. Every mistake is a
-`ConfigError` of one line. Nothing here imports jax.
+This module declares them, as algorithms declare their hyperparameters: dataclasses whose fields carry type, range and
+description. `values` builds and checks such a dataclass from plain values, `arguments` from a command line, and `help`
+prints it. Every mistake is a `ConfigError` of one line. Nothing here imports jax.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from haepo_jax.algorithms import declared
-
-# What algorithms declare comes from there to the command lines through here alone.
-from haepo_jax.algorithms.declared import ALGORITHMS as ALGORITHMS
-from haepo_jax.algorithms.declared import PRESETS as PRESETS
-from haepo_jax.algorithms.fields import COUNT as COUNT
-from haepo_jax.algorithms.fields import POSITIVE as POSITIVE
-from haepo_jax.algorithms.fields import HyperparameterError as HyperparameterError
-from haepo_jax.algorithms.fields import Range as Range
-from haepo_jax.algorithms.fields import check_value as check_value
-from haepo_jax.algorithms.fields import leaf as leaf
-from haepo_jax.algorithms.fields import static as static
+from haepo_jax.algorithms.declared import ALGORITHMS, PRESETS
+from haepo_jax.algorithms.fields import COUNT, POSITIVE, HyperparameterError, Range, leaf, static
 from haepo_jax.messages import did_you_mean, one_line, short
 
 DEFAULT_ALGORITHM = "haepo"
 ALGORITHM_NAMES = (*ALGORITHMS, *PRESETS)
+SEEDS = Range(0, 2**31 - 1)
 
-_TOTAL_STEPS = declared.hyperparameters(DEFAULT_ALGORITHM)["total_steps"]
-_TOTAL_STEPS_DEFAULT = declared.defaults(DEFAULT_ALGORITHM)["total_steps"]
+_TOTAL_STEPS: Any = declared.hyperparameters(DEFAULT_ALGORITHM)["total_steps"]
 
 SHARD_NOTHING = "distributed=true needs shard=environments: training on several hosts shards environments"
 
@@ -64,30 +53,23 @@ class RunConfig:
 
     env: str = setting("", str, "the environment, such as CartPole-v1, brax/ant or haepo/bandit (required)")
     algo: AlgoConfig = setting(None, AlgoConfig, f"the algorithm or preset: {', '.join(ALGORITHM_NAMES)}")
-    seed: int = setting(0, int, "the first seed", within=Range(0, 2**31 - 1))
+    seed: int = setting(0, int, "the first seed", within=SEEDS)
     num_seeds: int = setting(1, int, "number of seeds, trained in one compiled call", within=Range(1, 2**31 - 1))
-    total_steps: int = dataclasses.field(default=_TOTAL_STEPS_DEFAULT, metadata=_TOTAL_STEPS.metadata)
+    total_steps: int = dataclasses.field(default=_TOTAL_STEPS.default, metadata=_TOTAL_STEPS.metadata)
     seeds: tuple[int, ...] | None = setting(
-        None,
-        tuple,
-        "the seeds by number, such as [3,5,8], in place of seed and num_seeds",
-        within=Range(0, 2**31 - 1),
+        None, tuple, "the seeds by number, such as [3,5,8], in place of seed and num_seeds", within=SEEDS
     )
     final_eval_episodes: int | None = setting(
-        None,
-        int,
-        "episodes per seed behind the final return; 0: none; null: 128, or as many as total_steps would do for",
+        None, int, "episodes per seed behind the final return; 0: none; null: 128, or as many as total_steps would do for",
         within=Range(0, 2**31 - 1),
-    )
+    )  # fmt: skip
     env_kwargs: dict[str, Any] = setting(None, dict, "keyword arguments of the environment: env_kwargs.<name>=<value>")
     init_from: str | None = setting(None, str, "directory of a run whose policy (of its first seed) to start from")
     run_dir: str | None = setting(None, str, "directory for the results; null: runs/<env>-<algo>-<seed>-<time>")
     resume: str = setting(
-        "false",
-        str,
-        "resume the run in run_dir from its newest intact checkpoint; auto: or start one",
+        "false", str, "resume the run in run_dir from its newest intact checkpoint; auto: or start one",
         choices=("false", "true", "auto"),
-    )
+    )  # fmt: skip
     checkpoint_minutes: float | None = leaf(
         5.0, "minutes between checkpoints; null: none by time", within=POSITIVE, optional=True
     )
@@ -98,11 +80,9 @@ class RunConfig:
         3, int, "number of most recent checkpoints kept, beside the best by return", within=COUNT
     )
     shard: str = setting(
-        "none",
-        str,
-        "what to shard over all devices: the environments of each update, or nothing",
+        "none", str, "what to shard over all devices: the environments of each update, or nothing",
         choices=("none", "environments"),
-    )
+    )  # fmt: skip
     distributed: bool = setting(
         False, bool, "train on several hosts, one process of a cluster job on each (needs shard=)"
     )
@@ -112,21 +92,17 @@ class RunConfig:
         2, int, "token tasks: prompts whose completions are logged with every row; 0: none", within=Range(0, 1000)
     )
     weights: int = setting(
-        0,
-        int,
-        "new episodes per row whose weights and returns are logged; 0: none",
-        within=Range(0, 100_000),
+        0, int, "new episodes per row whose weights and returns are logged; 0: none", within=Range(0, 100_000)
     )
     dry_run: bool = setting(False, bool, "check everything, then exit without training")
 
     def __post_init__(self) -> None:
         if self.seeds:
-            given, count = {self.seed, self.num_seeds} - {0, 1, self.seeds[0], len(self.seeds)}, len(self.seeds)
-            if given or len({*self.seeds}) < count:
-                wrong = (
-                    f"does not go with seed={self.seed} and num_seeds={self.num_seeds}" if given else "repeats a seed"
-                )
-                raise ConfigError(f"seeds={short(list(self.seeds))} {wrong}")
+            count, place = len(self.seeds), f"seeds={short(list(self.seeds))}"
+            if {self.seed, self.num_seeds} - {0, 1, self.seeds[0], count}:
+                raise ConfigError(f"{place} does not go with seed={self.seed} and num_seeds={self.num_seeds}")
+            if len({*self.seeds}) < count:
+                raise ConfigError(f"{place} repeats a seed")
             object.__setattr__(self, "seed", self.seeds[0])
             object.__setattr__(self, "num_seeds", count)
 
@@ -138,12 +114,10 @@ class RunConfig:
     def check(self) -> None:
         """Raises ConfigError where settings do not go together."""
         if not self.env:
-            raise ConfigError(
-                "env= is missing: name an environment, for example env=CartPole-v1 (--list-envs lists them)"
-            )
+            raise ConfigError("env= is missing: name an environment, such as env=CartPole-v1 (--list-envs lists them)")
         if not self.seeds and self.seed + self.num_seeds > 2**31:
             raise ConfigError(
-                f"seed={self.seed} with num_seeds={self.num_seeds} goes past the largest seed, {2**31 - 1}"
+                f"seed={self.seed} with num_seeds={self.num_seeds} goes past the largest seed, {SEEDS.high}"
             )
         if self.distributed and self.shard == "none":
             raise ConfigError(SHARD_NOTHING)
@@ -174,10 +148,8 @@ def algorithm_class(name: str) -> type[declared.Declaration]:
     try:
         return declared.declaration(name)
     except KeyError:
-        near = did_you_mean(name, ALGORITHM_NAMES)
-        raise ConfigError(
-            f"unknown algorithm {short(name)}{near or '; there are: ' + ', '.join(ALGORITHM_NAMES)}"
-        ) from None
+        hint = did_you_mean(name, ALGORITHM_NAMES) or f"; there are: {', '.join(ALGORITHM_NAMES)}"
+        raise ConfigError(f"unknown algorithm {short(name)}{hint}") from None
     except (ImportError, SyntaxError, HyperparameterError) as error:
         raise ConfigError(f"algo={short(name)}: {one_line(str(error))}") from None
 
@@ -190,16 +162,15 @@ def hyperparameter_fields(name: str) -> dict[str, dataclasses.Field[Any]]:
 
 def hyperparameter_defaults(name: str) -> dict[str, Any]:
     """The defaults of an algorithm or preset."""
-    algorithm_class(name)
-    return {key: value for key, value in declared.defaults(name).items() if key != "total_steps"}
+    return {key: field.default for key, field in hyperparameter_fields(name).items()}
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    if field.metadata["kind"] is AlgoConfig:
-        return {"name": DEFAULT_ALGORITHM}
-    return {} if field.metadata["kind"] is dict else field.default
+    """The default of a setting, as a file would hold it."""
+    return {AlgoConfig: {"name": DEFAULT_ALGORITHM}, dict: {}}.get(field.metadata["kind"], field.default)
 
 
-def has_hyperparameters(fields: Mapping[str, dataclasses.Field[Any]]) -> bool:
+def has_hyperparameters(schema: type) -> bool:
     """Whether `algo=` names an algorithm of this library, whose hyperparameters are `algo.<name>`."""
-    return "algo" in fields and fields["algo"].metadata["kind"] is AlgoConfig
+    field = schema.__dataclass_fields__.get("algo")  # type: ignore[attr-defined]
+    return field is not None and field.metadata["kind"] is AlgoConfig

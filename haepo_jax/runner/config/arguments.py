@@ -63,36 +63,32 @@ def read_arguments(argv: Sequence[str], takes: Collection[str] = (), positional:
     """
     options: dict[str, Any] = {}
     overrides = []
-    if positional is not None:
-        paths = [argument for argument in argv if _is_path(argument)]
-        argv = [argument for argument in argv if argument not in paths]
-        if paths:
-            overrides.append(_parse(f"{positional}={value_text(paths[0] if len(paths) == 1 else paths)}"))
-    arguments = iter(argv)
+    paths = [argument for argument in argv if positional and _is_path(argument)]
+    if paths:
+        overrides.append(_parse(f"{positional}={value_text(paths[0] if len(paths) == 1 else paths)}"))
+    arguments = iter([argument for argument in argv if argument not in paths])
     for argument in arguments:
         option, _, value = argument.partition("=")
         option = "--cfg" if option == "-c" else option
-        if argument == "--list-envs":
+        if not argument.startswith("-"):
+            overrides.append(_parse(argument))
+        elif argument == "--list-envs":
             options["list_envs"] = True
         elif argument in ("-m", "--multirun"):
             others = shlex.join(["python", "-m", "haepo_jax.sweep", *(a for a in argv if a != argument)])
             raise ConfigError(f"{argument} is an option of Hydra; to train several configurations: {others}")
-        elif option in ("--cfg", "--config") and option not in takes:
+        elif option not in ("--cfg", "--config"):
+            key = option.lstrip("-") or "key"
+            raise ConfigError(f"unknown option {short(argument)}; settings are written {key}=value (see --help)")
+        elif option not in takes:
             raise ConfigError(f"{option} belongs to haepo_jax.train")
-        elif option == "--cfg":
-            if (what := value or next(arguments, "")) != "job":
-                raise ConfigError(f"{option} takes the word job, not {what!r}")
-            options["show_config"] = True
         elif option == "--config":
             options["file"] = value or next(arguments, "")
             options["settings"] = read_settings(options["file"])
-        elif argument.startswith("-"):
-            name = option.lstrip("-")
-            raise ConfigError(
-                f"unknown option {short(argument)}; settings are written {name or 'key'}=value (see --help)"
-            )
+        elif (what := value or next(arguments, "")) == "job":
+            options["show_config"] = True
         else:
-            overrides.append(_parse(argument))
+            raise ConfigError(f"{option} takes the word job, not {what!r}")
     return Arguments(tuple(overrides), **options)
 
 
@@ -138,22 +134,24 @@ def _parser() -> Any:
 
 
 def _parse(argument: str) -> Override:
+    place = f"cannot read {short(argument)}"
     if "=" not in argument:
-        raise ConfigError(f"cannot read {short(argument)}: settings are written key=value")
+        raise ConfigError(f"{place}: settings are written key=value")
     try:
         argument.encode()
         override: Override = _parser().parse_override(argument)
+    except UnicodeEncodeError:
+        raise ConfigError(f"{place}: not valid UTF-8") from None
     except RecursionError:
-        raise ConfigError(f"cannot read {short(argument)}: nested too deeply") from None
+        raise ConfigError(f"{place}: nested too deeply") from None
     except Exception as error:  # Hydra's grammar raises its own errors, ValueError, and whatever its functions raise
-        reason = "not valid UTF-8" if isinstance(error, UnicodeEncodeError) else first_line(error)
         key, _, value = argument.partition("=")
-        hint = f"; a value with special characters must be quoted: '{key}=\"...\"'" if key.isascii() else ""
+        reason = first_line(error)
         if "NoneType" in reason and (listed := re.fullmatch(r"choice\((.*)\)", value)):
-            reason, hint = "choice() takes no null", f"; write {key}={short(listed[1])[1:-1]}"
-        elif "while evaluating" in reason:  # it was read as a function, and that is what failed
-            hint = ""
-        raise ConfigError(f"cannot read {short(argument)}: {reason}{hint}") from None
+            reason = f"choice() takes no null; write {key}={short(listed[1])[1:-1]}"
+        elif key.isascii() and "while evaluating" not in reason:  # else it was read as a function, and that failed
+            reason += f"; a value with special characters must be quoted: '{key}=\"...\"'"
+        raise ConfigError(f"{place}: {reason}") from None
     return override
 
 
@@ -161,7 +159,7 @@ def choices(override: Override) -> list[str]:
     """The values of `key=a,b` as text; raises ConfigError for what lists no names."""
     value: Any = override.value()
     if not hasattr(value, "list"):  # a range, which may be endless, an interval or a glob
-        raise ConfigError(f"cannot use {short(_text(override))}: write {override.key_or_group}=a,b")
+        raise ConfigError(f"cannot use {short(override.input_line)}: write {override.key_or_group}=a,b")
     return [str(getattr(item, "text", item)) for item in value.list]
 
 
@@ -186,7 +184,7 @@ def compose(
     fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     values: dict[str, Any] = copy.deepcopy(dict(settings or {}))
     algo: str | None = None
-    if has_hyperparameters(fields):
+    if has_hyperparameters(schema):
         own = values.setdefault("algo", {})
         before = own.setdefault("name", DEFAULT_ALGORITHM) if isinstance(own, dict) else DEFAULT_ALGORITHM
         if not isinstance(before, str):
@@ -196,14 +194,14 @@ def compose(
             values["algo"] = {"name": algo}
     for override in overrides:
         check_form(override)
-    for override in overrides:
-        if override.key_or_group != "algo" or algo is None:
-            put(values, override.key_or_group, _read(override, find_field(override.key_or_group, algo, fields)))
-    if settings is None and any("${" in _text(override) for override in overrides):
-        defaults = {key: default_of(field) for key, field in fields.items()}
+        key = override.key_or_group
+        if key != "algo" or algo is None:
+            put(values, key, _read(override, find_field(key, algo, fields)))
+    if settings is None and any("${" in (override.input_line or "") for override in overrides):
+        values = {key: default_of(field) for key, field in fields.items()} | values
         if algo is not None:
             values["algo"] = hyperparameter_defaults(algo) | values["algo"]
-        values = _resolved(defaults | values)
+        values = _resolved(values)
     try:
         return from_dict(values, schema)
     except ConfigError as error:
@@ -216,8 +214,7 @@ def peek(overrides: Sequence[Override], schema: type, key: str) -> Any:
     value = default_of(field)
     for override in overrides:
         if override.key_or_group == key:
-            _refuse_sweep(override)
-            value = checked_value(key, field, override.value())
+            value = checked_value(key, field, _single(override))
     return value
 
 
@@ -234,18 +231,17 @@ def own_overrides(overrides: Iterable[Override], algo: str, algos: Collection[st
 
 def check_form(override: Override) -> None:
     """Raises ConfigError for what is more than `key=value` in Hydra's grammar."""
-    text = _text(override)
+    text = override.input_line or ""
     if text[0] in "+~":
         raise ConfigError(f"cannot use {short(text)}: write key=value, without {text[0]!r}")
     if override.package is not None:
         raise ConfigError(f"cannot use {short(text)}: a key has no '@'")
 
 
-def _algorithm_name(overrides: list[Override], name: str = DEFAULT_ALGORITHM) -> str:
+def _algorithm_name(overrides: list[Override], name: str) -> str:
     for override in overrides:
         if override.key_or_group == "algo":
-            _refuse_sweep(override)
-            value = override.value()
+            value = _single(override)
             if not isinstance(value, str) or not value:
                 raise ConfigError(f"algo={short(value)} must be the name of an algorithm: {', '.join(ALGORITHM_NAMES)}")
             algorithm_class(value)
@@ -253,27 +249,23 @@ def _algorithm_name(overrides: list[Override], name: str = DEFAULT_ALGORITHM) ->
     return name
 
 
-def _text(override: Override) -> str:
-    """The argument as it was given."""
-    return override.input_line or ""
-
-
-def _refuse_sweep(override: Override) -> None:
+def _single(override: Override) -> Any:
+    """The value of an override that gives one; raises ConfigError."""
     if override.is_sweep_override():
         raise ConfigError(
-            f"{short(_text(override))}: several values belong to haepo_jax.compare or haepo_jax.sweep; "
+            f"{short(override.input_line)}: several values belong to haepo_jax.compare or haepo_jax.sweep; "
             "here a key takes one (a pair or list is written [a,b])"
         )
+    return override.value()
 
 
 def _read(override: Override, field: dataclasses.Field[Any]) -> Any:
     """The value of an override, checked where it is known already: not the environment's own, nor an interpolation's."""
-    if field.metadata["kind"] is list and override.is_sweep_override():
+    kind, key = field.metadata["kind"], override.key_or_group
+    if kind is list and override.is_sweep_override():
         return choices(override)
-    _refuse_sweep(override)
-    key, value = override.key_or_group, override.value()
-    foreign = field.metadata["kind"] is dict and "." in key
-    if not foreign and not (isinstance(value, str) and "${" in value):
+    value = _single(override)
+    if not (kind is dict and "." in key) and not (isinstance(value, str) and "${" in value):
         checked_value(key, field, value)
     return value
 
@@ -305,9 +297,9 @@ def _resolved(values: dict[str, Any]) -> dict[str, Any]:
 
 def command_of(config: RunConfig) -> list[str]:
     """The arguments of `haepo_jax.train` that make this run: whatever differs from the defaults."""
-    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    values: dict[str, Any] = {key: getattr(config, key) for key in defaults if key not in ("env", "algo", "env_kwargs")}
-    changed = {key: value for key, value in values.items() if value != defaults[key]}
+    fields = dataclasses.fields(RunConfig)
+    changed = {f.name: getattr(config, f.name) for f in fields if f.name not in ("env", "algo", "env_kwargs")}
+    changed = {f.name: changed[f.name] for f in fields if changed.get(f.name, f.default) != f.default}
     usual = hyperparameter_defaults(config.algo.name)
     changed |= {f"algo.{k}": v for k, v in config.algo.hyperparameters.items() if v != usual[k]}
     changed |= {f"env_kwargs.{key}": value for key, value in config.env_kwargs.items()}

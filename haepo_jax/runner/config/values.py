@@ -8,20 +8,18 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from haepo_jax.algorithms.declared import ALGORITHMS
+from haepo_jax.algorithms.fields import HyperparameterError, check_value
 from haepo_jax.algorithms.other_names import hint, our_name
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.config import (
-    ALGORITHMS,
     AlgoConfig,
     ConfigError,
-    HyperparameterError,
     OwnConfig,
     RunConfig,
     algorithm_class,
-    check_value,
     default_of,
     has_hyperparameters,
-    hyperparameter_defaults,
     hyperparameter_fields,
 )
 
@@ -30,17 +28,8 @@ Settings = TypeVar("Settings")
 
 def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
     """Settings from plain values (a composed config, or a run's `config.yaml`); raises ConfigError."""
-    fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in fields:
-            raise ConfigError(f"unknown key {short(str(key))}{hint(str(key), fields)}")
-    checked: dict[str, Any] = {}
-    for key, field in fields.items():
-        value = values.get(key, default_of(field))
-        checked[key] = (
-            _algo_from_dict(value) if field.metadata["kind"] is AlgoConfig else checked_value(key, field, value)
-        )
-    if has_hyperparameters(fields) and "total_steps" in fields:
+    checked = _checked(values, {f.name: f for f in dataclasses.fields(schema)})  # type: ignore[arg-type]
+    if has_hyperparameters(schema) and "total_steps" in checked:
         algo = checked["algo"]
         try:
             algorithm_class(algo.name)(total_steps=checked["total_steps"], **algo.hyperparameters).check()
@@ -57,26 +46,24 @@ def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
 def own_from_dict(values: Mapping[str, Any]) -> OwnConfig:
     """What `OwnConfig.to_dict` gave; the algorithm's and the environment's own settings are taken as they are. Raises
     ConfigError."""
-    algo, objects = values.get("algo"), values.get("objects")
+    rest = dict(values)
+    algo, objects = rest.pop("algo", None), rest.pop("objects", None)
     if not isinstance(algo, Mapping) or not isinstance(algo.get("name"), str) or not isinstance(objects, Mapping):
         raise ConfigError("algo must have a name, and objects those of classes")
-    fields = {f.name: f for f in dataclasses.fields(RunConfig) if f.name != "algo"}
-    checked = {key: checked_value(key, field, values.get(key, default_of(field))) for key, field in fields.items()}
+    checked = _checked(rest, {f.name: f for f in dataclasses.fields(RunConfig) if f.name != "algo"})
     hyperparameters = {key: value for key, value in algo.items() if key != "name"}
     return OwnConfig(algo=AlgoConfig(algo["name"], hyperparameters), objects=dict(objects), **checked)
 
 
-def _algo_from_dict(values: Any) -> AlgoConfig:
-    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
-        raise ConfigError("algo must have a name and hyperparameters")
-    name = values["name"]
-    fields = hyperparameter_fields(name)
-    given = {key: value for key, value in values.items() if key != "name"}
-    for key in given:
+def _checked(values: Mapping[str, Any], fields: Mapping[str, Any], algo: str | None = None) -> dict[str, Any]:
+    """Each field's value, or its default: those of a schema, or of an algorithm's hyperparameters."""
+    prefix = "algo." if algo is not None else ""
+    for key in values:
         if key not in fields:
-            raise _unknown_key(f"algo.{key}", name, {})
-    merged = hyperparameter_defaults(name) | given
-    return AlgoConfig(name, {key: checked_value(f"algo.{key}", fields[key], value) for key, value in merged.items()})
+            raise _unknown_key(f"{prefix}{key}", algo, {} if algo else fields)
+    return {
+        key: checked_value(f"{prefix}{key}", field, values.get(key, default_of(field))) for key, field in fields.items()
+    }
 
 
 def find_field(key: str, algo: str | None, fields: Mapping[str, dataclasses.Field[Any]]) -> dataclasses.Field[Any]:
@@ -85,8 +72,7 @@ def find_field(key: str, algo: str | None, fields: Mapping[str, dataclasses.Fiel
     if head == "algo" and algo is not None:
         if rest in (known := hyperparameter_fields(algo)):
             return known[rest]
-        raise _unknown_key(key, algo, fields)
-    if head in fields and (not rest or fields[head].metadata["kind"] is dict):
+    elif head in fields and (not rest or fields[head].metadata["kind"] is dict):
         return fields[head]
     raise _unknown_key(key, algo, fields)
 
@@ -111,6 +97,11 @@ def _unknown_key(key: str, algo: str | None, fields: Mapping[str, Any]) -> Confi
 def checked_value(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
     """One value of a key, held against its field's type and range, as the field holds it; raises ConfigError."""
     kind = field.metadata["kind"]
+    if kind is AlgoConfig:
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            raise ConfigError("algo must have a name and hyperparameters")
+        name, given = value["name"], {name: x for name, x in value.items() if name != "name"}
+        return AlgoConfig(name, _checked(given, hyperparameter_fields(name), name))
     if kind is dict:
         if value is None:
             return {}
@@ -126,15 +117,27 @@ def checked_value(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
         return tuple(value)
     if value == "" and field.default != "":
         raise ConfigError(f"{key}= is empty")
+    value = _converted(kind, field.metadata["choices"], value)
     try:
-        value = _read(field, value)
         check_value(field, value)
-        value = _hold(field, value)
     except HyperparameterError as error:
         word = value_text(value) if kind is str and (value is None or isinstance(value, bool | float)) else None
         quoted = f"; for the word, quote it: '{key}=\"{word}\"'" if word else ""
         # check_value names the bare field; the key says where it stands on the command line.
         raise ConfigError(f"{key.removesuffix(field.name)}{error}{quoted}") from None
+    if isinstance(value, list | tuple):
+        return tuple(map(float, value)) if kind is float else tuple(value)
+    return float(value) if kind is float and isinstance(value, int) else value
+
+
+def _converted(kind: type, choices: tuple[str, ...], value: Any) -> Any:
+    """1e6 is an integer where one is wanted, 2024 a name, and true a word where that is one of the choices."""
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind is str and isinstance(value, int) and not isinstance(value, bool) and value.bit_length() < 1024:
+        return str(value)
+    if kind is str and isinstance(value, str | bool) and str(value).lower() in choices:
+        return str(value).lower()
     return value
 
 
@@ -143,38 +146,11 @@ def _is_endless(value: Any) -> bool:
     hold one another and themselves, are enough for both."""
     level = [value]
     for _ in range(100):
-        groups = (node.values() if isinstance(node, Mapping) else node for node in level if _is_group(node))
+        groups = (x.values() if isinstance(x, Mapping) else x for x in level if isinstance(x, Mapping | list | tuple))
         level = list(itertools.islice(itertools.chain.from_iterable(groups), 100_000))
-        if not level:
-            return False
-        if len(level) == 100_000:
+        if not level or len(level) == 100_000:
             break
-    return True
-
-
-def _is_group(value: Any) -> bool:
-    return isinstance(value, Mapping | list | tuple)
-
-
-def _read(field: dataclasses.Field[Any], value: Any) -> Any:
-    """1e6 is an integer where one is wanted, 2024 a name, and true a word where that is one of the choices."""
-    kind = field.metadata["kind"]
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if kind is str and isinstance(value, int) and not isinstance(value, bool) and value.bit_length() < 1024:
-        return str(value)
-    if kind is str and isinstance(value, str | bool) and str(value).lower() in field.metadata["choices"]:
-        return str(value).lower()
-    return value
-
-
-def _hold(field: dataclasses.Field[Any], value: Any) -> Any:
-    """Integers become numbers where a number is wanted, and lists tuples."""
-    if isinstance(value, list | tuple):
-        return tuple(_hold(field, item) for item in value)
-    if field.metadata["kind"] is float and isinstance(value, int):
-        return float(value)
-    return value
+    return bool(level)
 
 
 def resolve_env(name: str) -> str:

@@ -12,9 +12,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
-Point = tuple[float, float]
-Place = Sequence[Any] | npt.NDArray[Any]
-"""A point as two numbers of any kind."""
+Stroke = tuple[Any, float, Colour]
+"""A line with round ends: points (n, 2), of which one makes a disc; its width; its colour."""
 Draw = Callable[[Any, Any, Any], Image.Image]
 """(environment, state, observation) -> one picture; the last two hold NumPy arrays."""
 
@@ -29,134 +28,112 @@ SAMPLES = 2
 """Pictures are drawn this many times too large and then reduced, for smooth edges."""
 
 
-class Canvas:
-    """A drawing in the coordinates of the task, y upwards, with equal scales on both axes."""
+def _strokes(low: Any, high: Any, strokes: Sequence[Stroke], width: int = 400) -> Image.Image:
+    """Strokes, one over the other, in the task's coordinates, y upwards, between two corners; `width` is in pixels."""
+    scale = SAMPLES * width / (high[0] - low[0])
+    image = Image.new("RGB", (SAMPLES * width, SAMPLES * round(width * (high[1] - low[1]) / (high[0] - low[0]))), WHITE)
+    draw = ImageDraw.Draw(image)
+    for points, thickness, colour in strokes:
+        pixels = [((float(x) - low[0]) * scale, (high[1] - float(y)) * scale) for x, y in points]
+        draw.line(pixels, colour, max(1, round(thickness * scale)), joint="curve")
+        radius = thickness * scale / 2
+        for x, y in (pixels[0], pixels[-1]):
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
+    return image.reduce(SAMPLES)
 
-    def __init__(self, low: Point, high: Point, width: int = 400) -> None:
-        self._low, self._high = low, high
-        self._scale = SAMPLES * width / (high[0] - low[0])
-        height = round(width * (high[1] - low[1]) / (high[0] - low[0]))
-        self._image = Image.new("RGB", (SAMPLES * width, SAMPLES * height), WHITE)
-        self._draw = ImageDraw.Draw(self._image)
 
-    def _pixel(self, point: Place) -> Point:
-        return (float(point[0]) - self._low[0]) * self._scale, (self._high[1] - float(point[1])) * self._scale
-
-    def line(self, points: Sequence[Place] | npt.NDArray[Any], width: float, colour: Colour) -> None:
-        pixels, thick = [self._pixel(point) for point in points], max(1, round(width * self._scale))
-        self._draw.line(pixels, colour, thick, joint="curve")
-        for point in (points[0], points[-1]):
-            self.circle(point, width / 2, colour)
-
-    def circle(self, centre: Place, radius: float, colour: Colour) -> None:
-        x, y = self._pixel(centre)
-        r = radius * self._scale
-        self._draw.ellipse((x - r, y - r, x + r, y + r), colour)
-
-    def polygon(self, points: Sequence[Place], colour: Colour) -> None:
-        self._draw.polygon([self._pixel(point) for point in points], colour)
-
-    def image(self) -> Image.Image:
-        return self._image.reduce(SAMPLES)
+def _chain(lengths: Any, angles: Any) -> npt.NDArray[np.float64]:
+    """The ends (n + 1, 2) of a chain of links from the origin, by their angles to the x axis."""
+    links = np.asarray(lengths)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    return np.concatenate([np.zeros((1, 2)), np.cumsum(links, axis=0)])
 
 
 def _cartpole(env: Any, state: Any, observation: Any) -> Image.Image:
-    limit, length = float(env.params.x_threshold), 2 * float(env.params.length)
-    canvas = Canvas((-1.2 * limit, -0.45), (1.2 * limit, length + 0.5))
-    canvas.line([(-1.2 * limit, 0), (1.2 * limit, 0)], 0.02, GREY)
-    for edge in (-limit, limit):
-        canvas.line([(edge, -0.12), (edge, 0.12)], 0.03, RED)
-    x, theta = float(state.x), float(state.theta)
-    canvas.polygon([(x - 0.25, -0.15), (x + 0.25, -0.15), (x + 0.25, 0.15), (x - 0.25, 0.15)], DARK)
-    canvas.line([(x, 0.1), (x + length * math.sin(theta), 0.1 + length * math.cos(theta))], 0.09, ORANGE)
-    canvas.circle((x, 0.1), 0.05, WHITE)
-    return canvas.image()
+    limit, length, x = float(env.params.x_threshold), 2 * float(env.params.length), float(state.x)
+    pole = _chain([length], [math.pi / 2 - state.theta]) + np.array((x, 0.1))
+    strokes = [
+        ([(-1.2 * limit, 0), (1.2 * limit, 0)], 0.02, GREY),
+        *(([(edge, -0.12), (edge, 0.12)], 0.03, RED) for edge in (-limit, limit)),
+        ([(x - 0.15, 0), (x + 0.15, 0)], 0.3, DARK),
+        (pole, 0.09, ORANGE),
+        (pole[:1], 0.1, WHITE),
+    ]
+    return _strokes((-1.2 * limit, -0.45), (1.2 * limit, length + 0.5), strokes)
 
 
 def _pendulum(env: Any, state: Any, observation: Any) -> Image.Image:
-    length, theta = float(env.params.l), float(state.theta)
-    canvas = Canvas((-1.4 * length, -1.4 * length), (1.4 * length, 1.4 * length), 280)
-    tip = (-length * math.sin(theta), length * math.cos(theta))
-    canvas.line([(0, 0), tip], 0.16 * length, ORANGE)
-    torque = float(state.last_u) / float(env.params.max_torque)
-    angles = np.linspace(0, torque * math.pi, 24)
-    canvas.line([(0.35 * length * math.sin(-a), 0.35 * length * math.cos(a)) for a in angles], 0.035 * length, BLUE)
-    canvas.circle((0, 0), 0.05 * length, DARK)
-    return canvas.image()
+    length, edge = float(env.params.l), 1.4 * float(env.params.l)
+    turned = np.linspace(0, math.pi * float(state.last_u) / float(env.params.max_torque), 24)
+    torque = 0.35 * length * np.stack([np.sin(-turned), np.cos(turned)], axis=-1)
+    rod = _chain([length], [math.pi / 2 + state.theta])
+    strokes = [(rod, 0.16 * length, ORANGE), (torque, 0.035 * length, BLUE), (rod[:1], 0.1 * length, DARK)]
+    return _strokes((-edge, -edge), (edge, edge), strokes, 280)
 
 
 def _acrobot(env: Any, state: Any, observation: Any) -> Image.Image:
-    one, two = float(env.params.link_length_1), float(env.params.link_length_2)
-    first, second = float(state.joint_angle1), float(state.joint_angle1 + state.joint_angle2)
-    reach = 1.15 * (one + two)
-    canvas = Canvas((-reach, -reach), (reach, reach), 280)
-    canvas.line([(-reach, 1), (reach, 1)], 0.02, RED)
-    elbow = (one * math.sin(first), -one * math.cos(first))
-    canvas.line([(0, 0), elbow], 0.16, BLUE)
-    canvas.line([elbow, (elbow[0] + two * math.sin(second), elbow[1] - two * math.cos(second))], 0.16, ORANGE)
-    for joint in ((0, 0), elbow):
-        canvas.circle(joint, 0.06, DARK)
-    return canvas.image()
+    lengths = [float(env.params.link_length_1), float(env.params.link_length_2)]
+    joints = _chain(lengths, np.cumsum([state.joint_angle1, state.joint_angle2]) - math.pi / 2)
+    reach = 1.15 * sum(lengths)
+    strokes = [
+        ([(-reach, 1), (reach, 1)], 0.02, RED),
+        (joints[:2], 0.16, BLUE),
+        (joints[1:], 0.16, ORANGE),
+        *(([joint], 0.12, DARK) for joint in joints[:2]),
+    ]
+    return _strokes((-reach, -reach), (reach, reach), strokes, 280)
 
 
 def _mountain_car(env: Any, state: Any, observation: Any) -> Image.Image:
-    def ground(x: float) -> Point:
-        return x, 0.45 * math.sin(3 * x) + 0.55
+    def ground(x: Any) -> npt.NDArray[np.float64]:
+        return np.stack([x, 0.45 * np.sin(3 * x) + 0.55], axis=-1)
 
     left, right = float(env.params.min_position), float(env.params.max_position)
-    canvas = Canvas((left, 0), (right, 1.25))
-    canvas.polygon([(left, 0), *(ground(x) for x in np.linspace(left, right, 80)), (right, 0)], (225, 230, 220))
-    canvas.line([ground(x) for x in np.linspace(left, right, 80)], 0.012, DARK)
-    x, y = ground(float(env.params.goal_position))
-    canvas.line([(x, y), (x, y + 0.18)], 0.012, DARK)
-    canvas.polygon([(x, y + 0.18), (x, y + 0.1), (x + 0.09, y + 0.14)], GREEN)
-    x, y = ground(float(state.position))
-    slope = math.atan(1.35 * math.cos(3 * x))
-    along, up = np.array([math.cos(slope), math.sin(slope)]), np.array([-math.sin(slope), math.cos(slope)])
-    place = np.array([x, y])
-    body = [place + a * along + b * up for a, b in ((-0.08, 0.03), (0.08, 0.03), (0.08, 0.08), (-0.08, 0.08))]
-    canvas.polygon(body, ORANGE)
-    for wheel in (-0.045, 0.045):
-        canvas.circle(place + wheel * along + 0.03 * up, 0.025, DARK)
-    return canvas.image()
+    goal, position = ground(float(env.params.goal_position)), float(state.position)
+    slope = math.atan(1.35 * math.cos(3 * position))
+    turn = np.array([[math.cos(slope), math.sin(slope)], [-math.sin(slope), math.cos(slope)]])
+    body, *wheels = (
+        ground(position) + np.array([[[-0.06, 0.06], [0.06, 0.06]], [[-0.045, 0.03]] * 2, [[0.045, 0.03]] * 2]) @ turn
+    )
+    strokes = [
+        (ground(np.linspace(left, right, 80)), 0.012, DARK),
+        ([goal, goal + np.array([0, 0.18])], 0.012, DARK),
+        ([goal + np.array(end) for end in ([0.02, 0.16], [0.06, 0.16])], 0.04, GREEN),
+        (body, 0.05, ORANGE),
+        *((wheel, 0.05, DARK) for wheel in wheels),
+    ]
+    return _strokes((left, 0), (right, 1.25), strokes)
 
 
 def _point_robot(env: Any, state: Any, observation: Any) -> Image.Image:
     radius = float(env.params.circle_radius)
-    edge = 1.35 * radius
-    canvas = Canvas((-edge, -0.6 * radius), (edge, edge))
+    low, high = np.array([-1.35, -0.6]) * radius, np.array([1.35, 1.35]) * radius
     angles = np.linspace(0, math.pi, 60)
-    canvas.line(np.stack([radius * np.cos(angles), radius * np.sin(angles)], -1), 0.015, GREY)
-    canvas.circle(state.goal, float(env.params.goal_radius), (170, 215, 180))
-    canvas.circle(np.clip(state.pos, (-edge, -0.6 * radius), (edge, edge)), 0.05 * radius, RED)
-    return canvas.image()
+    strokes = [
+        (radius * np.stack([np.cos(angles), np.sin(angles)], axis=-1), 0.015, GREY),
+        ([state.goal], 2 * float(env.params.goal_radius), (170, 215, 180)),
+        ([np.clip(state.pos, low, high)], 0.1 * radius, RED),
+    ]
+    return _strokes(low, high, strokes)
 
 
 def _reacher(env: Any, state: Any, observation: Any) -> Image.Image:
-    links = np.stack([np.cos(state.angles), np.sin(state.angles)], -1)
-    joints = np.concatenate([np.zeros((1, 2)), np.cumsum(links, 0)])
-    edge = 1.5 * len(links)
-    canvas = Canvas((-edge, -edge), (edge, edge), 280)
-    canvas.circle(state.goal_xy, 0.12, GREEN)
-    canvas.line(joints, 0.12, BLUE)
-    for joint in joints:
-        canvas.circle(joint, 0.09, DARK)
-    return canvas.image()
+    joints, edge = _chain(np.ones(len(state.angles)), state.angles), 1.5 * len(state.angles)
+    strokes = [([state.goal_xy], 0.24, GREEN), (joints, 0.12, BLUE), *(([joint], 0.18, DARK) for joint in joints)]
+    return _strokes((-edge, -edge), (edge, edge), strokes, 280)
 
 
 def _swimmer(env: Any, state: Any, observation: Any) -> Image.Image:
-    canvas = Canvas((-1.5, -1.5), (1.5, 1.5), 280)
-    for urchin in state.urchin_xys:
-        canvas.circle(urchin, 0.12, (210, 190, 225))
-    canvas.circle(state.goal_xy, 0.08, GREEN)
-    canvas.circle(np.clip(state.xy, -1.5, 1.5), 0.06, ORANGE)
-    return canvas.image()
+    urchins = [([urchin], 0.24, (210, 190, 225)) for urchin in state.urchin_xys]
+    strokes = [*urchins, ([state.goal_xy], 0.16, GREEN), ([np.clip(state.xy, -1.5, 1.5)], 0.12, ORANGE)]
+    return _strokes((-1.5, -1.5), (1.5, 1.5), strokes, 280)
 
 
-def _cells(cells: npt.NDArray[np.integer[Any]], colours: Sequence[Colour]) -> Image.Image:
-    """A grid (rows, columns) of indices into the colours, with thin lines between its cells."""
-    rows, columns = cells.shape
-    size = max(4, min(40, 300 // max(rows, columns)))
+def _cells(cells: Any, colours: Sequence[Colour], *marks: Any) -> Image.Image:
+    """A grid (rows, columns) of indices into the colours, of which the last are those of the marks: (row, column) each."""
+    cells = np.array(cells, int)
+    for index, mark in enumerate(marks, len(colours) - len(marks)):
+        cells[tuple(np.asarray(mark, int))] = index
+    size = max(4, min(40, 300 // max(cells.shape)))
     pixels = np.asarray(colours, np.uint8)[cells].repeat(size, 0).repeat(size, 1)
     if size >= 8:
         pixels[::size], pixels[:, ::size] = GREY, GREY
@@ -171,38 +148,27 @@ def _channels(env: Any, state: Any, observation: Any) -> Image.Image:
 
 
 def _catch(env: Any, state: Any, observation: Any) -> Image.Image:
-    cells = np.zeros(np.shape(observation), int)
-    cells[int(state.paddle_y), int(state.paddle_x)] = 1
-    cells[int(state.ball_y), int(state.ball_x)] = 2
-    return _cells(cells, (WHITE, BLUE, ORANGE))
+    paddle, ball = (state.paddle_y, state.paddle_x), (state.ball_y, state.ball_x)
+    return _cells(np.zeros_like(observation), (WHITE, BLUE, ORANGE), paddle, ball)
 
 
 def _deep_sea(env: Any, state: Any, observation: Any) -> Image.Image:
-    cells = np.zeros(np.shape(observation), int)
-    cells[-1, -1] = 1
-    cells[min(int(state.row), len(cells) - 1), int(state.column)] = 2
-    return _cells(cells, ((215, 230, 245), (235, 205, 80), ORANGE))
+    place = (min(int(state.row), len(observation) - 1), state.column)
+    return _cells(np.zeros_like(observation), ((215, 230, 245), (235, 205, 80), ORANGE), (-1, -1), place)
 
 
 def _maze(env: Any, state: Any, observation: Any) -> Image.Image:
-    cells = np.asarray(env.inner.occupied_map).astype(int)
-    for place, index in ((state.goal, 2), (state.pos, 3)):
-        row, column = np.asarray(place).astype(int)
-        cells[row, column] = index
-    return _cells(cells, (WHITE, DARK, GREEN, ORANGE))
+    return _cells(env.inner.occupied_map, (WHITE, DARK, GREEN, ORANGE), state.goal, state.pos)
 
 
 def _frozen_lake(env: Any, state: Any, observation: Any) -> Image.Image:
-    cells = np.asarray(env.inner.desc).astype(int)
-    cells.flat[int(state.position)] = 4
-    return _cells(cells, ((200, 220, 235), (235, 243, 250), (70, 110, 150), GREEN, ORANGE))
+    tiles = np.asarray(env.inner.desc)
+    colours = ((200, 220, 235), (235, 243, 250), (70, 110, 150), GREEN, ORANGE)
+    return _cells(tiles, colours, divmod(int(state.position), tiles.shape[1]))
 
 
 def _random_walk(env: Any, state: Any, observation: Any) -> Image.Image:
-    cells = np.zeros((1, env.length), int)
-    cells[0, -1] = 1
-    cells[0, int(state.position)] = 2
-    return _cells(cells, (WHITE, GREEN, ORANGE))
+    return _cells(np.zeros((1, env.length)), (WHITE, GREEN, ORANGE), (0, -1), (0, state.position))
 
 
 _MINATAR = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")

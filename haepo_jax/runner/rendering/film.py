@@ -53,11 +53,8 @@ def _captioned(frame: Image.Image, text: str) -> Image.Image:
 
 def _gif(pictures: Sequence[Image.Image], milliseconds: float) -> bytes:
     # One palette for all, from pictures spread over the episode: quantising each by itself makes colours flicker.
-    chosen = [pictures[index] for index in np.linspace(0, len(pictures) - 1, 8).astype(int)]
-    mosaic = Image.new("RGB", (pictures[0].width, 8 * pictures[0].height))
-    for index, picture in enumerate(chosen):
-        mosaic.paste(picture, (0, index * picture.height))
-    palette = mosaic.quantize(PALETTE)
+    chosen = [np.asarray(pictures[index]) for index in np.linspace(0, len(pictures) - 1, 8).astype(int)]
+    palette = Image.fromarray(np.concatenate(chosen)).quantize(PALETTE)
     small = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     durations = [max(20, 10 * round(milliseconds / 10))] * (len(small) - 1) + [LAST_FRAME]
     file = io.BytesIO()

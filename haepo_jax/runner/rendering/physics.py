@@ -1,7 +1,7 @@
 """Tasks of Brax and MuJoCo Playground as pictures, drawn with Pillow.
 
-MuJoCo's own renderer needs OpenGL, which containers and cluster nodes often lack, and without a GPU takes about five times
-as long. Shapes here are convex hulls with a shadow: enough to see what a policy does. Height fields are not drawn.
+MuJoCo's own renderer needs OpenGL, which containers and cluster nodes often lack. Shapes here are convex hulls with a
+shadow: enough to see what a policy does. Height fields are not drawn.
 """
 
 from __future__ import annotations
@@ -29,13 +29,11 @@ FOCAL = 1.9
 ELEVATION = np.radians(28)
 
 
-def body_poses(state: Any) -> tuple[Any, Any] | None:
+def body_poses(state: Any, observation: Any = None) -> tuple[Any, Any]:
     """Positions (bodies, 3) in metres and quaternions (bodies, 4), real part first, of a `PhysicsState`."""
-    pipeline = getattr(state.inner, "pipeline_state", None)
-    if pipeline is not None and hasattr(pipeline, "x"):
-        return pipeline.x.pos, pipeline.x.rot
-    data = getattr(state.inner, "data", None)
-    return (data.xpos, data.xquat) if data is not None and hasattr(data, "xpos") else None
+    if hasattr(state.inner, "pipeline_state"):  # Brax
+        return state.inner.pipeline_state.x.pos, state.inner.pipeline_state.x.rot
+    return state.inner.data.xpos, state.inner.data.xquat
 
 
 def can_be_drawn(env: Any) -> bool:

@@ -175,6 +175,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert board.main(["runs"]) == 0 and "wrote board.html: 2 runs" in capsys.readouterr().out
     # A folder is known by being one, and counted once.
     assert board.main(["runs/a=1", "runs/b", "runs", "out=two.html"]) == 0 and "2 runs" in capsys.readouterr().out
+    assert board.main(["run_dir=runs/b,runs"]) == 0 and "2 runs" in capsys.readouterr().out
     assert board.main(["--help"]) == 0 and "out" in capsys.readouterr().out
     for arguments, message in [
         ([], "no folder is named"),

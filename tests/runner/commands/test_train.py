@@ -52,7 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_output_names_device_return_and_directory(finished: Run) -> None:
     lines = finished.output.splitlines()
     assert lines[0].startswith("training HAEPO on haepo/bandit, 2 seeds, on cpu (JAX ")
-    assert any("steps/s  return " in line and "ESS" in line for line in lines)
+    assert any("steps/s over 2 seeds  return " in line and "ESS" in line for line in lines)
     assert lines[-1] == "results in to/my run"
     assert len(lines) < 30
 
@@ -97,7 +97,7 @@ def test_config_repeats_the_run(finished: Run) -> None:
 
 def test_tensorboard_events_and_curve(finished: Run) -> None:
     events = list(finished.directory.path.glob("events.out.tfevents.*"))
-    assert len(events) == 1 and b"eval_return" in events[0].read_bytes()
+    assert len(events) == 1 and b"eval/return" in events[0].read_bytes()
     assert finished.directory.curve.read_bytes().startswith(b"\x89PNG")
 
 

@@ -76,7 +76,10 @@ REFUSED = {
     "nan for an integer": (["total_steps=nan"], "total_steps=nan must be an integer"),
     "inf for an integer": (["total_steps=inf"], "total_steps=inf must be an integer"),
     "word for a number": (["algo.learning_rate=fast"], "algo.learning_rate='fast' must be a number"),
-    "wrong word for a temperature": (["algo=haepo_episodic", "algo.temperature=warm"], "must be a number or 'auto'"),
+    "wrong word for a temperature": (
+        ["algo=haepo_episodic", "algo.temperature=warm"],
+        "must be a number or a pair [start, end] or 'auto'",
+    ),
     "nan for a number": (["algo.learning_rate=nan"], "algo.learning_rate=nan is out of range"),
     "inf for a number": (["algo.learning_rate=inf"], "out of range"),
     "overflowing number": (["algo.learning_rate=1e999"], "out of range"),

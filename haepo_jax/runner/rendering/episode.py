@@ -1,0 +1,52 @@
+"""One episode of a trained policy, played for its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haepo_jax.algorithms.running import EVALUATION_SEED
+from haepo_jax.envs.base import has_action_mask
+from haepo_jax.runner.loading import TrainedPolicy
+
+
+def record(
+    policy: TrainedPolicy, episode: int, seen: Callable[[Any, Any], Any], *, greedy: bool, max_steps: int
+) -> tuple[Any, Any, bool]:
+    """Plays the episode that is at this place in `algorithm.evaluate(state)`, to the same keys.
+
+    Args:
+      seen: (state, observation) -> what is kept of a moment.
+
+    Returns:
+      What was seen at the start and after each step, as NumPy arrays with a leading axis of T + 1; the rewards (T,); and
+      whether the episode ended within max_steps.
+    """
+    horizon = policy.algorithm.env.horizon
+
+    def play(policy: TrainedPolicy, reset_key: jax.Array, step_key: jax.Array) -> Any:
+        env = policy.algorithm.env
+        state, observation = env.reset(reset_key)
+
+        def step(loop: Any, time: jax.Array) -> Any:
+            state, observation, carry, alive = loop
+            action_key, env_key = jax.random.split(jax.random.fold_in(step_key, time))
+            action_mask = env.action_mask(state) if has_action_mask(env) else None
+            carry, action = policy.act(carry, observation, time == 0, None if greedy else action_key, action_mask)
+            after = env.step(env_key, state, action)
+            going = alive & ~(after.terminated | after.truncated)
+            moment = seen(after.state, after.observation)
+            return (after.state, after.observation, carry, going), (moment, after.reward, alive, going)
+
+        loop = (state, observation, policy.initial_carry(), jnp.bool_(True))
+        return seen(state, observation), jax.lax.scan(step, loop, jnp.arange(min(horizon, max_steps)))[1]
+
+    keys = [jax.random.fold_in(key, episode) for key in jax.random.split(jax.random.key(EVALUATION_SEED))]
+    start, (later, rewards, alive, going) = jax.device_get(jax.jit(play)(policy, *keys))
+    length = int(alive.sum())
+    moments = jax.tree.map(lambda x, y: np.concatenate([np.asarray(x)[None], y[:length]]), start, later)
+    return moments, np.asarray(rewards[:length], np.float64), not going[length - 1] or length == horizon
