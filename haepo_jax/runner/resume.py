@@ -27,7 +27,6 @@ FREE = frozenset(
         "checkpoint_minutes",
         "keep_checkpoints",
         "completions",
-        "weights",
     }
 )
 """Settings that change no update and no row of the metrics, so that a resumed run may change them."""

@@ -46,7 +46,6 @@ SETTINGS = (
     "tensorboard",
     "wandb",
     "completions",
-    "weights",
 )
 """Settings of the command line that a program may give as they are."""
 
@@ -121,7 +120,7 @@ def train(
       progress: show the display.
       **settings: of the command line: final_eval_episodes, init_from (a run's directory, or a policy from `hx.load`),
         shard; with `run_dir` also checkpoint_minutes,
-        checkpoint_steps, keep_checkpoints, tensorboard, wandb, completions, weights.
+        checkpoint_steps, keep_checkpoints, tensorboard, wandb, completions.
 
     Raises:
       ConfigError (a ValueError): for a setting or a directory that cannot be used, in one line.

@@ -169,7 +169,6 @@ def _train_along(processes: Processes) -> int:
 
 def _loggers(config: RunConfig, directory: RunDir, command: str) -> list[Observer]:
     from haepo_jax.runner import loggers
-    from haepo_jax.runner.alignment import WeightLogger
     from haepo_jax.runner.completions import CompletionLogger
 
     tensorboard = loggers.TensorBoardLogger(directory) if config.tensorboard else None
@@ -178,8 +177,6 @@ def _loggers(config: RunConfig, directory: RunDir, command: str) -> list[Observe
         written.append(tensorboard)
     if config.completions:
         written.append(CompletionLogger(directory, config.completions, tensorboard))
-    if config.weights:
-        written.append(WeightLogger(directory, config.weights, tensorboard))
     if config.wandb:
         written.append(loggers.WandbLogger(directory))
     return written
