@@ -8,9 +8,9 @@ from haepo_jax.runner.config.arguments import Arguments, peek, read_arguments
 from haepo_jax.runner.config.help import training_help
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.processes import ALONE, Processes, join
-from haepo_jax.runner.resume import compose_run, make_plan
+from haepo_jax.runner.resume import compose_run, make_plan, run_to_resume
 from haepo_jax.runner.run_dir import check_run_dir, config_text
-from haepo_jax.runner.session import run_to_resume, train_and_report, warn
+from haepo_jax.runner.session import train_and_report, warn
 
 HELP = """\
 Trains one algorithm on one environment, all seeds in one compiled program.
