@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from haepo_jax.runner.loading import load as load
     from haepo_jax.runner.scripting import TrainResult as TrainResult
     from haepo_jax.runner.scripting import train as train
-    from haepo_jax.runner.sweeps.run import sweep as sweep
+    from haepo_jax.runner.sweeps.worker import sweep as sweep
 
 _HOMES = {
     "HAEPO": "haepo_jax.algorithms.haepo",
@@ -50,7 +50,7 @@ _HOMES = {
     "HyperparameterError": "haepo_jax.algorithms.fields",
     "train": "haepo_jax.runner.scripting",
     "TrainResult": "haepo_jax.runner.scripting",
-    "sweep": "haepo_jax.runner.sweeps.run",
+    "sweep": "haepo_jax.runner.sweeps.worker",
     "make_env": "haepo_jax.envs",
     "list_envs": "haepo_jax.envs",
     "load": "haepo_jax.runner.loading",

@@ -42,7 +42,7 @@ LAYERS = (
 )
 
 # Modules of one name in different packages that are still to be renamed.
-NAMES_ALLOWED = {"base", "physics", "program", "rollout", "run", "settings"}
+NAMES_ALLOWED = {"base", "physics", "rollout", "run"}
 
 
 def layer(module: str) -> int:
@@ -202,7 +202,7 @@ def test_an_entry_point_reads_the_command_line(
     assert "did you mean 'CartPole-v1'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("missing", ["optuna", "cmaes", "pyarrow"])
+@pytest.mark.parametrize("missing", ["optuna", "cmaes"])
 def test_a_sweep_without_its_extra(
     missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,7 +221,7 @@ def test_what_a_command_line_loads_before_it_reads_its_settings() -> None:
     """A mistyped setting is answered without jax."""
     code = (
         "import sys, haepo_jax.__main__, haepo_jax.runner.commands.completion; "
-        "print(*{'jax', 'optuna', 'pyarrow', 'matplotlib'} & {*sys.modules})"
+        "print(*{'jax', 'optuna', 'matplotlib'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -126,9 +126,7 @@ def test_the_same_policy_scores_nothing_and_states_vmap() -> None:
     algo = CASES["actions in parts"]()
     before, after = states(algo)
     both = jax.tree.map(lambda x, y: jnp.stack([x, y]), before, after)
-    found = jax.jit(jax.vmap(lambda state, key: score(algo, before, state, key)))(
-        both, jnp.stack([KEY, KEY])
-    )
+    found = jax.jit(jax.vmap(lambda state, key: score(algo, before, state, key)))(both, jnp.stack([KEY, KEY]))
     np.testing.assert_allclose(found.scores[0], 0, atol=1e-6)
     alone = score(algo, before, after)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x[1], y, rtol=1e-5), tuple(found), tuple(alone))

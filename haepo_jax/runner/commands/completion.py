@@ -14,7 +14,7 @@ from haepo_jax.runner.commands.evaluate import EvaluateConfig
 from haepo_jax.runner.commands.plot import PlotConfig
 from haepo_jax.runner.commands.render import RenderConfig
 from haepo_jax.runner.config import ALGORITHM_NAMES, ConfigError, RunConfig, hyperparameter_fields
-from haepo_jax.runner.sweeps.settings import SweepConfig
+from haepo_jax.runner.sweeps.plan import SweepConfig
 
 SCRIPT = """\
 # Completion for haepo_jax in {shell}. Load it in the current shell with

@@ -44,7 +44,7 @@ from haepo_jax.runner.commands.plot import PlotConfig
 from haepo_jax.runner.commands.render import RenderConfig
 from haepo_jax.runner.config import ALGORITHM_NAMES, RunConfig, hyperparameter_fields
 from haepo_jax.runner.config.arguments import compose, read_arguments
-from haepo_jax.runner.sweeps.settings import SweepConfig
+from haepo_jax.runner.sweeps.plan import SweepConfig
 
 TRAINING = {"train": RunConfig, "compare": RunConfig, "sweep": SweepConfig}
 READING = {"evaluate": EvaluateConfig, "render": RenderConfig, "plot": PlotConfig}
