@@ -31,15 +31,8 @@ def interquartile_mean(values: npt.ArrayLike) -> Array:
 
 def interquartile_mean_of_known(values: npt.ArrayLike) -> Array:
     """The interquartile mean of those of each row that are finite; NaN where none is: (rows, N) -> (rows,)."""
-    values = np.asarray(values, np.float64)
-    known = np.isfinite(values)
-    middle = np.full(len(values), np.nan)
-    complete = known.all(axis=1)
-    if complete.any():
-        middle[complete] = interquartile_mean(values[complete])
-    for row in np.flatnonzero(known.any(axis=1) & ~complete):
-        middle[row] = interquartile_mean(values[row, known[row]])
-    return middle
+    known = [row[np.isfinite(row)] for row in np.asarray(values, np.float64)]
+    return np.array([interquartile_mean(row) if row.size else np.nan for row in known], np.float64)
 
 
 def bootstrap_interval(
