@@ -40,6 +40,9 @@ class Stopwatch(Observer):
     def on_compiled(self, seconds: float) -> None:
         self._end = time.perf_counter() + self._seconds
 
+    def begin(self) -> None:
+        pass
+
     def __call__(self) -> int | None:
         return 15 if time.perf_counter() > self._end else None
 

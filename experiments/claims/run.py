@@ -34,8 +34,8 @@ from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.state import TrainState
 from haepo_jax.losses.numerics import rank_correlation
 from haepo_jax.rollout import collect_episodes, environment_keys
-from haepo_jax.runner.alignment import fresh_alignment
 from haepo_jax.runner.comparison import machine
+from haepo_jax.runner.completions import play_and_score
 from haepo_jax.runner.config import algorithm_class, hyperparameter_defaults
 from haepo_jax.runner.run_dir import write_atomically
 
@@ -237,10 +237,11 @@ def alignment(algorithm: Algorithm, state: TrainState) -> dict[str, jax.Array]:
     """
     after, _ = algorithm.train_step(state)
     key = jax.random.fold_in(state.key, 0xF4E5)
-    fresh = fresh_alignment(algorithm, state, after, key, 64)
-    everyone, apart = jnp.ones(64, bool), jnp.ptp(fresh.returns) > 0
-    found = {"alignment_update": fresh.scores, "alignment_likelihood": fresh.log_likelihoods - fresh.scores}
-    return {name: jnp.where(apart, rank_correlation(x, fresh.returns, everyone), jnp.nan) for name, x in found.items()}
+    keys = (environment_keys(one, 64) for one in jax.random.split(key))
+    _, scores, log_likelihoods, returns = play_and_score(algorithm, state, after, *keys)
+    everyone, apart = jnp.ones(64, bool), jnp.ptp(returns) > 0
+    found = {"alignment_update": scores, "alignment_likelihood": log_likelihoods - scores}
+    return {name: jnp.where(apart, rank_correlation(x, returns, everyone), jnp.nan) for name, x in found.items()}
 
 
 def coverage(algorithm: Algorithm, state: TrainState) -> dict[str, jax.Array]:

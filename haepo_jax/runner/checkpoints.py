@@ -5,12 +5,9 @@
         progress.json    what the host knows beside it: rows logged, settings, versions; see `haepo_jax.runner.loop`
         manifest.json    size and SHA-256 of every other file
 
-Orbax loads truncated files and flipped bits as wrong numbers, so nothing is read before its manifest has been checked.
-Orbax's CheckpointManager is not used: it commits a step before a manifest could be added, so a kill in between would leave a
-complete step that has to be distrusted; and on a full disk its threads print tracebacks where one line is due.
-A checkpoint is written under another name, flushed to the disk, its manifest last, and then renamed: a process that is
-killed leaves a whole one or none. Reading one runs no code: arrays are put, by name, into a structure that the
-algorithm has made, and everything else is JSON.
+Orbax loads truncated files and flipped bits as wrong numbers, so nothing is read before its manifest has been checked. (Its
+CheckpointManager commits a step before a manifest could be added.) A checkpoint is written under another name, flushed to
+the disk, its manifest last, and then renamed: a process that is killed leaves a whole one or none. Reading one runs no code.
 """
 
 from __future__ import annotations
@@ -18,15 +15,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,15 +42,12 @@ FORMAT = 2
 
 
 def to_arrays(tree: Any) -> Arrays:
-    """Copies every array of a pytree to the host, by its path; typed PRNG keys as their words.
-
-    The copies share no memory with the device, so the next compiled call may be given the buffers.
-    """
+    """Copies every array of a pytree to the host, by its path; typed PRNG keys as their words."""
     import jax
 
     named = _named_leaves(tree)
     host = jax.device_get({name: jax.random.key_data(x) if _is_key(x) else x for name, x in named.items()})
-    # On the CPU, `device_get` may hand out the device's own memory.
+    # On the CPU, `device_get` may hand out the device's own memory, which the next compiled call is given.
     return {name: np.array(x, copy=True) for name, x in host.items()}
 
 
@@ -67,26 +62,23 @@ def prng_implementation(key: Any = None) -> str:
 def from_arrays(arrays: Arrays, like: Any, *, cast: bool = False) -> Any:
     """The pytree `like`, made of `jax.ShapeDtypeStruct`, with host arrays in place of its leaves (but typed PRNG keys).
 
-    With `cast` a number may have another precision than its leaf, as between runs with and without 64-bit types.
-
-    Raises:
-      CheckpointError: where an array is missing or has another shape or type.
+    With `cast` a number may have another precision than its leaf, as between runs with and without 64-bit types. Raises
+    CheckpointError where an array is missing or has another shape or type.
     """
     import jax
 
-    named, leaves = _named_leaves(like), []
-    for name, leaf in named.items():
+    leaves = []
+    for name, leaf in _named_leaves(like).items():
         words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
         array: Any = np.zeros(words.shape, words.dtype) if 0 in words.shape else arrays.get(name)
-        if array is not None and cast and array.dtype.kind == np.dtype(words.dtype).kind:
-            array = array.astype(words.dtype)
+        why = "it was written by other settings or another version"
         if array is None:
-            raise CheckpointError(f"it has no array {name!r}: it was written by other settings or another version")
+            raise CheckpointError(f"it has no array {name!r}: {why}")
+        if cast and array.dtype.kind == np.dtype(words.dtype).kind:
+            array = array.astype(words.dtype)
         if array.shape != words.shape or array.dtype != words.dtype:
-            raise CheckpointError(
-                f"its array {name!r} is {array.dtype}{list(array.shape)}, not {words.dtype}{list(words.shape)}: it was "
-                "written by other settings or another version"
-            )
+            found, wanted = (f"{x.dtype}{list(x.shape)}" for x in (array, words))
+            raise CheckpointError(f"its array {name!r} is {found}, not {wanted}: {why}")
         leaves.append(jax.random.wrap_key_data(array, impl=_key_impl(leaf)) if _is_key(leaf) else array)
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -135,14 +127,12 @@ class Checkpoint:
         expected = self._json(MANIFEST).get("files")
         if not isinstance(expected, dict) or PROGRESS not in expected:
             raise CheckpointError(f"{self.path}: its {MANIFEST} lists no files")
-        present = {file.relative_to(self.path).as_posix(): file for file in _files(self.path)}
+        present = {file.relative_to(self.path).as_posix(): file for file in self.path.rglob("*")}
         for name, entry in expected.items():
             if name not in present:
                 raise CheckpointError(f"{self.path}: {one_line(name, 100)} is missing")
-            try:
+            with _reading(self.path, name):
                 found = _describe(present[name])
-            except OSError as error:
-                raise CheckpointError(f"{self.path}: cannot read {name}: {error.strerror}") from None
             if found != entry:
                 raise CheckpointError(f"{self.path}: {name} has changed since it was written")
 
@@ -162,11 +152,11 @@ class Checkpoint:
 
         saved, now = self.progress().get("prng"), prng_implementation()
         if isinstance(saved, str) and saved != now:
+            theirs = one_line(saved, 40)
             raise CheckpointError(
-                f"{self.path}: its random numbers are of the generator {one_line(saved, 40)}, and this process uses {now}: set "
-                f"JAX_DEFAULT_PRNG_IMPL={one_line(saved, 40)}"
+                f"{self.path}: its random numbers are of the generator {theirs}, and this process uses {now}: set "
+                f"JAX_DEFAULT_PRNG_IMPL={theirs}"
             )
-
         try:
             named = {name: leaf for name, leaf in _named_leaves(like).items() if 0 not in leaf.shape}
             item = dict.fromkeys(named, np.zeros(()))
@@ -181,19 +171,21 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: {error}") from None
 
     def _json(self, name: str) -> dict[str, Any]:
-        try:
+        with _reading(self.path, name):
             value = json.loads((self.path / name).read_bytes())
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot read {name}: {error.strerror}") from None
-        except (ValueError, RecursionError):
-            raise CheckpointError(f"{self.path}: {name} is damaged") from None
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{self.path}: {name} is damaged")
+            if not isinstance(value, dict):
+                raise ValueError
         return value
 
 
-def _files(directory: Path) -> list[Path]:
-    return sorted(Path(folder) / name for folder, _, names in os.walk(directory) for name in names)
+@contextlib.contextmanager
+def _reading(path: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read {name}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path}: {name} is damaged") from None
 
 
 def _describe(file: Path) -> dict[str, Any]:
@@ -221,12 +213,8 @@ class Checkpoints:
     def newest(self, accept: Callable[[Checkpoint], Any], reject: Callable[[str], None]) -> Checkpoint | None:
         """The newest intact checkpoint; None where there is no checkpoint at all.
 
-        Args:
-          accept: a further check, which raises CheckpointError.
-          reject: is told, in one line, what is wrong with each newer one.
-
-        Raises:
-          CheckpointError: where there are checkpoints but none is intact.
+        `accept` is a further check, which raises CheckpointError; `reject` is told, in one line, what is wrong with each
+        newer one. Raises CheckpointError where there are checkpoints but none is intact.
         """
         candidates = self.all()[::-1]
         for checkpoint in candidates:
@@ -263,8 +251,10 @@ class Checkpoints:
             _reserve(temporary / ARRAYS, arrays)
             _save_arrays(temporary / ARRAYS, arrays)
             (temporary / PROGRESS).write_text(json.dumps({"format": FORMAT, **progress}), encoding="utf-8")
-            manifest = {file.relative_to(temporary).as_posix(): _describe(file) for file in _files(temporary)}
-            _flush(temporary)
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            manifest = {file.relative_to(temporary).as_posix(): _describe(file) for file in files}
+            for path in temporary.rglob("*"):
+                _flush_one(path)
             (temporary / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
             _flush_one(temporary / MANIFEST)
             _flush_one(temporary)
@@ -307,11 +297,8 @@ def _return(checkpoint: Checkpoint) -> float:
 
 
 def _reserve(file: Path, arrays: Arrays) -> None:
-    """Raises OSError where the disk has no room for the arrays.
-
-    Orbax would notice, too, but its threads then try to report to an event loop that it has closed, each with a
-    traceback. Compression makes up for the space that its own files take.
-    """
+    """Raises OSError where the disk has no room for the arrays: orbax's threads would print tracebacks, too. Compression
+    makes up for the space that its own files take."""
     size = sum(array.nbytes + 1024 for array in arrays.values()) + 2**16
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
@@ -345,13 +332,6 @@ def _save_arrays(directory: Path, arrays: Arrays) -> None:
         raise CheckpointError("No space left on device" if full else text[:200]) from None
 
 
-def _flush(directory: Path) -> None:
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            _flush_one(Path(folder) / name)
-        _flush_one(Path(folder))
-
-
 def _flush_one(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -363,9 +343,8 @@ def _flush_one(path: Path) -> None:
 # --- Saving during a run -----------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Snapshot:
-    """A train state on the host, with what the host knew at that moment; `value` is its return, where it has one.
+class Snapshot(NamedTuple):
+    """A train state on the host, with what the host knew then; `value` is its return, where it has one.
 
     No other moment of the run has the same `mark`.
     """
@@ -377,7 +356,7 @@ class Snapshot:
 
 
 class Saver:
-    """Saves a run's checkpoints: copies on the caller's thread, writes on one of its own.
+    """Saves a run's checkpoints: copies on the caller's thread, writes on its own.
 
     The state with the best return is copied when its row is logged and written with the next checkpoint. A run that is
     killed before then resumes from a checkpoint before that row, and meets it again.
@@ -385,10 +364,14 @@ class Saver:
     Args:
       checkpoints: where they go.
       keep: how many of the last ones stay; the best by return stays beside them.
-      steps: environment steps per seed from one to the next; None: not by steps.
-      minutes: likewise.
+      steps: environment steps per seed from one to the next; None: not by steps. Likewise `minutes`.
       bad: checkpoints that are known not to be intact.
       flush_first: files that must be on the disk before a checkpoint that counts on them.
+
+    Attributes:
+      best_return: the highest return of a row so far.
+      blocked_seconds: how long the training loop has waited for checkpoints: copies, not writes.
+      write_seconds: how long writing took meanwhile.
     """
 
     def __init__(
@@ -407,41 +390,28 @@ class Saver:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
         self._best: Snapshot | None = None
-        self._best_return = -np.inf
         self._last_steps, self._last_time = 0, time.perf_counter()
         self._saved: Any = None
-        self.blocked_seconds = 0.0
-        """How long the training loop has waited for checkpoints: copies, not writes."""
-        self.write_seconds = 0.0
-        """How long writing took meanwhile."""
+        self.best_return: float | None = None
+        self.blocked_seconds = self.write_seconds = 0.0
 
     def prepare(self) -> None:
         """Imports orbax meanwhile: that takes more than a second, which can pass while a program is compiled."""
-        self._pool.submit(_import_orbax)
+        self._pool.submit(importlib.import_module, "orbax.checkpoint")
 
     def start(self, steps: int, *, best_return: float | None, saved: Any, about: dict[str, Any]) -> None:
-        """Begins to count intervals at `steps`.
+        """Begins to count intervals at `steps` per seed.
 
-        Args:
-          steps: environment steps per seed so far.
-          best_return: of the rows so far.
-          saved: the mark of what the newest checkpoint holds already, or None.
-          about: what every checkpoint says of the run.
+        `saved` is the mark of what the newest checkpoint holds already; `about` is what every checkpoint says of the run.
         """
-        self._about = about
-        self._last_steps, self._last_time, self._saved = steps, time.perf_counter(), saved
-        self._best_return = -np.inf if best_return is None else best_return
-
-    @property
-    def best_return(self) -> float | None:
-        """The highest return of a row so far."""
-        return None if self._best_return == -np.inf else self._best_return
+        self._about, self.best_return, self._saved = about, best_return, saved
+        self._last_steps, self._last_time = steps, time.perf_counter()
 
     def row(self, state: Any, value: float, mark: Any, position: Callable[[], dict[str, Any]]) -> None:
         """After a row with the return `value`: copies the state where it is the best so far."""
-        if value > self._best_return:
+        if value > (-np.inf if self.best_return is None else self.best_return):
             begin = time.perf_counter()
-            self._best_return = value
+            self.best_return = value
             self._best = Snapshot(to_arrays(state), position(), value, mark)
             self.blocked_seconds += time.perf_counter() - begin
 
@@ -454,15 +424,8 @@ class Saver:
         return (by_steps or by_time) and self._writing is None
 
     def save(self, state: Any, steps: int, mark: Any, value: float | None, position: dict[str, Any]) -> None:
-        """Writes the state, and the best one before it, in the background.
-
-        Args:
-          state: of all seeds.
-          steps: environment steps per seed, from which the next interval counts.
-          mark: of this moment; what has been saved already is not saved again.
-          value: the return that belongs to exactly this state, if any.
-          position: what else resuming needs.
-        """
+        """Writes the state of all seeds, and the best one before it, in the background; what has been saved already is not
+        saved again. `value` is the return that belongs to exactly this state, if any."""
         begin = time.perf_counter()
         self.wait()
         copies = [] if self._best is None else [self._best]
@@ -492,7 +455,3 @@ class Saver:
     def close(self) -> None:
         """Waits for what is being written, whatever becomes of it."""
         self._pool.shutdown(wait=True)
-
-
-def _import_orbax() -> None:
-    import orbax.checkpoint  # noqa: F401

@@ -34,15 +34,9 @@ KEPT = (
 
 
 def compare(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str]) -> None:
-    """Trains the runs one after another and writes what comes of them.
+    """Trains the runs, by the names of their directories, one after another and writes what comes of them.
 
-    Args:
-      directory: of the comparison.
-      runs: the settings of each by the name of its directory, as `comparison_settings.places` gives them.
-      argv: the arguments of `haepo_jax.compare`.
-
-    Raises:
-      Interrupted: at a signal, with the command that resumes the comparison. Else as `train_and_report` does.
+    Raises Interrupted at a signal, with the command that resumes the comparison; otherwise as `train_and_report` does.
     """
     create_run_dir(dataclasses.replace(next(iter(runs.values())), run_dir=str(directory), resume="false"))
     for place, config in enumerate(runs.values(), start=1):
@@ -151,20 +145,11 @@ def table(results: Sequence[dict[str, Any]], improvement: dict[str, Any]) -> str
     """Markdown that also reads well as plain text: one table per environment."""
     ours = improvement["of"]
     several = any(len(result["seeds"]) > 1 for result in results)
-    header = [
-        "algorithm",
-        "final return, IQM",
-        "95% interval",
-        "mean",
-        "worst to best seed",
-        "steps per seed",
-        "steps/s, all seeds",
-        "time",
-    ]
-    header += [f"P({ours} is better)"] if improvement["over"] else []
+    header = "algorithm|final return, IQM|95% interval|mean|worst to best seed|steps per seed|steps/s, all seeds|time"
+    names = header.split("|") + ([f"P({ours} is better)"] if improvement["over"] else [])
     parts = []
     for env in dict.fromkeys(result["env"] for result in results):
-        rows = [header]
+        rows = [names]
         for result in (result for result in results if result["env"] == env):
             returns = _known(result["final_return_per_seed"])
             row = [
@@ -193,9 +178,7 @@ def table(results: Sequence[dict[str, Any]], improvement: dict[str, Any]) -> str
     note = (
         "Final returns are means over sampled episodes of each seed's final policy. IQM: interquartile mean over seeds."
     )
-    if several:
-        note += " Intervals: 95% percentile bootstrap over seeds."
-    parts.append(note)
+    parts.append(note + (" Intervals: 95% percentile bootstrap over seeds." if several else ""))
     return "\n\n".join(parts) + "\n"
 
 
@@ -214,6 +197,6 @@ def _probability(value: dict[str, Any] | None) -> str:
 def _aligned(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     # Names to the left, numbers to the right.
-    lines = [[row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
+    rows = [rows[0], ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])], *rows[1:]]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

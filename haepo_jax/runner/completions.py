@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,54 +13,113 @@ from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.running import EVALUATION_SEED
 from haepo_jax.algorithms.state import TrainState
 from haepo_jax.losses import plackett_luce_weights
-from haepo_jax.rollout import environment_keys
-from haepo_jax.runner.alignment import FreshLogger, play_and_judge
-from haepo_jax.runner.observers import Row, RunInfo
+from haepo_jax.rollout import Trajectory, collect_episodes, environment_keys
+from haepo_jax.runner.loggers import TensorBoardLogger
+from haepo_jax.runner.observers import Observer, Row, RunInfo
+from haepo_jax.runner.run_dir import AppendedFile, RunDir, json_text
 
 
-class CompletionLogger(FreshLogger):
-    """Writes `completions.jsonl`, a line for each completion, and a table of them as TensorBoard text.
+def play_and_score(
+    algorithm: Algorithm, before: TrainState, after: TrainState, reset_keys: jax.Array, step_keys: jax.Array
+) -> tuple[Trajectory, jax.Array, jax.Array, jax.Array]:
+    """Plays complete episodes with one policy of a run and scores them by how much likelier a later one makes them. Pure.
 
-    The completions of the row before are judged: since then training has changed their log-likelihoods from
-    `log_likelihood` to `log_likelihood_after`, and `weight` is the Plackett-Luce weight of that change within the group of
-    one prompt, above 1/K where a completion was made likelier than the others. A task without tokens has none.
+    Args:
+      algorithm: of the run.
+      before: the train state whose policy plays, by sampled actions.
+      after: the one whose policy is compared with it.
+      reset_keys: (K,) typed keys, as `collect_episodes` takes them; likewise `step_keys`.
+
+    Returns:
+      The steps (T, K); and for each episode (K,) the scores, sums over steps of log pi_after(a) - log pi_before(a); the
+      log-likelihoods, sums of log pi_after(a); and the undiscounted returns. Forced steps do not count (see
+      `Trajectory.decisions`).
     """
 
-    file_name = "completions.jsonl"
+    def act(
+        carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array
+    ) -> tuple[Any, Any, Any]:
+        carry_before, old = algorithm.act_distribution(before, carry[0], observation, is_first, action_mask)
+        carry_after, new = algorithm.act_distribution(after, carry[1], observation, is_first, action_mask)
+        action = old.sample(key)
+        log_prob = new.log_prob(action)
+        return (carry_before, carry_after), action, (log_prob - old.log_prob(action), log_prob)
+
+    carry = algorithm.initial_carry()
+    steps, returns, _ = collect_episodes(algorithm.env, act, (carry, carry), reset_keys, step_keys)
+    assert steps is not None
+    # The differences are summed: subtracting two long sums loses digits.
+    scores, log_likelihoods = (jnp.sum(x, axis=0, where=steps.decisions) for x in steps.extras)
+    return steps, scores, log_likelihoods, returns
+
+
+class CompletionLogger(Observer):
+    """Writes `completions.jsonl`, a line for each completion, and a table of them as TensorBoard text.
+
+    At every row but the first, the policy of the row before (of the first seed) completes new prompts. Since then
+    training has changed the completions' log-likelihoods from `log_likelihood` to `log_likelihood_after`, and `weight` is
+    the Plackett-Luce weight of that change within the group of one prompt. A task without tokens has none.
+    """
+
+    def __init__(self, directory: RunDir, prompts: int, tensorboard: TensorBoardLogger | None) -> None:
+        self._path, self._prompts, self._tensorboard = directory.path / "completions.jsonl", prompts, tensorboard
+        self._before: TrainState | None = None
+        self._file: AppendedFile | None = None
 
     def on_start(self, info: RunInfo) -> None:
         self._decode: Any = getattr(info.algorithm.env, "decode", None)
-        super().on_start(info)
+        self._rows = info.rows
+        group = getattr(info.algorithm, "group_size", 1)
+        self._members = group if group > 1 else 8
+
+        @jax.jit
+        def play(before: TrainState, after: TrainState) -> Any:
+            reset_key, step_key = jax.random.split(jax.random.fold_in(jax.random.key(EVALUATION_SEED), before.update))
+            reset_keys = jnp.repeat(environment_keys(reset_key, self._prompts), self._members)
+            step_keys = environment_keys(step_key, len(reset_keys))
+            steps, *scored = play_and_score(info.algorithm, before, after, reset_keys, step_keys)
+            weights = plackett_luce_weights(scored[0].reshape(-1, self._members)).reshape(-1)
+            return steps.observation[0], steps.action, steps.mask, steps.decisions, weights, *scored
+
+        self._play = play
 
     def on_compiled(self, seconds: float) -> None:
         if callable(self._decode):
-            super().on_compiled(seconds)
+            self._file = AppendedFile.continued(self._path, lambda line: line["row"] < self._rows)
 
-    def play(self, algorithm: Algorithm, before: TrainState, after: TrainState) -> Any:
-        members = getattr(algorithm, "group_size", 1)
-        members = members if members > 1 else 8
-        reset_key, step_key = jax.random.split(jax.random.fold_in(jax.random.key(EVALUATION_SEED), before.update))
-        reset_keys = jnp.repeat(environment_keys(reset_key, self.episodes), members)
-        steps, fresh = play_and_judge(algorithm, before, after, reset_keys, environment_keys(step_key, len(reset_keys)))
-        weights = plackett_luce_weights(fresh.scores.reshape(-1, members)).reshape(-1)
-        return steps.observation[0], steps.action, steps.mask, steps.decisions, weights, fresh
+    def on_state(self, row: Row, state: TrainState) -> None:
+        if self._file is None:
+            return
+        # What no policy needs may be large: the optimiser's moments, a replay buffer.
+        state = dataclasses.replace(state, opt_state=None, reference=None, extra=None)
+        # A copy, because the run continues in these buffers.
+        state = jax.tree.map(lambda x: x[0] if len(row.update) > 1 else jnp.copy(x), state)
+        if self._before is not None:
+            lines = self._lines(*jax.device_get(self._play(self._before, state)))
+            place = {"row": row.index, "env_steps": row.mean_steps}
+            self._file.append("".join(json_text(place | line) + "\n" for line in lines).encode())
+            if self._tensorboard is not None:
+                self._tensorboard.text("completions", _markdown(lines), row.mean_steps)
+        self._before = state
 
-    def lines(self, row: Row, played: Any) -> list[dict[str, Any]]:
-        first, actions, mask, decided, weights, fresh = played
-        lines = [
+    def _lines(
+        self, first: Any, actions: Any, mask: Any, decided: Any, weights: Any, scores: Any, after: Any, returns: Any
+    ) -> list[dict[str, Any]]:
+        return [
             {
                 "prompt": self._decode([first[k], *actions[mask[:, k] & ~decided[:, k], k]]),
                 "completion": self._decode(actions[decided[:, k], k]),
-                "reward": float(fresh.returns[k]),
+                "reward": float(returns[k]),
                 "weight": float(weights[k]),
-                "log_likelihood": float(fresh.log_likelihoods[k] - fresh.scores[k]),
-                "log_likelihood_after": float(fresh.log_likelihoods[k]),
+                "log_likelihood": float(after[k] - scores[k]),
+                "log_likelihood_after": float(after[k]),
             }
             for k in np.arange(len(weights))
         ]
-        if self.tensorboard is not None:
-            self.tensorboard.text("completions", _markdown(lines), row.mean_steps)
-        return lines
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def _markdown(lines: list[dict[str, Any]]) -> str:

@@ -25,15 +25,8 @@ NOT_THE_POLICYS = frozenset({"algo.log_points", "algo.eval_episodes"})
 
 
 def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
-    """The settings that make this algorithm, if there are such; otherwise a description of its parts.
-
-    Args:
-      algo: the algorithm, on its environment.
-      settings: those of the run beside it; `seed`, `num_seeds`, `run_dir` and the like.
-
-    Raises:
-      ConfigError: where settings cannot be used.
-    """
+    """The settings that make this algorithm, if there are such; otherwise a description of its parts. `settings` are those
+    of the run, such as `seed` and `run_dir`. Raises ConfigError where they cannot be used."""
     names = {where.partition(":")[2]: name for name, where in declared.ALGORITHMS.items()}
     numbers, objects = {}, {"algorithm": _qualified(type(algo)), "env": _qualified(_unwrapped(algo.env))}
     for field in dataclasses.fields(algo):
@@ -61,10 +54,8 @@ def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
 
 
 def check_trained_by(algorithm: Algorithm, config: RunConfig, run_dir: str) -> None:
-    """Raises ConfigError where a run with these settings was not trained by such an algorithm.
-
-    Compared are the environment's name, hyperparameters, and the names of custom classes, wherever they are defined.
-    """
+    """Raises ConfigError where a run with these settings was not trained by such an algorithm: the environment's name,
+    hyperparameters, and the names of custom classes are compared, wherever the classes are defined."""
     if not isinstance(algorithm, Algorithm):
         raise ConfigError(f"algorithm={short(algorithm)} is not an algorithm, such as hx.HAEPO('CartPole-v1')")
     theirs, ours = (_identity(one) for one in (config, describe(algorithm, {})))

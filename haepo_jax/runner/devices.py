@@ -18,19 +18,8 @@ ACCELERATOR_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plu
 ACCELERATOR_NODES = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0")
 
 PACKAGES = (
-    "jax",
-    "jaxlib",
-    "haepo_jax",
-    "flax",
-    "optax",
-    "gymnax",
-    "brax",
-    "playground",
-    "jumanji",
-    "craftax",
-    "pgx",
-    "xminigrid",
-)
+    "jax", "jaxlib", "haepo_jax", "flax", "optax", "gymnax", "brax", "playground", "jumanji", "craftax", "pgx", "xminigrid",
+)  # fmt: skip
 
 
 def describe_device(*, local: bool = False) -> tuple[str, str | None]:

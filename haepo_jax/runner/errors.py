@@ -24,7 +24,7 @@ class DeviceError(RunError):
 
 
 class CheckpointError(RunError):
-    """A checkpoint that cannot be read or written; the message is one line."""
+    """A checkpoint that cannot be read or written."""
 
 
 class Elsewhere(RuntimeError):

@@ -82,7 +82,7 @@ class TrainedPolicy:
         return _act(self._acting(), carry, observation, is_first, key, action_mask)
 
     def _acting(self) -> TrainedPolicy:
-        """Without what acting does not need: an argument of a compiled call is looked at leaf by leaf."""
+        """Without what acting does not need, because every leaf of an argument costs time."""
         state = dataclasses.replace(self.state, opt_state=None, reference=None, extra=None)
         return TrainedPolicy(self.algorithm, state)
 
@@ -193,11 +193,6 @@ def load_run(
 def warn_of_checkpoint(text: str) -> None:
     """The `warn` of `load_run` for a command line."""
     print(f"warning: {one_line(text)}; taking the one before", file=sys.stderr)
-
-
-def last_states(directory: RunDir, algorithm: Algorithm, num_seeds: int, warn: Callable[[str], None]) -> TrainState:
-    """The last train states of a run of an algorithm that is at hand, likewise. Raises as `load` does."""
-    return _restored(_find(directory, "last", warn), algorithm, num_seeds)
 
 
 def _find(directory: RunDir, which: str, warn: Callable[[str], None]) -> Checkpoint:

@@ -10,9 +10,24 @@ import uuid
 from importlib import util
 from typing import Any
 
-from haepo_jax.runner.config import ConfigError
+from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.observers import Observer, Row, RunInfo
 from haepo_jax.runner.run_dir import AppendedFile, RunDir, config_text, json_text, write_atomically
+
+
+def loggers_of(config: RunConfig, directory: RunDir, command: str) -> list[Observer]:
+    """What writes a run down, as its settings want it; `command` is for the summary."""
+    from haepo_jax.runner.completions import CompletionLogger
+
+    tensorboard = TensorBoardLogger(directory) if config.tensorboard else None
+    made: list[Observer] = [FileLogger(directory, command), CurveLogger(directory, tensorboard)]
+    if tensorboard is not None:
+        made.append(tensorboard)
+    if config.completions:
+        made.append(CompletionLogger(directory, config.completions, tensorboard))
+    if config.wandb:
+        made.append(WandbLogger(directory))
+    return made
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
@@ -75,9 +90,8 @@ class FileLogger(Observer):
 class TensorBoardLogger(Observer):
     """Writes every metric's mean as TensorBoard events in the run's directory, over environment steps.
 
-    Tags are grouped: `train/`, `eval/` and `time/`. A resumed run writes a file of its own, which tells TensorBoard to
-    forget the rows that are logged again. The file is written by tensorboardX's `RecordWriter` and not by its
-    `SummaryWriter`, whose thread dies on a full disk, with a traceback, and leaves whoever waits for it waiting.
+    A resumed run writes a further file, which tells TensorBoard to forget the rows that are logged again. The writer is
+    tensorboardX's `RecordWriter`, because the thread of its `SummaryWriter` dies on a full disk and blocks whoever waits.
     """
 
     def __init__(self, directory: RunDir) -> None:

@@ -20,7 +20,7 @@ from haepo_jax.runner.evaluation import KINDS
 from haepo_jax.runner.observers import Counters, Observer, Row, divergence_text, not_finite
 from haepo_jax.runner.processes import Processes
 from haepo_jax.runner.program import Program
-from haepo_jax.runner.signals import interruptibly
+from haepo_jax.runner.signals import StopSignals, interruptibly
 from haepo_jax.runner.statistics import interquartile_mean
 
 T = TypeVar("T")
@@ -36,35 +36,24 @@ SLICE_SECONDS = 1.0
 class LoopState:
     """Where the loop stands between two compiled calls, beside the train state; a checkpoint holds it as JSON.
 
-    Attributes:
-      rows: logged so far.
-      until: environment steps at which the row under way ends, or None between two rows.
-      steps: environment steps of all seeds together.
-      logged_steps: the same, when the last row was logged.
-      metrics: of each seed's last update.
-      best_return: of the rows so far.
-      eval_steps: steps of all seeds together that evaluations at rows have played, about.
-      run_seconds: from the first update to here, in all processes, without what a process did after its last
-        checkpoint; likewise train_seconds, eval_seconds and checkpoint_seconds, which are parts of it.
-      compile_seconds: in all processes.
-      resumed_from: environment steps per seed at which the run was resumed.
-      ended: the total_steps of the run that an observer has ended here; None where none has.
+    Steps are environment steps of all seeds together. Seconds are those of all processes of the run, up to their last
+    checkpoint.
     """
 
     rows: int = 0
-    until: int | None = None
+    until: int | None = None  # steps of a seed at which the current row ends; None between two rows
     steps: int = 0
-    logged_steps: int = 0
-    metrics: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    logged_steps: int = 0  # when the last row was logged
+    metrics: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # of each seed's last update
     best_return: float | None = None
-    eval_steps: int = 0
-    run_seconds: float = 0.0
+    eval_steps: int = 0  # about what evaluations at rows have played
+    run_seconds: float = 0.0  # from the first update to here; the next three are parts of it
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
     compile_seconds: float = 0.0
-    resumed_from: list[int] = dataclasses.field(default_factory=list)
-    ended: int | None = None
+    resumed_from: list[int] = dataclasses.field(default_factory=list)  # steps per seed
+    ended: int | None = None  # the total_steps of the run that an observer has ended here
 
 
 class Training:
@@ -78,7 +67,7 @@ class Training:
         program: Program,
         observers: Sequence[Observer],
         saver: Saver | None,
-        stop: Callable[[], int | None],
+        stop: StopSignals,
         processes: Processes,
         position: LoopState,
         state: TrainState,
@@ -127,11 +116,9 @@ class Training:
         # Written while the policy is evaluated.
         self._save()
         self._processes.meet()
-
-        final_begin = time.perf_counter()
-        played = self._listening(lambda: program.final_evaluation(self._state), final=True)
-        final = {name: value.astype(np.float64) for name, value in played.items()}
-        final_seconds = time.perf_counter() - final_begin
+        begin = time.perf_counter()
+        final = self._listening(lambda: program.final_evaluation(self._state), final=True)
+        final_seconds = time.perf_counter() - begin
         if self._saver is not None:
             self._saver.wait()
         self._leave_if_asked()
@@ -160,10 +147,9 @@ class Training:
     def _log(self, row_begin: float, row_steps: int) -> None:
         """A row: an evaluation, and what the last update of each seed said. An observer may end the run with it."""
         begin = time.perf_counter()
-        evaluation = self._evaluate()
+        metrics = self._metrics | self._evaluate()
         now, at, position = time.perf_counter(), self._at, self._position
         position.eval_seconds += now - begin
-        metrics = self._metrics | evaluation
         if "episodes" in metrics:
             # A compiled function gives no NaN for the mean of no episodes, so as not to stop `jax_debug_nans`.
             for name in {*EPISODE_MEANS} & {*metrics}:
@@ -285,10 +271,9 @@ class Training:
     def _warn(self, before: Counters) -> None:
         """Tells of what went wrong since `before`: each frozen seed, and the first update and episode left out."""
         at, texts = self._at, []
-        new = [
-            seed for seed in at.divergences(self._program.seeds) if seed not in before.divergences(self._program.seeds)
-        ]
+        known = before.divergences(self._program.seeds)
         if at.behind is not None:
+            new = [seed for seed in at.divergences(self._program.seeds) if seed not in known]
             texts += [f"{divergence_text(seed)}; it stays as it was before, the others continue" for seed in new]
         if sum(at.skipped) and not sum(before.skipped):
             what = sorted({name for cause in at.cause for name in not_finite(cause)}, key=CAUSES.index)
@@ -306,12 +291,10 @@ class Training:
 
 def _means(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Of each seed (seeds, episodes); NaN where there are no episodes."""
-    return values.mean(axis=1) if values.size else np.full(len(values), np.nan)
+    return values.mean(axis=1, dtype=np.float64) if values.size else np.full(len(values), np.nan)
 
 
 def _slice_end(done: int, gained: int, seconds: float) -> int:
-    """Where to stop the next compiled call so that it takes about SLICE_SECONDS, judged by `gained` steps in `seconds`.
-
-    How a run is cut changes no result, so this may depend on the clock. The first call makes one update.
-    """
+    """Where to stop the next compiled call so that it takes about SLICE_SECONDS, judged by `gained` steps in `seconds`. The
+    first call makes one update."""
     return done + max(1, int(gained / seconds * SLICE_SECONDS) if seconds else 1)

@@ -17,7 +17,7 @@ from haepo_jax.runner.statistics import mean_of_known
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A logged update. Lists hold one value per seed, because seeds differ in how long their episodes are.
+    """A logged update. Lists hold one value per seed.
 
     Attributes:
       index: of the row, counted from 0.
@@ -41,22 +41,13 @@ class Row:
 
     @property
     def mean_steps(self) -> int:
-        """Live steps per seed, rounded down."""
+        """Environment steps per seed, rounded down."""
         return sum(self.env_steps) // len(self.env_steps)
 
 
 @dataclasses.dataclass(frozen=True)
 class Counters:
-    """How far every seed is, read from a train state; one value per seed in each list.
-
-    Attributes:
-      update: updates done.
-      env_steps: environment steps done, exact.
-      diverged_at: the update that was not finite and at which the seed was frozen, or -1.
-      cause: what was not finite in it, as bits; see `haepo_jax.algorithms.state.CAUSES`.
-      skipped: updates dropped because they were not finite.
-      invalid_episodes: episodes left out because the environment gave an observation or reward that was not finite.
-    """
+    """How far every seed is, read from a train state; one value per seed in each list (see `TrainState` and `Health`)."""
 
     update: list[int]
     env_steps: list[int]
@@ -68,15 +59,8 @@ class Counters:
     @classmethod
     def read(cls, state: TrainState) -> Counters:
         """Waits for the device."""
-        health = state.health
-        values = (
-            state.update,
-            state.env_steps.to_int(),
-            health.diverged_at,
-            health.cause,
-            health.skipped,
-            health.invalid_episodes,
-        )
+        health = (getattr(state.health, field.name) for field in dataclasses.fields(cls)[2:])
+        values = (state.update, state.env_steps.to_int(), *health)
         return cls(*(np.atleast_1d(np.asarray(value)).tolist() for value in values))
 
     @property

@@ -40,19 +40,13 @@ def load_seeds(
 def play(
     algorithm: Algorithm, states: TrainState, episodes: int, episode_seed: int | None
 ) -> dict[str, dict[str, Array]]:
-    """Plays episodes with sampled and with greedy actions; every seed meets the same episodes.
-
-    Args:
-      algorithm: whose `evaluate` plays them.
-      states: train states whose leaves have the seeds as their first axis.
-      episodes: how many per seed and kind of action.
-      episode_seed: of the episodes; None: the first `CHUNK` are those of the evaluation at the end of a run.
+    """Plays episodes with sampled and with greedy actions; every seed meets the same episodes. Without an `episode_seed` the
+    first `CHUNK` are those of the evaluation at the end of a run.
 
     Returns:
       Under "sampled" and "greedy" the arrays "return" and "length", (seeds, episodes) each.
     """
     key = jax.random.key(EVALUATION_SEED if episode_seed is None else episode_seed)
-
     size = min(CHUNK, episodes)
 
     @jax.jit
@@ -74,11 +68,8 @@ def play(
 
 
 def summarise(returns: Array, seeds: list[int]) -> list[dict[str, Any]]:
-    """Statistics of returns (seeds, episodes), one row per seed, whose interval resamples episodes.
-
-    Where there are several seeds, a last row describes the means of the seeds, and its interval resamples seeds; its
-    `min` and `max` are over episodes, as in every other row.
-    """
+    """Statistics of returns (seeds, episodes), one row per seed, whose interval resamples episodes; and of several seeds a
+    last row on their means, whose interval resamples seeds and whose `min` and `max` are over episodes."""
     rows = [{"seed": seed, **describe_returns(values)} for seed, values in zip(seeds, returns, strict=True)]
     if len(seeds) > 1:
         known = returns[np.isfinite(returns)]

@@ -41,11 +41,8 @@ class Processes:
         return self.index == 0
 
     def meet(self, stop: int = 0, seconds: float = 0.0) -> tuple[int, float]:
-        """Between two compiled calls: `stop` is the greatest of all processes, `seconds` the first one's.
-
-        Raises:
-          Elsewhere: where another process cannot continue.
-        """
+        """Between two compiled calls: `stop` is the greatest of all processes, `seconds` the first one's. Raises Elsewhere
+        where another process cannot continue."""
         return stop, seconds
 
     def of_first(self, function: Callable[[], T]) -> T:
@@ -62,10 +59,7 @@ ALONE = Processes()
 
 
 class Job(Processes):
-    """One of several processes that `join` has brought together. Every method is called by all of them, in one order.
-
-    Notes between them are a collective of the devices, as their programs are.
-    """
+    """One of several processes that `join` has brought together. Every method is called by all of them, in one order."""
 
     alone = False
 
@@ -100,11 +94,11 @@ class Job(Processes):
             except BaseException as error:
                 known = outcome(error)
                 own = known or (1, f"{type(error).__name__}: {error}")
-                failures = self._failures(own)
+                failure, _ = self._notes((own[0], one_line(own[1], NOTE_BYTES // 8)), None)[0]
                 if self.first or known is None:
                     raise
                 # The first one tells what happened, its own reason before any other.
-                raise Elsewhere(failures.get(0, own)[0], "") from None
+                raise Elsewhere((failure or own)[0], "") from None
             self._exchange(None)
         except DeviceError:
             _leave_without_others()
@@ -116,17 +110,12 @@ class Job(Processes):
 
     def _exchange(self, value: Any) -> list[Any]:
         notes = self._notes(None, value)
-        failures = {index: failure for index, (failure, _) in enumerate(notes) if failure is not None}
-        if failures:
-            index = min(failures)
-            status, text = failures[index]
-            tell = self.first and index > 0
-            raise Elsewhere(status, f"process {index}: {text.removeprefix('error: ')}" if tell else "")
+        for index, (failure, _) in enumerate(notes):
+            if failure is not None:
+                tell = self.first and index > 0
+                text = f"process {index}: {failure[1].removeprefix('error: ')}" if tell else ""
+                raise Elsewhere(failure[0], text)
         return [value for _, value in notes]
-
-    def _failures(self, own: tuple[int, str]) -> dict[int, tuple[int, str]]:
-        notes = self._notes((own[0], one_line(own[1], NOTE_BYTES // 8)), None)
-        return {index: failure for index, (failure, _) in enumerate(notes) if failure is not None}
 
     @staticmethod
     def _notes(failure: tuple[int, str] | None, value: Any) -> list[tuple[tuple[int, str] | None, Any]]:
@@ -141,12 +130,8 @@ class Job(Processes):
 def join() -> Processes:
     """Brings this process together with the others of its job, before jax computes anything.
 
-    jax finds the coordinator, the number of processes and this one's place by itself on SLURM, Open MPI, Kubernetes and
-    cloud TPUs. For processes that are started by hand they are JAX_COORDINATOR_ADDRESS, which jax reads as well,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID. A process that has waited for the others in vain is ended by jax.
-
-    Raises:
-      ConfigError: nothing says what job this is, or jax cannot start.
+    jax finds the job by itself on SLURM, Open MPI, Kubernetes and cloud TPUs; elsewhere JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID name it. Raises ConfigError where nothing does, or jax cannot start.
     """
     import jax
 
@@ -183,10 +168,7 @@ def join() -> Processes:
 
 
 def part() -> None:
-    """Lets the processes that `join` has brought together continue without each other, each on its own devices.
-
-    From here on it is no matter to one if another is killed.
-    """
+    """Lets the processes that `join` has brought together continue without each other, each on its own devices."""
     import jax
 
     jax.local_devices()  # jax asks the others what devices there are, once

@@ -27,11 +27,9 @@ from haepo_jax.runner.processes import Processes
 class Program:
     """An algorithm over the seeds of one run, compiled ahead of time so that compilation is timed apart.
 
-    With several seeds every function is vmapped over them. Whatever it returns, on the host every array has seeds as
-    its first axis, one seed included. Under `jax_disable_jit` nothing is compiled.
-
-    With a mesh the environments are sharded over its devices within a compiled call. Between two of them every device
-    holds the whole train state, environments in mid-episode included, so that one process can write it down.
+    On the host every array has seeds as its first axis, one seed included. With a mesh the environments are sharded over
+    its devices within a compiled call; between two of them every device holds the whole train state, so that one process
+    can write it down. Under `jax_disable_jit` nothing is compiled.
     """
 
     def __init__(
@@ -109,14 +107,9 @@ class Program:
         return state
 
     def restore(self, checkpoint: Checkpoint | None, processes: Processes) -> TrainState:
-        """The train state that a checkpoint, verified before, holds; it is the first process's, and None elsewhere.
-        Raises CheckpointError."""
-
-        def read() -> dict[str, np.ndarray[Any, Any]]:
-            assert checkpoint is not None
-            return to_arrays(checkpoint.restore(self._state))
-
-        state: TrainState = self._place(from_arrays(processes.of_first(read), self._state))
+        """The train state that the first process's checkpoint, verified before, holds. Raises CheckpointError."""
+        arrays = processes.of_first(lambda: to_arrays(checkpoint.restore(self._state)) if checkpoint else {})
+        state: TrainState = self._place(from_arrays(arrays, self._state))
         return state
 
     def advance(self, state: TrainState, until: int) -> tuple[TrainState, dict[str, np.ndarray[Any, Any]]]:
@@ -146,7 +139,7 @@ def build(config: RunConfig, env: Any = None) -> Algorithm:
         algorithm: Algorithm = declared.load(config.algo.name)(
             env, total_steps=config.total_steps, **config.algo.hyperparameters
         )
-    except Exception as error:  # an environment answers a setting that it cannot use with whatever it likes
+    except Exception as error:  # an environment may raise anything at a setting that it cannot use
         detail = f" with env_kwargs {short(config.env_kwargs, 200)}" if config.env_kwargs else ""
         reason = str(error) or type(error).__name__
         raise ConfigError(one_line(f"cannot set up {config.algo.name} on {config.env}{detail}: {reason}")) from error

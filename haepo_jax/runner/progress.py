@@ -57,12 +57,8 @@ class Progress(Observer):
         if info.resumed_from is not None:
             self._begin_steps = info.resumed_from * config.num_seeds
             self._printed = info.resumed_from * PLAIN_LINES // self._total
-            start = (
-                f"at {info.resumed_from:,} of {self._total:,} steps"
-                if info.resumed_from
-                else "from the beginning: no checkpoint yet"
-            )
-            self._print(f"resuming {start}")
+            place = f"at {info.resumed_from:,} of {self._total:,} steps"
+            self._print(f"resuming {place if info.resumed_from else 'from the beginning: no checkpoint yet'}")
         if info.fallback:
             self._print(f"note: {info.fallback}")
         if self._stream.isatty() or self._in_notebook():
@@ -139,9 +135,8 @@ class Progress(Observer):
             episodes = f"{summary['final_eval_episodes']} episodes{' per seed' if several else ''}"
             if limit := summary["final_eval_max_steps"]:
                 episodes += f" of at most {limit:,} steps"
-            self._print(
-                f"final return {number(summary['final_return_mean'])}{spread}, greedy {greedy}, over {episodes}"
-            )
+            mean = number(summary["final_return_mean"])
+            self._print(f"final return {mean}{spread}, greedy {greedy}, over {episodes}")
         if summary["ended_early"]:
             self._print(f"a callback ended the run at {summary['env_steps']:,} of {self._total:,} steps")
         for seed in summary["diverged"]:

@@ -14,40 +14,28 @@ from haepo_jax.runner.config import ConfigError, OwnConfig, RunConfig
 from haepo_jax.runner.config.arguments import Arguments, compose, peek, value_text
 from haepo_jax.runner.run_dir import RunDir, leading_rows
 
-FREE = frozenset(
-    {
-        "run_dir",
-        "resume",
-        "dry_run",
-        "distributed",
-        "tensorboard",
-        "wandb",
-        "final_eval_episodes",
-        "checkpoint_steps",
-        "checkpoint_minutes",
-        "keep_checkpoints",
-        "completions",
-        "weights",
-    }
-)
+FREE = frozenset({
+    "run_dir", "resume", "dry_run", "distributed", "tensorboard", "wandb", "final_eval_episodes", "checkpoint_steps",
+    "checkpoint_minutes", "keep_checkpoints", "completions",
+})  # fmt: skip
 """Settings that change no update and no row of the metrics, so that a resumed run may change them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How to resume a run.
+    """How to start or resume a run.
 
     Attributes:
       config: its settings.
-      checkpoint: where from; None: from the beginning, because it was ended before its first one.
+      checkpoint: where from; None: from the beginning.
       damaged: checkpoints that are not intact.
       ended: whether nothing is left to do.
     """
 
     config: RunConfig
-    checkpoint: Checkpoint | None
-    damaged: tuple[Path, ...]
-    ended: bool
+    checkpoint: Checkpoint | None = None
+    damaged: tuple[Path, ...] = ()
+    ended: bool = False
 
 
 def compose_run(arguments: Arguments) -> RunConfig:
@@ -65,6 +53,11 @@ def compose_run(arguments: Arguments) -> RunConfig:
     if saved is not None and directory is not None:
         allowed(flat(saved), flat(config), directory)
     return config
+
+
+def run_to_resume(config: RunConfig) -> RunDir | None:
+    """The run to resume, if one is wanted and there; raises ConfigError."""
+    return None if config.resume == "false" else existing_run(config.resume, config.run_dir)
 
 
 def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
@@ -99,15 +92,8 @@ def allowed(
     free: Collection[str] = FREE,
     grows: str = "total_steps",
 ) -> None:
-    """Raises ConfigError, which names it, where the settings `after` change one of the run's that may not change.
-
-    Args:
-      before: the settings of the run, by the keys of the command line (see `flat`).
-      after: those to resume with.
-      directory: of the run.
-      free: those that may change.
-      grows: the one that may grow.
-    """
+    """Raises ConfigError, which names it, where the settings `after` change one of a run's settings `before` (both as `flat`
+    gives them) that is not among the `free` ones; the one that `grows` may become larger."""
     name = short(str(directory.path))
     for key in {**after, **before}:
         old: Any = before.get(key)
@@ -126,9 +112,9 @@ def flat(config: RunConfig) -> dict[str, Any]:
     """The settings under the keys that the command line has for them: `algo.learning_rate`, `env_kwargs.gravity`."""
     values = config.to_dict()
     algo, env_kwargs = values.pop("algo"), values.pop("env_kwargs")
-    values["algo"] = algo.pop("name")
     return (
         values
+        | {"algo": algo.pop("name")}
         | {f"algo.{key}": value for key, value in algo.items()}
         | {f"env_kwargs.{key}": value for key, value in env_kwargs.items()}
     )
@@ -153,12 +139,7 @@ def check_written_with(checkpoint: Checkpoint, config: RunConfig) -> None:
 
 
 def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None]) -> Plan:
-    """How to resume the run in a directory, whose lock the caller holds.
-
-    Args:
-      config: the settings to resume with.
-      directory: of the run.
-      warn: is told, in one line each, which checkpoints are not intact.
+    """How to resume the run in a directory; `warn` is told, in one line each, which checkpoints are not intact.
 
     Raises:
       ConfigError: where the settings differ from the run's, or its checkpoints from both.
@@ -166,7 +147,6 @@ def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None])
     """
     saved = directory.read_config(own=isinstance(config, OwnConfig))
     allowed(flat(saved), flat(config), directory)
-    damaged = []
 
     def accept(checkpoint: Checkpoint) -> None:
         try:
@@ -177,12 +157,10 @@ def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None])
         if leading_rows(directory.metrics, lambda row: row["row"] < rows)[0] < rows:
             raise CheckpointError(f"{checkpoint.path}: metrics.jsonl has lost some of the {rows} rows logged before it")
 
-    def reject(text: str) -> None:
-        warn(f"{text}; trying the one before")
-
     checkpoints = Checkpoints(directory.checkpoints)
-    newest = checkpoints.newest(accept, reject)
-    if newest is not None:
-        damaged = [checkpoint.path for checkpoint in checkpoints.all() if checkpoint.number > newest.number]
-    ended = newest is not None and saved.total_steps == config.total_steps and directory.summary.exists()
-    return Plan(config, newest, tuple(damaged), ended)
+    newest = checkpoints.newest(accept, lambda text: warn(f"{text}; trying the one before"))
+    if newest is None:
+        return Plan(config)
+    damaged = tuple(checkpoint.path for checkpoint in checkpoints.all() if checkpoint.number > newest.number)
+    ended = saved.total_steps == config.total_steps and directory.summary.exists()
+    return Plan(config, newest, damaged, ended)

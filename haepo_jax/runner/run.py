@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from haepo_jax.runner.observers import Observer, RunInfo
 from haepo_jax.runner.processes import ALONE, Processes
 from haepo_jax.runner.program import Program, build, mesh_of
 from haepo_jax.runner.resume import settings_that_matter
+from haepo_jax.runner.signals import NEVER, StopSignals
 
 
 def run(
@@ -33,28 +34,14 @@ def run(
     saver: Saver | None = None,
     resumed: bool = False,
     checkpoint: Checkpoint | None = None,
-    begin: Callable[[], None] = lambda: None,
-    stop: Callable[[], int | None] = lambda: None,
+    stop: StopSignals = NEVER,
     processes: Processes = ALONE,
     start: Start | None = None,
 ) -> tuple[dict[str, Any], TrainState]:
-    """Trains as configured; what is written is up to the observers and the saver.
+    """Trains as configured; returns the summary and the final train state, of several seeds with a leading axis.
 
-    Args:
-      config: the settings.
-      directory: of the run, named in what is shown; None: it has none.
-      observers: see `Observer`.
-      algorithm: that the settings describe; None: is built from them.
-      saver: writes checkpoints; None: there are none.
-      resumed: whether this resumes a run.
-      checkpoint: to resume from, verified; None: from the beginning.
-      begin: called when there is something to save from here on.
-      stop: asked after every compiled call for the number of a signal that wants the run to end.
-      processes: that have a share in the run; saver and checkpoint are the first one's.
-      start: a policy to start from; None: the one that `config.init_from` names, if any.
-
-    Returns:
-      The summary, and the final train state; of several seeds with a leading axis.
+    What is written is up to the observers and the saver. A verified `checkpoint` is resumed from; `algorithm` and `start`
+    stand in for what the settings describe. Of several processes the saver and the checkpoint are the first one's.
 
     Raises:
       ConfigError: where the environment or algorithm cannot be built.
@@ -82,50 +69,31 @@ def run(
             lambda: None if checkpoint is not None else start or start_of(config, algorithm)
         )
         seeds = config.num_seeds
-        info = RunInfo(
-            config,
-            algorithm,
-            directory,
-            device,
-            fallback,
-            rows=position.rows,
-            logged_steps=position.logged_steps // seeds if position.rows else -1,
-            resumed_from=position.steps // seeds if resumed else None,
-        )
+        steps = position.steps // seeds
+        rows, logged = position.rows, position.logged_steps // seeds if position.rows else -1
+        info = RunInfo(config, algorithm, directory, device, fallback, rows, logged, steps if resumed else None)
         for observer in observers:
             observer.on_start(info)
-
-        def warn(text: str) -> None:
-            for observer in observers:
+            for text in _changes(earlier, about, steps, config, algorithm):
                 observer.on_warning(text)
-
-        if earlier is not None and any(earlier.get(key) != about[key] for key in ("versions", "device")):
-            warn("the run so far was made on another device or by other versions: it will not continue bit for bit")
-        if earlier is not None and (text := _extended(earlier, position, config, algorithm)):
-            warn(text)
         if saver is not None:
             saver.prepare()
         processes.meet()
         with device_errors("take fewer seeds or environments"):
-            program = Program(
-                algorithm,
-                seeds=config.seed_numbers,
-                final=final_size(config.final_eval_episodes, algorithm),
-                mesh=mesh,
-                start=start_from,
-            )
+            final = final_size(config.final_eval_episodes, algorithm)
+            program = Program(algorithm, seeds=config.seed_numbers, final=final, mesh=mesh, start=start_from)
             state = program.init() if earlier is None else program.restore(checkpoint, processes)
-            begin()  # first, so that whoever reads that training has begun may interrupt it
+            stop.begin()  # first, so that whoever reads that training has begun may interrupt it
             for observer in observers:
                 observer.on_compiled(program.compile_seconds)
+            wall_before = position.run_seconds + position.compile_seconds
             position.compile_seconds += program.compile_seconds
             if earlier is not None:
-                position.resumed_from.append(position.steps // config.num_seeds)
-            wall_before = position.run_seconds + position.compile_seconds - program.compile_seconds
+                position.resumed_from.append(steps)
             training = Training(program, observers, saver, stop, processes, position, state, config.env)
             if saver is not None:
                 saved = None if checkpoint is None else training.mark
-                saver.start(position.steps // seeds, best_return=position.best_return, saved=saved, about=about)
+                saver.start(steps, best_return=position.best_return, saved=saved, about=about)
             processes.meet()
             results, state = training.run()
         summary = {
@@ -157,18 +125,22 @@ def _read_position(checkpoint: Checkpoint | None) -> tuple[dict[str, Any] | None
         raise CheckpointError(f"{checkpoint.path}: it was written by another version") from None
 
 
-def _extended(earlier: dict[str, Any], position: LoopState, config: RunConfig, algorithm: Algorithm) -> str | None:
-    """What to say where a larger total_steps takes a schedule back; None where it takes none back."""
-    before = earlier.get("settings", {}).get("total_steps", config.total_steps)
-    if before == config.total_steps:
-        return None
-    done = position.steps / config.num_seeds
-    rates = [
-        float(algorithm.scheduled(jnp.float32(min(1.0, done / t))).learning_rate) for t in (before, config.total_steps)
-    ]
-    if rates[0] == rates[1]:
-        return None
-    return (
-        f"total_steps grows from {before:,} to {config.total_steps:,}, and schedules follow the share of total_steps that "
-        f"is done: the learning rate goes from {rates[0]:.3g} back to {rates[1]:.3g}"
-    )
+def _changes(
+    earlier: dict[str, Any] | None, about: dict[str, Any], steps: int, config: RunConfig, algorithm: Algorithm
+) -> list[str]:
+    """What to say of a resumed run that will not be as if it had never been interrupted."""
+    if earlier is None:
+        return []
+    texts = []
+    if any(earlier.get(key) != about[key] for key in ("versions", "device")):
+        texts.append("the run so far was made on another device or by other versions: it will not continue bit for bit")
+    total = config.total_steps
+    before = earlier.get("settings", {}).get("total_steps", total)
+    scheduled = (algorithm.scheduled(jnp.float32(min(1.0, steps / t))).learning_rate for t in (before, total))
+    then, now = map(float, scheduled) if before != total else (0.0, 0.0)
+    if then != now:
+        texts.append(
+            f"total_steps grows from {before:,} to {total:,}, and schedules follow the share of total_steps that "
+            f"is done: the learning rate goes from {then:.3g} back to {now:.3g}"
+        )
+    return texts

@@ -25,36 +25,21 @@ from haepo_jax.runner.config.values import from_dict, own_from_dict
 LOCK = ".lock"
 
 
+def _file(name: str, doc: str) -> Path:
+    return property(lambda directory: directory.path / name, doc=doc)  # type: ignore[return-value]
+
+
 @dataclasses.dataclass(frozen=True)
 class RunDir:
     """The files of one run, by name. Creating the object touches nothing."""
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """The settings, as `--cfg job` prints them."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line for each logged update."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def curve(self) -> Path:
-        """Return against steps."""
-        return self.path / "curve.png"
-
-    @property
-    def summary(self) -> Path:
-        """How the run ended."""
-        return self.path / "summary.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The directory of `haepo_jax.runner.checkpoints.Checkpoints`."""
-        return self.path / "checkpoints"
+    config = _file("config.yaml", "The settings, as `--cfg job` prints them.")
+    metrics = _file("metrics.jsonl", "One JSON object a line for each logged update.")
+    curve = _file("curve.png", "Return against steps.")
+    summary = _file("summary.json", "How the run ended.")
+    checkpoints = _file("checkpoints", "The directory of `haepo_jax.runner.checkpoints.Checkpoints`.")
 
     def holds_run(self) -> bool:
         """Whether a run has left something here."""
@@ -87,9 +72,9 @@ class RunDir:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows logged so far; raises ConfigError."""
+        # A last line without its end is still being written.
         rows: list[dict[str, Any]] = self._read(
-            self.metrics,
-            lambda text: [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")],
+            self.metrics, lambda text: [json.loads(line) for line in text.split("\n")[:-1]]
         )
         return rows
 
@@ -113,10 +98,8 @@ class RunDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps the directory to one process while it is entered; raises ConfigError where another has it.
-
-        The operating system releases the lock when the process ends, however it ends.
-        """
+        """Keeps the directory to one process while it is entered, however that ends; raises ConfigError where another has
+        it."""
         with refusing(str(self.path)):
             descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -184,20 +167,18 @@ def _exists(path: Path) -> bool:
 
 
 def create_run_dir(config: RunConfig) -> RunDir:
-    """Makes the run's directory and makes sure that it can be written; raises ConfigError.
-
-    A directory without a name is new, whatever else starts at the same second.
-    """
+    """Makes the run's directory, a new one where it has no name, and makes sure that it can be written; raises ConfigError."""
     check_run_dir(config)
     with refusing(config.run_dir or "runs"):
-        path = None if config.run_dir is None else Path(config.run_dir)
-        if path is not None:
+        if config.run_dir is not None:
+            path = Path(config.run_dir)
             path.mkdir(parents=True, exist_ok=True)
-        while path is None:
-            with contextlib.suppress(FileExistsError):  # another process has just taken the name
-                unused = unused_directory(f"{config.env.replace('/', '-')}-{config.algo.name}-{config.seed}")
-                unused.mkdir(parents=True)
-                path = unused
+        else:
+            stem = f"{config.env.replace('/', '-')}-{config.algo.name}-{config.seed}"
+            while True:
+                with contextlib.suppress(FileExistsError):  # another process has just taken the name
+                    (path := unused_directory(stem)).mkdir(parents=True)
+                    break
         with tempfile.TemporaryFile(dir=path) as probe:
             probe.write(b"x")
     return RunDir(path)
@@ -217,10 +198,9 @@ def refusing(name: str) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except OSError as error:
-        raise ConfigError(f"run_dir={short(name)} cannot be written: {error.strerror or error}") from None
-    except ValueError as error:  # a null byte in the name
-        raise ConfigError(f"run_dir={short(name)} cannot be written: {error}") from None
+    except (OSError, ValueError) as error:  # the latter for a null byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"run_dir={short(name)} cannot be written: {reason}") from None
 
 
 def config_text(config: RunConfig) -> str:
@@ -275,9 +255,7 @@ def leading_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[in
 class AppendedFile:
     """A file that grows by whole records: one that finds no room on the disk leaves nothing of itself.
 
-    Args:
-      path: of the file, which is made where there is none.
-      size: what is kept of it; None: all.
+    It is made where there is none; of one that is there the first `size` bytes are kept, or all.
     """
 
     def __init__(self, path: Path, size: int | None = None) -> None:

@@ -17,18 +17,17 @@ import numpy.typing as npt
 
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.other_names import hint
-from haepo_jax.algorithms.state import Start, TrainState
+from haepo_jax.algorithms.state import TrainState
 from haepo_jax.messages import short
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.values import checked_value
 from haepo_jax.runner.describe import describe
 from haepo_jax.runner.errors import Interrupted
-from haepo_jax.runner.loading import TrainedPolicy, checked_start, last_states
+from haepo_jax.runner.loading import TrainedPolicy, checked_start, load_run
 from haepo_jax.runner.loggers import row_to_json
-from haepo_jax.runner.observers import Observer, Row, RunInfo
+from haepo_jax.runner.observers import Observer, Row
 from haepo_jax.runner.progress import Progress
 from haepo_jax.runner.run import run
-from haepo_jax.runner.run_dir import RunDir
 from haepo_jax.runner.session import ended_text, run_in_directory, warn
 
 if TYPE_CHECKING:
@@ -37,17 +36,9 @@ if TYPE_CHECKING:
 Callback = Callable[[Row, TrainState], bool | None] | Observer
 
 SETTINGS = (
-    "final_eval_episodes",
-    "init_from",
-    "shard",
-    "checkpoint_minutes",
-    "checkpoint_steps",
-    "keep_checkpoints",
-    "tensorboard",
-    "wandb",
-    "completions",
-    "weights",
-)
+    "final_eval_episodes", "init_from", "shard", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints",
+    "tensorboard", "wandb", "completions",
+)  # fmt: skip
 """Settings of the command line that a program may give as they are."""
 
 GIVEN_POLICY = "<a policy given in Python>"
@@ -106,7 +97,7 @@ def train(
 
     The algorithm may be any `Algorithm`, of the user's own class, environment and networks; the metrics that its `update`
     returns are logged with all others. A run of named parts alone, such as this one, is one of the command line's: `run_dir`
-    can be evaluated, rendered and gone on with there.
+    can be evaluated, rendered and resumed there.
 
     Args:
       algo: for instance `hx.HAEPO("CartPole-v1", total_steps=50_000)`; all seeds train in one compiled call.
@@ -120,8 +111,7 @@ def train(
         `algo.total_steps` has grown. "auto": resume, or start a run if there is none.
       progress: show the display.
       **settings: of the command line: final_eval_episodes, init_from (a run's directory, or a policy from `hx.load`),
-        shard; with `run_dir` also checkpoint_minutes,
-        checkpoint_steps, keep_checkpoints, tensorboard, wandb, completions, weights.
+        shard; with `run_dir` also checkpoint_minutes, checkpoint_steps, keep_checkpoints, tensorboard, wandb, completions.
 
     Raises:
       ConfigError (a ValueError): for a setting or a directory that cannot be used, in one line.
@@ -133,34 +123,36 @@ def train(
     numbers = _seeds(seeds)
     start = None
     if isinstance(settings.get("init_from"), TrainedPolicy):
-        policy = settings.pop("init_from")
-        start = _start(policy, algo)
+        try:
+            start = checked_start(settings["init_from"].start, algo)
+        except ValueError as error:
+            raise ConfigError(f"init_from: {error}") from None
         settings["init_from"] = GIVEN_POLICY
     config = describe(algo, _settings(numbers, run_dir, resume, settings))
-    history = _History()
-    observers = [history, *map(_observer, callbacks), Progress() if progress else _Warnings()]
+    logged = _Rows()
+    observers = [logged, *map(_observer, callbacks), Progress() if progress else _Warnings()]
     if config.run_dir is None:
         if config.resume != "false":
             raise ConfigError(f"resume={resume!r} needs run_dir=<the directory of the run>")
         summary, state = run(config, None, observers, algorithm=algo, start=start)
+        rows = logged.rows
     else:
         command = f"haepo_jax.train(...){f' in {sys.argv[0]}' if sys.argv[0] else ''}"
         try:
-            ended = run_in_directory(config, command, algorithm=algo, observers=observers, embedded=True, start=start)
+            directory, summary, final = run_in_directory(
+                config, command, algorithm=algo, observers=observers, embedded=True, start=start
+            )
         except Interrupted as interruption:
             _leave(interruption)
-        if ended.summary is None or ended.state is None:
-            history.read(ended.directory)
-            states = last_states(ended.directory, algo, len(numbers), warn)
-            summary = ended.directory.read_summary()
-            observers[-1].on_warning(
-                f"{ended_text(ended.directory, summary)}; nothing was trained, its result is returned"
-            )
-            return TrainResult(algo, numbers, states, history.arrays(), summary)
-        summary, state = ended.summary, ended.state
-    if len(numbers) == 1:
+        # The rows before a resumed run's are there, too.
+        rows = directory.read_metrics()
+        if final is None:
+            text = f"{ended_text(directory, summary)}; nothing was trained, its result is returned"
+            observers[-1].on_warning(text)
+        state = final or load_run(directory, "last", warn, algo)[2]
+    if len(numbers) == 1 and state.update.ndim == 0:
         state = jax.tree.map(lambda x: x[None], state)
-    return TrainResult(algo, numbers, state, history.arrays(), summary)
+    return TrainResult(algo, numbers, state, _history(rows), summary)
 
 
 def _leave(interruption: Interrupted) -> NoReturn:
@@ -168,9 +160,6 @@ def _leave(interruption: Interrupted) -> NoReturn:
         raise KeyboardInterrupt(str(interruption)) from None
     warn(str(interruption))
     raise SystemExit(128 + interruption.signum) from None
-
-
-# --- The arguments as settings ----------------------------------------------------------------------------------------
 
 
 def _seeds(seeds: int | Sequence[int]) -> list[int]:
@@ -195,24 +184,12 @@ def _settings(
             near = hint(key, SETTINGS) or f" (there are: {', '.join(SETTINGS)})"
             raise ConfigError(f"train has no setting {short(key)}{near}")
     given = settings | {"run_dir": None if run_dir is None else str(run_dir), "resume": resume}
-    if seeds == list(range(seeds[0], seeds[0] + len(seeds))):
-        given |= {"seed": seeds[0], "num_seeds": len(seeds)}
-    else:
-        given["seeds"] = seeds
+    consecutive = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+    given |= {"seed": seeds[0], "num_seeds": len(seeds)} if consecutive else {"seeds": seeds}
     checked = {
         key: checked_value(key, fields[key], value) for key, value in given.items() if key not in ("seed", "seeds")
     }
     return {**given, **checked}
-
-
-def _start(policy: TrainedPolicy, algo: Algorithm) -> Start:
-    try:
-        return checked_start(policy.start, algo)
-    except ValueError as error:
-        raise ConfigError(f"init_from: {error}") from None
-
-
-# --- What watches the run ---------------------------------------------------------------------------------------------
 
 
 def _observer(callback: Callback) -> Observer:
@@ -238,33 +215,22 @@ class _Warnings(Observer):
         warnings.warn(text, stacklevel=2)
 
 
-class _History(Observer):
-    """Collects the rows; those before a resumed run's are read back."""
+class _Rows(Observer):
+    """Keeps the rows of a run without a directory."""
 
     def __init__(self) -> None:
-        self._rows: list[dict[str, list[Any]]] = []
-
-    def on_start(self, info: RunInfo) -> None:
-        if info.rows and info.directory is not None:
-            self.read(RunDir(info.directory), info.rows)
+        self.rows: list[dict[str, Any]] = []
 
     def on_row(self, row: Row) -> None:
-        self._add(row_to_json(row))
+        self.rows.append(row_to_json(row))
 
-    def read(self, directory: RunDir, rows: int | None = None) -> None:
-        for row in directory.read_metrics()[:rows]:
-            self._add(row)
 
-    def _add(self, row: dict[str, Any]) -> None:
-        seeds = row["seeds"]
-        self._rows.append({"wall_seconds": [row["wall_seconds"]] * len(seeds["update"]), **seeds})
-
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        counts = ("update", "env_steps")
-        names = dict.fromkeys(name for row in self._rows for name in row)
-        lanes = len(self._rows[0]["update"]) if self._rows else 0
-        missing = [None] * lanes
-        return {
-            name: np.array([row.get(name, missing) for row in self._rows], np.int64 if name in counts else np.float64).T
-            for name in names
-        }
+def _history(rows: list[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The rows of `metrics.jsonl` as arrays (seeds, rows)."""
+    each = [{"wall_seconds": [row["wall_seconds"]] * len(row["seeds"]["update"]), **row["seeds"]} for row in rows]
+    missing = [None] * (len(each[0]["update"]) if each else 0)
+    kinds = {"update": np.int64, "env_steps": np.int64}
+    return {
+        name: np.array([row.get(name, missing) for row in each], kinds.get(name, np.float64)).T
+        for name in dict.fromkeys(name for row in each for name in row)
+    }

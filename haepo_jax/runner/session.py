@@ -18,7 +18,7 @@ from haepo_jax.runner.checkpoints import Checkpoints, Saver
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
 from haepo_jax.runner.processes import ALONE, Processes
-from haepo_jax.runner.resume import Plan, existing_run, make_plan, resume_command
+from haepo_jax.runner.resume import Plan, make_plan, resume_command, run_to_resume
 from haepo_jax.runner.run_dir import RunDir, create_run_dir
 from haepo_jax.runner.signals import StopSignals
 
@@ -28,33 +28,26 @@ if TYPE_CHECKING:
     from haepo_jax.runner.observers import Observer
 
 
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """A run that has come to its end: its directory, its summary and the final train state.
-
-    Where it had ended before, both are None: the directory has them.
-    """
-
-    directory: RunDir
-    summary: dict[str, Any] | None
-    state: TrainState | None
-
-
 def train_and_report(config: RunConfig, argv: Sequence[str], processes: Processes = ALONE) -> int:
     """Trains as a command line does and returns the exit status; `argv` are the arguments of `haepo_jax.train`.
 
-    Of several processes the first has the display and the files.
-
-    Raises:
-      RunError: where every seed diverged. Else as `run_in_directory` does.
+    Of several processes the first has the display and the files. Raises RunError where every seed diverged; otherwise as
+    `run_in_directory` does.
     """
     if not processes.first:
-        return _train_along(processes)
-    ended = run_in_directory(config, shlex.join(["python", "-m", "haepo_jax.train", *argv]), processes=processes)
-    if ended.summary is None:
-        print(ended_text(ended.directory, ended.directory.read_summary()))
-    elif len(ended.summary["diverged"]) == config.num_seeds:
-        raise RunError(_divergence(ended.summary, ended.directory))
+        plan: Plan | None = processes.of_first(lambda: None)
+        if plan is not None:
+            from haepo_jax.runner.run import run
+
+            with StopSignals(lambda: None, quiet=True) as stop:
+                run(plan.config, Path(), [], stop=stop, processes=processes)
+        return 0
+    command = shlex.join(["python", "-m", "haepo_jax.train", *argv])
+    directory, summary, state = run_in_directory(config, command, processes=processes)
+    if state is None:
+        print(ended_text(directory, summary))
+    elif len(summary["diverged"]) == config.num_seeds:
+        raise RunError(_divergence(summary, directory))
     return 0
 
 
@@ -67,21 +60,22 @@ def run_in_directory(
     embedded: bool = False,
     processes: Processes = ALONE,
     start: Start | None = None,
-) -> Ended:
+) -> tuple[RunDir, dict[str, Any], TrainState | None]:
     """Trains as configured, with the files of a run; with `config.resume` resumes the one in `config.run_dir`.
 
     Args:
       config: the settings.
       command: for the summary.
-      algorithm: that the settings describe; None: is built from them.
       observers: beside the loggers; None: the progress display.
       embedded: whether this is part of a user's program; see `StopSignals`.
-      processes: that have a share in the run, of which this is the first.
-      start: a policy to start from; see `haepo_jax.runner.run.run`.
+      algorithm, processes, start: see `haepo_jax.runner.run.run`; of the processes this is the first.
+
+    Returns:
+      The directory, the summary and the final train state; None in its place where the run had ended before.
 
     Raises:
       ConfigError: where the directory cannot be used, or its run not resumed.
-      RunError: where the disk is full or the directory has vanished. Else as `haepo_jax.runner.run.run` does.
+      RunError: where the disk is full or the directory has vanished. Otherwise as `haepo_jax.runner.run.run` does.
     """
     directory = run_to_resume(config)
     resumed = directory is not None
@@ -98,18 +92,17 @@ def run_in_directory(
                 raise ConfigError(
                     f"run_dir={short(str(directory.path))} already holds a run, which another process has just started"
                 )
-            plan = make_plan(config, directory, warn) if resumed else Plan(config, None, (), False)
+            plan = make_plan(config, directory, warn) if resumed else Plan(config)
+            processes.of_first(lambda: None if plan.ended else plan)
             if plan.ended:
-                processes.of_first(lambda: None)
-                return Ended(directory, None, None)
-            processes.of_first(lambda: plan)
-            sentence = "; the last checkpoint is ", f", to resume from there: {again}"
-            with disk_errors(directory.path, after=lambda: _of_last_checkpoint(directory, *sentence)):
+                return directory, directory.read_summary(), None
+            sentence = "; the last checkpoint is {}, to resume from there: " + again
+            with disk_errors(directory.path, after=lambda: _of_last_checkpoint(directory, sentence)):
+                from haepo_jax.runner.loggers import loggers_of
                 from haepo_jax.runner.progress import Progress
                 from haepo_jax.runner.run import run
 
                 directory.clean_up()
-                config = plan.config
                 saver = Saver(
                     Checkpoints(directory.checkpoints),
                     keep=config.keep_checkpoints,
@@ -121,17 +114,16 @@ def run_in_directory(
                 summary, state = run(
                     config,
                     directory.path,
-                    [*_loggers(config, directory, command), *([Progress()] if observers is None else observers)],
+                    [*loggers_of(config, directory, command), *([Progress()] if observers is None else observers)],
                     algorithm=algorithm,
                     saver=saver,
                     resumed=resumed,
                     checkpoint=plan.checkpoint,
-                    begin=stop.begin,
                     stop=stop,
                     processes=processes,
                     start=start,
                 )
-                return Ended(directory, summary, state)
+                return directory, summary, state
     except Interrupted as interruption:
         raise Interrupted(interruption.signum, f"{interruption}; to resume: {again}") from None
     finally:
@@ -145,50 +137,15 @@ def ended_text(directory: RunDir, summary: dict[str, Any]) -> str:
     return f"the run in {directory.path} has ended{early}; a larger total_steps would extend it"
 
 
-def run_to_resume(config: RunConfig) -> RunDir | None:
-    """The run to resume, if one is wanted and there; raises ConfigError."""
-    return None if config.resume == "false" else existing_run(config.resume, config.run_dir)
-
-
 def warn(text: str) -> None:
     """One line for the user, beside the display."""
     print(f"warning: {one_line(text)}", file=sys.stderr, flush=True)
 
 
-def _train_along(processes: Processes) -> int:
-    """What every process but the first does: its share of the computation."""
-    plan: Plan | None = processes.of_first(lambda: None)
-    if plan is None:
-        return 0
-    from haepo_jax.runner.run import run
-
-    with StopSignals(lambda: None, quiet=True) as stop:
-        run(plan.config, Path(), [], begin=stop.begin, stop=stop, processes=processes)
-    return 0
-
-
-def _loggers(config: RunConfig, directory: RunDir, command: str) -> list[Observer]:
-    from haepo_jax.runner import loggers
-    from haepo_jax.runner.alignment import WeightLogger
-    from haepo_jax.runner.completions import CompletionLogger
-
-    tensorboard = loggers.TensorBoardLogger(directory) if config.tensorboard else None
-    written: list[Observer] = [loggers.FileLogger(directory, command), loggers.CurveLogger(directory, tensorboard)]
-    if tensorboard is not None:
-        written.append(tensorboard)
-    if config.completions:
-        written.append(CompletionLogger(directory, config.completions, tensorboard))
-    if config.weights:
-        written.append(WeightLogger(directory, config.weights, tensorboard))
-    if config.wandb:
-        written.append(loggers.WandbLogger(directory))
-    return written
-
-
-def _of_last_checkpoint(directory: RunDir, before: str, behind: str = "") -> str:
-    """The newest checkpoint's path in a sentence; nothing where there is none."""
+def _of_last_checkpoint(directory: RunDir, sentence: str) -> str:
+    """A sentence with the newest checkpoint's path; nothing where there is none."""
     found = Checkpoints(directory.checkpoints).all()
-    return f"{before}{found[-1].path}{behind}" if found else ""
+    return sentence.replace("{}", str(found[-1].path)) if found else ""
 
 
 def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
@@ -201,7 +158,7 @@ def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
     else:
         rate = summary["hyperparameters"]["learning_rate"]
         cause = f"a step size that is too high (algo.learning_rate={rate}) or rewards of an extreme size"
-    kept = _of_last_checkpoint(directory, "; the last finite state is in ")
+    kept = _of_last_checkpoint(directory, "; the last finite state is in {}")
     *others, last = first["not_finite"]
     what = f"{', '.join(others)} and {last}" if others else last
     return (

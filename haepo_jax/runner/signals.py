@@ -1,7 +1,7 @@
 """SIGINT and SIGTERM end a run in good order: after the compiled call under way and a checkpoint.
 
 Python runs signal handlers in the main thread, between two of its own instructions, so not during a compiled call. Whatever
-may take long is therefore called by `interruptibly`, in a thread of its own, while the main thread waits and listens.
+may take long is therefore called by `interruptibly`, in its own thread, while the main thread waits and listens.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def _end_without(thread: threading.Thread, status: int) -> None:
 class StopSignals:
     """While entered, the first SIGINT or SIGTERM is noted and a second one ends the process at once.
 
-    Before `begin` is called there is nothing to save, and the first one ends the process, too. Off the main thread,
-    where Python allows no handlers, it does nothing.
+    Before `begin` there is nothing to save, and the first one ends the process, too. Off the main thread, where Python
+    allows no handlers, it does nothing.
 
     Args:
       clean_up: called before the process is ended for want of something to save.
@@ -74,11 +74,11 @@ class StopSignals:
         self._clean_up, self._quiet, self._embedded = clean_up, quiet, embedded
         self._begun = False
         self._previous: dict[int, Any] = {}
-        self.signum: int | None = None
+        self._signum: int | None = None
 
     def __call__(self) -> int | None:
         """The number of the signal that asked the run to end, if one did."""
-        return self.signum
+        return self._signum
 
     def begin(self) -> None:
         """From here on there is something to save."""
@@ -95,8 +95,8 @@ class StopSignals:
 
     def _handle(self, signum: int, frame: Any) -> None:
         name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
-        if self._begun and self.signum is None:
-            self.signum = signum
+        if self._begun and self._signum is None:
+            self._signum = signum
             if not self._quiet:
                 # Not by print, which a handler may have interrupted.
                 os.write(2, f"{name}: saving a checkpoint and stopping; press again to quit immediately\n".encode())
@@ -110,3 +110,7 @@ class StopSignals:
         cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
         os.write(2, f"{cursor}{text}\n".encode())
         os._exit(128 + signum)
+
+
+NEVER = StopSignals(lambda: None)
+"""Never entered: no signal stops a run."""

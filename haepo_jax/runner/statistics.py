@@ -31,15 +31,8 @@ def interquartile_mean(values: npt.ArrayLike) -> Array:
 
 def interquartile_mean_of_known(values: npt.ArrayLike) -> Array:
     """The interquartile mean of those of each row that are finite; NaN where none is: (rows, N) -> (rows,)."""
-    values = np.asarray(values, np.float64)
-    known = np.isfinite(values)
-    middle = np.full(len(values), np.nan)
-    complete = known.all(axis=1)
-    if complete.any():
-        middle[complete] = interquartile_mean(values[complete])
-    for row in np.flatnonzero(known.any(axis=1) & ~complete):
-        middle[row] = interquartile_mean(values[row, known[row]])
-    return middle
+    known = [row[np.isfinite(row)] for row in np.asarray(values, np.float64)]
+    return np.array([interquartile_mean(row) if row.size else np.nan for row in known], np.float64)
 
 
 def bootstrap_interval(
@@ -56,29 +49,24 @@ def bootstrap_interval(
     known = ~np.isnan(rows)
     counts = known.sum(axis=1)
     for count in np.unique(counts[counts > 1]):
+        from scipy.stats import bootstrap
+
         chosen = counts == count
         # Rows with equally many values share the resampled indices, so that all of them take one call.
-        limits[:, chosen] = _bootstrap(rows[chosen][known[chosen]].reshape(-1, count), confidence, resamples, seed)
+        result = bootstrap(
+            (rows[chosen][known[chosen]].reshape(-1, count),),
+            lambda sample, axis: interquartile_mean(np.moveaxis(sample, axis, -1)),
+            axis=-1,
+            vectorized=True,
+            confidence_level=confidence,
+            n_resamples=resamples,
+            batch=max(1, 4_000_000 // (count * chosen.sum())),
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+        limits[:, chosen] = result.confidence_interval
     low, high = limits.reshape(2, *values.shape[:-1])
     return low, high
-
-
-def _bootstrap(rows: Array, confidence: float, resamples: int, seed: int) -> Array:
-    """(rows, N) without NaN -> (2, rows)."""
-    from scipy.stats import bootstrap
-
-    result = bootstrap(
-        (rows,),
-        lambda sample, axis: interquartile_mean(np.moveaxis(sample, axis, -1)),
-        axis=-1,
-        vectorized=True,
-        confidence_level=confidence,
-        n_resamples=resamples,
-        batch=max(1, 4_000_000 // rows.size),
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return np.stack([result.confidence_interval.low, result.confidence_interval.high])
 
 
 def describe_returns(values: npt.ArrayLike) -> dict[str, Any]:

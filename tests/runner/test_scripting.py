@@ -41,7 +41,8 @@ SMALL: dict[str, Any] = {
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> None:
     """An algorithm that compiles in milliseconds is taken for one."""
-    monkeypatch.setattr("haepo_jax.runner.scripting.Algorithm", Counting)
+    for module in ("scripting", "describe"):
+        monkeypatch.setattr(f"haepo_jax.runner.{module}.Algorithm", Counting)
     monkeypatch.setattr("haepo_jax.runner.loop.SLICE_SECONDS", 0.0)
 
 

@@ -8,9 +8,9 @@ from haepo_jax.runner.config.arguments import Arguments, peek, read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.processes import ALONE, Processes, join
-from haepo_jax.runner.resume import compose_run, make_plan
+from haepo_jax.runner.resume import compose_run, make_plan, run_to_resume
 from haepo_jax.runner.run_dir import check_run_dir, config_text
-from haepo_jax.runner.session import run_to_resume, train_and_report, warn
+from haepo_jax.runner.session import train_and_report, warn
 
 HELP = """\
 Trains one algorithm on one environment, all seeds in one compiled program.
@@ -44,8 +44,8 @@ hyperparameters of algo={algo} (a pair [start,end] changes linearly over the run
 {hyperparameters}
 
 A run writes to its directory: config.yaml, metrics.jsonl (one row per logged update, with the mean over seeds and the
-value of each seed), TensorBoard events, curve.png, summary.json and checkpoints; token tasks also completions.jsonl, and
-weights=<n> weights.jsonl. Invalid settings exit with a one-line error (status 2).
+value of each seed), TensorBoard events, curve.png, summary.json and checkpoints; token tasks also completions.jsonl. Invalid
+settings exit with a one-line error (status 2).
 
 To resume an interrupted run: python -m haepo_jax.train run_dir=<directory> resume=true. It keeps its settings and ends
 with the same numbers as an uninterrupted run. A larger total_steps extends a run: schedules, such as that of an annealed

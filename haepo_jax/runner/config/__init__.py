@@ -91,9 +91,6 @@ class RunConfig:
     completions: int = setting(
         2, int, "token tasks: prompts whose completions are logged with every row; 0: none", within=Range(0, 1000)
     )
-    weights: int = setting(
-        0, int, "new episodes per row whose weights and returns are logged; 0: none", within=Range(0, 100_000)
-    )
     dry_run: bool = setting(False, bool, "check everything, then exit without training")
 
     def __post_init__(self) -> None:
