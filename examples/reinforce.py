@@ -14,21 +14,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.algorithms.base import Metrics
-from haepo_jax.algorithms.hyperparameters import COUNT, static
-from haepo_jax.algorithms.trajectory import Batch, TrajectoryAlgorithm
+from haepo_jax.algorithms.fields import COUNT, static
+from haepo_jax.algorithms.state import Metrics
+from haepo_jax.algorithms.trajectory import EpisodeBatch, TrajectoryAlgorithm
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class REINFORCE(TrajectoryAlgorithm):
     """The log-probability of every action is weighed by how much its episode's return exceeds the batch's mean."""
 
     # The gradient is that of the policy which played the batch, so a batch serves one step.
-    num_epochs: int = static(1, int, "passes over each batch", within=COUNT)
-    num_minibatches: int = static(1, int, "parts that each pass is cut into", within=COUNT)
+    num_epochs: int = static(1, int, "epochs over the batch in each update", within=COUNT)
+    num_minibatches: int = static(1, int, "minibatches per epoch", within=COUNT)
 
-    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
         """The surrogate whose gradient is REINFORCE's; every array of `batch.steps` is (T, groups, members)."""
         steps, mask = batch.steps, batch.steps.mask
         policy = self.sequence_distribution(params, batch.observation, steps)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from haepo_jax.algorithms.dpo import DPO as DPO
     from haepo_jax.algorithms.episodic import EpisodicHAEPO as EpisodicHAEPO
+    from haepo_jax.algorithms.fields import HyperparameterError as HyperparameterError
     from haepo_jax.algorithms.grpo import GRPO as GRPO
     from haepo_jax.algorithms.haepo import HAEPO as HAEPO
-    from haepo_jax.algorithms.hyperparameters import HyperparameterError as HyperparameterError
     from haepo_jax.algorithms.ppo import PPO as PPO
     from haepo_jax.algorithms.supervised import Supervised as Supervised
     from haepo_jax.envs import list_envs as list_envs
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from haepo_jax.losses import plackett_luce_weights as plackett_luce_weights
     from haepo_jax.losses import ppo_loss as ppo_loss
     from haepo_jax.losses import trajectory_log_likelihood as trajectory_log_likelihood
+    from haepo_jax.losses import vtrace as vtrace
     from haepo_jax.runner.loading import TrainedPolicy as TrainedPolicy
     from haepo_jax.runner.loading import load as load
     from haepo_jax.runner.scripting import TrainResult as TrainResult
@@ -43,7 +44,7 @@ _HOMES = {
     "GRPO": "haepo_jax.algorithms.grpo",
     "DPO": "haepo_jax.algorithms.dpo",
     "Supervised": "haepo_jax.algorithms.supervised",
-    "HyperparameterError": "haepo_jax.algorithms.hyperparameters",
+    "HyperparameterError": "haepo_jax.algorithms.fields",
     "train": "haepo_jax.runner.scripting",
     "TrainResult": "haepo_jax.runner.scripting",
     "sweep": "haepo_jax.runner.sweeps.run",
@@ -60,6 +61,7 @@ _HOMES = {
     "grpo_loss": "haepo_jax.losses",
     "dpo_loss": "haepo_jax.losses",
     "generalized_advantage_estimation": "haepo_jax.losses",
+    "vtrace": "haepo_jax.losses",
 }
 
 _MODULES = ("envs", "losses", "networks", "rollout", "sequence_networks", "sharding")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haepo_jax.algorithms.base import TrainState
+from haepo_jax.algorithms.state import TrainState
 
 FILE = Path(__file__).parents[1] / "examples" / "reinforce.py"
 

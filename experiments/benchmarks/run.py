@@ -201,7 +201,7 @@ def measure_limit(options: argparse.Namespace) -> dict[str, Any]:
                 jax.block_until_ready(update(state))
                 seconds.append(time.perf_counter() - begin)
             passes = algorithm.num_epochs, algorithm.num_minibatches
-            batches = algorithm.history_batches if name == "HAEPO" else 1
+            batches = algorithm.replay_batches if name == "HAEPO" else 1
             row = bare(task, length, algorithm.num_envs, 1, 1)
             row |= {"learn_seconds": bare(task, length, algorithm.num_envs * batches, *passes)["learn_seconds"]}
             row["learn_seconds"] *= 1 if name == "EpisodicHAEPO" else 2
@@ -272,7 +272,7 @@ def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
             env = hx.make_env("CartPole-v1", max_steps_in_episode=horizon)
             own = {
                 "EpisodicHAEPO": {},
-                "HAEPO": {"num_steps": horizon, "history_batches": 1},
+                "HAEPO": {"num_steps": horizon, "replay_batches": 1},
                 "PPO": {"num_steps": horizon},
             }
             algorithm = getattr(hx, name)(env, num_envs=1024, **own[name])

@@ -30,9 +30,10 @@ import yaml
 from catalogue import ABLATIONS, EPISODIC, METHODS, TASKS, WEIGHTS, Task
 
 import haepo_jax as hx
-from haepo_jax.algorithms.base import Algorithm, TrainState
-from haepo_jax.losses._numerics import rank_correlation
-from haepo_jax.rollout import collect_episodes, lane_keys
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import TrainState
+from haepo_jax.losses.numerics import rank_correlation
+from haepo_jax.rollout import collect_episodes, environment_keys
 from haepo_jax.runner.alignment import fresh_alignment
 from haepo_jax.runner.comparison import machine
 from haepo_jax.runner.config import algorithm_class, hyperparameter_defaults
@@ -249,7 +250,7 @@ def coverage(algorithm: Algorithm, state: TrainState) -> dict[str, jax.Array]:
         carry, distribution = algorithm.act_distribution(state, carry, observation, is_first, action_mask)
         return carry, distribution.sample(key), None
 
-    keys = [lane_keys(key, 64) for key in jax.random.split(jax.random.fold_in(state.key, 0xF4E5))]
+    keys = [environment_keys(key, 64) for key in jax.random.split(jax.random.fold_in(state.key, 0xF4E5))]
     steps, _, _ = collect_episodes(algorithm.env, act, algorithm.initial_carry(), *keys)
     assert steps is not None
     return {"cells": jnp.any(steps.observation != 0, axis=(0, 1)).reshape(-1)}

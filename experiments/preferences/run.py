@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import haepo_jax as hx
-from haepo_jax.algorithms.base import Start, TrainState
+from haepo_jax.algorithms.state import Start, TrainState
 from haepo_jax.runner.run_dir import write_atomically
 from haepo_jax.runner.statistics import bootstrap_interval
 
@@ -98,7 +98,7 @@ def train(loss: Loss, start: Start, key: jax.Array) -> dict[str, jax.Array]:
 
     def update(now: tuple[Any, Any], pairs: jax.Array) -> tuple[tuple[Any, Any], None]:
         params, opt_state = now
-        return algorithm._optimize(params, opt_state, jax.grad(objective)(params, pairs)), None
+        return algorithm.apply_gradients(params, opt_state, jax.grad(objective)(params, pairs)), None
 
     def judge(state: TrainState) -> dict[str, jax.Array]:
         played, earned, _, _ = JUDGE.collect(state, judge_key)

@@ -17,7 +17,7 @@ from tunix.rl.rl_cluster import Mode, RLCluster, Role
 from tunix.rl.rl_learner import MetricFn, RewardFn
 
 from haepo_jax.losses import haepo_loss
-from haepo_jax.losses._numerics import k3
+from haepo_jax.losses.numerics import k3
 from haepo_jax.losses.returns import NORMALIZATIONS
 from haepo_jax.losses.weights import Temperature
 

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haepo_jax.algorithms.base import EVALUATION_SEED, Algorithm, TrainState
-from haepo_jax.losses._numerics import rank_correlation
-from haepo_jax.rollout import Trajectory, collect_episodes, lane_keys
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.running import EVALUATION_SEED
+from haepo_jax.algorithms.state import TrainState
+from haepo_jax.losses.numerics import rank_correlation
+from haepo_jax.rollout import Trajectory, collect_episodes, environment_keys
 from haepo_jax.runner.loggers import TensorBoardLogger
 from haepo_jax.runner.observers import Observer, Row, RunInfo
 from haepo_jax.runner.run_dir import AppendedFile, RunDir, json_text
@@ -51,7 +53,9 @@ def fresh_alignment(
       episodes: K, side by side.
     """
     reset_key, step_key = jax.random.split(key)
-    return play_and_judge(algorithm, before, after, lane_keys(reset_key, episodes), lane_keys(step_key, episodes))[1]
+    return play_and_judge(
+        algorithm, before, after, environment_keys(reset_key, episodes), environment_keys(step_key, episodes)
+    )[1]
 
 
 def play_and_judge(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from haepo_jax import sharding
-from haepo_jax.algorithms.base import CAUSES, TrainState
+from haepo_jax.algorithms.state import CAUSES, EPISODE_MEANS, TrainState
 from haepo_jax.runner.checkpoints import Saver
 from haepo_jax.runner.errors import Interrupted
 from haepo_jax.runner.observers import Counters, Observer, Row, divergence_text, not_finite
@@ -133,8 +133,12 @@ class Training:
         self._state, latest = self._program.advance(self._state, until)
         before, self._at = self._at, Counters.read(self._state)
         advanced = np.array(self._at.update) > np.array(before.update)
+        # What is not known is 0 on the device and NaN here: a seed's metrics before its first update, and the means over
+        # the episodes that ended in an update, of which there may be none.
+        known = latest.get("episodes", np.inf) > 0
+        latest |= {name: np.where(known, latest[name], np.nan) for name in EPISODE_MEANS if name in latest}
         self._metrics = {
-            name: np.where(advanced, value, self._metrics.get(name, value)) for name, value in latest.items()
+            name: np.where(advanced, value, self._metrics.get(name, np.nan)) for name, value in latest.items()
         }
         position = self._position
         position.steps, self._value = sum(self._at.env_steps), None

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from haepo_jax.algorithms.base import CAUSES, Algorithm, TrainState
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import CAUSES, TrainState
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.statistics import mean_of_known
 
@@ -51,7 +52,7 @@ class Counters:
       update: updates done.
       env_steps: live steps done, exact.
       diverged_at: the update that was not finite and at which the seed was frozen, or -1.
-      cause: what was not finite in it, as bits; see `haepo_jax.algorithms.base.CAUSES`.
+      cause: what was not finite in it, as bits; see `haepo_jax.algorithms.state.CAUSES`.
       skipped: updates dropped because they were not finite.
       invalid_episodes: episodes left out because the environment gave an observation or reward that was not finite.
     """

@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 
 import haepo_jax
 from haepo_jax import sharding
-from haepo_jax.algorithms import hyperparameters
-from haepo_jax.algorithms.base import Algorithm, Start, TrainState
+from haepo_jax.algorithms import declared, fields
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import Start, TrainState
 from haepo_jax.counting import StepCount
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.checkpoints import Checkpoint, from_arrays, to_arrays
@@ -128,7 +129,7 @@ def build(config: RunConfig, env: Any = None) -> Algorithm:
     """The algorithm of a run on its environment, or on one that is at hand; raises ConfigError where they do not fit."""
     try:
         env = haepo_jax.make_env(config.env, **config.env_kwargs) if env is None else env
-        algorithm: Algorithm = getattr(haepo_jax, config.algo.class_name)(
+        algorithm: Algorithm = declared.load(config.algo.name)(
             env, total_steps=config.total_steps, **config.algo.hyperparameters
         )
     except Exception as error:  # an environment answers a setting that it cannot use with whatever it likes
@@ -143,8 +144,8 @@ def mesh_of(config: RunConfig, algorithm: Algorithm) -> Mesh | None:
     if config.shard == "none":
         return None
     try:
-        hyperparameters.check_divides("algo.num_envs", algorithm.num_envs, "the number of devices", jax.device_count())
-    except hyperparameters.HyperparameterError as error:
+        fields.check_divides("algo.num_envs", algorithm.num_envs, "the number of devices", jax.device_count())
+    except fields.HyperparameterError as error:
         raise ConfigError(f"shard=environments: {error}") from None
     with sharding.over_environments() as mesh:
         return mesh

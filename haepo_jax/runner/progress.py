@@ -9,7 +9,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any, TextIO
 
-from haepo_jax.algorithms.base import TrainState
+from haepo_jax.algorithms.state import TrainState
 from haepo_jax.runner.observers import Observer, Row, RunInfo, divergence_text
 
 PLAIN_LINES = 20

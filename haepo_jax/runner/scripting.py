@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 import haepo_jax
-from haepo_jax.algorithms import hyperparameters as hp
-from haepo_jax.algorithms.base import Algorithm, TrainState
-from haepo_jax.envs.base import PlainEnvironment
+from haepo_jax.algorithms import declared
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import TrainState
+from haepo_jax.envs.objects import PlainEnvironment
 from haepo_jax.losses.weights import Auto
 from haepo_jax.messages import short
 from haepo_jax.networks import LinenPolicy, NNXPolicy
@@ -104,7 +105,7 @@ def train(
       >>> result.history["eval_return"].shape
       (4, 50)
 
-    The algorithm may be any `Algorithm`, of the user's own class, environment and networks; the metrics that its `_update`
+    The algorithm may be any `Algorithm`, of the user's own class, environment and networks; the metrics that its `update`
     returns are logged with all others. A run of named parts alone, such as this one, is one of the command line's: `run_dir`
     can be evaluated, rendered and gone on with there.
 
@@ -186,7 +187,7 @@ def _settings(run_dir: str | Path | None, resume: bool | str, settings: dict[str
 
 def _describe(algo: Algorithm, seeds: list[int], settings: dict[str, Any]) -> RunConfig:
     """The settings that make this algorithm, where there are such; else a description of its parts."""
-    names = {cls.__name__: name for name, cls in hp.ALGORITHMS.items()}
+    names = {where.partition(":")[2]: name for name, where in declared.ALGORITHMS.items()}
     numbers, objects = {}, {"algorithm": _qualified(type(algo)), "env": _qualified(_unwrapped(algo.env))}
     for field in dataclasses.fields(algo):
         value = getattr(algo, field.name)

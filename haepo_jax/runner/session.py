@@ -23,7 +23,8 @@ from haepo_jax.runner.run_dir import RunDir, create_run_dir
 from haepo_jax.runner.signals import StopSignals
 
 if TYPE_CHECKING:
-    from haepo_jax.algorithms.base import Algorithm, TrainState
+    from haepo_jax.algorithms.base import Algorithm
+    from haepo_jax.algorithms.state import TrainState
     from haepo_jax.runner.observers import Observer
 
 

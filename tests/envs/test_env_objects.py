@@ -13,7 +13,6 @@ import pytest
 
 import haepo_jax as hx
 from haepo_jax.envs import check_environment
-from haepo_jax.envs.objects import adapt
 
 SMALL: dict[str, Any] = {"total_steps": 200, "num_envs": 8, "group_size": 4, "num_minibatches": 2, "num_epochs": 1}
 
@@ -117,7 +116,9 @@ def test_a_craftax_object() -> None:
 
 
 def test_what_is_no_environment() -> None:
-    assert adapt(object()) is None and adapt((1, 2)) is None
+    for obj in (object(), (1, 2)):
+        with pytest.raises(TypeError, match="is no environment"):
+            hx.make_env(obj)
     for obj in (object(), (1, 2)):
         with pytest.raises(TypeError, match="is no environment: it has no name, horizon"):
             hx.make_env(obj)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.algorithms.base import Health
+from haepo_jax.algorithms.state import Health
 from haepo_jax.counting import StepCount
 
 

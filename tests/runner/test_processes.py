@@ -24,7 +24,7 @@ COMMON = [
 ALGORITHMS = {
     "haepo": [
         *COMMON, "env=haepo/random_walk", "env_kwargs.length=4", "env_kwargs.horizon=8", "algo=haepo",
-        "algo.num_envs=16", "algo.num_steps=8", "algo.history_batches=2", "algo.group_size=4",
+        "algo.num_envs=16", "algo.num_steps=8", "algo.replay_batches=2", "algo.group_size=4",
     ],
     "haepo_episodic": [
         *COMMON, "env=haepo/random_walk", "env_kwargs.length=4", "env_kwargs.horizon=8", "algo=haepo_episodic",

@@ -229,8 +229,8 @@ class Shifted(hx.PPO):
 
     shift: float = 1.5
 
-    def _update(self, state: Any) -> Any:
-        new, metrics = super()._update(state)
+    def update(self, state: Any) -> Any:
+        new, metrics = super().update(state)
         return new, metrics | {"shifted": state.update.astype(jnp.float32) + self.shift}
 
 

@@ -341,7 +341,7 @@ def test_a_read_only_directory(counting: Runs, small_disk: Path, capsys: pytest.
 # --- Numbers that are not finite --------------------------------------------------------------------------------------
 
 SMALL = [
-    "algo.num_envs=8", "algo.num_steps=8", "algo.history_batches=2", "algo.group_size=4", "algo.num_minibatches=2",
+    "algo.num_envs=8", "algo.num_steps=8", "algo.replay_batches=2", "algo.group_size=4", "algo.num_minibatches=2",
     "algo.num_epochs=2", "total_steps=600", *COMMON,
 ]  # fmt: skip
 

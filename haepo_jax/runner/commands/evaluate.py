@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.algorithms import fields as hp
 from haepo_jax.messages import one_line
 from haepo_jax.runner.config import ConfigError, setting
 from haepo_jax.runner.config.arguments import compose, read_arguments
@@ -25,7 +25,8 @@ from haepo_jax.runner.statistics import describe_returns
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from haepo_jax.algorithms.base import Algorithm, TrainState
+    from haepo_jax.algorithms.base import Algorithm
+    from haepo_jax.algorithms.state import TrainState
 
 HELP = """\
 Plays many episodes with the policies of a run, with sampled and with greedy actions, and says how they end.
@@ -134,7 +135,7 @@ def play(
     """
     import jax
 
-    from haepo_jax.algorithms.base import EVALUATION_SEED
+    from haepo_jax.algorithms.running import EVALUATION_SEED
 
     key = jax.random.key(EVALUATION_SEED if episode_seed is None else episode_seed)
 

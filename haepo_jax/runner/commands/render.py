@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.algorithms import fields as hp
 from haepo_jax.runner.commands.evaluate import read_run, warn
 from haepo_jax.runner.config import ConfigError, setting
 from haepo_jax.runner.config.arguments import compose, read_arguments
@@ -113,7 +113,7 @@ def record(policy: TrainedPolicy, episode: int, *, greedy: bool, max_steps: int,
     import jax
     import jax.numpy as jnp
 
-    from haepo_jax.algorithms.base import EVALUATION_SEED
+    from haepo_jax.algorithms.running import EVALUATION_SEED
     from haepo_jax.envs.base import has_action_mask
     from haepo_jax.runner.rendering.viewer_page import body_poses
 

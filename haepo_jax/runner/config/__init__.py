@@ -1,7 +1,7 @@
 """Settings: what the command lines accept, checked in full before jax is loaded.
 
-Here is what there is to set, as dataclasses whose fields say their type, range and meaning; the hyperparameters come
-from `haepo_jax.algorithms.hyperparameters`, where each is declared once. `values` makes such a dataclass of plain
+Here is what there is to set, as dataclasses whose fields say their type, range and meaning; the hyperparameters come from
+the algorithms' own classes (`haepo_jax.algorithms.declared`). `values` makes such a dataclass of plain
 values and checks it, `arguments` of a command line, and `help` describes it. Whatever is wrong becomes a `ConfigError`
 of one line. Nothing here imports jax.
 """
@@ -13,11 +13,14 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from haepo_jax.algorithms import hyperparameters as hp
-from haepo_jax.messages import short
+from haepo_jax.algorithms import declared
+from haepo_jax.algorithms import fields as hp
+from haepo_jax.messages import one_line, short
 
 DEFAULT_ALGORITHM = "haepo"
-ALGORITHM_NAMES = (*hp.ALGORITHMS, *hp.PRESETS)
+ALGORITHM_NAMES = (*declared.ALGORITHMS, *declared.PRESETS)
+
+_TOTAL_STEPS = declared.hyperparameters(DEFAULT_ALGORITHM)["total_steps"]
 
 SHARD_NOTHING = "distributed=true needs shard=environments: training over several hosts shares out environments"
 
@@ -35,8 +38,9 @@ class AlgoConfig:
 
     @property
     def class_name(self) -> str:
-        """The name of the class in `haepo_jax`: `EpisodicHAEPO` for `haepo_episodic` and for `haepo_paper`."""
-        return algorithm_class(self.name).__name__ if self.name in ALGORITHM_NAMES else self.name
+        """The name of the class: `EpisodicHAEPO` for `haepo_episodic` and for `haepo_paper`."""
+        known = self.name in ALGORITHM_NAMES or ":" in self.name
+        return algorithm_class(self.name).__name__ if known else self.name
 
 
 def setting(default: Any, kind: type, doc: str, **keywords: Any) -> Any:
@@ -53,7 +57,7 @@ class RunConfig:
     seed: int = setting(0, int, "the first seed", within=hp.Range(0, 2**31 - 1))
     num_seeds: int = setting(1, int, "seeds trained side by side in one compiled call", within=hp.Range(1, 2**31 - 1))
     total_steps: int = dataclasses.field(
-        default=hp.Common.total_steps, metadata=hp.Common.__dataclass_fields__["total_steps"].metadata
+        default=declared.defaults(DEFAULT_ALGORITHM)["total_steps"], metadata=_TOTAL_STEPS.metadata
     )
     final_eval_episodes: int = setting(128, int, "episodes per seed behind the final return", within=hp.COUNT)
     env_kwargs: dict[str, Any] = setting(None, dict, "passed to the environment: env_kwargs.<name>=<value>")
@@ -130,26 +134,30 @@ class OwnConfig(RunConfig):
     objects: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def algorithm_class(name: str) -> type[hp.Common]:
-    """The hyperparameters' dataclass of an algorithm or preset; raises ConfigError with a near match."""
-    if name in hp.PRESETS:
-        name = hp.PRESETS[name][0]
-    if name not in hp.ALGORITHMS:
+def algorithm_class(name: str) -> type[declared.Declaration]:
+    """The hyperparameters' dataclass of an algorithm, a preset or a custom `module:Class`; raises ConfigError, with a near
+    match."""
+    try:
+        return declared.declaration(name)
+    except KeyError:
         near = did_you_mean(name, ALGORITHM_NAMES)
-        raise ConfigError(f"unknown algorithm {short(name)}{near or '; there are: ' + ', '.join(ALGORITHM_NAMES)}")
-    return hp.ALGORITHMS[name]
+        raise ConfigError(
+            f"unknown algorithm {short(name)}{near or '; there are: ' + ', '.join(ALGORITHM_NAMES)}"
+        ) from None
+    except (ImportError, SyntaxError, hp.HyperparameterError) as error:
+        raise ConfigError(f"algo={short(name)}: {one_line(str(error))}") from None
 
 
 def hyperparameter_fields(name: str) -> dict[str, dataclasses.Field[Any]]:
     """The fields that `algo.<field>=` sets for an algorithm or preset; `total_steps` is a setting of the run."""
-    fields = dataclasses.fields(algorithm_class(name))
-    return {f.name: f for f in fields if "static" in f.metadata and f.name != "total_steps"}
+    algorithm_class(name)
+    return {key: field for key, field in declared.hyperparameters(name).items() if key != "total_steps"}
 
 
 def hyperparameter_defaults(name: str) -> dict[str, Any]:
     """The defaults of an algorithm or preset."""
-    defaults = {key: f.default for key, f in hyperparameter_fields(name).items()}
-    return defaults | (hp.PRESETS[name][1] if name in hp.PRESETS else {})
+    algorithm_class(name)
+    return {key: value for key, value in declared.defaults(name).items() if key != "total_steps"}
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.algorithms import declared
 from haepo_jax.runner.config import (
     DEFAULT_ALGORITHM,
     AlgoConfig,
+    algorithm_class,
     hyperparameter_defaults,
     hyperparameter_fields,
 )
@@ -50,8 +51,8 @@ def _yaml_text(value: Any, kind: type) -> str:
 
 def algorithm_table() -> str:
     """A help table of the algorithms and presets."""
-    rows = [(name, (cls.__doc__ or "").strip().splitlines()[0]) for name, cls in hp.ALGORITHMS.items()]
-    for name, (base, changes) in hp.PRESETS.items():
+    rows = [(name, (algorithm_class(name).__doc__ or "").strip().splitlines()[0]) for name in declared.ALGORITHMS]
+    for name, (base, changes) in declared.PRESETS.items():
         rows.append((name, f"{base} with " + " ".join(f"{k}={_yaml_text(v, type(v))}" for k, v in changes.items())))
     wide = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{wide}}  {text}" for name, text in rows)

@@ -8,7 +8,8 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.algorithms import declared
+from haepo_jax.algorithms import fields as hp
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.config import (
     AlgoConfig,
@@ -99,7 +100,9 @@ def _unknown_key(key: str, algo: str | None, fields: Mapping[str, Any]) -> Confi
     if algo is not None:
         known += [f"algo.{field}" for field in hyperparameter_fields(algo)]
         if f"algo.{name}" not in known:
-            owners = [owner for owner in hp.ALGORITHMS if name in hyperparameter_fields(owner)]
+            if (suggestion := hp.hint(name, hyperparameter_fields(algo))) and name in (*hp.RENAMED, *hp.ELSEWHERE):
+                return ConfigError(f"unknown key {short(key)}{suggestion.replace(chr(39), chr(39) + 'algo.', 1)}")
+            owners = [owner for owner in declared.ALGORITHMS if name in hyperparameter_fields(owner)]
             if owners:
                 return ConfigError(
                     f"unknown key {key!r}: algo={algo} has no {name} (algo={', algo='.join(owners)} has)"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from haepo_jax.envs._physics import PhysicsEnv
+from haepo_jax.envs.physics import PhysicsEnv
 
 Floats = npt.NDArray[np.float32]
 

@@ -119,7 +119,7 @@ class Group:
 
         real = len(self.candidates) * num_seeds
         devices = programs.num_devices
-        # Lanes past the real ones exist where the stack could not be shared equally by the devices otherwise.
+        # RolloutState past the real ones exist where the stack could not be shared equally by the devices otherwise.
         self._size = -(-real // devices) * devices
         of_trial = np.resize(np.repeat(np.arange(len(self.candidates)), num_seeds), self._size)
         seeds = np.array([c.seed for c in self.candidates])[of_trial] + np.resize(

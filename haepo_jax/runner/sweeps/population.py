@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from haepo_jax.algorithms.base import Algorithm, TrainState
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import EPISODE_MEANS, TrainState
 from haepo_jax.counting import StepCount
-from haepo_jax.unbatched import any_lane
+from haepo_jax.unbatched import any_in_batch
 
 
 @jax.tree_util.register_dataclass
@@ -63,7 +64,7 @@ def advance(algorithm: Algorithm, lane: Lane, until: StepCount, updates: jax.Arr
 
     def goes_on(loop: tuple[jax.Array, Lane]) -> jax.Array:
         made, lane = loop
-        return (made < updates) & any_lane(unfinished(lane, until))
+        return (made < updates) & any_in_batch(unfinished(lane, until))
 
     return jax.lax.while_loop(goes_on, step, (jnp.int32(0), lane))[1]
 
@@ -71,14 +72,15 @@ def advance(algorithm: Algorithm, lane: Lane, until: StepCount, updates: jax.Arr
 def _record(algorithm: Algorithm, lane: Lane, state: TrainState, metrics: dict[str, jax.Array]) -> Lane:
     points = lane.curve_sum.shape[0]
     part = jnp.minimum(state.env_steps.share_of(algorithm.total_steps) * points, points - 1).astype(jnp.int32)
-    value = metrics["episode_return"]
-    known = jnp.isfinite(value) & ~state.health.diverged
-    length = metrics["episode_length"]
+    # A custom algorithm may have neither; a mean over no episode is 0.
+    value, length = (metrics.get(name, jnp.float32(jnp.nan)) for name in EPISODE_MEANS)
+    ended = metrics.get("episodes", 1) > 0
+    known = jnp.isfinite(value) & ended & ~state.health.diverged
     return Lane(
         state=state,
         curve_sum=lane.curve_sum.at[part].add(jnp.where(known, value, 0.0)),
         curve_count=lane.curve_count.at[part].add(known.astype(jnp.float32)),
-        episode_length=jnp.where(jnp.isfinite(length), length, lane.episode_length),
+        episode_length=jnp.where(jnp.isfinite(length) & ended, length, lane.episode_length),
     )
 
 

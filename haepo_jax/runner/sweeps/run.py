@@ -36,7 +36,7 @@ COHORT_LANES = {"cpu": 64}
 little is lost with a worker. On accelerators more fit one batch."""
 ACCELERATOR_COHORT_LANES = 1024
 FIRST_LANES = {"cpu": 4}
-"""Lanes per device in the first batch, from which the batch size climbs."""
+"""RolloutState per device in the first batch, from which the batch size climbs."""
 ACCELERATOR_FIRST_LANES = 256
 POLL_SECONDS = 0.5
 

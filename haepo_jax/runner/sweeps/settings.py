@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from importlib import util
 from typing import TYPE_CHECKING, Any
 
-from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.algorithms import declared
+from haepo_jax.algorithms import fields as hp
 from haepo_jax.messages import short
 from haepo_jax.runner.config import AlgoConfig, ConfigError, RunConfig, algorithm_class, hyperparameter_fields, setting
 from haepo_jax.runner.config.arguments import (
@@ -310,7 +311,7 @@ def _checked_dimension(
 def _compiled_in(key: str) -> bool:
     """Whether two values of a key need two compilations. Of `env_kwargs` only the environment knows."""
     if key.startswith("algo."):
-        fields = [hyperparameter_fields(name).get(key.removeprefix("algo.")) for name in hp.ALGORITHMS]
+        fields = [hyperparameter_fields(name).get(key.removeprefix("algo.")) for name in declared.ALGORITHMS]
         return any(field is not None and field.metadata["static"] for field in fields)
     return key in ("env", "algo", "total_steps")
 

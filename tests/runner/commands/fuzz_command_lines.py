@@ -36,7 +36,7 @@ from typing import Any
 import yaml
 
 import haepo_jax
-from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.algorithms import declared
 from haepo_jax.envs import names
 from haepo_jax.runner.commands.evaluate import EvaluateConfig
 from haepo_jax.runner.commands.plot import PlotConfig
@@ -133,7 +133,7 @@ WILD = (NUMBERS, WORDS, NESTED, INTERPOLATIONS, FUNCTIONS)
 def env_settings(env: str) -> dict[str, Any]:
     """The names that `env_kwargs` may have for an environment, and their defaults."""
     from haepo_jax.envs import brax, gymnax, tasks
-    from haepo_jax.envs._settings import constructor_settings
+    from haepo_jax.envs.settings import constructor_settings
 
     library, _, task = env.rpartition("/")
     if library == "haepo":
@@ -154,7 +154,7 @@ def good_values(field: dataclasses.Field[Any]) -> list[str]:
         "num_minibatches",
         "group_size",
         "num_steps",
-        "history_batches",
+        "replay_batches",
         "score",
         "squash_actions",
         "state_dependent_std",
@@ -225,7 +225,7 @@ class Writer:
     def __init__(self, seed: int, places: Sequence[str]) -> None:
         self.draw = random.Random(seed)
         self.places = places
-        everything = [hyperparameter for name in hp.ALGORITHMS for hyperparameter in hyperparameter_fields(name)]
+        everything = [hyperparameter for name in declared.ALGORITHMS for hyperparameter in hyperparameter_fields(name)]
         self.words = {field.name for schema in SCHEMAS.values() for field in dataclasses.fields(schema)} | {*everything}
 
     def lines(self) -> Iterator[Line]:
@@ -290,7 +290,7 @@ class Writer:
                 ["CartPole-v1", "Pendulum-v1", "haepo/bandit", "haepo/random_walk", "gymnax/CartPole-v1"]
             )
         if pick < 0.99:
-            return draw.choice(names.GYMNAX)
+            return draw.choice([name for name in names.list_envs() if "/" not in name])
         return "brax/" + draw.choice(["fast", "inverted_pendulum", "reacher"])
 
     def fields(self, command: str, algo: str) -> dict[str, dataclasses.Field[Any]]:

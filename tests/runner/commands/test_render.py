@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import haepo_jax as hx
-from haepo_jax.envs.names import BRAX, list_envs
+from haepo_jax.envs.names import list_envs, tasks_of
 from haepo_jax.runner.commands import render
 from haepo_jax.runner.rendering import drawing
 from haepo_jax.runner.rendering import viewer_page as page
@@ -107,4 +107,4 @@ def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_every_brax_task_but_fast_has_a_model_to_draw() -> None:
     assert not page.can_be_drawn(hx.make_env("brax/fast")) and not page.can_be_drawn(hx.make_env("haepo/bandit"))
-    assert "fast" in BRAX
+    assert "fast" in tasks_of("brax")

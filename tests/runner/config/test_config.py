@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import haepo_jax
-from haepo_jax.algorithms import hyperparameters
+from haepo_jax.algorithms.declared import PRESETS
 from haepo_jax.messages import short
 from haepo_jax.runner.commands import plot, train
 from haepo_jax.runner.config import ALGORITHM_NAMES, ConfigError, RunConfig, algorithm_class, hyperparameter_fields
@@ -83,7 +83,7 @@ REFUSED = {
     ),
     "sizes of a history that do not divide": (
         ["algo.num_minibatches=3"],
-        "num_envs * history_batches=64 is not a multiple of num_minibatches * group_size=24; the nearest that are: 48 or 72",
+        "num_envs * replay_batches=64 is not a multiple of num_minibatches * group_size=24; the nearest that are: 48 or 72",
     ),
     "options that do not fit": (["algo=haepo_episodic", "algo.score=likelihood"], "needs credit=trajectory"),
     "null for a choice": (
@@ -168,7 +168,7 @@ def test_defaults_come_from_the_hyperparameters() -> None:
     for name in ALGORITHM_NAMES:
         config = composed("env=CartPole-v1", f"algo={name}")
         declared = algorithm_class(name)()
-        changes = hyperparameters.PRESETS.get(name, ("", {}))[1]
+        changes = PRESETS.get(name, ("", {}))[1]
         for key, value in config.algo.hyperparameters.items():
             assert value == changes.get(key, getattr(declared, key)), (name, key)
         assert "total_steps" not in config.algo.hyperparameters

@@ -24,7 +24,7 @@ from pyarrow import parquet
 
 import haepo_jax as hx
 import haepo_jax.sweep as command_line
-from haepo_jax.algorithms import hyperparameters
+from haepo_jax.algorithms.declared import hyperparameters
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
 from haepo_jax.runner.sweeps import cohort as cohorts
@@ -269,7 +269,7 @@ def assert_each_once(directory: Path) -> None:
 
 
 SMALL = {
-    "total_steps": 600, "num_envs": 8, "num_steps": 8, "history_batches": 2, "group_size": 4, "num_minibatches": 2,
+    "total_steps": 600, "num_envs": 8, "num_steps": 8, "replay_batches": 2, "group_size": 4, "num_minibatches": 2,
     "num_epochs": 1, "hidden_sizes": (4,), "eval_episodes": 0,
 }  # fmt: skip
 
@@ -303,10 +303,7 @@ class _NoEnv:
 
 
 def test_a_sweep_of_haepo_and_numbers_of_its_environment() -> None:
-    settings = {
-        f"algo.{key}" if key in hyperparameters.HAEPO.__dataclass_fields__ else key: value
-        for key, value in SMALL.items()
-    }
+    settings = {f"algo.{key}" if key in hyperparameters("haepo") else key: value for key, value in SMALL.items()}
     settings = {
         key.removeprefix("algo.") if key == "algo.total_steps" else key: value for key, value in settings.items()
     }

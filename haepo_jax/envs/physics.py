@@ -13,18 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.envs._libraries import check_horizon
-from haepo_jax.envs.base import (
-    Array,
-    Box,
-    PyTree,
-    Replaceable,
-    TimeStep,
-    finish_step,
-    space_of,
-    static_field,
-    strongly_typed,
-)
+from haepo_jax.envs.base import Array, Box, PyTree, first_observation, space_of, static_field, strongly_typed
+from haepo_jax.envs.libraries import LibraryEnvironment, check_horizon
 
 
 class PhysicsState(NamedTuple):
@@ -36,37 +26,24 @@ class PhysicsState(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class PhysicsEnv(Replaceable):
-    """A Brax or Playground task. Its leaves are `params`, the whole physics model (masses, friction, gains, gravity,
-    ...).
-
-    So `env.replace(params=env.params.replace(...))` is domain randomisation, and vmaps. Actions are in [-1, 1].
+class PhysicsEnv(LibraryEnvironment):
+    """A Brax or Playground task. Its leaves are the whole physics model (masses, friction, gains, gravity, ...), so
+    `env.replace(params=env.params.replace(...))` is domain randomisation. Actions are in [-1, 1].
     """
 
-    params: Any
-    inner: Any = static_field()
     model_attribute: str = static_field()  # where `inner` keeps the model; empty where there is none
-    name: str = static_field()
-    horizon: int = static_field()
-    observation_space: Any = static_field()
-    action_space: Box = static_field()
 
-    def reset(self, key: Array) -> tuple[PyTree, PyTree]:
-        """Start an episode: (`PhysicsState`, observation)."""
-        with _quiet_trace():
-            inner = strongly_typed(self._with_params().reset(key))
+    def _reset(self, key: Array) -> tuple[PyTree, PyTree]:
+        inner = strongly_typed(self._with_params().reset(key))
         return PhysicsState(inner, jnp.zeros((), jnp.int32)), inner.obs
 
-    def step(self, key: Array, state: PhysicsState, action: Array) -> TimeStep:
-        """One control step; the physics draws no random numbers, so `key` is not used."""
-        action = jnp.asarray(action, self.action_space.dtype)
+    def _step(self, key: Array, state: PhysicsState, action: Array) -> tuple[PyTree, PyTree, Any, Any, Any]:
+        """The physics draws no random numbers, so `key` is not used."""
         # Some tasks write into state.metrics, a dict: give them a copy of the containers.
         inner_state = jax.tree.map(lambda leaf: leaf, state.inner)
-        with _quiet_trace():
-            inner = self._with_params().step(inner_state, action)
-        new_state = PhysicsState(inner, state.steps + 1)
-        terminated, truncated = inner.done > 0.5, new_state.steps >= self.horizon
-        return finish_step(self.name, state, new_state, inner.obs, inner.reward, terminated, truncated)
+        inner = self._with_params().step(inner_state, action)
+        new = PhysicsState(inner, state.steps + 1)
+        return new, inner.obs, inner.reward, inner.done > 0.5, new.steps >= self.horizon
 
     def _with_params(self) -> Any:
         """`inner` with this model in place: on a shallow copy, because environments made alike share `inner`."""
@@ -84,25 +61,10 @@ def make_physics(name: str, inner: Any, model_attribute: str, horizon: int) -> P
         ValueError: a horizon below 1.
     """
     params = jax.tree.map(jnp.asarray, getattr(inner, model_attribute)) if model_attribute else ()
-    env = PhysicsEnv(
-        params=params,
-        inner=inner,
-        model_attribute=model_attribute,
-        name=name,
-        horizon=check_horizon(name, "episode_length", horizon),
-        observation_space=None,
-        action_space=Box(-1.0, 1.0, (int(inner.action_size),)),
-    )
-    _, observation = jax.eval_shape(env.reset, jax.eval_shape(lambda: jax.random.key(0)))
-    return env.replace(observation_space=space_of(observation))
-
-
-@contextlib.contextmanager
-def _quiet_trace() -> Iterator[None]:
-    """Brax reads MuJoCo's data by names that MuJoCo warns it will drop."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
+    horizon = check_horizon(name, "episode_length", horizon)
+    actions = Box(-1.0, 1.0, (int(inner.action_size),))
+    env = PhysicsEnv(params, inner, name, horizon, None, actions, model_attribute)
+    return env.replace(observation_space=space_of(first_observation(env)))
 
 
 @contextlib.contextmanager

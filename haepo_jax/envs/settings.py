@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
-from haepo_jax.envs.names import near_matches
-from haepo_jax.messages import short
+from haepo_jax.messages import did_you_mean, short
 
 LARGEST = float.fromhex("0x1.fffffep127")
 """The largest number in 32 bits."""
@@ -31,10 +30,8 @@ def check_settings(env: str, given: Mapping[str, Any], defaults: Mapping[str, An
     """
     for name, value in given.items():
         if name not in defaults:
-            matches = near_matches(name, list(defaults))
-            hint = f"did you mean {' or '.join(map(repr, matches))}? " if matches else ""
             valid = ", ".join(defaults) or "none"
-            raise ValueError(f"{env} has no setting {name!r}; {hint}(settings: {valid})")
+            raise ValueError(f"{env} has no setting {name!r}{did_you_mean(name, defaults, 3)} (settings: {valid})")
         check_type(f"{env}: {name}", value, defaults[name])
 
 
