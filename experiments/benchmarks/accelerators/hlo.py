@@ -233,7 +233,9 @@ class Counter:
 
     def _kernel(self, instruction: Instruction, shapes: dict[str, str]) -> Cost:
         opcode = instruction.opcode
-        inner = self.program.get(instruction.attribute("calls") or "", []) if opcode.startswith(("fusion", "async")) else []
+        inner = (
+            self.program.get(instruction.attribute("calls") or "", []) if opcode.startswith(("fusion", "async")) else []
+        )
         opcodes = {i.opcode for i in inner} | {opcode}
         kind = instruction.attribute("custom_call_target") or opcode
         if opcode == "custom-call":
@@ -306,7 +308,9 @@ class Counter:
         return total
 
 
-def _users(name: str, instructions: list[Instruction], through: tuple[str, ...] = ("bitcast", "reshape")) -> list[Instruction]:
+def _users(
+    name: str, instructions: list[Instruction], through: tuple[str, ...] = ("bitcast", "reshape")
+) -> list[Instruction]:
     """What uses an array, looking through what only renames it."""
     users = []
     for instruction in instructions:

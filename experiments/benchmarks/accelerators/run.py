@@ -46,7 +46,9 @@ def answer(python: str, case: dict[str, Any], limit: float) -> dict[str, Any]:
 def main() -> None:
     parts = all_cases()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", default=sys.executable, help="interpreter with the plugins and this package's needs")
+    parser.add_argument(
+        "--python", default=sys.executable, help="interpreter with the plugins and this package's needs"
+    )
     parser.add_argument("--rejax-python", help="interpreter with rejax and the plugins; without it rejax is left out")
     parser.add_argument("--parts", nargs="+", choices=parts, default=["base", "tpu"])
     parser.add_argument("--only", nargs="+", default=[], help="cases whose names begin so")
@@ -55,7 +57,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     found = json.loads(options.output.read_text()) if options.output.exists() else {"cases": {}}
-    commit = subprocess.run(["git", "-C", REPOSITORY, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    commit = subprocess.run(
+        ["git", "-C", REPOSITORY, "describe", "--always", "--dirty"], capture_output=True, text=True
+    )
     for part in options.parts:
         for name, case in parts[part].items():
             if options.only and not name.startswith(tuple(options.only)):
@@ -68,7 +72,9 @@ def main() -> None:
             begin = time.perf_counter()
             result = answer(python, case, options.limit)
             found["cases"][name] = {"part": part, "case": case, "commit": commit.stdout.strip(), **result}
-            options.output.write_text(json.dumps(found, indent=None, separators=(",", ":")).replace('},"', '},\n"') + "\n")
+            options.output.write_text(
+                json.dumps(found, indent=None, separators=(",", ":")).replace('},"', '},\n"') + "\n"
+            )
             kernels = result.get("whole", {}).get("kernels", result.get("error"))
             print(f"{name}: {kernels} ({time.perf_counter() - begin:.0f} s)", flush=True)
 
