@@ -249,6 +249,7 @@ def collect_segment(
     state = share_out(state)
     alive = jnp.ones_like(state.is_first)
     horizon = min(int(env.horizon), 2**31 - 1)
+    packs = num_steps * len(alive) <= PACK_UP_TO
 
     def step(before: RolloutState, time: jax.Array) -> tuple[RolloutState, Segment]:
         keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, time)
@@ -279,10 +280,10 @@ def collect_segment(
             spare_used=spare_used | done, episodes=before.episodes + done.astype(jnp.int32),
             episode_return=jnp.where(done, 0, episode_return), episode_length=jnp.where(done, 0, episode_length),
         )  # fmt: skip
-        return after, _packed(segment)
+        return after, _packed(segment) if packs else segment
 
     state, segment = jax.lax.scan(step, state, jnp.arange(num_steps, dtype=jnp.int32))
-    return _unpacked(segment), state
+    return _unpacked(segment) if packs else segment, state
 
 
 def _where_any(flags: jax.Array, compute: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
@@ -318,6 +319,8 @@ def _next_starts(env: Any, reset_key: jax.Array, before: RolloutState, done: jax
     return jax.lax.platform_dependent(cpu=from_spares, default=lambda: (draw(), before.spare, before.spare_used))
 
 
+PACK_UP_TO = 2**18
+"""The most steps of a segment that is packed: unpacking copies it, and in larger ones each kernel has work enough."""
 PACKED_SIZE = 16
 """The most numbers of one environment's array that is stored in one array with others."""
 

@@ -312,7 +312,7 @@ class SegmentAlgorithm(Algorithm):
             orders = orders % filled
 
         def gradients_of(params: Any, indices: jax.Array) -> tuple[Any, Metrics]:
-            minibatch = share_out(jax.tree.map(lambda x: jnp.take(x, indices, axis=0), batch))
+            minibatch = share_out(jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), batch))
             return jax.grad(self.loss, has_aux=True)(params, minibatch)
 
         return run_epochs(self, state, gradients_of, orders, getattr(self, "target_kl", None))
