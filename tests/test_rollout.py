@@ -300,8 +300,12 @@ class TestSegments:
             )
 
         branches = [e for e in equations(jax.make_jaxpr(jax.vmap(one_seed))(keys)) if e.primitive.name == "cond"]
-        assert len(branches) == 2
+        # Two of them choose by the platform, which is known when the program is lowered.
+        assert len(branches) == 4
         assert all(branch.invars[0].aval.shape == () for branch in branches)
+        traced = jax.jit(jax.vmap(one_seed)).trace(keys)
+        found = {p: traced.lower(lowering_platforms=(p,)).as_text().count("stablehlo.case") for p in ("cpu", "cuda")}
+        assert found == {"cpu": 2, "cuda": 0}
 
     def test_vmapped_over_seeds_it_is_the_same(self) -> None:
         env = make_env(Drift(horizon=4))

@@ -209,7 +209,7 @@ class Counter:
                 end_row()
                 body = instruction.attribute("body")
                 assert body is not None
-                loops.append(self.computation(body, instruction.trip_count))
+                loops.append(self.computation(body, instruction.trip_count or self._counted(instruction)))
             elif opcode == "conditional":
                 end_row()
                 branches = [self.computation(branch) for branch in instruction.called]
@@ -230,6 +230,18 @@ class Counter:
                     end_row()
         end_row()
         return Loop(trips, own, loops, differentiates)
+
+    def _counted(self, loop: Instruction) -> int | None:
+        """The trip count of a loop that does nothing but count from 0 to a constant, where XLA does not say it itself."""
+        condition = self.program[loop.attribute("condition") or ""]
+        for instruction in condition:
+            if instruction.opcode == "fusion":
+                condition = condition + self.program[instruction.attribute("calls") or ""]
+        working = [i for i in condition if i.opcode not in BOOKKEEPING | {"fusion"}]
+        limits = {i.argument for i in condition if i.opcode == "constant"}
+        if len(working) == 1 and working[0].attribute("direction") == "LT" and len(limits) == 1:
+            return int(limits.pop())
+        return None
 
     def _kernel(self, instruction: Instruction, shapes: dict[str, str]) -> Cost:
         opcode = instruction.opcode

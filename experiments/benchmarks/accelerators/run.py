@@ -20,7 +20,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
-RESULTS = REPOSITORY / "experiments" / "results" / "accelerators.json"
+RESULTS = REPOSITORY / "experiments" / "benchmarks" / "results" / "accelerators.json"
 
 sys.path.insert(0, str(HERE))
 
