@@ -7,7 +7,12 @@ it pays for importing jax.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+from haepo_jax.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from haepo_jax.algorithms.dpo import DPO as DPO
@@ -33,9 +38,7 @@ if TYPE_CHECKING:
     from haepo_jax.runner.loading import load as load
     from haepo_jax.runner.scripting import TrainResult as TrainResult
     from haepo_jax.runner.scripting import train as train
-    from haepo_jax.runner.sweeps.run import sweep as sweep
-
-__version__ = "0.1.0"
+    from haepo_jax.runner.sweeps.worker import sweep as sweep
 
 _HOMES = {
     "HAEPO": "haepo_jax.algorithms.haepo",
@@ -47,7 +50,7 @@ _HOMES = {
     "HyperparameterError": "haepo_jax.algorithms.fields",
     "train": "haepo_jax.runner.scripting",
     "TrainResult": "haepo_jax.runner.scripting",
-    "sweep": "haepo_jax.runner.sweeps.run",
+    "sweep": "haepo_jax.runner.sweeps.worker",
     "make_env": "haepo_jax.envs",
     "list_envs": "haepo_jax.envs",
     "load": "haepo_jax.runner.loading",
@@ -63,6 +66,16 @@ _HOMES = {
     "generalized_advantage_estimation": "haepo_jax.losses",
     "vtrace": "haepo_jax.losses",
 }
+
+if os.environ.get("MPLBACKEND", "").startswith("module://") and "matplotlib" not in sys.modules:
+    # Jupyter hands its backend down to what a cell starts. Nothing here needs one, but matplotlib, which gymnax imports
+    # too, cannot be imported at all where the environment variable names one that is not installed.
+    try:
+        _backend = importlib.util.find_spec(os.environ["MPLBACKEND"].removeprefix("module://"))
+    except (ImportError, ValueError):
+        _backend = None
+    if _backend is None:
+        del os.environ["MPLBACKEND"]
 
 _MODULES = ("envs", "losses", "networks", "rollout", "sequence_networks", "sharding")
 

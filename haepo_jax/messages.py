@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -28,6 +29,23 @@ def short(value: Any, limit: int = 80) -> str:
         if len(text) > limit:
             break
     return one_line(text, limit)
+
+
+def number(value: float) -> str:
+    """Four significant digits at most; a dash where there is no value."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Such as `45s`, `3m20s` or `2h05m`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
 def did_you_mean(name: object, names: Iterable[str], count: int = 1) -> str:

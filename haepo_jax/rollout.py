@@ -64,7 +64,14 @@ def environment_keys(key: jax.Array, num_envs: int) -> jax.Array:
 
 
 def collect_episodes(
-    env: Any, act: Act, initial_carry: Any, reset_keys: jax.Array, step_keys: jax.Array, *, record: bool = True
+    env: Any,
+    act: Act,
+    initial_carry: Any,
+    reset_keys: jax.Array,
+    step_keys: jax.Array,
+    *,
+    record: bool = True,
+    max_steps: int | None = None,
 ) -> tuple[Trajectory | None, jax.Array, jax.Array]:
     """Plays one complete episode in each environment and stops when the last one ends.
 
@@ -75,11 +82,13 @@ def collect_episodes(
       reset_keys: (B,); environments with equal keys start in the same state.
       step_keys: (B,), of actions and transitions.
       record: whether to keep the steps; evaluation needs only the sums.
+      max_steps: end episodes after as many steps, if that is less than env.horizon.
 
     Returns:
-      The steps (T = env.horizon, B) or None; returns (B,) float32; lengths (B,) int32. An episode still running
-      after env.horizon steps ends there.
+      The steps (T, B) or None; returns (B,) float32; lengths (B,) int32. T is env.horizon or max_steps, whichever is
+      less, and an episode still running after T steps ends there.
     """
+    horizon = env.horizon if max_steps is None else min(env.horizon, max_steps)
     num_envs = reset_keys.shape[0]
     state, observation = share_out(jax.vmap(env.reset)(reset_keys))
     carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *jnp.shape(x))), initial_carry)
@@ -107,12 +116,12 @@ def collect_episodes(
     buffers = None
     if record:
         shapes = jax.eval_shape(one_step, state, observation, carry, jnp.bool_(True), alive, step_keys).transition
-        buffers = jax.tree.map(lambda x: jnp.zeros((env.horizon, *x.shape), x.dtype), shapes)
+        buffers = jax.tree.map(lambda x: jnp.zeros((horizon, *x.shape), x.dtype), shapes)
     start = _Loop(
         time=jnp.int32(0), state=state, observation=observation, carry=carry, alive=alive, buffers=buffers,
         returns=jnp.zeros(num_envs, jnp.float32), lengths=jnp.zeros(num_envs, jnp.int32),
     )  # fmt: skip
-    end = jax.lax.while_loop(lambda loop: (loop.time < env.horizon) & any_in_batch(loop.alive), step, start)
+    end = jax.lax.while_loop(lambda loop: (loop.time < horizon) & any_in_batch(loop.alive), step, start)
     return end.buffers, end.returns, end.lengths
 
 

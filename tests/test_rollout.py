@@ -288,6 +288,23 @@ class TestSegments:
                 expected = np.where(np.isin(np.arange(7), truncated_at), final, 0.0)
                 np.testing.assert_array_equal(segment.final_value[:, lane], expected)
 
+    def test_an_episode_that_outlasts_the_horizon_is_truncated_there(self) -> None:
+        """As in evaluation, where `collect_episodes` stops at the horizon."""
+
+        class Endless(Start):
+            def step(self, key: Any, state: Any, action: Any) -> Any:
+                return super().step(key, state, action)._replace(truncated=jnp.array(False))
+
+        env = make_env(Endless(horizon=3))
+        lanes = start_environments(env, jnp.int32(0), START_KEY, 2)
+        segment, _ = collect_segment(
+            env, lambda c, o, f, m, k: (c, jnp.int32(0), None), value, lanes, START_KEY, STEP_KEYS[:2], 7
+        )
+        for lane in range(2):
+            assert np.flatnonzero(segment.truncated[:, lane]).tolist() == [2, 5]
+            assert not np.any(segment.terminated) and np.max(segment.episode_length) == 3
+            assert np.all(segment.final_value[[2, 5], lane] != 0)
+
     def test_values_are_computed_and_starts_drawn_only_on_the_steps_that_need_them(self) -> None:
         """Under vmap over seeds too: the two branches stay branches."""
         env = make_env(Start(horizon=3))

@@ -24,13 +24,13 @@ from haepo_jax.algorithms.fields import (
     Range,
     Scheduled,
     check_value,
-    hint,
     leaf,
     short,
     static,
 )
 from haepo_jax.algorithms.network_checks import check_networks
 from haepo_jax.algorithms.optimizers import clip_by_global_norm
+from haepo_jax.algorithms.other_names import SignatureOfInit, check_keywords
 from haepo_jax.algorithms.state import Health, Metrics, Start, TrainState, check_fits, keep_finite
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
@@ -117,12 +117,11 @@ class Algorithm(abc.ABC):
         choices=("stop", "skip"),
     )
 
-    def __new__(cls, *args: Any, **settings: Any) -> Self:
-        names = [field.name for field in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in names:
-                raise TypeError(f"{cls.__name__} has no hyperparameter {short(name)}{hint(name, names)}")
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        check_keywords(cls, keywords)
         return super().__new__(cls)
+
+    __signature__ = SignatureOfInit()
 
     def __post_init__(self) -> None:
         # jax rebuilds the object with tracers and placeholders in its leaves, so every step here leaves those alone.
@@ -291,12 +290,19 @@ class Algorithm(abc.ABC):
         """Updates until `until` steps are done; the metrics are the last update's, 0 where there was none."""
         return running.advance(self, state, until)
 
-    def progress(self, state: TrainState) -> dict[str, Any]:
-        """What a row of metrics has besides those of an update: counters, and an evaluation where `eval_episodes` > 0."""
-        return running.progress(self, state)
+    def progress(self, state: TrainState, max_steps: int | None = None) -> dict[str, Any]:
+        """What a row of metrics has besides those of an update: counters, and an evaluation where `eval_episodes` > 0;
+        `max_steps` as in `evaluate`."""
+        return running.progress(self, state, max_steps)
 
     def evaluate(
-        self, state: TrainState, *, episodes: int = 128, greedy: bool = False, key: jax.Array | None = None
+        self,
+        state: TrainState,
+        *,
+        episodes: int = 128,
+        greedy: bool = False,
+        key: jax.Array | None = None,
+        max_steps: int | None = None,
     ) -> dict[str, jax.Array]:
         """Plays complete episodes with the current policy.
 
@@ -306,12 +312,13 @@ class Algorithm(abc.ABC):
           greedy: take each distribution's mode instead of a sample.
           key: of starts, actions and transitions; by default one fixed key, shared by all runs and seeds, so that
             differences between them are not differences of luck.
+          max_steps: end episodes after as many steps, if that is less than the environment's horizon.
 
         Returns:
           `return` (episodes,) float32 and `length` (episodes,) int32.
         """
         key = jax.random.key(running.EVALUATION_SEED) if key is None else key
-        return running.play(self, state, episodes, jnp.bool_(greedy), key)
+        return running.play(self, state, episodes, jnp.bool_(greedy), key, max_steps)
 
     # The policy as a function.
 

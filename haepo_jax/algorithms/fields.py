@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from haepo_jax.messages import short
@@ -100,10 +99,10 @@ def check_value(field: dataclasses.Field[Any], value: Any) -> None:
         kind = meta["kind"]
         if kind is tuple:
             sizes = value if isinstance(value, tuple | list) else None
-            if sizes is None or not all(_is_int(size) and size in COUNT for size in sizes):
-                raise HyperparameterError(
-                    f"{name}={short(value)} must be a list of positive integers, such as [64, 64]"
-                )
+            within = meta["within"] or COUNT
+            if sizes is None or not all(_is_int(size) and size in within for size in sizes):
+                what = "positive integers, such as [64, 64]" if within is COUNT else f"integers {within}"
+                raise HyperparameterError(f"{name}={short(value)} must be a list of {what}")
             return
         right_type = _is_int(value) if kind is int else isinstance(value, kind)
         if not right_type:
@@ -149,27 +148,6 @@ _KIND_NAMES = {int: "an integer", bool: "true or false", str: "a string"}
 def _near(name: Any, names: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(str(name), names, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-RENAMED = {"history_batches": "replay_batches", "history_bonus": "surprisal_bonus"}
-"""Hyperparameters by the names that they had once."""
-
-ELSEWHERE = {
-    "lr": "learning_rate", "gamma": "discount", "lam": "gae_lambda", "ent_coef": "entropy_coef", "vf_coef": "value_coef",
-    "clip_range": "clip_eps", "clip_coef": "clip_eps", "n_envs": "num_envs", "n_steps": "num_steps", "n_epochs": "num_epochs",
-    "update_epochs": "num_epochs", "num_updates": "total_steps", "total_timesteps": "total_steps",
-}  # fmt: skip
-"""Hyperparameters by their names in other libraries."""
-
-
-def hint(name: str, names: Iterable[str]) -> str:
-    """What to say of a hyperparameter that does not exist: its name here, or a near match; empty where there is none."""
-    names = list(names)
-    if RENAMED.get(name) in names:
-        return f"; it is now named {RENAMED[name]!r}"
-    if ELSEWHERE.get(name) in names:
-        return f"; did you mean {ELSEWHERE[name]!r}?"
-    return _near(name, tuple(names)) if len(name) < 100 else ""
 
 
 def check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:

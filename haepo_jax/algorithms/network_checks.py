@@ -14,7 +14,7 @@ from haepo_jax.networks import Policy
 from haepo_jax.spaces import Box, Discrete, Leaf, MultiDiscrete, Space, frozen_space, map_space
 
 
-def check_networks(env: Any, policy: Policy | None, value: Policy | None) -> None:
+def check_networks(env: Any, policy: Any, value: Any) -> None:
     """Raises ValueError, in one line, for a network whose output is not of the shape that the spaces of `env` need."""
     spaces = frozen_space(env.observation_space), frozen_space(env.action_space)
     fault = policy and _policy_fault(policy, *spaces)

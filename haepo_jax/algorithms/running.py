@@ -56,13 +56,13 @@ def _zeros(shapes: Any) -> Any:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
-def progress(algorithm: Algorithm, state: TrainState) -> dict[str, Any]:
+def progress(algorithm: Algorithm, state: TrainState, max_steps: int | None = None) -> dict[str, Any]:
     """What a row has beside the metrics: counters, and an evaluation where `eval_episodes` > 0."""
     row: dict[str, Any] = {"env_steps": state.env_steps, "update": state.update}
     if algorithm.eval_episodes:
         # Both kinds in one loop: it then takes as many steps as the longest episode, not as the two longest.
         key = jax.random.key(EVALUATION_SEED)
-        both = jax.vmap(lambda greedy: play(algorithm, state, algorithm.eval_episodes, greedy, key))
+        both = jax.vmap(lambda greedy: play(algorithm, state, algorithm.eval_episodes, greedy, key, max_steps))
         played = both(jnp.array([False, True]))
         row["eval_return"], row["eval_return_greedy"] = jnp.mean(played["return"], axis=1)
         row["eval_length"] = jnp.mean(played["length"][0].astype(jnp.float32))
@@ -70,7 +70,12 @@ def progress(algorithm: Algorithm, state: TrainState) -> dict[str, Any]:
 
 
 def play(
-    algorithm: Algorithm, state: TrainState, episodes: int, greedy: jax.Array, key: jax.Array
+    algorithm: Algorithm,
+    state: TrainState,
+    episodes: int,
+    greedy: jax.Array,
+    key: jax.Array,
+    max_steps: int | None = None,
 ) -> dict[str, jax.Array]:
     """Plays complete episodes side by side; see `Algorithm.evaluate`."""
     reset_key, step_key = jax.random.split(key)
@@ -86,5 +91,7 @@ def play(
     # numbers and round differently; so evaluation is the same to the last bit inside `jax.jit` and outside.
     env = jax.lax.optimization_barrier(algorithm.env)
     keys = environment_keys(reset_key, episodes), environment_keys(step_key, episodes)
-    _, returns, lengths = collect_episodes(env, act, algorithm.initial_carry(), *keys, record=False)
+    _, returns, lengths = collect_episodes(
+        env, act, algorithm.initial_carry(), *keys, record=False, max_steps=max_steps
+    )
     return {"return": returns, "length": lengths}

@@ -24,7 +24,7 @@ from haepo_jax.envs.base import (
     static_field,
     strongly_typed,
 )
-from haepo_jax.envs.libraries import in_32_bits, usual_promotion
+from haepo_jax.envs.libraries import in_32_bits, usual_promotion, x64_enabled
 from haepo_jax.envs.settings import check_settings
 from haepo_jax.messages import short
 
@@ -131,7 +131,7 @@ class PlainEnvironment(Replaceable):
         """Under `jax_enable_x64` numbers made without a dtype have 64 bits, which no space means unless it says so."""
         leaves, structure = jax.tree.flatten(strongly_typed(observation))
         spaces = jax.tree.leaves(self.observation_space)
-        if not jax.config.read("jax_enable_x64") or len(spaces) != len(leaves):
+        if not x64_enabled() or len(spaces) != len(leaves):
             return jax.tree.unflatten(structure, leaves)
         cast = [
             x.astype(space.dtype) if hasattr(space, "dtype") and _same_kind(x.dtype, space.dtype) else x

@@ -59,7 +59,8 @@ class Checks:
         if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
             raise TypeError(f"{self.function}: {name} must be bool, or 0 and 1, got dtype {array.dtype}")
         self._shape(name, array, shape, like)
-        return array if array.dtype == jnp.bool_ else array != 0
+        # Strict promotion does not compare a bool with 0.
+        return (array.astype(jnp.int32) if array.dtype == jnp.bool_ else array) != 0
 
     def option(self, name: str, value: object, options: tuple[str, ...]) -> None:
         """Refuses a string option that does not exist, naming the nearest."""

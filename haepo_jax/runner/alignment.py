@@ -64,7 +64,7 @@ def play_and_judge(
     """The steps (T, K) of what `fresh_alignment` plays, too; keys (K,) as `collect_episodes` takes them.
 
     Forced steps (see `Trajectory.decisions`) do not count, as in the losses. Both policies decide step by step, each
-    with its own memory, so no step's log-probability has to be computed twice. What the environment spoils is not finite.
+    with its own carry, so no step's log-probability has to be computed twice. What the environment spoils is not finite.
     """
 
     def act(
@@ -118,7 +118,7 @@ class FreshLogger(Observer, abc.ABC):
             return
         # What no policy needs may be large: the optimiser's moments, experience that is kept.
         state = dataclasses.replace(state, opt_state=None, reference=None, extra=None)
-        # A copy, because the run goes on in these buffers.
+        # A copy, because the run continues in these buffers.
         state = jax.tree.map(lambda x: x[0] if len(row.update) > 1 else jnp.copy(x), state)
         if self._before is not None:
             lines = self.lines(row, jax.device_get(self._play(self._before, state)))

@@ -22,7 +22,7 @@ class CompletionLogger(FreshLogger):
 
     The completions of the row before are judged: since then training has changed their log-likelihoods from
     `log_likelihood` to `log_likelihood_after`, and `weight` is the Plackett-Luce weight of that change within the group of
-    one prompt, above 1/K where a completion was made likelier than its rivals. A task without tokens has none.
+    one prompt, above 1/K where a completion was made likelier than the others. A task without tokens has none.
     """
 
     file_name = "completions.jsonl"

@@ -45,6 +45,28 @@ def test_ones_own_subclass_of_gymnax() -> None:
     assert float(hx.make_env(Heavy()).params.masspole) == 1.0
 
 
+def test_a_task_written_for_gymnax_0_0_keeps_its_truncations() -> None:
+    """There `done` holds the time limit, too; where nothing else ends the episode, that is a truncation."""
+    classes = pytest.importorskip("gymnax.environments.classic_control.pendulum")
+
+    class Old(classes.Pendulum):  # type: ignore[misc, name-defined]
+        def is_terminal(self, state: Any, params: Any) -> Any:
+            return (state.time >= params.max_steps_in_episode) | (state.time >= 7)
+
+        def step_env(self, key: Any, state: Any, action: Any, params: Any) -> Any:
+            observation, state, reward, _, info = super().step_env(key, state, action, params)
+            return observation, state, reward, self.is_terminal(state, params), info
+
+    inner = Old()
+    for limit, ends in ((5, (False, True)), (9, (True, False))):
+        env = hx.make_env((inner, inner.default_params.replace(max_steps_in_episode=limit)))
+        state, _ = env.reset(jax.random.key(0))
+        for _ in range(min(limit, 7)):
+            after = env.step(jax.random.key(1), state, jnp.zeros(1))
+            state = after.state
+        assert (bool(after.terminated), bool(after.truncated)) == ends
+
+
 def test_a_brax_object() -> None:
     envs = pytest.importorskip("brax.envs")
     inner = envs.get_environment("fast")
