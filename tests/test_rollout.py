@@ -320,6 +320,171 @@ class TestSegments:
         # Two of them choose by the platform, which is known when the program is lowered.
         assert len(branches) == 4
         assert all(branch.invars[0].aval.shape == () for branch in branches)
+
+    def test_vmapped_over_seeds_it_is_the_same_and_keeps_one_predicate(self, collected: Any) -> None:
+        env, *expected = collected
+        collect = jax.vmap(functools.partial(episodes, env))
+        keys = jnp.stack([RESET_KEYS, RESET_KEYS[::-1]]), jnp.stack([STEP_KEYS, STEP_KEYS[::-1]])
+        found = jax.tree.map(lambda x: x[0], jax.jit(collect)(*keys))
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, tuple(expected))
+        loops = [e for e in equations(jax.make_jaxpr(collect)(*keys)) if e.primitive.name == "while"]
+        rollouts = [e for e in loops if len(e.outvars) > 8]
+        assert rollouts, "there is no loop"
+        for loop in rollouts:
+            assert [aval.shape for aval in loop.params["cond_jaxpr"].out_avals] == [()]
+
+    def test_continuous_actions_are_scaled_at_the_door_only(self) -> None:
+        """The record holds what the policy did; the environment gets it clipped and in its own units."""
+        env = hx.make_env("Pendulum-v1", max_steps_in_episode=2)
+        done = jnp.array([[3.0], [-0.5]])
+
+        def steady(carry: Any, observation: Any, is_first: jax.Array, mask: Any, key: jax.Array) -> Any:
+            return carry, jnp.where(is_first, done[0], done[1]), None
+
+        steps, returns, _ = collect_episodes(env, steady, (), RESET_KEYS[:1], STEP_KEYS[:1])
+        np.testing.assert_array_equal(steps.action[:, 0], done)
+        state, _ = env.reset(RESET_KEYS[0])
+        total = 0.0
+        for torque in (2.0, -1.0):
+            after = env.step(jax.random.key(0), state, jnp.array([torque]))
+            state, total = after.state, total + float(after.reward)
+        np.testing.assert_allclose(returns[0], total, rtol=1e-5)
+
+
+# Segments.
+
+NUM_STEPS = 9
+START_KEY = jax.random.key(3)
+
+
+def value(carry: Any, observation: jax.Array) -> jax.Array:
+    return 100.0 * carry + observation[0]
+
+
+def segments(
+    env: Any, count: int, lanes: int = LANES, num_steps: int = NUM_STEPS
+) -> tuple[RolloutState, list[Segment], RolloutState]:
+    """The first lanes, `count` segments one after the other, and the lanes in the end."""
+    wrapped = make_env(env)
+    first = now = jax.jit(lambda: start_environments(wrapped, jnp.int32(7), START_KEY, lanes))()
+    collect = jax.jit(lambda now, keys: collect_segment(wrapped, act, value, now, START_KEY, keys, num_steps))
+    found = []
+    for number in range(count):
+        segment, now = collect(now, environment_keys(jax.random.key(10 + number), lanes))
+        found.append(segment)
+    return first, found, now
+
+
+@pytest.fixture(scope="module")
+def two_segments() -> tuple[Drift, list[Segment], RolloutState]:
+    env = Drift(horizon=4)
+    return env, *segments(env, 2)[1:]
+
+
+class TestSegments:
+    def test_equal_a_plain_loop_over_one_environment(self, two_segments: Any) -> None:
+        """Episodes run on from one segment to the next; episode e of lane i starts from its own key."""
+        drift, found, end = two_segments
+        env = make_env(drift)
+        reset = jax.jit(env.reset)
+        for lane in range(LANES):
+            lane_key = jax.random.fold_in(START_KEY, lane)
+            episode, carry, is_first, total, length = 0, jnp.int32(7), True, 0.0, 0
+            start = reset(jax.random.fold_in(lane_key, episode))
+            for number, segment in enumerate(found):
+                step_key = jax.random.fold_in(jax.random.key(10 + number), lane)
+                t = 0
+                while t < NUM_STEPS:
+                    rows, carry = play(env, carry, start, is_first, step_key, range(t, NUM_STEPS))
+                    for observation, action, reward, extras, after in rows:
+                        steps = jax.tree.map(lambda x: x[t, lane], segment)  # noqa: B023
+                        total, length = total + float(reward), length + 1
+                        np.testing.assert_allclose(steps.steps.observation, observation, rtol=1e-5)
+                        assert int(steps.steps.action) == int(action)
+                        np.testing.assert_allclose(steps.steps.reward, reward, rtol=1e-5)
+                        assert int(steps.steps.extras["count"]) == int(extras["count"]) == length
+                        assert bool(steps.is_first) == is_first == (length == 1)
+                        assert bool(steps.terminated) == bool(after.terminated)
+                        assert bool(steps.truncated) == bool(after.truncated)
+                        expected = float(value(carry, after.observation)) if after.truncated else 0.0
+                        if not after.truncated or after is rows[-1][-1]:
+                            np.testing.assert_allclose(steps.final_value, expected, rtol=1e-5)
+                        done = bool(after.terminated or after.truncated)
+                        np.testing.assert_allclose(steps.episode_return, total if done else 0.0, rtol=1e-4, atol=1e-6)
+                        assert int(steps.episode_length) == (length if done else 0)
+                        start, is_first, t = (after.state, after.observation), done, t + 1
+                        if done:
+                            episode, total, length = episode + 1, 0.0, 0
+                            start = reset(jax.random.fold_in(lane_key, episode))
+            np.testing.assert_allclose(end.observation[lane], start[1], rtol=1e-5)
+            assert int(end.episodes[lane]) == episode
+            assert bool(end.is_first[lane]) == is_first
+
+    def test_every_step_is_alive_and_there_were_ends_of_both_kinds(self, two_segments: Any) -> None:
+        _, found, _ = two_segments
+        assert all(np.asarray(segment.steps.mask).all() for segment in found)
+        assert any(np.asarray(segment.terminated).any() for segment in found)
+        assert any(np.asarray(segment.truncated).any() for segment in found)
+        assert not any(np.asarray(segment.terminated & segment.truncated).any() for segment in found)
+
+    @pytest.mark.parametrize("horizon", [1, 2, 5])
+    def test_every_episode_starts_from_a_fresh_draw(self, horizon: int) -> None:
+        """As many starts as episodes, also where every lane ends at every step, so that spares run out at once."""
+        _, found, end = segments(Start(horizon=horizon), 2, lanes=3, num_steps=7)
+        starts = np.concatenate([np.asarray(s.steps.observation[..., 0])[np.asarray(s.is_first)] for s in found])
+        episodes_begun = 3 * -(-14 // horizon)
+        assert len(starts) == episodes_begun
+        assert len(np.unique(starts)) == episodes_begun
+        np.testing.assert_array_equal(end.episodes, 14 // horizon)
+
+    def test_a_truncated_step_is_worth_its_final_observation_and_a_terminated_one_nothing(self) -> None:
+        """Observations count up from 100 and start there again: the reset's value is 100, the final one's above it."""
+        env = make_env(Count())
+
+        def always(action: int) -> Any:
+            return lambda carry, observation, is_first, mask, key: (carry, jnp.int32(action), None)
+
+        for action, terminated_at, truncated_at, final in ((0, [1, 3, 5], [], 0.0), (1, [], [2, 5], 103.0)):
+            lanes = start_environments(env, (), START_KEY, 2)
+            segment, _ = collect_segment(env, always(action), lambda carry, x: x[0], lanes, START_KEY, STEP_KEYS[:2], 7)
+            for lane in range(2):
+                assert np.flatnonzero(segment.terminated[:, lane]).tolist() == terminated_at
+                assert np.flatnonzero(segment.truncated[:, lane]).tolist() == truncated_at
+                expected = np.where(np.isin(np.arange(7), truncated_at), final, 0.0)
+                np.testing.assert_array_equal(segment.final_value[:, lane], expected)
+
+    def test_an_episode_that_outlasts_the_horizon_is_truncated_there(self) -> None:
+        """As in evaluation, where `collect_episodes` stops at the horizon."""
+
+        class Endless(Start):
+            def step(self, key: Any, state: Any, action: Any) -> Any:
+                return super().step(key, state, action)._replace(truncated=jnp.array(False))
+
+        env = make_env(Endless(horizon=3))
+        lanes = start_environments(env, jnp.int32(0), START_KEY, 2)
+        segment, _ = collect_segment(
+            env, lambda c, o, f, m, k: (c, jnp.int32(0), None), value, lanes, START_KEY, STEP_KEYS[:2], 7
+        )
+        for lane in range(2):
+            assert np.flatnonzero(segment.truncated[:, lane]).tolist() == [2, 5]
+            assert not np.any(segment.terminated) and np.max(segment.episode_length) == 3
+            assert np.all(segment.final_value[[2, 5], lane] != 0)
+
+    def test_values_are_computed_and_starts_drawn_only_on_the_steps_that_need_them(self) -> None:
+        """Under vmap over seeds too: the two branches stay branches."""
+        env = make_env(Start(horizon=3))
+        keys = jax.random.split(START_KEY, 2)
+
+        def one_seed(key: jax.Array) -> Any:
+            lanes = start_environments(env, jnp.int32(0), key, 3)
+            return collect_segment(
+                env, lambda c, o, f, m, k: (c, jnp.int32(0), None), value, lanes, key, environment_keys(key, 3), 4
+            )
+
+        branches = [e for e in equations(jax.make_jaxpr(jax.vmap(one_seed))(keys)) if e.primitive.name == "cond"]
+        # Two of them choose by the platform, which is known when the program is lowered.
+        assert len(branches) == 4
+        assert all(branch.invars[0].aval.shape == () for branch in branches)
         traced = jax.jit(jax.vmap(one_seed)).trace(keys)
         found = {p: traced.lower(lowering_platforms=(p,)).as_text().count("stablehlo.case") for p in ("cpu", "cuda")}
         assert found == {"cpu": 2, "cuda": 0}

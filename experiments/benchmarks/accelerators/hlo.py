@@ -13,6 +13,7 @@ import functools
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 BOOKKEEPING = {
@@ -400,4 +401,4 @@ def shape_of(loop: Loop) -> list[Any]:
 if __name__ == "__main__":
     import sys
 
-    print(json.dumps(count(open(sys.argv[1]).read(), int(sys.argv[2]) or None), indent=1))
+    print(json.dumps(count(Path(sys.argv[1]).read_text(), int(sys.argv[2]) or None), indent=1))
