@@ -308,10 +308,10 @@ class Counter:
         for i in inner or [instruction]:
             size = sum(math.prod(dims) for _, dims in arrays(i.shape))
             if i.opcode == "dot":
-                left = arrays(inside.get(i.operands[0], ""))[0][1]
+                dims = arrays(inside.get(i.operands[0], ""))[0][1]
                 contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.attributes)
                 axes = [int(n) for n in contracted[1].split(",") if n] if contracted else []
-                total += 2.0 * size * math.prod(left[axis] for axis in axes)
+                total += 2.0 * size * math.prod(dims[axis] for axis in axes)
             elif i.opcode in ("reduce", "reduce-window"):
                 total += sum(math.prod(dims) for _, dims in arrays(inside.get(i.operands[0], "")))
             elif i.opcode == "convolution":
