@@ -216,8 +216,8 @@ class SegmentAlgorithm(Algorithm):
         """Steps every environment num_steps times with the current policy.
 
         Returns:
-          The segment (T, B), whose `steps.extras` are the log-probability of each step and, where `keeps_values` and the
-          networks have a carry, its value; and the environments as they are after it.
+          The segment (T, B), whose `steps.extras` are the log-probability of each step and, where the networks have a
+          carry, its value; and the environments as they are after it.
         """
 
         def act(
@@ -228,7 +228,7 @@ class SegmentAlgorithm(Algorithm):
             distribution = self.distribution(output, action_mask)
             action = distribution.sample(key)
             # Without a carry the values are estimated after the rollout, of all steps at once.
-            kept = value if self.keeps_values and jax.tree.leaves(carry) else ()
+            kept = value if jax.tree.leaves(carry) else ()
             return carry, action, (distribution.log_prob(action), kept)
 
         def final_value(carry: Any, observation: Any) -> jax.Array:
