@@ -8,6 +8,8 @@ others run beside it nor on how a run is split into calls.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -256,6 +258,7 @@ def collect_segment(
     state = share_out(state)
     alive = jnp.ones_like(state.is_first)
     horizon = min(int(env.horizon), 2**31 - 1)
+    packs = num_steps * len(alive) <= PACK_UP_TO
 
     def step(before: RolloutState, time: jax.Array) -> tuple[RolloutState, Segment]:
         keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, time)
@@ -268,20 +271,13 @@ def collect_segment(
         terminated = stepped.terminated | invalid
         truncated = (stepped.truncated | (episode_length >= horizon)) & ~terminated
         done = terminated | truncated
-        final_value = jax.lax.cond(
-            any_in_batch(truncated),
+        final_value = _where_any(
+            truncated,
             lambda: jnp.where(truncated, jax.vmap(value)(stepped.carry, stepped.observation), 0.0).astype(jnp.float32),
             lambda: jnp.zeros(done.shape, jnp.float32),
         )
-        spare, spare_used = jax.lax.cond(
-            any_in_batch(done & before.spare_used),
-            lambda: (
-                _select(before.spare_used, _draw_starts(env, reset_key, before.episodes + 1), before.spare),
-                jnp.zeros_like(done),
-            ),
-            lambda: (before.spare, before.spare_used),
-        )
-        env_state, observation = _select(done, spare, (stepped.state, stepped.observation))
+        start, spare, spare_used = _next_starts(env, reset_key, before, done)
+        env_state, observation = _select(done, start, (stepped.state, stepped.observation))
         episode_return = before.episode_return + transition.reward
         segment = Segment(
             steps=transition, is_first=before.is_first, terminated=terminated, truncated=truncated,
@@ -293,10 +289,103 @@ def collect_segment(
             spare_used=spare_used | done, episodes=before.episodes + done.astype(jnp.int32),
             episode_return=jnp.where(done, 0, episode_return), episode_length=jnp.where(done, 0, episode_length),
         )  # fmt: skip
-        return after, segment
+        return after, _packed(segment) if packs else segment
 
     state, segment = jax.lax.scan(step, state, jnp.arange(num_steps, dtype=jnp.int32))
-    return segment, state
+    return _unpacked(segment) if packs else segment, state
+
+
+def _where_any(flags: jax.Array, compute: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+    """`compute()`, which equals `otherwise()` where none of the flags (B,) is true.
+
+    On a CPU it is computed only where it is needed. On an accelerator, where the host would have to read the flags and
+    wait for them in every step, always.
+    """
+    return jax.lax.platform_dependent(
+        cpu=lambda: jax.lax.cond(any_in_batch(flags), compute, otherwise), default=compute
+    )
+
+
+def _next_starts(env: Any, reset_key: jax.Array, before: RolloutState, done: jax.Array) -> tuple[Any, Any, jax.Array]:
+    """The starts (state, observation) of the episodes that follow those which are `done` (B,), and the spares that are
+    left with the flags of those used, apart from what `done` uses now; see `RolloutState`.
+
+    On an accelerator every step draws the next start of every environment, and the spares stay as they were: the draws are
+    a kernel or two, where a decision would make the host wait. The starts are the same.
+    """
+
+    def draw() -> Any:
+        return _draw_starts(env, reset_key, before.episodes + 1)
+
+    def from_spares() -> tuple[Any, Any, jax.Array]:
+        spare, spare_used = jax.lax.cond(
+            any_in_batch(done & before.spare_used),
+            lambda: (_select(before.spare_used, draw(), before.spare), jnp.zeros_like(done)),
+            lambda: (before.spare, before.spare_used),
+        )
+        return spare, spare, spare_used
+
+    return jax.lax.platform_dependent(cpu=from_spares, default=lambda: (draw(), before.spare, before.spare_used))
+
+
+PACK_UP_TO = 2**18
+"""The most steps of a segment that is packed: unpacking copies it, and in larger ones each kernel has work enough."""
+PACKED_SIZE = 16
+"""The most numbers of one environment's array that is stored in one array with others."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Packed:
+    """A tree of arrays (B, *shape) whose small leaves are the rows of one array, so that a loop stores them at once and
+    not one by one.
+
+    Attributes:
+      words: (n, B) uint32: the 32-bit numbers of the small leaves, and a row whose bits are the flags (B,).
+      rest: the other leaves.
+      like: how the tree is put together again.
+    """
+
+    words: jax.Array
+    rest: list[jax.Array]
+    like: Any = dataclasses.field(metadata={"static": True})
+
+
+def _packed(tree: Any) -> _Packed:
+    leaves, structure = jax.tree.flatten(tree)
+    rows: list[jax.Array] = []
+    flags, rest, kinds = [], [], []
+    for x in leaves:
+        if x.dtype == bool and x.ndim == 1 and len(flags) < 32:
+            kinds.append(("flag", len(flags)))
+            flags.append(x)
+        elif x.dtype in (jnp.float32, jnp.int32, jnp.uint32) and math.prod(x.shape[1:]) <= PACKED_SIZE:
+            words = jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(x.shape[0], -1).T
+            kinds.append(("words", (len(rows), x.shape[1:], x.dtype)))
+            rows.extend(words)
+        else:
+            kinds.append(("rest", len(rest)))
+            rest.append(x)
+    bits = [flag.astype(jnp.uint32) << position for position, flag in enumerate(flags)]
+    rows.append(functools.reduce(jnp.bitwise_or, bits, jnp.zeros(leaves[0].shape[:1], jnp.uint32)))
+    return _Packed(jnp.stack(rows), rest, (structure, tuple(kinds)))
+
+
+def _unpacked(packed: _Packed) -> Any:
+    """The tree with its leaves (T, B, *shape)."""
+    structure, kinds = packed.like
+    words = packed.words
+
+    def leaf(kind: str, found: Any) -> jax.Array:
+        if kind == "rest":
+            return packed.rest[found]
+        if kind == "flag":
+            return (words[:, -1] >> found) & 1 == 1
+        first, shape, dtype = found
+        own = jnp.moveaxis(words[:, first : first + math.prod(shape)], 1, -1)
+        return jax.lax.bitcast_convert_type(own, dtype).reshape(*own.shape[:2], *shape)
+
+    return jax.tree.unflatten(structure, [leaf(*kind) for kind in kinds])
 
 
 def finite_observations(observations: Any, num_leading: int) -> jax.Array:

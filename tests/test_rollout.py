@@ -317,7 +317,8 @@ class TestSegments:
             )
 
         branches = [e for e in equations(jax.make_jaxpr(jax.vmap(one_seed))(keys)) if e.primitive.name == "cond"]
-        assert len(branches) == 2
+        # Two of them choose by the platform, which is known when the program is lowered.
+        assert len(branches) == 4
         assert all(branch.invars[0].aval.shape == () for branch in branches)
 
     def test_vmapped_over_seeds_it_is_the_same(self) -> None:

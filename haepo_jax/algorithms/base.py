@@ -29,6 +29,7 @@ from haepo_jax.algorithms.fields import (
     static,
 )
 from haepo_jax.algorithms.network_checks import check_networks
+from haepo_jax.algorithms.optimizers import clip_by_global_norm
 from haepo_jax.algorithms.other_names import SignatureOfInit, check_keywords
 from haepo_jax.algorithms.state import Health, Metrics, Start, TrainState, check_fits, keep_finite
 from haepo_jax.counting import StepCount
@@ -220,7 +221,7 @@ class Algorithm(abc.ABC):
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """Gradient clipping and Adam, without the step size, which depends on the fraction of the run done."""
-        return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), optax.scale_by_adam(eps=1e-5))
+        return optax.chain(clip_by_global_norm(self.max_grad_norm), optax.scale_by_adam(eps=1e-5))
 
     def apply_gradients(self, params: Any, opt_state: Any, gradients: Any) -> tuple[Any, Any]:
         """One optimiser step: the next parameters and optimiser state; `self` must be `scheduled`."""

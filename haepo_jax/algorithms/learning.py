@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from haepo_jax.algorithms.optimizers import global_norm
 from haepo_jax.algorithms.state import Metrics, TrainState
 from haepo_jax.rollout import Trajectory
 from haepo_jax.unbatched import any_in_batch
@@ -32,6 +32,11 @@ def epoch_orders(key: jax.Array, num_epochs: int, size: int) -> jax.Array:
     return (words & (2**index_bits - 1)).astype(jnp.int32)
 
 
+ONCE = ("ess", "max_weight", "alignment")
+"""Metrics that no gradient needs and that cost several kernels: not averaged over an update's gradient steps, but taken once,
+of its last minibatch under the parameters after it."""
+
+
 def run_epochs(
     algorithm: Algorithm,
     state: TrainState,
@@ -50,15 +55,17 @@ def run_epochs(
         None: all are used.
 
     Returns:
-      Parameters, optimiser state, and metrics averaged over the minibatches, "grad_norm" among them.
+      Parameters, optimiser state, and metrics averaged over the minibatches, "grad_norm" among them; but see `ONCE`.
     """
+    gradients_of = jax.jit(gradients_of)  # traced once
     minibatches = orders.reshape(algorithm.num_epochs * algorithm.num_minibatches, -1)
 
     def step(learner: tuple[Any, Any], indices: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
         params, opt_state = learner
         gradients, metrics = gradients_of(params, indices)
+        metrics = {name: value for name, value in metrics.items() if name not in ONCE}
         learner = algorithm.apply_gradients(params, opt_state, gradients)
-        return learner, {**metrics, "grad_norm": optax.tree.norm(gradients)}
+        return learner, {**metrics, "grad_norm": global_norm(gradients)}
 
     def step_below_kl(
         loop: tuple[tuple[Any, Any], Metrics], indices: jax.Array
@@ -70,12 +77,21 @@ def run_epochs(
 
     learner = state.params, state.opt_state
     if stop_above_kl is None:
-        learner, metrics = jax.lax.scan(step, learner, minibatches)
+        # One array for the metrics of a step: an accelerator would store each of them with a kernel of its own.
+        names = sorted(jax.eval_shape(step, learner, minibatches[0])[1])
+
+        def packed_step(learner: tuple[Any, Any], indices: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
+            learner, metrics = step(learner, indices)
+            return learner, jnp.stack([metrics[name] for name in names])
+
+        learner, rows = jax.lax.scan(packed_step, learner, minibatches)
+        metrics = {name: rows[:, i] for i, name in enumerate(names)}
     else:
         shapes = jax.eval_shape(step, learner, minibatches[0])[1]
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (learner, _), metrics = jax.lax.scan(step_below_kl, (learner, nothing), minibatches)
-    return *learner, jax.tree.map(jnp.mean, metrics)
+    last = gradients_of(learner[0], minibatches[-1])[1]
+    return *learner, jax.tree.map(jnp.mean, metrics) | {name: last[name] for name in ONCE if name in last}
 
 
 def next_state(

@@ -26,6 +26,7 @@ from haepo_jax.algorithms.fields import (
 from haepo_jax.algorithms.learning import epoch_orders, next_state, run_epochs, update_metrics
 from haepo_jax.algorithms.state import Metrics, TrainState
 from haepo_jax.distributions import Distribution
+from haepo_jax.losses.numerics import decayed_sum
 from haepo_jax.networks import ActorCritic, each_step
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.rollout import RolloutState, Segment, collect_segment, environment_keys, start_environments
@@ -43,13 +44,9 @@ class RewardScale:
     def update(self, segment: Segment, discount: jax.Array) -> RewardScale:
         """Adds a segment's rewards (T, B)."""
 
-        def accumulate(total: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            reward, is_first = now
-            total = jnp.where(is_first, 0, total) * discount + reward
-            return total, total
-
-        last, totals = jax.lax.scan(accumulate, self.discounted_return, (segment.steps.reward, segment.is_first))
-        return RewardScale(self.statistics.update(totals, segment.steps.mask), last)
+        decay = jnp.where(segment.is_first, 0, discount)
+        totals = decayed_sum(segment.steps.reward, decay, start=self.discounted_return)
+        return RewardScale(self.statistics.update(totals, segment.steps.mask), totals[-1])
 
     def apply(self, rewards: jax.Array) -> jax.Array:
         """Rewards over the standard deviation of the discounted return, clipped to [-10, 10]."""
@@ -219,8 +216,8 @@ class SegmentAlgorithm(Algorithm):
         """Steps every environment num_steps times with the current policy.
 
         Returns:
-          The segment (T, B), whose `steps.extras` are the log-probability and the value of each step, and the environments
-          as they are after it.
+          The segment (T, B), whose `steps.extras` are the log-probability of each step and, where the networks have a
+          carry, its value; and the environments as they are after it.
         """
 
         def act(
@@ -230,7 +227,9 @@ class SegmentAlgorithm(Algorithm):
             carry, (output, value) = self.actor_critic.apply(state.params, carry, observation, is_first)
             distribution = self.distribution(output, action_mask)
             action = distribution.sample(key)
-            return carry, action, (distribution.log_prob(action), value)
+            # Without a carry the values are estimated after the rollout, of all steps at once.
+            kept = value if jax.tree.leaves(carry) else ()
+            return carry, action, (distribution.log_prob(action), kept)
 
         def final_value(carry: Any, observation: Any) -> jax.Array:
             return self.value_of(state, carry, observation, jnp.bool_(False))
@@ -244,11 +243,15 @@ class SegmentAlgorithm(Algorithm):
         """A segment (T, B) as it is kept, B sequences (B, T); `envs` is where it ended."""
         log_prob, value = segment.steps.extras
         values = None
-        if not self.needs_reference and self.replay_batches == 1:
-            values = (
-                value.T,
-                jax.vmap(lambda *env: self.value_of(state, *env))(envs.carry, envs.observation, envs.is_first),
-            )
+        if self.keeps_values:
+            ends = envs.carry, envs.observation, envs.is_first
+            if jax.tree.leaves(envs.carry):
+                values = value.T, jax.vmap(functools.partial(self.value_of, state))(*ends)
+            else:
+                steps = segment.steps.observation, segment.is_first
+                joined = jax.tree.map(lambda x, last: jnp.concatenate([x, last[None]]), steps, ends[1:])
+                every = each_step(lambda step: self.value_of(state, envs.carry, *step), joined, 2)
+                values = every[:-1].T, every[-1]
         kept = dataclasses.replace(segment, steps=dataclasses.replace(segment.steps, extras=log_prob))
         by_env = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), kept)
         return Sequences(by_env, state.extra.envs.carry, envs.observation, envs.is_first, values)
@@ -309,7 +312,7 @@ class SegmentAlgorithm(Algorithm):
             orders = orders % filled
 
         def gradients_of(params: Any, indices: jax.Array) -> tuple[Any, Metrics]:
-            minibatch = share_out(jax.tree.map(lambda x: jnp.take(x, indices, axis=0), batch))
+            minibatch = share_out(jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), batch))
             return jax.grad(self.loss, has_aux=True)(params, minibatch)
 
         return run_epochs(self, state, gradients_of, orders, getattr(self, "target_kl", None))
@@ -319,6 +322,11 @@ class SegmentAlgorithm(Algorithm):
         """The scalar to minimise, and metrics, "loss" among them, of a minibatch; `self` is `scheduled`."""
 
     # Policy and value function.
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether values are those of the policy's own segment, and not estimated anew for a replay buffer."""
+        return not self.needs_reference and self.replay_batches == 1
 
     @property
     def actor_critic(self) -> ActorCritic:

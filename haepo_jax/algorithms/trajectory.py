@@ -187,7 +187,8 @@ def on_valid_steps(function: Callable[[Any], Any], tree: Any, mask: jax.Array) -
     sizes = sorted({-(-horizon // parts) for parts in (8, 3, 1)})
     longest = max_in_batch(jnp.sum(jnp.any(mask, axis=(1, 2))))
     branches = [lambda tree, size=size: function(jax.tree.map(lambda x: x[:size], tree)) for size in sizes]
-    return jax.lax.switch(jnp.searchsorted(jnp.array(sizes), longest), branches, tree)
+    shorter = jnp.sum(jnp.array(sizes) < longest, dtype=jnp.int32)
+    return jax.lax.switch(shorter, branches, tree)
 
 
 def drop_invalid(steps: Trajectory) -> tuple[Trajectory, jax.Array]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses.numerics import bounded_exp, select
+from haepo_jax.losses.numerics import bounded_exp, decayed_sum, select
 
 
 def generalized_advantage_estimation(
@@ -73,12 +73,7 @@ def generalized_advantage_estimation(
 
     deltas = reward + gamma * select(~ended, following) - baseline
 
-    def step(advantage: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        delta, last = now
-        advantage = (delta + gamma * lam * select(~last, advantage)).astype(delta.dtype)
-        return advantage, advantage
-
-    advantages = jax.lax.scan(step, jnp.zeros_like(deltas[0]), (deltas, cut), reverse=True)[1]
+    advantages = decayed_sum(deltas, jnp.where(cut, 0, gamma * lam), reverse=True)
     return jax.lax.stop_gradient((advantages, advantages + baseline))
 
 
@@ -155,11 +150,7 @@ def vtrace(
 
     errors = reward + gamma * select(~ended, following) - baseline
 
-    def step(correction: jax.Array, now: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        delta, c, last = now
-        after = select(~last, correction)
-        return (delta + c * after).astype(delta.dtype), after
-
-    after = jax.lax.scan(step, jnp.zeros_like(errors[0]), (rho * errors, kept, cut), reverse=True)[1]
+    corrections = decayed_sum(rho * errors, jnp.where(cut, 0, kept), reverse=True)
+    after = select(~cut, jnp.concatenate([corrections[1:], jnp.zeros_like(corrections[:1])]))
     targets = baseline + rho * errors + kept * after
     return jax.lax.stop_gradient((errors + gamma * lam * after, targets))

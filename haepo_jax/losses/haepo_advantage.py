@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses.numerics import centre, decayed_sum, masked_mean, select, standardize_all
+from haepo_jax.losses.numerics import centre, decayed_sum, masked_means, select, standardize_all
 from haepo_jax.losses.weights import WeightFunction, alignment, effective_fraction, total, weigh
 
 
@@ -106,12 +106,14 @@ def haepo_advantage_loss(
     following = jnp.concatenate([kept[1:] * standard[1:], jnp.zeros_like(standard[:1])])
     credit = centre(select(live, standard) - following, jnp.ones_like(live))
     num_live = jnp.maximum(jnp.sum(live, dtype=weights.dtype), 1)
+    averages = (("policy_entropy", policy_entropy), ("policy_kl", policy_kl))
+    entropy, kl = masked_means(
+        live, *(check.average(name, x, shape, scores.dtype, whole=True, like=like) for name, x in averages)
+    )
     terms = {
         "objective": tau * size**2 / (size - 1) * jnp.sum(weights * credit) / num_live,
-        "entropy": masked_mean(
-            check.average("policy_entropy", policy_entropy, shape, scores.dtype, whole=True, like=like), live
-        ),
-        "kl": masked_mean(check.average("policy_kl", policy_kl, shape, scores.dtype, whole=True, like=like), live),
+        "entropy": entropy,
+        "kl": kl,
     }
     spread = {
         "ess": jnp.mean(effective_fraction(weights, jnp.ones_like(live))),

@@ -14,6 +14,7 @@ from haepo_jax.losses.numerics import (
     divide,
     k3,
     masked_mean,
+    masked_means,
     select,
     standardize_all,
 )
@@ -127,9 +128,10 @@ def ppo_loss(
         squares = jnp.maximum(squares, (near - target) ** 2)
     entropies = check.average("policy_entropy", policy_entropy, shape, current.dtype, whole=True, like=like)
 
-    objective = masked_mean(surrogate, live)
-    value_loss = masked_mean(squares, live) / 2
-    entropy = masked_mean(entropies, live)
+    objective, squares, entropy, kl, clip_fraction = masked_means(
+        live, surrogate, squares, entropies, k3(current - around), clipped
+    )
+    value_loss = squares / 2
     weight = check.number("value_coef", value_coef)
     loss = weight * value_loss - objective - check.number("entropy_coef", entropy_coef) * entropy
 
@@ -140,8 +142,8 @@ def ppo_loss(
         "objective": objective,
         "value_loss": value_loss,
         "entropy": entropy,
-        "kl": masked_mean(k3(current - around), live),
-        "clip_fraction": masked_mean(clipped.astype(loss.dtype), live),
+        "kl": kl,
+        "clip_fraction": clip_fraction,
         "explained_variance": explained,
     }
     return loss, jax.lax.stop_gradient(metrics)

@@ -61,7 +61,7 @@ def test_advantages_follow_from_what_was_collected(state: Any, collected: Any, b
     terminated, truncated = np.asarray(segment.terminated), np.asarray(segment.truncated)
     assert terminated.any() and truncated.any() and not (terminated | truncated)[-1].all()
     values = observation @ weights
-    np.testing.assert_allclose(segment.steps.extras[1], values, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(batch.value.T, values, rtol=1e-4, atol=1e-6)
     following = np.concatenate([values[1:], (np.asarray(lanes.observation) @ weights)[None]])
     # What the walk had come to when it was cut off: the reward is x + action; the clock stands at its end.
     final = np.stack([rewards - np.asarray(segment.steps.action), np.ones_like(rewards)], -1) @ weights

@@ -64,7 +64,8 @@ def test_what_is_learnt_from_is_what_was_played(name: str, network: str) -> None
     distribution, values = jax.jit(algo.outputs)(state.params, *inputs)
     log_prob, value = steps[0].extras
     np.testing.assert_allclose(distribution.log_prob(steps[0].action), log_prob, atol=2e-6)
-    np.testing.assert_allclose(values, value, atol=2e-6)
+    if network != "mlp":  # without a carry values are estimated after the rollout
+        np.testing.assert_allclose(values, value, atol=2e-6)
     assert np.isfinite(algo.evaluate(state, episodes=2)["return"]).all()
 
 

@@ -1,0 +1,77 @@
+"""What is compiled: a base case for each algorithm, and one axis at a time from there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+CARTPOLE = "CartPole-v1"
+PPO: dict[str, Any] = {"num_envs": 32, "num_steps": 128, "num_epochs": 4, "num_minibatches": 4}
+MINIBATCHES: dict[str, Any] = {"num_epochs": 4, "num_minibatches": 16, "group_size": 4}
+"""HAEPO as a reader of other libraries would set it: as many gradient steps an epoch as PPO's large configurations."""
+
+BASES: dict[str, dict[str, Any]] = {
+    "HAEPO": {"algo": "HAEPO"},
+    "HAEPO 4x16": {"algo": "HAEPO", "settings": MINIBATCHES},
+    "EpisodicHAEPO": {"algo": "EpisodicHAEPO"},
+    "GRPO": {"algo": "GRPO"},
+    "DPO": {"algo": "DPO"},
+    "PPO": {"algo": "PPO", "settings": PPO},
+    "rejax PPO": {"side": "rejax", "algo": "PPO", "settings": PPO},
+}
+
+TASKS: dict[str, dict[str, Any]] = {
+    "Breakout-MinAtar": {"env": "Breakout-MinAtar"},
+    "inverted_pendulum": {"env": "brax/inverted_pendulum"},
+    "ant": {"env": "brax/ant"},
+    "reverse, transformer": {"env": "haepo/reverse", "settings": {"network": "transformer", "hidden_sizes": (64,)}},
+    "CartPole, GRU": {"env": CARTPOLE, "settings": {"network": "gru", "hidden_sizes": (64,)}},
+}
+
+ENVIRONMENTS = (8, 256, 2048, 16384)
+CONFIGURATIONS = (32, 1024)
+
+
+def case(base: str, target: str = "h100", program: str = "train_step", **changes: Any) -> dict[str, Any]:
+    settings = {**BASES[base].get("settings", {}), **changes.pop("settings", {})}
+    defaults = {"side": "haepo_jax", "env": CARTPOLE, "target": target, "program": program}
+    return {**defaults, **BASES[base], **changes, "settings": settings}
+
+
+def all_cases() -> dict[str, dict[str, dict[str, Any]]]:
+    """Cases by part and name. A name is base/what is changed/target."""
+    parts: dict[str, dict[str, dict[str, Any]]] = {}
+    parts["base"] = {f"{base}/h100": case(base) for base in BASES}
+    parts["tasks"] = {
+        f"{base}/{name}/h100": case(base, **change) for base in ("HAEPO 4x16", "PPO") for name, change in TASKS.items()
+    } | {"rejax PPO/Breakout-MinAtar/h100": case("rejax PPO", env="Breakout-MinAtar")}
+    parts["environments"] = {
+        f"{base}/{size} environments/h100": case(base, settings={"num_envs": size})
+        for base in ("HAEPO 4x16", "PPO", "rejax PPO")
+        for size in ENVIRONMENTS
+        if not (base == "HAEPO 4x16" and size == 8)  # the base case itself
+    }
+    parts["configurations"] = {
+        f"{base}/{size} configurations/h100": case(base, configurations=size)
+        for base in ("HAEPO 4x16", "PPO", "rejax PPO")
+        for size in CONFIGURATIONS
+    }
+    parts["tpu"] = {
+        f"{base}/{target}": case(base, target)
+        for target in ("tpu", "tpu4")
+        for base, settings in BASES.items()
+        if settings.get("side") != "rejax" or target == "tpu"
+    }
+    kinds = {"mlp": {}, **{kind: {"network": kind, "hidden_sizes": (64,)} for kind in ("gru", "lstm", "transformer")}}
+    parts["train"] = {
+        f"{base}/{kind}/train/{target}": case(base, target, "train", settings=settings)
+        for base in ("HAEPO", "EpisodicHAEPO", "GRPO", "DPO", "PPO")
+        for kind, settings in kinds.items()
+        for target in ("h100", "tpu", "tpu4")
+    } | {
+        f"Supervised/{kind}/train/{target}": case(
+            "HAEPO", target, "train", algo="Supervised", env="haepo/reverse", settings=kinds[kind]
+        )
+        for kind in ("mlp", "transformer")
+        for target in ("h100", "tpu", "tpu4")
+    }
+    return parts
