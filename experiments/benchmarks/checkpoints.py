@@ -20,6 +20,7 @@ from haepo_jax.runner.config.arguments import compose, read_arguments
 from haepo_jax.runner.errors import Interrupted
 from haepo_jax.runner.observers import Observer, RunInfo
 from haepo_jax.runner.run import run
+from haepo_jax.runner.signals import StopSignals
 
 RUNS = {
     "CartPole-v1": ["env=CartPole-v1"],
@@ -27,10 +28,11 @@ RUNS = {
 }
 
 
-class Stopwatch(Observer):
+class Stopwatch(Observer, StopSignals):
     """Ends a run some time after its compilation."""
 
     def __init__(self, seconds: float) -> None:
+        StopSignals.__init__(self, lambda: None)
         self._seconds = seconds
         self._end = 0.0
 
