@@ -19,6 +19,7 @@ ELSEWHERE = {
     "ci: test": "this is it",
     "hosts": "test_several_processes_train_one_run",
     "reinforce": "tests/experiments/test_reinforce.py",
+    "llm": "tests/llm/test_language_page.py",
 }
 """Marked blocks that are not run where they stand, and what runs them."""
 

@@ -206,7 +206,10 @@ def test_a_reward_that_fails_later_loses_nothing(
     assert main(arguments(model_folder, run_dir="whole", steps=5)) == 0
     assert main(arguments(model_folder, steps=5, reward="judge:late")) == 2
     error = capsys.readouterr().err
-    assert "in step 3: it raised ZeroDivisionError: no luck, for no completion alone; every step before it is kept, to go on: " in error
+    assert (
+        "in step 3: it raised ZeroDivisionError: no luck, for no completion alone; every step before it is kept, to go on: "
+        in error
+    )
     assert main(["run_dir=run", "resume=true", "reward=judge:letters"]) == 0
     for name, tensor in weights(files / "whole" / "model").items():
         np.testing.assert_array_equal(tensor, weights(files / "run" / "model")[name])

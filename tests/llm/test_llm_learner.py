@@ -201,7 +201,9 @@ def test_what_the_loss_is_given_is_what_the_model_computes(model_folder: Path, a
     before = jax.tree.map(lambda x: x, nnx.state(model, nnx.Param))
     (known,), metrics = subject.learn([batch])
     assert not known.fresh.any()
-    np.testing.assert_allclose(jnp.where(batch.mask, known.behaviour, 0), jnp.where(batch.mask, batch.reference, 0), atol=1e-6)
+    np.testing.assert_allclose(
+        jnp.where(batch.mask, known.behaviour, 0), jnp.where(batch.mask, batch.reference, 0), atol=1e-6
+    )
     norm = float(jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(grads))))
     assert float(metrics[0]["grad_norm"]) == pytest.approx(norm, rel=1e-3)
     pieces = make(model_folder, micro_batch=1, **settings)
