@@ -9,28 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-NAMES = [
-    "Ada",
-    "Bob",
-    "Carla",
-    "Dan",
-    "Emma",
-    "Felix",
-    "Grace",
-    "Henry",
-    "Ines",
-    "Jack",
-    "Kim",
-    "Leo",
-    "Mia",
-    "Noah",
-    "Olga",
-    "Paul",
-    "Rosa",
-    "Sam",
-    "Tina",
-    "Victor",
-]
+NAMES = ["Ada", "Bob", "Carla", "Dan", "Emma", "Felix", "Grace", "Henry", "Ines", "Jack", "Kim", "Leo", "Mia", "Noah"]
 TOWNS = ["Paris", "London", "Berlin", "Madrid", "Rome", "Vienna", "Oslo", "Lisbon", "Athens", "Dublin"]
 HELD_OUT = 64
 MAX_NEW_TOKENS = {"sums": 5, "json": 28}

@@ -181,7 +181,7 @@ def save_model(model: nnx.Module, folder: ModelFolder, out: Path, lora_scale: fl
             if file.is_file() and file.suffix != ".safetensors":
                 shutil.copy(file, temporary / file.name)
         for shard in folder.tensors:
-            tensors = safetensors.flax.load_file(folder.path / shard)
+            tensors: dict[str, Any] = dict(safetensors.flax.load_file(folder.path / shard))
             for name, before in tensors.items():
                 if (key := folder.key_of(name)) is not None:  # else not a weight of the model
                     after = np.asarray(weight(key))
@@ -253,9 +253,7 @@ def _model_config(name: str, values: dict[str, Any], dtype: str) -> tuple[Any, i
         "dtype": DTYPES[dtype],
         "param_dtype": DTYPES[dtype],
     }
-    cls = _module(values["model_type"]).ModelConfig
-    known = {field.name for field in dataclasses.fields(cls)}
-    config = cls(**{key: value for key, value in fields.items() if key in known})
+    config = _module(values["model_type"]).ModelConfig(**fields)
     return config, number("max_position_embeddings", default=2048)
 
 

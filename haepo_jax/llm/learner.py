@@ -23,6 +23,9 @@ from haepo_jax.losses._numerics import k3
 LORA_MODULES = ".*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
+Array = Any  # jax's or NumPy's
+
+
 class Batch(NamedTuple):
     """Completions of a batch of prompts, those of one prompt side by side. B completions of at most T tokens.
 
@@ -36,13 +39,13 @@ class Batch(NamedTuple):
       fresh: (B,), whether the current policy is still the one that sampled.
     """
 
-    prompt_ids: jax.Array
-    completion_ids: jax.Array
-    mask: jax.Array
-    rewards: jax.Array
-    behaviour: jax.Array
-    reference: jax.Array | None
-    fresh: jax.Array
+    prompt_ids: Array
+    completion_ids: Array
+    mask: Array
+    rewards: Array
+    behaviour: Array
+    reference: Array | None
+    fresh: Array
 
 
 class State(NamedTuple):
@@ -56,9 +59,9 @@ class Completions(NamedTuple):
     """What was sampled: the texts, and the first three arrays of `Batch`."""
 
     texts: list[str]
-    prompt_ids: np.ndarray[Any, Any]
-    completion_ids: np.ndarray[Any, Any]
-    mask: np.ndarray[Any, Any]
+    prompt_ids: Array
+    completion_ids: Array
+    mask: Array
 
 
 class Learner:
@@ -83,17 +86,32 @@ class Learner:
         self.sampler = Sampler(self.model, tokenizer, cache)
         self._ids = ids = {"pad_id": self.sampler.tokenizer.pad_id(), "eos_id": self.sampler.tokenizer.eos_id()}
         # Variables of their own, which hold the same arrays: the first model's get new ones.
-        graph, params, rest = nnx.split(self.model, nnx.Param if config.lora_rank is None else nnx.LoRAParam, ...)
-        params, self._rest, (reference_graph, self._reference) = _copied((params, rest, nnx.split(base)))
+        trained = nnx.Param if config.lora_rank is None else nnx.LoRAParam
+        graph, params, *rest = nnx.split(self.model, trained, ...)
+        params, self._rest = _copied((params, rest))
+        reference_graph, self._reference = _copied(nnx.split(base)) if config.kl_coef else (None, None)
         clip = optax.clip_by_global_norm(config.max_grad_norm)
         optimizer = optax.chain(clip, optax.adam(config.learning_rate))
-        self.state = State(params, jax.jit(optimizer.init)(params))
-        self._update = make_update(graph, optimizer, config, ids)
-        temperature = config.sampling_temperature
+        # Everything stays where it is put here, so that no program is compiled for another layout.
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        self._place = NamedSharding(self.mesh, PartitionSpec("fsdp" if self.rows % self.mesh.size == 0 else None))
+        layout = jax.tree.map(lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole, params)
+        moments = optax.tree.map_params(
+            optimizer, lambda _, where: where, jax.eval_shape(optimizer.init, params), layout,
+            transform_non_params=lambda _: whole,
+        )  # fmt: skip
+        params = jax.device_put(params, layout)
+        self.state = State(params, jax.jit(optimizer.init, out_shardings=moments)(params))
+        self._update = make_update(graph, optimizer, config, ids, (State(layout, moments), self._place, whole))
 
         @jax.jit
-        def reference(state: Any, prompt_ids: jax.Array, completion_ids: jax.Array) -> jax.Array:
-            return token_log_probs(nnx.merge(reference_graph, state), prompt_ids, completion_ids, temperature, **ids)[0]
+        def reference(state: Any, *tokens: jax.Array) -> jax.Array:
+            def log_probs(some: list[jax.Array]) -> jax.Array:
+                model = nnx.merge(reference_graph, state)
+                return token_log_probs(model, some[0], some[1], config.sampling_temperature, **ids)[0]
+
+            split = [x.reshape(-1, min(self.rows, len(x)), x.shape[1]) for x in tokens]
+            return jax.lax.map(log_probs, split).reshape(tokens[1].shape)
 
         self._reference_log_probs = reference
 
@@ -117,12 +135,12 @@ class Learner:
             )
             tokens = [with_end(row, ids["eos_id"], limit) for row in output.tokens[: len(part)]]
             lengths = np.array([len(row) for row in tokens])
-            padded = np.full((len(part), limit), ids["pad_id"], np.int32)
-            for row, found in zip(padded, tokens, strict=True):
-                row[: len(found)] = found
+            padded = [np.pad(row, (0, limit - len(row)), constant_values=ids["pad_id"]) for row in tokens]
             # By length, not by `!= pad`: where the tokenizer pads with its end token, the end counts.
             mask = np.arange(limit) < lengths[:, None]
-            parts.append((output.text[: len(part)], output.padded_prompt_tokens[: len(part)], padded, mask))
+            parts.append(
+                (output.text[: len(part)], output.padded_prompt_tokens[: len(part)], np.array(padded, np.int32), mask)
+            )
         texts, *arrays = zip(*parts, strict=True)
         return Completions([text for some in texts for text in some], *map(np.concatenate, arrays))
 
@@ -130,23 +148,14 @@ class Learner:
         """What an update takes. The reference's log-probabilities are computed, once, where there is a penalty; those of
         the policy that sampled are left to the first update, which computes them anyway."""
         _, prompt_ids, completion_ids, mask = completions
-        spec = PartitionSpec("fsdp" if self.rows % self.mesh.size == 0 else None)
-        place = NamedSharding(self.mesh, spec)
         reference = None
         if self.config.kl_coef:
-            parts = [slice(start, start + self.rows) for start in range(0, len(mask), self.rows)]
             with self.mesh:
-                reference = np.concatenate(
-                    [
-                        self._reference_log_probs(
-                            self._reference, *jax.device_put((prompt_ids[part], completion_ids[part]), place)
-                        )
-                        for part in parts
-                    ]
-                )
+                ids = jax.device_put((prompt_ids, completion_ids), self._place)
+                reference = self._reference_log_probs(self._reference, *ids)
         fresh, unknown = np.ones(len(mask), bool), np.zeros(mask.shape, np.float32)
         batch = Batch(prompt_ids, completion_ids, mask, rewards.astype(np.float32), unknown, reference, fresh)
-        placed: Batch = jax.device_put(batch, place)
+        placed: Batch = jax.device_put(batch, self._place)
         return placed
 
     def blank(self) -> Batch:
@@ -155,21 +164,20 @@ class Learner:
         ids = [np.zeros((count, length), np.int32) for length in (self._prompt_length, config.max_new_tokens)]
         zeros = np.zeros(ids[1].shape, np.float32)
         reference = zeros if config.kl_coef else None
-        return Batch(*ids, zeros > 0, zeros[:, 0], zeros, reference, zeros[:, 0] > 0)  # type: ignore[arg-type]
+        batch = Batch(ids[0], ids[1], zeros > 0, zeros[:, 0], zeros, reference, zeros[:, 0] > 0)
+        return Batch(*jax.device_put(batch, self._place))
 
     def learn(self, batches: list[Batch]) -> tuple[list[Batch], list[dict[str, jax.Array]]]:
-        """`num_iterations` passes over the newest batch, the last of the list, and those kept from before it, newest first.
-
-        Returns:
-          The batches, with the newest one's behaviour log-probabilities, and the metrics of each update.
-        """
-        batches, metrics = list(batches), []
+        """`num_iterations` passes over the batches, the newest, which is the last, first. Returns the batches, now with the
+        newest one's behaviour log-probabilities, and the metrics of each update."""
+        batches = list(batches)
+        metrics: list[dict[str, jax.Array]] = []
         with self.mesh:
             for _ in range(self.config.num_iterations):
                 for place in reversed(range(len(batches))):
                     self.state, log_probs, found = self._update(*self.state, self._rest, batches[place])
-                    if place == len(batches) - 1 and not metrics:
-                        known = jnp.zeros_like(batches[place].fresh)
+                    if not metrics:
+                        known = jax.device_put(np.zeros(len(log_probs), bool), self._place)
                         batches[place] = batches[place]._replace(behaviour=log_probs, fresh=known)
                     metrics.append(found)
         self.restore(self.state)
@@ -182,21 +190,22 @@ class Learner:
 
 
 def make_update(
-    graph: Any, optimizer: optax.GradientTransformation, config: LLMConfig, ids: dict[str, int]
+    graph: Any, optimizer: optax.GradientTransformation, config: LLMConfig, ids: dict[str, int], layout: Any
 ) -> Callable[[Any, Any, Any, Batch], tuple[State, jax.Array, dict[str, jax.Array]]]:
     """A compiled function of the state's two parts, the parameters that are not trained and a batch, which returns the new state, the
-    tokens' log-probabilities before it, (B, T), and metrics. Micro-batches are accumulated; groups stay whole."""
+    tokens' log-probabilities before it, (B, T), and metrics, laid out over the devices as `layout` says. Micro-batches are
+    accumulated; groups stay whole."""
     parts = config.prompts_per_step // (config.micro_batch or config.prompts_per_step)
 
     def loss_of(params: Any, rest: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
-        model = nnx.merge(graph, params, rest)
+        model = nnx.merge(graph, params, *rest)
         temperature = config.sampling_temperature
         log_probs, logits = token_log_probs(model, batch.prompt_ids, batch.completion_ids, temperature, **ids)
         entropies = algo_core.compute_entropy_from_logits(logits)
         loss, metrics = batch_loss(config, batch, log_probs, entropies)
         return loss, (jax.lax.stop_gradient(log_probs), metrics)
 
-    @functools.partial(jax.jit, donate_argnames="opt_state")
+    @functools.partial(jax.jit, donate_argnames="opt_state", out_shardings=layout)
     def update(params: Any, opt_state: Any, rest: Any, batch: Batch) -> tuple[State, jax.Array, dict[str, jax.Array]]:
         def accumulate(total: Any, part: Batch) -> tuple[Any, Any]:
             grads, found = jax.grad(loss_of, has_aux=True)(params, rest, part)
@@ -231,7 +240,7 @@ def batch_loss(
     behaviour = jnp.where(batch.fresh[:, None], jax.lax.stop_gradient(log_probs), batch.behaviour)
     entropies = jnp.where(batch.mask, entropies if config.entropy_coef else jax.lax.stop_gradient(entropies), 0.0)
     rewards = batch.rewards.reshape(-1, config.group_size)
-    shared = {"kl_coef": config.kl_coef, "entropy_coef": config.entropy_coef}
+    shared: dict[str, Any] = {"kl_coef": config.kl_coef, "entropy_coef": config.entropy_coef}
 
     if config.algo != "haepo":
 
@@ -282,7 +291,8 @@ def token_log_probs(
     """
     ids, positions, mask, _ = common.process_ids(prompt_ids, completion_ids, pad_id, eos_id)
     model(ids, positions, None, mask, output_hidden_states=True)  # its own logits are not used, so not computed
-    (hidden,) = nnx.pop(model, nnx.Intermediate)["all_hidden_states"].get_value()
+    sown: Any = nnx.pop(model, nnx.Intermediate)
+    (hidden,) = sown["all_hidden_states"].get_value()
     hidden = hidden[:, -completion_ids.shape[1] - 1 : -1]
     logits = model.embedder.decode(hidden) if model.config.use_tied_embedding else model.lm_head(hidden)
     logits = logits.astype(jnp.float32) / temperature

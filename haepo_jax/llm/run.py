@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,8 +37,8 @@ class Plan:
       config: the settings.
       folder: the model's, checked.
       tokenizer: that belongs to it.
-      data: the prompts; `eval_data`: those held out.
-      texts: every prompt as the model sees it, with the tokenizer's chat template where it is a chat.
+      data: the prompts as the model sees them, with the tokenizer's chat template where they are chats.
+      eval_data: those held out.
       longest: tokens of the longest prompt.
       rewards: the reward functions.
     """
@@ -48,30 +48,26 @@ class Plan:
     tokenizer: Any
     data: list[Prompt]
     eval_data: list[Prompt]
-    texts: dict[int, str]
     longest: int
     rewards: list[Reward]
-
-    def text(self, prompt: Prompt) -> str:
-        """The prompt as the model sees it."""
-        return self.texts[id(prompt)]
 
 
 def prepare(config: LLMConfig, data: list[Prompt], eval_data: list[Prompt], rewards: list[Reward]) -> Plan:
     """Checks the model's folder, and the prompts against it; raises ConfigError."""
     folder = read_folder(config.model, config.dtype)
     tokenizer = load_tokenizer(folder)
-    texts, longest = {}, 0
     room = folder.context - config.max_new_tokens
-    for prompt in [*data, *eval_data]:
+    longest = 0
+
+    def as_seen(prompt: Prompt) -> Prompt:
+        nonlocal longest
         text = prompt.prompt
         if not isinstance(text, str):
             try:
                 text = tokenizer.apply_chat_template(text, tokenize=False, add_generation_prompt=True)
             except Exception as error:  # a template is a program, and raises what it likes
-                raise ConfigError(
-                    f"{prompt.where}: the tokenizer's chat template refuses it: {describe(error)}"
-                ) from None
+                told = describe(error)
+                raise ConfigError(f"{prompt.where}: the tokenizer's chat template refuses it: {told}") from None
         tokens = tokenizer.encode(text)
         # The sampler begins every prompt with one such token, where the tokenizer has it.
         length = len(tokens) + (bool(tokenizer.bos_token_id) and tokens[:1] != [tokenizer.bos_token_id])
@@ -80,9 +76,11 @@ def prepare(config: LLMConfig, data: list[Prompt], eval_data: list[Prompt], rewa
                 f"{prompt.where}: a prompt of {length} tokens and max_new_tokens={config.max_new_tokens} "
                 f"are more than the model's context of {folder.context} tokens"
             )
-        texts[id(prompt)] = text
         longest = max(longest, length)
-    return Plan(config, folder, tokenizer, data, eval_data, texts, longest, rewards)
+        return dataclasses.replace(prompt, prompt=text)
+
+    seen = [[as_seen(prompt) for prompt in some] for some in (data, eval_data)]
+    return Plan(config, folder, tokenizer, *seen, longest, rewards)
 
 
 def fine_tune(plan: Plan, directory: RunDir, *, resumed: bool, command: str) -> None:
@@ -114,9 +112,7 @@ def fine_tune(plan: Plan, directory: RunDir, *, resumed: bool, command: str) -> 
             raise
         again = resume_command(directory, module="haepo_jax.llm")
         text = f"{error}; every step before it is kept, to go on: {again}"
-        if isinstance(error, Interrupted):
-            raise Interrupted(error.signum, text) from None
-        raise ConfigError(text) from None
+        raise (Interrupted(error.signum, text) if isinstance(error, Interrupted) else ConfigError(text)) from None
     finally:
         directory.remove_if_empty()
 
@@ -134,7 +130,7 @@ class _Run:
         self._files: dict[str, AppendedFile] = {}
         self._board: Any = None
 
-    def train(self, stop: Callable[[], int | None], resumed: bool, command: str) -> None:
+    def train(self, stop: StopSignals, resumed: bool, command: str) -> None:
         config, directory, done = self.config, self.directory, self.done
         if done >= config.steps:
             print(f"the run in {directory.path} has ended; a larger steps= would extend it")
@@ -149,7 +145,7 @@ class _Run:
             self._board = SummaryWriter(str(directory.path), purge_step=done)
         write_atomically(directory.config, settings_text(config))
         directory.summary.unlink(missing_ok=True)
-        stop.begin()  # type: ignore[attr-defined]
+        stop.begin()
         try:
             self._evaluate(done)
             began = time.monotonic()
@@ -183,16 +179,14 @@ class _Run:
         config, learner, began = self.config, self.learner, time.monotonic()
         prompts = [prompt for prompt in self._prompts(step) for _ in range(config.group_size)]
         key = jax.random.fold_in(jax.random.key(config.seed), step)
-        completions = learner.sample([self.plan.text(prompt) for prompt in prompts], key)
+        completions = learner.sample([prompt.prompt for prompt in prompts], key)
         sampled = time.monotonic()
         rewards = self._reward(prompts, completions, step)
         judged = time.monotonic()
-        kept = [*self.kept, learner.batch(completions, rewards)][-config.replay_batches :]
-        kept, metrics = learner.learn(kept)
-        # The oldest has no part in the next step, and need not be saved.
-        self.kept = kept[len(kept) - config.replay_batches + 1 :] if config.replay_batches > 1 else []
-        metrics = [{name: float(value) for name, value in update.items()} for update in metrics]
-        for number, update in enumerate(metrics, 1):
+        kept, metrics = learner.learn([*self.kept, learner.batch(completions, rewards)])
+        self.kept = kept[1 - config.replay_batches :] if config.replay_batches > 1 else []
+        updates = [{name: float(value) for name, value in update.items()} for update in metrics]
+        for number, update in enumerate(updates, 1):
             if not math.isfinite(update["loss"]) or not math.isfinite(update["grad_norm"]):
                 raise RunError(
                     f"diverged: update {number} of step {step} has loss {update['loss']} and a gradient of norm "
@@ -208,8 +202,8 @@ class _Run:
             "distinct": float(np.mean([len(set(group)) / len(group) for group in groups])),
             "length": float(completions.mask.sum(-1).mean()),
             "tokens": int(completions.mask.sum()),
-            **{name: float(np.mean([update[name] for update in metrics])) for name in metrics[0]},
-            "updates": len(metrics),
+            **{name: float(np.mean([update[name] for update in updates])) for name in updates[0]},
+            "updates": len(updates),
             "seconds_sampling": sampled - began,
             "seconds_reward": judged - sampled,
             "seconds_learning": ended - judged,
@@ -223,9 +217,9 @@ class _Run:
 
     def _reward(self, prompts: Sequence[Prompt], completions: Completions, step: int, file: str = "completions") -> Any:
         """The weighted sum of the reward functions, (B,); every completion is written down with it."""
-        texts = [self.plan.text(prompt) for prompt in prompts]
+        texts = [prompt.prompt for prompt in prompts]
         found = {reward.name: reward(texts, completions.texts, prompts, step) for reward in self.plan.rewards}
-        total = sum(reward.weight * found[reward.name] for reward in self.plan.rewards)
+        total = np.sum([reward.weight * found[reward.name] for reward in self.plan.rewards], axis=0)
         for i, (text, completion) in enumerate(zip(texts, completions.texts, strict=True)):
             row = {"step": step, "prompt": text, "completion": completion, "reward": float(total[i])}
             if len(found) > 1:
@@ -237,7 +231,7 @@ class _Run:
         """Every `eval_steps` steps and at the end: the greedy completion of every held-out prompt."""
         due = step % self.config.eval_steps == 0 or step == self.config.steps
         if self.plan.eval_data and due:
-            texts = [self.plan.text(prompt) for prompt in self.plan.eval_data]
+            texts = [prompt.prompt for prompt in self.plan.eval_data]
             values = self._reward(self.plan.eval_data, self.learner.sample(texts, None), step, "eval")
             if self._board is not None:
                 self._board.add_scalar("eval_reward", float(values.mean()), step)
@@ -252,15 +246,11 @@ class _Run:
 
     def _show(self, row: dict[str, Any], began: float, first: int) -> None:
         steps = self.config.steps
-        if self.done % max(1, steps // 20) and self.done != steps:
-            return
-        seconds = sum(value for name, value in row.items() if name.startswith("seconds"))
-        left = (time.monotonic() - began) / (self.done - first) * (steps - self.done)
-        print(
-            f"step {self.done}/{steps}  reward {row['reward']:.4g}  loss {row['loss']:.4g}  "
-            f"{row['tokens'] / seconds:.0f} tokens/s  {duration(left)} left",
-            flush=True,
-        )
+        if self.done % max(1, steps // 20) == 0 or self.done == steps:
+            speed = row["tokens"] / sum(value for name, value in row.items() if name.startswith("seconds"))
+            left = duration((time.monotonic() - began) / (self.done - first) * (steps - self.done))
+            told = f"step {self.done}/{steps}  reward {row['reward']:.4g}  loss {row['loss']:.4g}"
+            print(f"{told}  {speed:.3g} tokens/s  {left} left", flush=True)
 
     def _saved(self, kept: list[Batch]) -> list[jax.Array]:
         return jax.tree.leaves((self.learner.state, kept))
@@ -296,9 +286,9 @@ class _Run:
     def _summary(self, command: str) -> dict[str, Any]:
         rows = self.directory.read_metrics()
         tenth = max(1, len(rows) // 10)
-        summary = {"algo": self.config.algo, "model": self.config.model, "steps": self.config.steps}
-        summary["reward_first"] = float(np.mean([row["reward"] for row in rows[:tenth]]))
-        summary["reward_last"] = float(np.mean([row["reward"] for row in rows[-tenth:]]))
+        summary: dict[str, Any] = {key: getattr(self.config, key) for key in ("algo", "model", "steps")}
+        for name, some in (("reward_first", rows[:tenth]), ("reward_last", rows[-tenth:])):
+            summary[name] = float(np.mean([row["reward"] for row in some]))
         for total in ("updates", "tokens", "seconds_sampling", "seconds_reward", "seconds_learning"):
             summary[total] = sum(row[total] for row in rows)
         if self.plan.eval_data:

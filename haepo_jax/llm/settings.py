@@ -201,7 +201,7 @@ def load_rewards(text: str, data: list[Prompt]) -> list[Reward]:
 
     A module may lie in the working directory.
     """
-    rewards = []
+    rewards: list[Reward] = []
     for term in text.split("+"):
         weight, _, name = term.strip().rpartition("*")
         try:

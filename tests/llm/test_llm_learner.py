@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +152,7 @@ PROMPTS = ["The import statement", "A class", "When a function is"]
 
 def make(path: Path, **settings: Any) -> Learner:
     folder = llm.read_folder(str(path))
-    config = LLMConfig(prompts_per_step=3, group_size=4, max_new_tokens=8, **settings)
+    config = LLMConfig(**{"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 8, **settings})
     return Learner(config, folder, llm.load_tokenizer(folder), prompt_length=16)
 
 
@@ -244,7 +247,30 @@ def test_nothing_is_compiled_after_the_second_step(model_folder: Path) -> None:
         counts.append(len(compiled))
     jax.monitoring.clear_event_listeners()
     assert counts[0] > 0 and counts[1] == counts[3], counts
+    assert subject._update._cache_size() == 1, "one program for fresh batches and kept ones"
     assert [bool(batch.fresh.any()) for batch in kept] == [False, False]
+
+
+@pytest.mark.slow
+def test_two_devices_compute_what_one_does(model_folder: Path) -> None:
+    code = (
+        "import jax, numpy as np, sys; from pathlib import Path; from tests.llm import test_llm_learner as t\n"
+        "subject = t.make(Path(sys.argv[1]), num_iterations=2, learning_rate=1e-3, prompts_per_step=4)\n"
+        "texts = np.repeat(t.PROMPTS[:2] * 2, 4).tolist()\n"
+        "found = subject.sample(texts, jax.random.key(0))\n"
+        "_, metrics = subject.learn([subject.batch(found, t.letters(found))])\n"
+        "print(*[float(x['loss']) for x in metrics], float(metrics[-1]['grad_norm']), subject._update._cache_size())"
+    )
+    lines = []
+    for count in (1, 2):
+        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(model_folder)],
+            env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        lines.append([float(word) for word in done.stdout.split("\n")[-2].split()])
+    np.testing.assert_allclose(*lines, rtol=1e-3, atol=1e-5)
+    assert lines[0][-1] == 1
 
 
 def test_the_version_of_tunix_that_this_was_tried_with() -> None:
