@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 import haepo_jax as hx
-from haepo_jax.rollout import collect_episodes, lane_keys
+from haepo_jax.rollout import collect_episodes, environment_keys
 
 env = hx.make_env("CartPole-v1")
 optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(5e-3))
@@ -26,7 +26,9 @@ def update(params, opt_state, key):
         current = jnp.sum(log_probs(params, steps.observation) * jax.nn.one_hot(steps.action, 2), axis=-1)
         return hx.haepo_prefix_loss(current, steps.extras, steps.reward, steps.mask)[0]
 
-    steps, returns, _ = collect_episodes(env, act, (), lane_keys(key, 16), lane_keys(jax.random.fold_in(key, 1), 16))
+    steps, returns, _ = collect_episodes(
+        env, act, (), environment_keys(key, 16), environment_keys(jax.random.fold_in(key, 1), 16)
+    )
     for _ in range(4):  # the weights saturate where a history has moved far
         changes, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
         params = optax.apply_updates(params, changes)

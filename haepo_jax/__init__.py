@@ -7,14 +7,19 @@ it pays for importing jax.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+from haepo_jax.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from haepo_jax.algorithms.dpo import DPO as DPO
     from haepo_jax.algorithms.episodic import EpisodicHAEPO as EpisodicHAEPO
+    from haepo_jax.algorithms.fields import HyperparameterError as HyperparameterError
     from haepo_jax.algorithms.grpo import GRPO as GRPO
     from haepo_jax.algorithms.haepo import HAEPO as HAEPO
-    from haepo_jax.algorithms.hyperparameters import HyperparameterError as HyperparameterError
     from haepo_jax.algorithms.ppo import PPO as PPO
     from haepo_jax.algorithms.supervised import Supervised as Supervised
     from haepo_jax.envs import list_envs as list_envs
@@ -28,13 +33,12 @@ if TYPE_CHECKING:
     from haepo_jax.losses import plackett_luce_weights as plackett_luce_weights
     from haepo_jax.losses import ppo_loss as ppo_loss
     from haepo_jax.losses import trajectory_log_likelihood as trajectory_log_likelihood
+    from haepo_jax.losses import vtrace as vtrace
     from haepo_jax.runner.loading import TrainedPolicy as TrainedPolicy
     from haepo_jax.runner.loading import load as load
     from haepo_jax.runner.scripting import TrainResult as TrainResult
     from haepo_jax.runner.scripting import train as train
-    from haepo_jax.runner.sweeps.run import sweep as sweep
-
-__version__ = "0.1.0"
+    from haepo_jax.runner.sweeps.worker import sweep as sweep
 
 _HOMES = {
     "HAEPO": "haepo_jax.algorithms.haepo",
@@ -43,10 +47,10 @@ _HOMES = {
     "GRPO": "haepo_jax.algorithms.grpo",
     "DPO": "haepo_jax.algorithms.dpo",
     "Supervised": "haepo_jax.algorithms.supervised",
-    "HyperparameterError": "haepo_jax.algorithms.hyperparameters",
+    "HyperparameterError": "haepo_jax.algorithms.fields",
     "train": "haepo_jax.runner.scripting",
     "TrainResult": "haepo_jax.runner.scripting",
-    "sweep": "haepo_jax.runner.sweeps.run",
+    "sweep": "haepo_jax.runner.sweeps.worker",
     "make_env": "haepo_jax.envs",
     "list_envs": "haepo_jax.envs",
     "load": "haepo_jax.runner.loading",
@@ -60,7 +64,18 @@ _HOMES = {
     "grpo_loss": "haepo_jax.losses",
     "dpo_loss": "haepo_jax.losses",
     "generalized_advantage_estimation": "haepo_jax.losses",
+    "vtrace": "haepo_jax.losses",
 }
+
+if os.environ.get("MPLBACKEND", "").startswith("module://") and "matplotlib" not in sys.modules:
+    # Jupyter hands its backend down to what a cell starts. Nothing here needs one, but matplotlib, which gymnax imports
+    # too, cannot be imported at all where the environment variable names one that is not installed.
+    try:
+        _backend = importlib.util.find_spec(os.environ["MPLBACKEND"].removeprefix("module://"))
+    except (ImportError, ValueError):
+        _backend = None
+    if _backend is None:
+        del os.environ["MPLBACKEND"]
 
 _MODULES = ("envs", "losses", "networks", "rollout", "sequence_networks", "sharding")
 

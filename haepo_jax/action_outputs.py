@@ -39,11 +39,11 @@ def action_output(module: nn.Module, action_space: Space, output: jax.Array, sta
     middle, half = (LOG_STD_MAX + LOG_STD_MIN) / 2, (LOG_STD_MAX - LOG_STD_MIN) / 2
     start = math.atanh(-middle / half)
     if not num_continuous:
-        raw = jnp.zeros(0)
+        raw = jnp.zeros(0, jnp.float32)
     elif state_dependent_std:
         output, raw = output[..., :-num_continuous], output[..., -num_continuous:] + start
     else:
-        raw = module.param("raw_log_std", nn.initializers.constant(start), (num_continuous,))
+        raw = module.param("raw_log_std", nn.initializers.constant(start), (num_continuous,), jnp.float32)
     log_std = middle + half * nn.tanh(raw)
 
     taken, stds_taken = 0, 0

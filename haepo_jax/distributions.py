@@ -105,7 +105,8 @@ class TanhGaussian:
         """The Gaussian's, plus the mean of the slope's logarithm by Gauss-Hermite quadrature (no closed form exists)."""
         nodes, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE_NODES)
         weights = weights / math.sqrt(2 * math.pi)
-        raw = self.before.mean[..., None] + jnp.exp(self.before.log_std)[..., None] * nodes.astype(np.float32)
+        spread = jnp.exp(self.before.log_std)[..., None]
+        raw = self.before.mean[..., None] + spread * nodes.astype(np.float32).reshape((1,) * (spread.ndim - 1) + (-1,))
         return self.before.entropy() + jnp.sum(_log_slope(raw) @ weights.astype(np.float32), axis=-1)
 
     def kl_to(self, other: TanhGaussian) -> jax.Array:

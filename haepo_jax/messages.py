@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -27,6 +29,55 @@ def short(value: Any, limit: int = 80) -> str:
         if len(text) > limit:
             break
     return one_line(text, limit)
+
+
+def number(value: float) -> str:
+    """Four significant digits at most; a dash where there is no value."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Such as `45s`, `3m20s` or `2h05m`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def did_you_mean(name: object, names: Iterable[str], count: int = 1) -> str:
+    """A hint to append to a message about an unknown name: `"; did you mean 'CartPole-v1'?"`, or "" if none is close.
+
+    Args:
+      name: what was given.
+      names: what is known. A last part will do ("learning_rate" for "algo.learning_rate", "ant" for "brax/ant"), and case
+        does not matter.
+      count: how many names the hint may hold, best first.
+    """
+    matches = near_matches(str(name), names, count)
+    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+def near_matches(word: str, names: Iterable[str], count: int) -> list[str]:
+    """At most `count` of `names` that look like `word`, best first."""
+    if len(word) > 100:  # the comparison takes seconds, and nothing here is as long
+        return []
+    known = list(names)
+    forms: dict[str, str] = {}
+    for name in known:
+        last = name.replace(".", "/").rpartition("/")[2]
+        for form in (name, last, last.partition("-")[0]):
+            forms.setdefault(form.lower(), name)
+    found = difflib.get_close_matches(word.lower(), forms, n=2 * count)
+    likeness = [difflib.SequenceMatcher(None, form, word.lower()).ratio() for form in found]
+    # Beside a name that is nearly the word, those that share a few letters with it only distract.
+    matches = [forms[form] for form, ratio in zip(found, likeness, strict=True) if ratio > likeness[0] - 0.15]
+    if len(word) >= 3:
+        matches += [name for name in known if word.lower() in name.lower()]
+    return list(dict.fromkeys(matches))[:count]
 
 
 _BRACKETS: dict[type, str] = {list: "[]", tuple: "()", dict: "{}"}

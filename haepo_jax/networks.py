@@ -23,11 +23,12 @@ from typing import Any, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from haepo_jax.action_outputs import action_output, action_size
 from haepo_jax.sharding import shares_out
-from haepo_jax.spaces import Discrete, Leaf, MultiDiscrete, Space, frozen_space, space_leaves
+from haepo_jax.spaces import Box, Discrete, Leaf, MultiDiscrete, Space, frozen_space, space_leaves
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
 
@@ -137,13 +138,14 @@ class Encoder(nn.Module):
 
     def _encode(self, space: Leaf, x: jax.Array) -> jax.Array:
         if isinstance(space, Discrete):
-            return jax.nn.one_hot(x, space.n)
+            return jax.nn.one_hot(x, space.n, dtype=jnp.float32)
         if isinstance(space, MultiDiscrete):
-            return jnp.concatenate([jax.nn.one_hot(x[..., i], n) for i, n in enumerate(space.sizes)], axis=-1)
+            return jnp.concatenate(
+                [jax.nn.one_hot(x[..., i], n, dtype=jnp.float32) for i, n in enumerate(space.sizes)], axis=-1
+            )
         lead = x.shape[: x.ndim - len(space.shape)]
-        if jnp.issubdtype(x.dtype, jnp.integer) and space.bounded:
-            low, high = jnp.asarray(space.low, jnp.float32), jnp.asarray(space.high, jnp.float32)
-            x = 2 * (x.astype(jnp.float32) - low) / jnp.maximum(high - low, 1) - 1
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            x = _scale_integers(space, x)
         x = x.astype(jnp.float32)
         if len(space.shape) == 3:
             # MinAtar's own network: one 3x3 convolution of 16 channels; larger images are halved until they are as small.
@@ -153,6 +155,22 @@ class Encoder(nn.Module):
             if min(x.shape[1:3]) >= 3:
                 x = nn.relu(nn.Dense(16)(_windows(x, stride=1)))
         return x.reshape(*lead, math.prod(x.shape[1:]) if len(space.shape) == 3 else math.prod(space.shape))
+
+
+def _scale_integers(space: Box, x: jax.Array) -> jax.Array:
+    """Brings the elements that have bounds to [-1, 1], (..., *shape) float32."""
+    bounded = space.bounded_elements
+    if not bounded.any():
+        return x.astype(jnp.float32)
+
+    def constant(values: Any) -> jax.Array:
+        array = np.broadcast_to(np.asarray(values), space.shape) if np.ndim(values) else np.asarray(values)
+        return jnp.asarray(array.reshape(*(1,) * (x.ndim - array.ndim), *array.shape) if array.ndim else array)
+
+    low, high = (constant(np.where(bounded, bound, 0.0).astype(np.float32)) for bound in (space.low, space.high))
+    raw = x.astype(jnp.float32)
+    scaled = 2 * (raw - low) / jnp.maximum(high - low, 1) - 1
+    return scaled if bounded.all() else jnp.where(constant(bounded), scaled, raw)
 
 
 def _windows(x: jax.Array, stride: int) -> jax.Array:
@@ -289,7 +307,7 @@ class ActorCritic:
         policy, carry = self.policy.init(policy_key, observation)
         if self.value is None:
             features = jax.eval_shape(self.policy.apply, policy, carry, observation, jnp.bool_(True))[1][1]
-            value, value_carry = _VALUE_HEAD.init(value_key, jnp.zeros(features.shape)), ()
+            value, value_carry = _VALUE_HEAD.init(value_key, jnp.zeros(features.shape, features.dtype)), ()
         else:
             value, value_carry = self.value.init(value_key, observation)
         return {"policy": policy, "value": value}, (carry, value_carry)

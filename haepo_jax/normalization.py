@@ -34,10 +34,10 @@ class RunningStatistics:
         axes = tuple(range(mask.ndim))
 
         def merge(mean: jax.Array, squares: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            live = jnp.expand_dims(mask, tuple(range(mask.ndim, x.ndim)))
-            x = jnp.where(live, x, 0).astype(jnp.float32)
+            valid = jnp.expand_dims(mask, tuple(range(mask.ndim, x.ndim)))
+            x = jnp.where(valid, x, 0).astype(jnp.float32)
             batch_mean = jnp.sum(x, axes) / jnp.maximum(added, 1)
-            batch_squares = jnp.sum(jnp.where(live, x - batch_mean, 0) ** 2, axes)
+            batch_squares = jnp.sum(jnp.where(valid, x - jnp.expand_dims(batch_mean, axes), 0) ** 2, axes)
             delta = batch_mean - mean
             share = added / jnp.maximum(count, 1)
             return mean + delta * share, squares + batch_squares + delta**2 * self.count * share
@@ -51,6 +51,8 @@ class RunningStatistics:
         """(x - mean) / std clipped to [-10, 10], for x (..., *shape)."""
 
         def standardise(x: jax.Array, mean: jax.Array, squares: jax.Array) -> jax.Array:
+            lead = tuple(range(x.ndim - mean.ndim))
+            mean, squares = jnp.expand_dims(mean, lead), jnp.expand_dims(squares, lead)
             variance = jnp.where(self.count > 0, squares / jnp.maximum(self.count, 1), 1.0)
             return jnp.clip((x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + 1e-8), -10, 10)
 

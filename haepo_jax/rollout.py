@@ -1,8 +1,8 @@
 """Collecting experience: complete episodes for trajectory methods, fixed-length segments with auto-reset for PPO.
 
-Environments and policies are functions for one environment; here they are vmapped over B lanes and stepped together.
-A lane's randomness is folded in from its own key and its own step number, so a lane's result depends neither on how
-many others run beside it nor on how a run is cut.
+Environments and policies are functions for one environment; here they are vmapped over B environments that step together.
+The randomness of an environment is folded in from its own key and step number, so its result depends neither on how many
+others run beside it nor on how a run is split into calls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from haepo_jax.envs.base import has_action_mask
 from haepo_jax.sharding import share_out
 from haepo_jax.spaces import Box, Leaf, map_space
-from haepo_jax.unbatched import any_lane
+from haepo_jax.unbatched import any_in_batch
 
 Act = Callable[[Any, Any, jax.Array, Any, jax.Array], tuple[Any, jax.Array, Any]]
 """(carry, observation, is_first, action_mask, key) -> (carry, action, extras): one decision in one environment. The
@@ -33,7 +33,7 @@ class Trajectory:
       observation: what the decision was based on, in the environment's own dtype.
       action: in policy units, shaped like the action space.
       reward: float32.
-      mask: true while the episode is alive, its last step included; every other array is 0 where it is false.
+      mask: true for valid steps, up to and including the last one of an episode; every other array is 0 elsewhere.
       action_mask: valid actions (see `Environment`), or None where the environment has no such notion.
       extras: what the policy stored with its action.
     """
@@ -56,32 +56,41 @@ class Trajectory:
         return self.mask & ((jnp.sum(self.action_mask, axis=-1) > 1) | (self.reward != 0))
 
 
-def lane_keys(key: jax.Array, num_lanes: int) -> jax.Array:
-    """One key for each lane, (num_lanes,)."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_lanes))
+def environment_keys(key: jax.Array, num_envs: int) -> jax.Array:
+    """One key for each environment, (num_envs,)."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_envs, dtype=jnp.int32))
 
 
 def collect_episodes(
-    env: Any, act: Act, initial_carry: Any, reset_keys: jax.Array, step_keys: jax.Array, *, record: bool = True
+    env: Any,
+    act: Act,
+    initial_carry: Any,
+    reset_keys: jax.Array,
+    step_keys: jax.Array,
+    *,
+    record: bool = True,
+    max_steps: int | None = None,
 ) -> tuple[Trajectory | None, jax.Array, jax.Array]:
-    """Plays one complete episode in each lane and stops when the last one ends.
+    """Plays one complete episode in each environment and stops when the last one ends.
 
     Args:
       env: an `Environment`.
       act: the policy.
-      initial_carry: of one lane's policy.
-      reset_keys: (B,); lanes with equal keys start in the same state.
+      initial_carry: of the policy in one environment.
+      reset_keys: (B,); environments with equal keys start in the same state.
       step_keys: (B,), of actions and transitions.
       record: whether to keep the steps; evaluation needs only the sums.
+      max_steps: end episodes after as many steps, if that is less than env.horizon.
 
     Returns:
-      The steps (T = env.horizon, B) or None; returns (B,) float32; lengths (B,) int32. An episode still alive after
-      env.horizon steps ends there.
+      The steps (T, B) or None; returns (B,) float32; lengths (B,) int32. T is env.horizon or max_steps, whichever is
+      less, and an episode still running after T steps ends there.
     """
-    num_lanes = reset_keys.shape[0]
+    horizon = env.horizon if max_steps is None else min(env.horizon, max_steps)
+    num_envs = reset_keys.shape[0]
     state, observation = share_out(jax.vmap(env.reset)(reset_keys))
-    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_lanes, *jnp.shape(x))), initial_carry)
-    one_step = jax.vmap(lambda *lane: _step(env, act, *lane), in_axes=(0, 0, 0, None, 0, 0))
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *jnp.shape(x))), initial_carry)
+    one_step = jax.vmap(lambda *of_one: _step(env, act, *of_one), in_axes=(0, 0, 0, None, 0, 0))
 
     def step(loop: _Loop) -> _Loop:
         is_first = loop.time == 0
@@ -101,16 +110,16 @@ def collect_episodes(
             lengths=loop.lengths + loop.alive.astype(jnp.int32),
         )
 
-    alive = jnp.ones(num_lanes, bool)
+    alive = jnp.ones(num_envs, bool)
     buffers = None
     if record:
         shapes = jax.eval_shape(one_step, state, observation, carry, jnp.bool_(True), alive, step_keys).transition
-        buffers = jax.tree.map(lambda x: jnp.zeros((env.horizon, *x.shape), x.dtype), shapes)
+        buffers = jax.tree.map(lambda x: jnp.zeros((horizon, *x.shape), x.dtype), shapes)
     start = _Loop(
         time=jnp.int32(0), state=state, observation=observation, carry=carry, alive=alive, buffers=buffers,
-        returns=jnp.zeros(num_lanes), lengths=jnp.zeros(num_lanes, jnp.int32),
+        returns=jnp.zeros(num_envs, jnp.float32), lengths=jnp.zeros(num_envs, jnp.int32),
     )  # fmt: skip
-    end = jax.lax.while_loop(lambda loop: (loop.time < env.horizon) & any_lane(loop.alive), step, start)
+    end = jax.lax.while_loop(lambda loop: (loop.time < horizon) & any_in_batch(loop.alive), step, start)
     return end.buffers, end.returns, end.lengths
 
 
@@ -145,7 +154,7 @@ class _Stepped:
 def _step(
     env: Any, act: Act, state: Any, observation: Any, carry: Any, is_first: jax.Array, alive: jax.Array, key: jax.Array
 ) -> _Stepped:
-    """One decision and one transition of one lane. What a dead lane computes is selected away, NaN included."""
+    """One decision and one transition of one environment. What is computed after its end is selected away, NaN included."""
     action_key, env_key = jax.random.split(key)
     action_mask = env.action_mask(state) if has_action_mask(env) else None
     carry, action, extras = act(carry, observation, is_first, action_mask, action_key)
@@ -169,12 +178,12 @@ def to_env_action(env: Any, action: Any) -> Any:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Lanes:
+class RolloutState:
     """B environments in mid-episode, with leading axis B.
 
-    Each lane keeps one spare start, drawn from its own key and episode number. A lane that finishes takes its spare;
-    spares are drawn again, all that are missing at once, only on the rare step where a lane finishes without one. So
-    every episode starts from a fresh draw, and hardly a step pays for one.
+    Each environment keeps one spare start, drawn from its own key and episode number, and takes it when its episode ends.
+    Spares are drawn again, all that are missing at once, only on the rare step where an episode ends without one. So every
+    episode starts from a fresh draw, and hardly a step pays for one.
     """
 
     state: Any
@@ -211,15 +220,15 @@ class Segment:
     episode_length: jax.Array
 
 
-def start_lanes(env: Any, initial_carry: Any, reset_key: jax.Array, num_lanes: int) -> Lanes:
-    """Lanes at the start of their first episode; `reset_key` must be the same in every `collect_segment`."""
-    state, observation = _draw_starts(env, reset_key, jnp.zeros(num_lanes, jnp.int32))
-    spare = _draw_starts(env, reset_key, jnp.ones(num_lanes, jnp.int32))
-    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_lanes, *jnp.shape(x))), initial_carry)
-    return Lanes(
-        state=state, observation=observation, carry=carry, is_first=jnp.ones(num_lanes, bool), spare=spare,
-        spare_used=jnp.zeros(num_lanes, bool), episodes=jnp.zeros(num_lanes, jnp.int32),
-        episode_return=jnp.zeros(num_lanes), episode_length=jnp.zeros(num_lanes, jnp.int32),
+def start_environments(env: Any, initial_carry: Any, reset_key: jax.Array, num_envs: int) -> RolloutState:
+    """Environments at the start of their first episode; `reset_key` must be the same in every `collect_segment`."""
+    state, observation = _draw_starts(env, reset_key, jnp.zeros(num_envs, jnp.int32))
+    spare = _draw_starts(env, reset_key, jnp.ones(num_envs, jnp.int32))
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *jnp.shape(x))), initial_carry)
+    return RolloutState(
+        state=state, observation=observation, carry=carry, is_first=jnp.ones(num_envs, bool), spare=spare,
+        spare_used=jnp.zeros(num_envs, bool), episodes=jnp.zeros(num_envs, jnp.int32),
+        episode_return=jnp.zeros(num_envs, jnp.float32), episode_length=jnp.zeros(num_envs, jnp.int32),
     )  # fmt: skip
 
 
@@ -227,65 +236,67 @@ def collect_segment(
     env: Any,
     act: Act,
     value: Callable[[Any, Any], jax.Array],
-    lanes: Lanes,
+    state: RolloutState,
     reset_key: jax.Array,
     step_keys: jax.Array,
     num_steps: int,
-) -> tuple[Segment, Lanes]:
-    """Steps every lane `num_steps` times, starting a new episode where one ends.
+) -> tuple[Segment, RolloutState]:
+    """Steps every environment `num_steps` times, starting a new episode where one ends or reaches `env.horizon`.
 
     Args:
       env: an `Environment`.
       act: the policy.
-      value: (carry, observation) -> (), of one environment; computed only at steps where a lane is truncated.
-      lanes: from `start_lanes` or the segment before.
+      value: (carry, observation) -> (), of one environment; computed only at steps where an episode is truncated.
+      state: from `start_environments` or the segment before.
       reset_key: of the starts.
       step_keys: (B,), of actions and transitions, new for every segment.
       num_steps: T.
     """
-    one_step = jax.vmap(lambda *lane: _step(env, act, *lane))
-    lanes = share_out(lanes)
-    alive = jnp.ones_like(lanes.is_first)
+    one_step = jax.vmap(lambda *of_one: _step(env, act, *of_one))
+    state = share_out(state)
+    alive = jnp.ones_like(state.is_first)
+    horizon = min(int(env.horizon), 2**31 - 1)
 
-    def step(lanes: Lanes, time: jax.Array) -> tuple[Lanes, Segment]:
+    def step(before: RolloutState, time: jax.Array) -> tuple[RolloutState, Segment]:
         keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, time)
-        stepped = one_step(lanes.state, lanes.observation, lanes.carry, lanes.is_first, alive, keys)
+        stepped = one_step(before.state, before.observation, before.carry, before.is_first, alive, keys)
         invalid = ~(jnp.isfinite(stepped.transition.reward) & finite_observations(stepped.observation, 1))
         transition = dataclasses.replace(
             stepped.transition, reward=jnp.where(invalid, 0, stepped.transition.reward), mask=~invalid
         )
-        truncated, terminated = stepped.truncated & ~invalid, stepped.terminated | invalid
-        done = stepped.done | invalid
+        episode_length = before.episode_length + 1
+        terminated = stepped.terminated | invalid
+        truncated = (stepped.truncated | (episode_length >= horizon)) & ~terminated
+        done = terminated | truncated
         final_value = jax.lax.cond(
-            any_lane(truncated),
-            lambda: jnp.where(truncated, jax.vmap(value)(stepped.carry, stepped.observation), 0.0),
-            lambda: jnp.zeros(done.shape),
+            any_in_batch(truncated),
+            lambda: jnp.where(truncated, jax.vmap(value)(stepped.carry, stepped.observation), 0.0).astype(jnp.float32),
+            lambda: jnp.zeros(done.shape, jnp.float32),
         )
         spare, spare_used = jax.lax.cond(
-            any_lane(done & lanes.spare_used),
+            any_in_batch(done & before.spare_used),
             lambda: (
-                _select(lanes.spare_used, _draw_starts(env, reset_key, lanes.episodes + 1), lanes.spare),
+                _select(before.spare_used, _draw_starts(env, reset_key, before.episodes + 1), before.spare),
                 jnp.zeros_like(done),
             ),
-            lambda: (lanes.spare, lanes.spare_used),
+            lambda: (before.spare, before.spare_used),
         )
-        state, observation = _select(done, spare, (stepped.state, stepped.observation))
-        episode_return = lanes.episode_return + transition.reward
-        episode_length = lanes.episode_length + 1
+        env_state, observation = _select(done, spare, (stepped.state, stepped.observation))
+        episode_return = before.episode_return + transition.reward
         segment = Segment(
-            steps=transition, is_first=lanes.is_first, terminated=terminated, truncated=truncated,
+            steps=transition, is_first=before.is_first, terminated=terminated, truncated=truncated,
             final_value=final_value, episode_return=jnp.where(done, episode_return, 0),
             episode_length=jnp.where(done, episode_length, 0),
         )  # fmt: skip
-        lanes = Lanes(
-            state=state, observation=observation, carry=stepped.carry, is_first=done, spare=spare, spare_used=spare_used | done,
-            episodes=lanes.episodes + done, episode_return=jnp.where(done, 0, episode_return),
-            episode_length=jnp.where(done, 0, episode_length),
+        after = RolloutState(
+            state=env_state, observation=observation, carry=stepped.carry, is_first=done, spare=spare,
+            spare_used=spare_used | done, episodes=before.episodes + done.astype(jnp.int32),
+            episode_return=jnp.where(done, 0, episode_return), episode_length=jnp.where(done, 0, episode_length),
         )  # fmt: skip
-        return lanes, segment
+        return after, segment
 
-    lanes, segment = jax.lax.scan(step, lanes, jnp.arange(num_steps))
-    return segment, lanes
+    state, segment = jax.lax.scan(step, state, jnp.arange(num_steps, dtype=jnp.int32))
+    return segment, state
 
 
 def finite_observations(observations: Any, num_leading: int) -> jax.Array:
@@ -299,7 +310,7 @@ def finite_observations(observations: Any, num_leading: int) -> jax.Array:
 
 
 def _draw_starts(env: Any, reset_key: jax.Array, episodes: jax.Array) -> tuple[Any, Any]:
-    keys = jax.vmap(jax.random.fold_in)(lane_keys(reset_key, episodes.shape[0]), episodes)
+    keys = jax.vmap(jax.random.fold_in)(environment_keys(reset_key, episodes.shape[0]), episodes)
     return jax.vmap(env.reset)(keys)
 
 

@@ -97,7 +97,9 @@ class Transformer(nn.Module):
 
     def initial_carry(self) -> Cache:
         """An empty cache."""
-        empty = (jnp.zeros((self.context, self.num_heads, self.width // self.num_heads)),) * self.num_layers
+        empty = (
+            jnp.zeros((self.context, self.num_heads, self.width // self.num_heads), jnp.float32),
+        ) * self.num_layers
         return Cache(jnp.int32(0), empty, empty)
 
     @nn.compact
@@ -107,7 +109,7 @@ class Transformer(nn.Module):
         # The sequence is known to need no cache where its first flag is a constant of the program.
         from_start = not one_step and isinstance(is_first, np.ndarray) and bool(is_first[0])
         x = nn.Dense(self.width)(x[None] if one_step else x)
-        times, slots = jnp.arange(x.shape[0]), jnp.arange(self.context)
+        times, slots = jnp.arange(x.shape[0], dtype=jnp.int32), jnp.arange(self.context, dtype=jnp.int32)
         # When the episode of each step began, -1: before this sequence.
         start = jax.lax.cummax(jnp.where(is_first, times, -1))
         position = times - start + jnp.where(start < 0, carry.position - 1, 0)
@@ -118,12 +120,12 @@ class Transformer(nn.Module):
         if one_step:
             visible = (latest >= 0)[None]
         else:
-            age = times[:, None] - times
-            visible = (age >= 0) & (age < self.context) & (start[:, None] == start)
+            age = times[:, None] - times[None]
+            visible = (age >= 0) & (age < self.context) & (start[:, None] == start[None])
             if not from_start:
                 held = carry.position - 1 - (carry.position - 1 - slots) % self.context
-                recent = position[:, None] - held < self.context
-                visible = jnp.concatenate([(start < 0)[:, None] & (held >= 0) & recent, visible], axis=1)
+                recent = position[:, None] - held[None] < self.context
+                visible = jnp.concatenate([(start < 0)[:, None] & (held >= 0)[None] & recent, visible], axis=1)
 
         def remember(cache: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
             """The cache after the sequence, and what the sequence looks at."""
@@ -157,7 +159,8 @@ class Transformer(nn.Module):
 def _rotate(x: jax.Array, position: jax.Array) -> jax.Array:
     """Rotary embedding: x (T, heads, n), each pair (x[i], x[i + n/2]) turned by position (T,) times its frequency."""
     half = x.shape[-1] // 2
-    angle = position[:, None, None] * 10_000.0 ** (-jnp.arange(half) / half)
+    frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = position[:, None, None].astype(jnp.float32) * frequency[None, None]
     left, right = x[..., :half], x[..., half:]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     return jnp.concatenate([left * cos - right * sin, left * sin + right * cos], axis=-1)

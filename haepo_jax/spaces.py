@@ -36,8 +36,8 @@ class Discrete:
 class Box:
     """Arrays of a shape and dtype between `low` and `high`, which may be infinite.
 
-    The bounds may be given as numbers or arrays that broadcast to `shape`; they are kept as a float, or as nested tuples of floats
-    where they differ from element to element, so that equal spaces compare and hash equal.
+    The bounds may be given as numbers or arrays that broadcast to `shape`; they are kept as a float, or as nested tuples of
+    floats where they differ from element to element, so that equal spaces compare and hash equal.
     """
 
     low: Bound
@@ -62,19 +62,43 @@ class Box:
     @property
     def bounded(self) -> bool:
         """Whether every bound is finite."""
-        return bool(np.all(np.isfinite(np.asarray(self.low))) and np.all(np.isfinite(np.asarray(self.high))))
+        return bool(np.all(self.bounded_elements))
+
+    @property
+    def bounded_elements(self) -> np.ndarray[Any, Any]:
+        """Which elements have two finite bounds: bool, () or shaped as the bounds."""
+        return np.isfinite(np.asarray(self.low)) & np.isfinite(np.asarray(self.high))
 
     def from_unit(self, action: jax.Array) -> jax.Array:
-        """An action in the policy's units, (..., *shape) in [-1, 1], brought to this space's range.
+        """An action in the policy's units, (..., *shape), brought to this space's range and dtype.
 
-        A bounded space clips to [-1, 1] and maps -1 to `low` and 1 to `high`; an unbounded one changes nothing.
+        An element with two finite bounds is clipped to [-1, 1], and -1 becomes `low`, 1 `high`; one with a single finite
+        bound is clipped to it, and one without stays as it is.
         """
-        if not self.bounded:
-            return action
-        low, high = (jnp.asarray(np.asarray(bound), dtype=action.dtype) for bound in (self.low, self.high))
+        scaled = self.bounded_elements
+        lead = (1,) * (action.ndim - len(self.shape))
+
+        def constant(bound: Any) -> jax.Array:
+            # In as many axes as the action, so that no rank is promoted; a single number needs none.
+            array = np.asarray(bound)
+            shape = (*lead, *(1,) * (len(self.shape) - array.ndim), *array.shape)
+            return jnp.asarray(array.reshape(shape) if array.ndim else array, dtype=action.dtype)
+
+        if not scaled.any():
+            clipped = jnp.clip(action, constant(self.low), constant(self.high)) if self._half_bounded else action
+            return clipped.astype(self.dtype)
+        low, high = (constant(np.where(scaled, bound, 0.0)) for bound in (self.low, self.high))
         # The convex combination meets both ends exactly, which low + share * (high - low) does not in floating point.
         share = (jnp.clip(action, -1.0, 1.0) + 1.0) / 2.0
-        return (1.0 - share) * low + share * high
+        result = (1.0 - share) * low + share * high
+        if not scaled.all():
+            mask = scaled.reshape((*lead, *(1,) * (len(self.shape) - scaled.ndim), *scaled.shape))
+            result = jnp.where(mask, result, jnp.clip(action, constant(self.low), constant(self.high)))
+        return result.astype(self.dtype)
+
+    @property
+    def _half_bounded(self) -> bool:
+        return bool(np.any(np.isfinite(np.asarray(self.low))) or np.any(np.isfinite(np.asarray(self.high))))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,15 +28,15 @@ def _over_every_lane(reduction: Callable[[jax.Array], jax.Array]) -> Callable[[j
     return function
 
 
-any_lane = _over_every_lane(jnp.any)
+any_in_batch = _over_every_lane(jnp.any)
 """Whether any flag is true: (...) bool -> () bool."""
-max_lane = _over_every_lane(jnp.max)
+max_in_batch = _over_every_lane(jnp.max)
 """The largest value: (...) -> ()."""
 
 
 @jax.custom_batching.custom_vmap
 def hold_finished(unfinished: jax.Array, new: Any, old: Any) -> Any:
-    """What the turn of a `while_loop` leaves behind whose predicate is `any_lane(unfinished)`: `new`, and in a lane
+    """What the turn of a `while_loop` leaves behind whose predicate is `any_in_batch(unfinished)`: `new`, and in a lane
     that has finished, which exists under `jax.vmap` alone, `old`; () bool, and two pytrees alike.
 
     Without lanes a turn is taken only where it is unfinished, and no select has to be compiled for every array.

@@ -18,7 +18,8 @@ BLOCK = re.compile(r"(?:<!-- ([^>]+?) -->\s*)?^```(python|bash)\n(.*?)^```", re.
 ELSEWHERE = {
     "ci: test": "this is it",
     "hosts": "test_several_processes_train_one_run",
-    "reinforce": "tests/experiments/test_reinforce.py",
+    "a2c": "tests/test_a2c_example.py",
+    "reinforce": "tests/test_reinforce.py",
     "llm": "tests/llm/test_language_page.py",
 }
 """Marked blocks that are not run where they stand, and what runs them."""

@@ -278,11 +278,15 @@ class TestRecurrent:
 
         def both(state: Any) -> Any:
             segment, lanes = algo.collect(state, jax.random.key(1))
-            batch, carry = algo._batch(state, state.extra.lanes, lanes, segment, segment.steps.reward)
-            distribution, values = algo._outputs(
-                state.params, batch.observation, batch.is_first, batch.action_mask, carry
+            batch = algo.batch(state, algo.sequences(state, segment, lanes), None)
+            inputs = batch.observation, batch.is_first, batch.action_mask, batch.carry
+            distribution, values = algo.outputs(state.params, *inputs)
+            return (
+                batch.is_first,
+                batch.carry,
+                (batch.log_prob, batch.value),
+                (distribution.log_prob(batch.action), values),
             )
-            return batch.is_first, carry, (batch.log_prob, batch.value), (distribution.log_prob(batch.action), values)
 
         is_first, carry, recorded, found = updated(algo, both)
         assert np.any(np.asarray(carry[0])[~np.asarray(is_first[:, 0])] != 0), "no segment begins within an episode"

@@ -10,12 +10,20 @@ import numpy as np
 import pytest
 
 import haepo_jax as hx
-from haepo_jax.envs.base import as_environment
-from haepo_jax.rollout import Lanes, Segment, Trajectory, collect_episodes, collect_segment, lane_keys, start_lanes
+from haepo_jax.envs import make_env
+from haepo_jax.rollout import (
+    RolloutState,
+    Segment,
+    Trajectory,
+    collect_episodes,
+    collect_segment,
+    environment_keys,
+    start_environments,
+)
 from tests.toy_envs import Count, Drift, Start, equations
 
 LANES = 6
-RESET_KEYS, STEP_KEYS = (lane_keys(jax.random.key(seed), LANES) for seed in (0, 1))
+RESET_KEYS, STEP_KEYS = (environment_keys(jax.random.key(seed), LANES) for seed in (0, 1))
 
 
 def act(
@@ -28,7 +36,7 @@ def act(
 
 
 def episodes(env: Any, reset_keys: jax.Array, step_keys: jax.Array, record: bool = True) -> Any:
-    return collect_episodes(as_environment(env), act, jnp.int32(7), reset_keys, step_keys, record=record)
+    return collect_episodes(make_env(env), act, jnp.int32(7), reset_keys, step_keys, record=record)
 
 
 def play(env: Any, carry: Any, start: Any, is_first: bool, key: jax.Array, times: range) -> Any:
@@ -56,7 +64,7 @@ def collected() -> tuple[Drift, Trajectory, np.ndarray, np.ndarray]:
 class TestEpisodes:
     def test_equal_a_plain_loop_over_one_environment(self, collected: Any) -> None:
         env, steps, returns, lengths = collected
-        wrapped = as_environment(env)
+        wrapped = make_env(env)
         for lane in range(LANES):
             start = jax.jit(wrapped.reset)(RESET_KEYS[lane])
             rows, _ = play(wrapped, jnp.int32(7), start, True, STEP_KEYS[lane], range(env.horizon))
@@ -138,7 +146,7 @@ class TestEpisodes:
         env = Short(horizon=40, on_step=lambda time: times.append(int(time)))
         collect = functools.partial(episodes, env)
         keys = jax.random.split(jax.random.key(5), max(seeds, 1))
-        lanes = jax.vmap(lambda key: lane_keys(key, LANES))(keys)
+        lanes = jax.vmap(lambda key: environment_keys(key, LANES))(keys)
         if seeds:
             _, _, lengths = jax.jit(jax.vmap(collect))(lanes, lanes)
         else:
@@ -190,20 +198,20 @@ def value(carry: Any, observation: jax.Array) -> jax.Array:
 
 def segments(
     env: Any, count: int, lanes: int = LANES, num_steps: int = NUM_STEPS
-) -> tuple[Lanes, list[Segment], Lanes]:
+) -> tuple[RolloutState, list[Segment], RolloutState]:
     """The first lanes, `count` segments one after the other, and the lanes in the end."""
-    wrapped = as_environment(env)
-    first = now = jax.jit(lambda: start_lanes(wrapped, jnp.int32(7), START_KEY, lanes))()
+    wrapped = make_env(env)
+    first = now = jax.jit(lambda: start_environments(wrapped, jnp.int32(7), START_KEY, lanes))()
     collect = jax.jit(lambda now, keys: collect_segment(wrapped, act, value, now, START_KEY, keys, num_steps))
     found = []
     for number in range(count):
-        segment, now = collect(now, lane_keys(jax.random.key(10 + number), lanes))
+        segment, now = collect(now, environment_keys(jax.random.key(10 + number), lanes))
         found.append(segment)
     return first, found, now
 
 
 @pytest.fixture(scope="module")
-def two_segments() -> tuple[Drift, list[Segment], Lanes]:
+def two_segments() -> tuple[Drift, list[Segment], RolloutState]:
     env = Drift(horizon=4)
     return env, *segments(env, 2)[1:]
 
@@ -212,7 +220,7 @@ class TestSegments:
     def test_equal_a_plain_loop_over_one_environment(self, two_segments: Any) -> None:
         """Episodes run on from one segment to the next; episode e of lane i starts from its own key."""
         drift, found, end = two_segments
-        env = as_environment(drift)
+        env = make_env(drift)
         reset = jax.jit(env.reset)
         for lane in range(LANES):
             lane_key = jax.random.fold_in(START_KEY, lane)
@@ -266,13 +274,13 @@ class TestSegments:
 
     def test_a_truncated_step_is_worth_its_final_observation_and_a_terminated_one_nothing(self) -> None:
         """Observations count up from 100 and start there again: the reset's value is 100, the final one's above it."""
-        env = as_environment(Count())
+        env = make_env(Count())
 
         def always(action: int) -> Any:
             return lambda carry, observation, is_first, mask, key: (carry, jnp.int32(action), None)
 
         for action, terminated_at, truncated_at, final in ((0, [1, 3, 5], [], 0.0), (1, [], [2, 5], 103.0)):
-            lanes = start_lanes(env, (), START_KEY, 2)
+            lanes = start_environments(env, (), START_KEY, 2)
             segment, _ = collect_segment(env, always(action), lambda carry, x: x[0], lanes, START_KEY, STEP_KEYS[:2], 7)
             for lane in range(2):
                 assert np.flatnonzero(segment.terminated[:, lane]).tolist() == terminated_at
@@ -280,15 +288,32 @@ class TestSegments:
                 expected = np.where(np.isin(np.arange(7), truncated_at), final, 0.0)
                 np.testing.assert_array_equal(segment.final_value[:, lane], expected)
 
+    def test_an_episode_that_outlasts_the_horizon_is_truncated_there(self) -> None:
+        """As in evaluation, where `collect_episodes` stops at the horizon."""
+
+        class Endless(Start):
+            def step(self, key: Any, state: Any, action: Any) -> Any:
+                return super().step(key, state, action)._replace(truncated=jnp.array(False))
+
+        env = make_env(Endless(horizon=3))
+        lanes = start_environments(env, jnp.int32(0), START_KEY, 2)
+        segment, _ = collect_segment(
+            env, lambda c, o, f, m, k: (c, jnp.int32(0), None), value, lanes, START_KEY, STEP_KEYS[:2], 7
+        )
+        for lane in range(2):
+            assert np.flatnonzero(segment.truncated[:, lane]).tolist() == [2, 5]
+            assert not np.any(segment.terminated) and np.max(segment.episode_length) == 3
+            assert np.all(segment.final_value[[2, 5], lane] != 0)
+
     def test_values_are_computed_and_starts_drawn_only_on_the_steps_that_need_them(self) -> None:
         """Under vmap over seeds too: the two branches stay branches."""
-        env = as_environment(Start(horizon=3))
+        env = make_env(Start(horizon=3))
         keys = jax.random.split(START_KEY, 2)
 
         def one_seed(key: jax.Array) -> Any:
-            lanes = start_lanes(env, jnp.int32(0), key, 3)
+            lanes = start_environments(env, jnp.int32(0), key, 3)
             return collect_segment(
-                env, lambda c, o, f, m, k: (c, jnp.int32(0), None), value, lanes, key, lane_keys(key, 3), 4
+                env, lambda c, o, f, m, k: (c, jnp.int32(0), None), value, lanes, key, environment_keys(key, 3), 4
             )
 
         branches = [e for e in equations(jax.make_jaxpr(jax.vmap(one_seed))(keys)) if e.primitive.name == "cond"]
@@ -296,11 +321,11 @@ class TestSegments:
         assert all(branch.invars[0].aval.shape == () for branch in branches)
 
     def test_vmapped_over_seeds_it_is_the_same(self) -> None:
-        env = as_environment(Drift(horizon=4))
+        env = make_env(Drift(horizon=4))
 
         def one_seed(key: jax.Array) -> Any:
-            lanes = start_lanes(env, jnp.int32(7), key, 3)
-            segment, lanes = collect_segment(env, act, value, lanes, key, lane_keys(key, 3), 8)
+            lanes = start_environments(env, jnp.int32(7), key, 3)
+            segment, lanes = collect_segment(env, act, value, lanes, key, environment_keys(key, 3), 8)
             # Spares are drawn again for all seeds at once: when that happens differs, but not what a lane starts from.
             return segment, dataclasses.replace(lanes, spare=None, spare_used=None)
 
@@ -321,7 +346,7 @@ def test_a_brax_task_starts_every_episode_from_a_fresh_draw() -> None:
     def idle(carry: Any, observation: Any, is_first: jax.Array, mask: Any, key: jax.Array) -> Any:
         return carry, jnp.zeros(1), None
 
-    lanes = start_lanes(env, (), START_KEY, 3)
+    lanes = start_environments(env, (), START_KEY, 3)
     collect = jax.jit(lambda lanes, keys: collect_segment(env, idle, lambda c, o: o[0], lanes, START_KEY, keys, 13))
     segment, _ = collect(lanes, STEP_KEYS[:3])
     assert np.asarray(segment.truncated).sum() == 9

@@ -147,10 +147,11 @@ def test_ppo_learns_what_was_recorded() -> None:
         state = algo.init(key)
         state = dataclasses.replace(state, params=shaken(state.params))
         lanes = algo.collect(state, jax.random.key(1))[1]
-        state = dataclasses.replace(state, extra=dataclasses.replace(state.extra, lanes=lanes))
+        state = dataclasses.replace(state, extra=dataclasses.replace(state.extra, envs=lanes))
         segment, lanes = algo.collect(state, jax.random.key(2))
-        batch, carry = algo._batch(state, state.extra.lanes, lanes, segment, segment.steps.reward)
-        distribution, values = algo._outputs(state.params, batch.observation, batch.is_first, batch.action_mask, carry)
+        batch = algo.batch(state, algo.sequences(state, segment, lanes), None)
+        inputs = batch.observation, batch.is_first, batch.action_mask, batch.carry
+        distribution, values = algo.outputs(state.params, *inputs)
         found = distribution.log_prob(batch.action), values
         return batch.is_first, (batch.log_prob, batch.value), found
 

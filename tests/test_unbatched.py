@@ -13,21 +13,21 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from haepo_jax.unbatched import any_lane, hold_finished, max_lane
+from haepo_jax.unbatched import any_in_batch, hold_finished, max_in_batch
 from tests.toy_envs import equations
 
 
 def count_down(x: jax.Array) -> jax.Array:
     """Counts x down to 0 in a loop that runs while any lane needs it."""
-    return jax.lax.while_loop(lambda v: any_lane(v > 0), lambda v: jnp.where(v > 0, v - 1, v), x)
+    return jax.lax.while_loop(lambda v: any_in_batch(v > 0), lambda v: jnp.where(v > 0, v - 1, v), x)
 
 
 def guarded(x: jax.Array) -> jax.Array:
-    return jax.lax.cond(any_lane(x > 2), lambda: jnp.sin(x), lambda: x)
+    return jax.lax.cond(any_in_batch(x > 2), lambda: jnp.sin(x), lambda: x)
 
 
 def switched(x: jax.Array) -> jax.Array:
-    return jax.lax.switch(max_lane(x), [lambda: x, lambda: x + 10, lambda: x + 20])
+    return jax.lax.switch(max_in_batch(x), [lambda: x, lambda: x + 10, lambda: x + 20])
 
 
 def nested(function: Callable[[Any], Any], depth: int) -> Callable[[Any], Any]:
@@ -64,7 +64,7 @@ def test_a_branch_stays_a_branch_under_any_nesting(function: Callable[[Any], Any
 
 
 def test_an_ordinary_any_does_become_a_select() -> None:
-    """The control: what the two tests above look for is there when `any_lane` is not used."""
+    """The control: what the two tests above look for is there when `any_in_batch` is not used."""
     ordinary = jax.vmap(lambda x: jax.lax.while_loop(lambda v: jnp.any(v > 0), lambda v: jnp.where(v > 0, v - 1, v), x))
     (loop,) = primitives(ordinary, jnp.arange(3))["while"]
     assert [aval.shape for aval in loop.params["cond_jaxpr"].out_avals] == [(3,)]
@@ -77,9 +77,9 @@ def test_an_ordinary_any_does_become_a_select() -> None:
 def test_values(depth: int) -> None:
     flags = jnp.zeros((2, 2, 3), bool).at[1, 0, 2].set(True)
     values = jnp.array([[[3, 1, 2]], [[-4, 9, 0]]])
-    assert nested(any_lane, depth)(flags).all()
-    assert not nested(any_lane, depth)(jnp.zeros_like(flags)).any()
-    assert (nested(max_lane, depth)(values) == 9).all()
+    assert nested(any_in_batch, depth)(flags).all()
+    assert not nested(any_in_batch, depth)(jnp.zeros_like(flags)).any()
+    assert (nested(max_in_batch, depth)(values) == 9).all()
 
 
 def test_only_one_of_two_arguments_batched() -> None:
@@ -97,7 +97,7 @@ def test_a_lane_that_has_finished_is_held(depth: int) -> None:
         def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             return hold_finished(state[0] > 0, (state[0] - 1, state[1] + 2), state)
 
-        return jax.lax.while_loop(lambda state: any_lane(state[0] > 0), turn, (x, jnp.int32(0)))[1]
+        return jax.lax.while_loop(lambda state: any_in_batch(state[0] > 0), turn, (x, jnp.int32(0)))[1]
 
     x = jnp.arange(1, 1 + 3**depth).reshape((3,) * depth)
     assert (nested(count_down, depth)(x) == 2 * x).all()

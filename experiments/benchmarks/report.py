@@ -1,6 +1,6 @@
 """Tables and figures of the benchmark, from its JSON files alone: `python experiments/benchmarks/report.py [FOLDER]`.
 
-Without a folder they are of the stored results, and go into `experiments/results/README.md`.
+Without a folder they are of the stored results, and go into `experiments/benchmarks/README.md`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tables import markdown  # noqa: E402
 
 from haepo_jax.runner.statistics import bootstrap_interval, interquartile_mean  # noqa: E402
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def spread(values: list[Any], digits: int = 1) -> str:
@@ -100,9 +100,9 @@ def memory(found: dict[str, Any], folder: Path) -> str:
         axes.loglog(horizons, stored, color=line.get_color(), linestyle=":", label=f"{algorithm}, stored")
     axes.set(xlabel="horizon", ylabel="MB", title="Memory with 1,024 environments of CartPole")
     axes.legend(fontsize=8)
-    figure.savefig(folder / "benchmark_memory.png", dpi=150)
+    figure.savefig(folder / "memory.png", dpi=150)
     table = markdown(["", "horizon", "stored MB", "temporary MB", "ratio"], rows)
-    return f"{table}\n\n![Memory against the horizon](benchmark_memory.png)"
+    return f"{table}\n\n![Memory against the horizon](results/memory.png)"
 
 
 def canvas() -> tuple[Figure, Any]:
@@ -120,8 +120,8 @@ def curves(found: dict[str, Any], folder: Path) -> str:
         axes.fill_between(steps, *bootstrap_interval(returns), alpha=0.25)
     axes.set(xlabel="environment steps", ylabel="return, interquartile mean", title=f"PPO on {found['env']}, 95% bands")
     axes.legend()
-    figure.savefig(folder / "benchmark_curves.png", dpi=150)
-    return "![Returns against steps](benchmark_curves.png)"
+    figure.savefig(folder / "curves.png", dpi=150)
+    return "![Returns against steps](results/curves.png)"
 
 
 def plain(found: dict[str, Any]) -> str:
@@ -135,8 +135,8 @@ def written(folder: Path) -> str:
     tables = {"start": start, "speed": speed, "limit": limit, "sequences": sequences}
     figures = {"memory": memory, "curves": curves}
     lines = []
-    for file in sorted(folder.glob("benchmark_*.json")):
-        part, found = file.stem.removeprefix("benchmark_"), json.loads(file.read_text())
+    for file in sorted(folder.glob("*.json")):
+        part, found = file.stem, json.loads(file.read_text())
         if "command" in found:
             table = figures[part](found, folder) if part in figures else tables.get(part, plain)(found)
             lines += [f"### {part}", "", f"`{found['command']}`", "", table, ""]
@@ -153,7 +153,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
     print(written(folder))
     if folder == RESULTS:
-        document = folder / "README.md"
+        document = folder.parent / "README.md"
         document.write_text(filled_in(document.read_text(), folder))
 
 

@@ -14,7 +14,7 @@ Parts:
   sweep, sequential, processes, sweep_rejax, growth, halving, seeds     of `--algo`; see `sweeps.py`
   checkpoints  how long checkpoints keep the training loop waiting
 
-Every part writes its results, the machine, the versions and the command to `OUTPUT/benchmark_<part>.json` (of a sweep with its algorithm);
+Every part writes its results, the machine, the versions and the command to `OUTPUT/<part>.json` (of a sweep with its algorithm);
 `python experiments/benchmarks/report.py OUTPUT` makes tables and figures from those files alone. The peers' environments
 are made at first use, in the user's cache directory; see `peers.py`.
 """
@@ -201,7 +201,7 @@ def measure_limit(options: argparse.Namespace) -> dict[str, Any]:
                 jax.block_until_ready(update(state))
                 seconds.append(time.perf_counter() - begin)
             passes = algorithm.num_epochs, algorithm.num_minibatches
-            batches = algorithm.history_batches if name == "HAEPO" else 1
+            batches = algorithm.replay_batches if name == "HAEPO" else 1
             row = bare(task, length, algorithm.num_envs, 1, 1)
             row |= {"learn_seconds": bare(task, length, algorithm.num_envs * batches, *passes)["learn_seconds"]}
             row["learn_seconds"] *= 1 if name == "EpisodicHAEPO" else 2
@@ -272,7 +272,7 @@ def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
             env = hx.make_env("CartPole-v1", max_steps_in_episode=horizon)
             own = {
                 "EpisodicHAEPO": {},
-                "HAEPO": {"num_steps": horizon, "history_batches": 1},
+                "HAEPO": {"num_steps": horizon, "replay_batches": 1},
                 "PPO": {"num_steps": horizon},
             }
             algorithm = getattr(hx, name)(env, num_envs=1024, **own[name])
@@ -307,7 +307,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, help="timed runs of each side (quick: 1, full: 15)")
     parser.add_argument("--limit", type=float, default=300, help="seconds after which a training is given up")
-    parser.add_argument("--output", type=Path, default=HERE.parent / "results", help="folder of the JSON files")
+    parser.add_argument("--output", type=Path, default=HERE / "results", help="folder of the JSON files")
     sweeps.add_arguments(parser)
     options = parser.parse_args()
     options.rounds = options.rounds or (15 if options.size == "full" else 1)
@@ -323,7 +323,7 @@ def main() -> None:
         print(f"{part}:", flush=True)
         found = {**about, "size": options.size, **PARTS[part](options)}
         of = f"_{options.algo}" if part in sweeps.PARTS else ""
-        (options.output / f"benchmark_{part}{of}.json").write_text(json.dumps(found, indent=1) + "\n")
+        (options.output / f"{part}{of}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def algorithm_of(values: dict[str, Any], options: argparse.Namespace) -> Any:
 def configurations(options: argparse.Namespace, count: int) -> list[dict[str, Any]]:
     """What a random search of the space draws."""
     from haepo_jax.runner.config.arguments import read_arguments
-    from haepo_jax.runner.sweeps.settings import read_sweep
+    from haepo_jax.runner.sweeps.plan import read_sweep
 
     arguments = [f"env={options.env}", f"algo={options.algo}", *(f"algo.{key}={text}" for key, text in SPACE.items())]
     plan = read_sweep(read_arguments(arguments).overrides)

@@ -38,7 +38,7 @@ TASKS: dict[str, Task] = {
     "inverted_pendulum": Task("brax/inverted_pendulum", 60_000, 195, 5, 200, {"episode_length": 200}),
 }
 
-RIVALS = ("ppo", "grpo", "dpo")
+BASELINES = ("ppo", "ppo_16_epochs", "grpo", "dpo")
 
 RATE = "tag(log,interval(3e-4,1e-2))"
 ENTROPY = "choice(0,0.003,0.01,0.03)"
@@ -73,6 +73,13 @@ METHODS: dict[str, Method] = {
             "algo.clip_eps": "choice(0.1,0.2,0.3)", "algo.num_steps": "choice(32,128)", "algo.num_envs": "8",
         },
         "tab:blue",
+    ),
+    "ppo_16_epochs": Method(
+        "ppo",
+        {
+            "algo.learning_rate": "2.5e-3", "algo.num_envs": "8", "algo.num_steps": "32", "algo.num_epochs": "16",
+        },
+        "tab:cyan",
     ),
     "grpo": Method(
         "grpo",
@@ -135,10 +142,10 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "KL 0.1": {"kl_coef": 0.1},
     "KL 1": {"kl_coef": 1.0},
     "no entropy": {"entropy_coef": 0.0},
-    "1 batch": {"history_batches": 1},
-    "4 batches": {"history_batches": 4},
-    "16 batches": {"history_batches": 16},
-    "1 batch, uniform weights": {"history_batches": 1, "temperature": 1000.0},
+    "1 batch": {"replay_batches": 1},
+    "4 batches": {"replay_batches": 4},
+    "16 batches": {"replay_batches": 16},
+    "1 batch, uniform weights": {"replay_batches": 1, "temperature": 1000.0},
     "4 epochs": {"num_epochs": 4},
     "32 epochs": {"num_epochs": 32},
     "32 epochs, uniform weights": {"num_epochs": 32, "temperature": 1000.0},
@@ -178,7 +185,7 @@ DEEP_SEA_SEEDS = range(5)
 DEEP_SEA: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_explore": ("haepo_explore", {}),
     "haepo": ("haepo", {}),
-    "haepo, bonus, scaled rewards": ("haepo", {"history_bonus": 0.01}),
+    "haepo, bonus, scaled rewards": ("haepo", {"surprisal_bonus": 0.01}),
     "haepo, entropy 0.05, rewards as they are": ("haepo", {"entropy_coef": 0.05, "normalize_rewards": False}),
     "ppo": ("ppo", {"num_envs": 8, "num_steps": 32}),
     "ppo, rewards as they are": ("ppo", {"num_envs": 8, "num_steps": 32, "normalize_rewards": False}),

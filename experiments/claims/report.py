@@ -24,8 +24,8 @@ from tables import filled_in as with_table  # noqa: E402
 from tables import markdown  # noqa: E402
 
 HERE = Path(__file__).parent
-RIVALS = ("haepo_default", *catalogue.RIVALS)
-DOCUMENTS = (HERE.parent / "README.md", HERE.parents[1] / "README.md")
+BASELINES = ("haepo_default", *catalogue.BASELINES)
+DOCUMENTS = (HERE / "README.md", HERE.parents[1] / "README.md")
 Array = npt.NDArray[np.float64]
 Result = dict[str, Any]
 
@@ -130,9 +130,9 @@ def threshold_table(results: list[Result]) -> str:
     return markdown(["task (threshold)", *known], rows)
 
 
-def rivals_table(results: list[Result]) -> str:
+def baselines_table(results: list[Result]) -> str:
     """The same of HAEPO's default and the algorithms that are not HAEPO."""
-    return threshold_table(_only(results, RIVALS))
+    return threshold_table(_only(results, BASELINES))
 
 
 def final_table(results: list[Result]) -> str:
@@ -263,7 +263,7 @@ def alignment_table(results: list[Result]) -> str:
 
 
 TABLES: dict[str, tuple[str, Callable[[list[Result]], str]]] = {
-    "rivals": ("methods", rivals_table),
+    "baselines": ("methods", baselines_table),
     "thresholds": ("methods", threshold_table),
     "final": ("methods", final_table),
     "summary": ("methods", summary_table),
@@ -304,7 +304,7 @@ def draw(folder: Path, to: Path) -> list[Path]:
 
 
 def _curves(results: list[Result]) -> Any:
-    return _by_task(_only(results, RIVALS), "eval_return", "return")
+    return _by_task(_only(results, BASELINES), "eval_return", "return")
 
 
 def _forms(results: list[Result]) -> Any:
@@ -312,7 +312,7 @@ def _forms(results: list[Result]) -> Any:
 
 
 def _entropy(results: list[Result]) -> Any:
-    return _by_task(_only(results, RIVALS), "entropy", "entropy of the policy (nats)")
+    return _by_task(_only(results, BASELINES), "entropy", "entropy of the policy (nats)")
 
 
 def _by_task(results: list[Result], measure: str, label: str) -> Any:

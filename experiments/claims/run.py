@@ -26,12 +26,14 @@ import catalogue
 import jax
 import jax.numpy as jnp
 import numpy as np
+import yaml
 from catalogue import ABLATIONS, EPISODIC, METHODS, TASKS, WEIGHTS, Task
 
 import haepo_jax as hx
-from haepo_jax.algorithms.base import Algorithm, TrainState
-from haepo_jax.losses._numerics import rank_correlation
-from haepo_jax.rollout import collect_episodes, lane_keys
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import TrainState
+from haepo_jax.losses.numerics import rank_correlation
+from haepo_jax.rollout import collect_episodes, environment_keys
 from haepo_jax.runner.alignment import fresh_alignment
 from haepo_jax.runner.comparison import machine
 from haepo_jax.runner.config import algorithm_class, hyperparameter_defaults
@@ -60,7 +62,7 @@ class Size:
 
 SIZES = {
     "small": Size(
-        RESULTS / "small", ("cartpole", "catch", "pendulum", "bandit"), ("haepo_default", *catalogue.RIVALS),
+        RESULTS / "small", ("cartpole", "catch", "pendulum", "bandit"), ("haepo_default", *catalogue.BASELINES),
         {"cartpole": WEIGHTS}, (), (), 4, range(5), range(100, 103), (8,), range(2),
     ),
     "full": Size(
@@ -155,7 +157,8 @@ def tune_and_train(size: Size, task: Task, name: str) -> dict[str, Any]:
     method = METHODS[name]
     swept: dict[str, Any] = {}
     best: dict[str, Any] = {}
-    if method.space:
+    fixed = {k.removeprefix("algo."): yaml.safe_load(v) for k, v in method.space.items() if _is_number(v)}
+    if len(fixed) < len(method.space):
         seeds = catalogue.TUNING_SEEDS
         start = time.perf_counter()
         found = hx.sweep(
@@ -173,11 +176,15 @@ def tune_and_train(size: Size, task: Task, name: str) -> dict[str, Any]:
             "configs": found.configs, "area": area.tolist(), "returns": found.returns.tolist(),
             "solved": (found.returns.mean(axis=1) >= task.threshold).tolist(),
         }  # fmt: skip
-    fixed = {key.removeprefix("algo."): int(value) for key, value in method.space.items() if value.isdigit()}
     return {
         "task": dataclasses.asdict(task), "method": name, "algo": method.algo, "hyperparameters": {**fixed, **best},
         "sweep": swept, **_train(task, method.algo, {**fixed, **best}, size.report_seeds),
     }  # fmt: skip
+
+
+def _is_number(text: str) -> bool:
+    """Whether a sweep's entry is one number and not a choice."""
+    return isinstance(yaml.safe_load(text), int | float)
 
 
 def ablate(size: Size, task_name: str, algo: str, name: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -243,7 +250,7 @@ def coverage(algorithm: Algorithm, state: TrainState) -> dict[str, jax.Array]:
         carry, distribution = algorithm.act_distribution(state, carry, observation, is_first, action_mask)
         return carry, distribution.sample(key), None
 
-    keys = [lane_keys(key, 64) for key in jax.random.split(jax.random.fold_in(state.key, 0xF4E5))]
+    keys = [environment_keys(key, 64) for key in jax.random.split(jax.random.fold_in(state.key, 0xF4E5))]
     steps, _, _ = collect_episodes(algorithm.env, act, algorithm.initial_carry(), *keys)
     assert steps is not None
     return {"cells": jnp.any(steps.observation != 0, axis=(0, 1)).reshape(-1)}

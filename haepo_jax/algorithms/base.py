@@ -1,4 +1,4 @@
-"""What every algorithm shares: the train state, schedules, the optimiser, evaluation and the loop over updates.
+"""The base of every algorithm: its hyperparameters, its policy as a function, and the life of a run.
 
 An algorithm is a frozen pytree. Its methods are pure, so they jit, vmap and scan; its numeric hyperparameters are
 leaves, so `jax.vmap(lambda lr: algo.replace(learning_rate=lr).train(key))(rates)` trains them all at once.
@@ -6,97 +6,46 @@ leaves, so `jax.vmap(lambda lr: algo.replace(learning_rate=lr).train(key))(rates
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from haepo_jax.action_outputs import squashed
-from haepo_jax.algorithms import hyperparameters
+from haepo_jax.algorithms import running
+from haepo_jax.algorithms.fields import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    HyperparameterError,
+    Range,
+    Scheduled,
+    check_value,
+    leaf,
+    short,
+    static,
+)
+from haepo_jax.algorithms.network_checks import check_networks
+from haepo_jax.algorithms.other_names import SignatureOfInit, check_keywords
+from haepo_jax.algorithms.state import Health, Metrics, Start, TrainState, check_fits, keep_finite
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
-from haepo_jax.envs.base import as_environment, check_environment
+from haepo_jax.envs import make_env
+from haepo_jax.envs.base import check_environment
 from haepo_jax.losses import AUTO
 from haepo_jax.networks import Policy, as_policy, default_policy, default_value
 from haepo_jax.normalization import RunningStatistics
-from haepo_jax.rollout import collect_episodes, lane_keys
 from haepo_jax.sequence_networks import sequence_policy
 from haepo_jax.spaces import Box, Space, space_leaves
-from haepo_jax.unbatched import any_lane, hold_finished
-
-Metrics = dict[str, jax.Array]
-
-EVALUATION_SEED = 0x5EED
-
-
-CAUSES = ("the loss", "the gradients", "the parameters after the step", "the optimiser's state")
-"""What `Health.cause` counts: bit i is set where the i-th was not finite."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Health:
-    """What became of updates that were not finite; all () int32.
-
-    Attributes:
-      skipped: how many were dropped (`on_nan="skip"`).
-      diverged_at: the update that ended the run (`on_nan="stop"`), or -1; the state stays as it was before that update.
-      cause: of the last one; see `CAUSES`.
-      invalid_episodes: how many the environment spoilt with an observation or reward that was not finite.
-    """
-
-    skipped: jax.Array
-    diverged_at: jax.Array
-    cause: jax.Array
-    invalid_episodes: jax.Array
-
-    @property
-    def diverged(self) -> jax.Array:
-        return self.diverged_at >= 0
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """Everything that one update needs from the one before.
-
-    Attributes:
-      params: of the policy being optimised, and of the value function where there is one.
-      opt_state: of optax.
-      reference: parameters of the frozen policy that a KL or a preference is measured against; None where it is always
-        the policy that collected the batch.
-      normalizer: running statistics of observations, or None where they are not normalised.
-      extra: what some algorithms keep beside, such as environments in mid-episode.
-      key: the run's typed PRNG key, never changed; randomness is folded in from it by update and lane.
-      update: () int32, updates done.
-      env_steps: live environment steps done.
-      health: whether an update went wrong.
-    """
-
-    params: Any
-    opt_state: Any
-    reference: Any
-    normalizer: RunningStatistics | None
-    extra: Any
-    key: jax.Array
-    update: jax.Array
-    env_steps: StepCount
-    health: Health
-
-
-class Start(NamedTuple):
-    """What a training starts from in place of fresh weights: a policy's parameters, and the normaliser it was trained
-    with or None; see `haepo_jax.load`."""
-
-    params: Any
-    normalizer: RunningStatistics | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Algorithm(hyperparameters.Common):
-    """The base of `HAEPO`, `EpisodicHAEPO`, `PPO`, `GRPO` and `DPO`, which add `_update`.
+class Algorithm(abc.ABC):
+    """The base of all algorithms. A subclass has an `update`, or inherits that of `SegmentAlgorithm` or
+    `TrajectoryAlgorithm` and has a `loss`.
 
     Attributes:
       env: an environment, its name, or an environment object of another library; see `make_env`.
@@ -105,20 +54,83 @@ class Algorithm(hyperparameters.Common):
 
     Raises:
       HyperparameterError: at construction, for a value that cannot be used.
+      TypeError: at construction, for a hyperparameter that does not exist.
     """
 
     env: Any
     policy: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
+    total_steps: int = static(500_000, int, "environment steps to train for", within=Range(1, 2**62))
+    num_envs: int = static(32, int, "environments that run side by side", within=COUNT)
+    num_epochs: int = static(8, int, "epochs over the batch in each update", within=COUNT)
+    num_minibatches: int = static(4, int, "minibatches per epoch", within=COUNT)
+    learning_rate: Scheduled = leaf(3e-3, "Adam's step size", within=NOT_NEGATIVE, scheduled=True)
+    anneal_learning_rate: bool = static(True, bool, "decay a constant learning_rate linearly to 0 over the run")
+    max_grad_norm: float = leaf(1.0, "gradients are clipped to this global norm", within=POSITIVE)
+    entropy_coef: Scheduled = leaf(0.01, "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
+    network: str = static(
+        "mlp",
+        str,
+        "kind of the default networks; all but mlp are recurrent",
+        choices=("mlp", "gru", "lstm", "transformer"),
+    )
+    hidden_sizes: tuple[int, ...] = static(
+        (64, 64), tuple, "widths of their hidden layers; gru, lstm: the last is the cell's; transformer: its blocks'"
+    )
+    activation: str = static(
+        "tanh", str, "of their hidden layers (the transformer uses gelu)", choices=("tanh", "relu", "swish")
+    )
+    layer_norm: bool = static(
+        False, bool, "normalise the hidden layers before their activation (the transformer always does)"
+    )
+    num_heads: int = static(4, int, "transformer: attention heads of a block", within=COUNT)
+    context: int | None = static(
+        None,
+        int,
+        "transformer: steps that a block attends to, the current one included; null: the whole episode",
+        within=COUNT,
+        optional=True,
+    )
+    squash_actions: bool = static(
+        False, bool, "continuous actions are passed through tanh, rather than clipped, to their bounds"
+    )
+    state_dependent_std: bool = static(
+        False, bool, "default networks: the standard deviation of actions depends on the observation"
+    )
+    normalize_observations: bool | None = static(
+        None,
+        bool,
+        "standardise observations with running statistics; null: where actions are continuous",
+        optional=True,
+    )
+    log_points: int = static(50, int, "rows of metrics, evenly spaced in steps", within=COUNT)
+    eval_episodes: int = static(
+        16,
+        int,
+        "episodes of each kind, sampled and greedy, at every row of metrics; 0: none",
+        within=Range(0, 2**31 - 1),
+    )
+    on_nan: str = static(
+        "stop",
+        str,
+        "for an update that is not finite. stop: end at the last finite state; skip: discard and count the update",
+        choices=("stop", "skip"),
+    )
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        check_keywords(cls, keywords)
+        return super().__new__(cls)
+
+    __signature__ = SignatureOfInit()
 
     def __post_init__(self) -> None:
         # jax rebuilds the object with tracers and placeholders in its leaves, so every step here leaves those alone.
         if isinstance(self.env, str) or type(self.env) is tuple or jax.tree_util.all_leaves([self.env]):
-            object.__setattr__(self, "env", as_environment(self.env))
-        if self.policy is not None:
-            object.__setattr__(self, "policy", as_policy(self.policy))
+            object.__setattr__(self, "env", make_env(self.env))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.metadata.get("kind") is tuple and isinstance(value, list):
+            if field.name in ("policy", "value") and value is not None:
+                object.__setattr__(self, field.name, as_policy(value))
+            elif field.metadata.get("kind") is tuple and isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
             elif field.metadata.get("scheduled") and callable(value) and not isinstance(value, jax.tree_util.Partial):
                 object.__setattr__(self, field.name, jax.tree_util.Partial(value))
@@ -127,38 +139,67 @@ class Algorithm(hyperparameters.Common):
         self.check()
         if hasattr(self.env, "action_space"):
             self._check_actions()
+            check_networks(self.env, self.policy, getattr(self, "value", None))
+
+    def check(self) -> None:
+        """Raises HyperparameterError at the first value that cannot be used.
+
+        It is also run where no jax is loaded (see `fields`): it uses `self`'s hyperparameters and names of `fields` alone.
+        """
+        for field in dataclasses.fields(self):
+            if "kind" in field.metadata:
+                check_value(field, getattr(self, field.name))
+        if self.network != "mlp" and not self.hidden_sizes:
+            raise HyperparameterError(f"hidden_sizes=[] must have at least one size for network={self.network}")
+        if self.network == "transformer":
+            width = self.hidden_sizes[0]
+            if any(size != width for size in self.hidden_sizes):
+                sizes = short(list(self.hidden_sizes))
+                raise HyperparameterError(f"hidden_sizes={sizes} must be equal for network=transformer, one a block")
+            if width % (2 * self.num_heads):
+                below, above = width - width % (2 * self.num_heads), width - width % (-2 * self.num_heads)
+                nearest = f"{below} or {above}" if below else f"{above}"
+                raise HyperparameterError(
+                    f"hidden_sizes of {width} must be a multiple of 2 num_heads = {2 * self.num_heads} for "
+                    f"network=transformer; the nearest that are: {nearest}"
+                )
+
+    def _check_actions(self) -> None:
+        boxes = [part for part in space_leaves(self.env.action_space) if isinstance(part, Box)]
+        for name in ("squash_actions", "state_dependent_std"):
+            if getattr(self, name) and not boxes:
+                raise HyperparameterError(
+                    f"{name}=true needs continuous actions, and those of {self.env.name} are discrete"
+                )
+        if self.squash_actions and not all(box.bounded for box in boxes):
+            raise HyperparameterError(
+                f"squash_actions=true needs bounded actions, and those of {self.env.name} have no bounds"
+            )
 
     def replace(self, **changes: Any) -> Self:
         """The same algorithm with some hyperparameters changed; numbers may be tracers."""
         return dataclasses.replace(self, **changes)
 
-    # Parts that follow from the environment and the hyperparameters.
+    # One update.
 
-    @property
-    def policy_network(self) -> Policy:
-        """The policy as a pair of pure functions."""
-        return self.policy or self.default_network(self.env.action_space)
+    def train_step(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        """One update: collect experience, compute the loss, optimise.
 
-    def default_network(self, action_space: Space | None, with_features: bool = False) -> Policy:
-        """The network that `network` names: a policy, or with None for an action space a value function. A policy
-        `with_features` puts out a pair, of its output and its last hidden layer."""
-        space = self.env.observation_space
-        if self.network != "mlp":
-            context = min(self.context or self.env.horizon, self.env.horizon)
-            return sequence_policy(
-                self.network, space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation, layer_norm=self.layer_norm,
-                num_heads=self.num_heads, context=context, state_dependent_std=self.state_dependent_std,
-                with_features=with_features,
-            )  # fmt: skip
-        if action_space is None:
-            return default_value(space, self.hidden_sizes, self.activation, self.layer_norm)
-        hidden = self.hidden_sizes, self.activation, self.layer_norm
-        return default_policy(space, action_space, *hidden, self.state_dependent_std, with_features)
+        An update whose loss, gradients, parameters or optimiser state are not finite never reaches the state. With
+        `on_nan="skip"` it is counted and the run continues with new experience; with `on_nan="stop"` the state is frozen
+        as it was before it.
 
-    @property
-    def optimizer(self) -> optax.GradientTransformation:
-        """Clipping and Adam, without the step size, which follows the share of live steps done."""
-        return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), optax.scale_by_adam(eps=1e-5))
+        Returns:
+          The next state, and metrics: float32 scalars under the same names in every update. `episode_return` and
+          `episode_length` are 0 where `episodes`, the number of episodes that ended, is 0.
+        """
+        new, metrics = self.update(state)
+        return keep_finite(state, new, metrics, self.on_nan), metrics
+
+    @abc.abstractmethod
+    def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        """What a subclass does in one update: the next state, with `update` and `env_steps` counted up, and metrics,
+        "loss" among them. `train_step` keeps what is not finite out of the state."""
 
     def scheduled(self, progress: jax.Array) -> Self:
         """This algorithm with every schedule replaced by its value at `progress` () in [0, 1]."""
@@ -166,12 +207,8 @@ class Algorithm(hyperparameters.Common):
         for field in dataclasses.fields(self):
             if field.metadata.get("scheduled"):
                 value = getattr(self, field.name)
-                if (
-                    field.name == "learning_rate"
-                    and self.anneal_learning_rate
-                    and not isinstance(value, tuple)
-                    and not callable(value)
-                ):
+                constant = not isinstance(value, tuple) and not callable(value)
+                if field.name == "learning_rate" and self.anneal_learning_rate and constant:
                     value = (value, 0.0)
                 if isinstance(value, tuple):
                     value = optax.linear_schedule(*value, transition_steps=1)(progress)
@@ -179,6 +216,17 @@ class Algorithm(hyperparameters.Common):
                     value = value(progress)
                 values[field.name] = value
         return self.replace(**values)
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Gradient clipping and Adam, without the step size, which depends on the fraction of the run done."""
+        return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), optax.scale_by_adam(eps=1e-5))
+
+    def apply_gradients(self, params: Any, opt_state: Any, gradients: Any) -> tuple[Any, Any]:
+        """One optimiser step: the next parameters and optimiser state; `self` must be `scheduled`."""
+        with jax.numpy_dtype_promotion("standard"):  # optax is not written for the strict one
+            updates, opt_state = self.optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, jax.tree.map(lambda u: -self.learning_rate * u, updates)), opt_state
 
     # The life of a run.
 
@@ -193,72 +241,67 @@ class Algorithm(hyperparameters.Common):
         """
         check_environment(self.env)
         params_key, run_key = jax.random.split(key)
-        observation = self._example_observation()
-        params = self._init_params(params_key, observation)
+        observation = self.example_observation()
+        params = self.init_params(params_key, observation)
         normalize = self.normalize_observations
         if normalize is None:
             normalize = any(isinstance(part, Box) for part in space_leaves(self.env.action_space))
         normalizer = RunningStatistics.of(observation) if normalize else None
         if start is not None:
-            _check_fits(start, Start(self.policy_params(params), normalizer))
-            params, normalizer = self._with_policy(params, start.params), start.normalizer
+            check_fits(start, Start(self.policy_params(params), normalizer))
+            params, normalizer = self.with_policy_params(params, start.params), start.normalizer
         state = TrainState(
             params=params,
             opt_state=self.optimizer.init(params),
-            reference=self._init_reference(params),
+            reference=self.init_reference(params),
             normalizer=normalizer,
             extra=None,
             key=run_key,
             update=jnp.int32(0),
             env_steps=StepCount.of(0),
-            health=Health(jnp.int32(0), jnp.int32(-1), jnp.int32(0), jnp.int32(0)),
+            health=Health.new(),
         )
-        return dataclasses.replace(state, extra=self._init_extra(state))
+        return dataclasses.replace(state, extra=self.init_extra(state))
 
-    def train_step(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """One update: rollout, loss, optimisation. The metrics are float32 scalars with one fixed set of names.
+    def init_params(self, key: jax.Array, observation: Any) -> Any:
+        """Fresh parameters, for one observation's shapes."""
+        return self.policy_network.init(key, observation)[0]
 
-        An update whose loss, gradients or result is not finite is dropped. With `on_nan="skip"` it is counted and the
-        run goes on with new episodes; with `on_nan="stop"` the state is frozen as it was before it.
+    def init_reference(self, params: Any) -> Any:
+        """`TrainState.reference` at the start of a run."""
+        return None
+
+    def init_extra(self, state: TrainState) -> Any:
+        """`TrainState.extra` at the start of a run, whose other parts `state` has."""
+        return None
+
+    def train(self, key: jax.Array, start: Start | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """The whole run, one compiled program under `jax.jit`; with `start` from there, as `init` says.
+
+        Returns:
+          The final state, and metrics in `log_points` rows evenly spaced in steps: those of the last update before each
+          point, `env_steps` (a `StepCount`), `update`, and the mean `eval_return`, `eval_return_greedy` and `eval_length`
+          of `eval_episodes` episodes. Where one update passes several points, their rows repeat.
         """
-        new, metrics = self._update(state)
-        finite = jnp.stack([_all_finite(x) for x in (metrics["loss"], metrics["grad_norm"], new.params, new.opt_state)])
-        sick = ~jnp.all(finite)
-        invalid = state.health.invalid_episodes + jnp.int32(metrics.get("invalid_episodes", 0))
-        cause = jnp.where(sick, jnp.sum(~finite * 2 ** jnp.arange(len(CAUSES))), state.health.cause).astype(jnp.int32)
-        if self.on_nan == "skip":
-            health = Health(state.health.skipped + sick, state.health.diverged_at, cause, invalid)
-            dropped = dataclasses.replace(state, extra=new.extra, update=new.update, env_steps=new.env_steps)
-        else:
-            frozen_already = state.health.diverged
-            sick |= frozen_already
-            diverged_at = jnp.where(frozen_already | ~sick, state.health.diverged_at, state.update)
-            health = Health(
-                state.health.skipped, diverged_at, jnp.where(frozen_already, state.health.cause, cause), invalid
-            )
-            dropped = state
-        kept = jax.tree.map(lambda x, old: jnp.where(sick, old, x), new, dropped)
-        return dataclasses.replace(kept, health=health), metrics
-
-    def _update(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        raise TypeError(f"{type(self).__name__} has no _update of its own")
+        return running.whole_run(self, self.init(key, start))
 
     def advance(self, state: TrainState, until: StepCount) -> tuple[TrainState, Metrics]:
-        """Updates until `until` live steps are done; the metrics are the last update's (NaN where there was none)."""
+        """Updates until `until` steps are done; the metrics are the last update's, 0 where there was none."""
+        return running.advance(self, state, until)
 
-        def unfinished(state: TrainState) -> jax.Array:
-            return (state.env_steps < until) & ~state.health.diverged
-
-        def step(loop: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-            return hold_finished(unfinished(loop[0]), train_step(loop[0]), loop)
-
-        train_step = jax.jit(self.train_step)  # traced once, for its shapes and for the loop
-        shapes = jax.eval_shape(train_step, state)[1]
-        nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
-        return jax.lax.while_loop(lambda loop: any_lane(unfinished(loop[0])), step, (state, nothing))
+    def progress(self, state: TrainState, max_steps: int | None = None) -> dict[str, Any]:
+        """What a row of metrics has besides those of an update: counters, and an evaluation where `eval_episodes` > 0;
+        `max_steps` as in `evaluate`."""
+        return running.progress(self, state, max_steps)
 
     def evaluate(
-        self, state: TrainState, *, episodes: int = 128, greedy: bool = False, key: jax.Array | None = None
+        self,
+        state: TrainState,
+        *,
+        episodes: int = 128,
+        greedy: bool = False,
+        key: jax.Array | None = None,
+        max_steps: int | None = None,
     ) -> dict[str, jax.Array]:
         """Plays complete episodes with the current policy.
 
@@ -268,78 +311,46 @@ class Algorithm(hyperparameters.Common):
           greedy: take each distribution's mode instead of a sample.
           key: of starts, actions and transitions; by default one fixed key, shared by all runs and seeds, so that
             differences between them are not differences of luck.
+          max_steps: end episodes after as many steps, if that is less than the environment's horizon.
 
         Returns:
           `return` (episodes,) float32 and `length` (episodes,) int32.
         """
-        return self._evaluate(
-            state, episodes, jnp.bool_(greedy), jax.random.key(EVALUATION_SEED) if key is None else key
-        )
-
-    def _evaluate(self, state: TrainState, episodes: int, greedy: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        reset_key, step_key = jax.random.split(key)
-
-        def act(
-            carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array
-        ) -> tuple[Any, jax.Array, None]:
-            carry, distribution = self.act_distribution(state, carry, observation, is_first, action_mask)
-            choose = lambda mode, sample: jnp.where(greedy, mode, sample)  # noqa: E731
-            return carry, jax.tree.map(choose, distribution.mode(), distribution.sample(key)), None
-
-        # Where an algorithm is a constant of the compiled program, the compiler would compute ahead with the environment's
-        # numbers and round differently; so evaluation is the same to the last bit inside `jax.jit` and outside.
-        env = jax.lax.optimization_barrier(self.env)
-        _, returns, lengths = collect_episodes(
-            env, act, self.initial_carry(), lane_keys(reset_key, episodes), lane_keys(step_key, episodes), record=False
-        )
-        return {"return": returns, "length": lengths}
-
-    def train(self, key: jax.Array, start: Start | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """The whole run, one compiled program under `jax.jit`; with `start` from there, as `init` says.
-
-        Returns:
-          The final state, and a history of `log_points` rows evenly spaced in live steps: the metrics of the last update
-          before each point, `env_steps` (a `StepCount`), `update`, and the mean `eval_return`, `eval_return_greedy`
-          and `eval_length` of `eval_episodes` episodes. Where one update passes several points, their rows repeat.
-        """
-        points = [-(-self.total_steps * (row + 1) // self.log_points) for row in range(self.log_points)]
-        until = StepCount(
-            jnp.array([p >> 32 for p in points], jnp.uint32), jnp.array([p & 0xFFFFFFFF for p in points], jnp.uint32)
-        )
-        state = self.init(key, start)
-        shapes = jax.eval_shape(self.train_step, state)[1]
-
-        def row(
-            loop: tuple[TrainState, Metrics], until: StepCount
-        ) -> tuple[tuple[TrainState, Metrics], dict[str, Any]]:
-            state, metrics = self.advance(loop[0], until)
-            passed = state.update > loop[0].update
-            metrics = jax.tree.map(lambda new, old: jnp.where(passed, new, old), metrics, loop[1])
-            return (state, metrics), {**metrics, **self.progress(state)}
-
-        nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
-        (state, _), history = jax.lax.scan(row, (state, nothing), until)
-        return state, history
-
-    def progress(self, state: TrainState) -> dict[str, Any]:
-        """What a row of the history has beside the metrics: counters, and an evaluation where `eval_episodes` > 0."""
-        row: dict[str, Any] = {"env_steps": state.env_steps, "update": state.update}
-        if self.eval_episodes:
-            # Both kinds in one loop: it then takes as many steps as the longest episode, not as the two longest.
-            both = jax.vmap(
-                lambda greedy: self._evaluate(state, self.eval_episodes, greedy, jax.random.key(EVALUATION_SEED))
-            )
-            played = both(jnp.array([False, True]))
-            row["eval_return"], row["eval_return_greedy"] = jnp.mean(played["return"], axis=1)
-            row["eval_length"] = jnp.mean(played["length"][0].astype(jnp.float32))
-        return row
+        key = jax.random.key(running.EVALUATION_SEED) if key is None else key
+        return running.play(self, state, episodes, jnp.bool_(greedy), key, max_steps)
 
     # The policy as a function.
+
+    @property
+    def policy_network(self) -> Policy:
+        """The policy as a pair of pure functions."""
+        return self.policy or self.default_network(self.env.action_space)
+
+    def default_network(self, action_space: Space | None, with_features: bool = False) -> Policy:
+        """The network that `network` names: a policy, or with None for an action space a value function. A policy
+        `with_features` returns a pair, its output and its last hidden layer."""
+        space = self.env.observation_space
+        if self.network != "mlp":
+            context = min(self.context or self.env.horizon, self.env.horizon)
+            return sequence_policy(
+                self.network, space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation, layer_norm=self.layer_norm,
+                num_heads=self.num_heads, context=context, state_dependent_std=self.state_dependent_std,
+                with_features=with_features,
+            )  # fmt: skip
+        hidden = self.hidden_sizes, self.activation, self.layer_norm
+        if action_space is None:
+            return default_value(space, *hidden)
+        return default_policy(space, action_space, *hidden, self.state_dependent_std, with_features)
 
     def initial_carry(self) -> Any:
         """The carry of one environment's policy before its first step."""
         # The carry holds no parameters, so under jit the initialisation of those is dead code.
-        return self.policy_network.init(jax.random.key(0), self._example_observation())[1]
+        return self.policy_network.init(jax.random.key(0), self.example_observation())[1]
+
+    def example_observation(self) -> Any:
+        """An observation of zeros."""
+        shapes = jax.eval_shape(self.env.reset, jax.random.key(0))[1]
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def act_distribution(
         self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array, action_mask: jax.Array | None = None
@@ -355,18 +366,8 @@ class Algorithm(hyperparameters.Common):
             output = squashed(self.env.action_space, output)
         return action_distribution(self.env.action_space, output, action_mask)
 
-    @staticmethod
-    def policy_params(params: Any) -> Any:
-        """The policy's part of the parameters."""
-        return params
-
-    @staticmethod
-    def _with_policy(params: Any, policy_params: Any) -> Any:
-        """The parameters with another policy's in place of the policy's."""
-        return policy_params
-
     def normalized(self, normalizer: RunningStatistics | None, observation: Any) -> Any:
-        """An observation as the networks see it; what counts choices stays the integers that the networks make one-hot."""
+        """An observation as the networks see it; discrete parts stay the integers that the networks make one-hot."""
         if normalizer is None:
             return observation
         leaves, structure = jax.tree.flatten(observation)
@@ -378,55 +379,12 @@ class Algorithm(hyperparameters.Common):
         )
         return jax.tree.unflatten(structure, [seen if isinstance(space, Box) else raw for space, raw, seen in parts])
 
-    # What an algorithm may override.
+    @staticmethod
+    def policy_params(params: Any) -> Any:
+        """The policy's part of the parameters."""
+        return params
 
-    def _check_actions(self) -> None:
-        boxes = [part for part in space_leaves(self.env.action_space) if isinstance(part, Box)]
-        for name in ("squash_actions", "state_dependent_std"):
-            if getattr(self, name) and not boxes:
-                raise hyperparameters.HyperparameterError(
-                    f"{name}=true needs continuous actions, and those of {self.env.name} are discrete"
-                )
-        if self.squash_actions and not all(box.bounded for box in boxes):
-            raise hyperparameters.HyperparameterError(
-                f"squash_actions=true needs bounded actions, and those of {self.env.name} have no bounds"
-            )
-
-    def _init_params(self, key: jax.Array, observation: Any) -> Any:
-        return self.policy_network.init(key, observation)[0]
-
-    def _init_reference(self, params: Any) -> Any:
-        return None
-
-    def _init_extra(self, state: TrainState) -> Any:
-        return None
-
-    def _example_observation(self) -> Any:
-        shapes = jax.eval_shape(self.env.reset, jax.random.key(0))[1]
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    def _optimize(self, params: Any, opt_state: Any, gradients: Any) -> tuple[Any, Any]:
-        """One optimiser step; `self` must be `scheduled`."""
-        updates, opt_state = self.optimizer.update(gradients, opt_state, params)
-        return optax.apply_updates(params, jax.tree.map(lambda u: -self.learning_rate * u, updates)), opt_state
-
-
-def _check_fits(start: Start, own: Start) -> None:
-    """Raises ValueError, in one line, where one policy cannot start from another's parameters."""
-    if (start.normalizer is None) != (own.normalizer is None):
-        there, here = ("normalised", "are not") if own.normalizer is None else ("not normalised", "are")
-        raise ValueError(f"the policy to start from saw observations that were {there}, and these {here}")
-    named = [
-        {jax.tree_util.keystr(path): jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (start, own)
-    ]
-    for name in {**named[1], **named[0]}:
-        there, here = (str(shapes.get(name, "missing")) for shapes in named)
-        if there != here:
-            raise ValueError(f"the policy to start from has another network: {name} is {there} there and {here} here")
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    # As one vector: a reduction for each leaf takes seconds to compile.
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.isfinite(jnp.concatenate([jnp.ravel(x) for x in leaves])))
+    @staticmethod
+    def with_policy_params(params: Any, policy_params: Any) -> Any:
+        """The parameters with another policy's in place of the policy's."""
+        return policy_params

@@ -9,21 +9,28 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax import losses
-from haepo_jax.algorithms import hyperparameters
-from haepo_jax.algorithms.base import Metrics, TrainState
-from haepo_jax.algorithms.trajectory import Batch, TrajectoryAlgorithm
-from haepo_jax.losses._numerics import masked_mean
+from haepo_jax.algorithms.fields import COUNT, POSITIVE, Scheduled, leaf, static
+from haepo_jax.algorithms.state import Metrics, TrainState
+from haepo_jax.algorithms.trajectory import EpisodeBatch, TrajectoryAlgorithm
+from haepo_jax.losses.numerics import masked_mean
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class DPO(hyperparameters.DPO, TrajectoryAlgorithm):
-    """In each group the episode with the higher return is preferred; see `dpo_loss`.
+class DPO(TrajectoryAlgorithm):
+    """Direct Preference Optimization (arXiv 2305.18290).
+
+    In each group the episode with the higher return is preferred; see `dpo_loss`.
 
     The reference policy is frozen for `reference_interval` updates and then moves to the current one.
     """
 
-    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    beta: Scheduled = leaf(0.1, "how strongly a pair's log-ratios are weighed", within=POSITIVE, scheduled=True)
+    reference_interval: int = static(
+        1, int, "updates after which the reference becomes the current policy", within=COUNT
+    )
+
+    def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
         steps, mask = batch.steps, batch.mask
         current = self.sequence_distribution(params, batch.observation, steps)
         # Relative to the reference from the first step on: two long sums subtracted would lose digits.
@@ -34,9 +41,9 @@ class DPO(hyperparameters.DPO, TrajectoryAlgorithm):
             entropy_coef=self.entropy_coef, policy_entropy=masked_mean(current.entropy(), mask),
         )  # fmt: skip
 
-    def _init_reference(self, params: Any) -> Any:
+    def init_reference(self, params: Any) -> Any:
         return jax.tree.map(jnp.copy, params)
 
-    def _next_reference(self, state: TrainState, params: Any) -> Any:
+    def next_reference(self, state: TrainState, params: Any) -> Any:
         move = (state.update + 1) % self.reference_interval == 0
         return jax.tree.map(lambda new, old: jnp.where(move, new, old), params, state.reference)

@@ -9,21 +9,34 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax import losses
-from haepo_jax.algorithms import hyperparameters
-from haepo_jax.algorithms.base import Metrics
-from haepo_jax.algorithms.trajectory import Batch, TrajectoryAlgorithm
-from haepo_jax.losses._numerics import masked_mean
+from haepo_jax.algorithms.fields import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    UNIT_OPEN_LOW,
+    HyperparameterError,
+    Scheduled,
+    leaf,
+    static,
+)
+from haepo_jax.algorithms.state import Metrics
+from haepo_jax.algorithms.trajectory import EpisodeBatch, TrajectoryAlgorithm
+from haepo_jax.losses.numerics import masked_mean
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class EpisodicHAEPO(hyperparameters.EpisodicHAEPO, TrajectoryAlgorithm):
-    """Plackett-Luce weights over complete episodes; see `haepo_loss` and `haepo_prefix_loss`. It needs no value function.
+class EpisodicHAEPO(TrajectoryAlgorithm):
+    """HAEPO (arXiv 2508.18884) on groups of complete episodes, without a value function: the paper's form among others.
+
+    Plackett-Luce weights over complete episodes; see `haepo_loss` and `haepo_prefix_loss`.
 
     The defaults credit each reward to the decisions before it (`credit="prefix"`) and weigh by the likelihood ratio to
     the behaviour policy. The paper's literal form is
     `EpisodicHAEPO(env, credit="trajectory", score="likelihood", normalize="standardize")`, on the command line
     `algo=haepo_paper`.
+
+    Attributes:
+      weight_function: (scores, mask, temperature) -> weights, in place of the softmax; see `haepo_jax.losses.weights`.
 
     Examples:
       >>> import haepo_jax as hx
@@ -32,7 +45,52 @@ class EpisodicHAEPO(hyperparameters.EpisodicHAEPO, TrajectoryAlgorithm):
       >>> state, metrics = jax.jit(algo.train_step)(state)
     """
 
-    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    credit: str = static(
+        "prefix",
+        str,
+        "a reward is credited to the decisions before it, or to the whole trajectory",
+        choices=("prefix", "trajectory"),
+    )
+    score: str = static(
+        "log_ratio",
+        str,
+        "what the softmax over trajectories is taken of",
+        choices=("log_ratio", "likelihood", "mean_likelihood"),
+    )
+    temperature: Scheduled | str = leaf(
+        1.0,
+        "of that softmax; 'auto' widens it where the weights would collapse",
+        within=POSITIVE,
+        scheduled=True,
+        word="auto",
+    )
+    history_decay: float = leaf(
+        0.99, "credit=prefix: per-step decay of past log-ratios in the score", within=UNIT_OPEN_LOW
+    )
+    normalize: str = static(
+        "standardize",
+        str,
+        "credit=trajectory: how returns are normalised in their group",
+        choices=("standardize", "center", "rank", "none"),
+    )
+    entropy: str = static("policy", str, "which entropy entropy_coef rewards", choices=("policy", "weights"))
+    kl: str = static("policy", str, "which divergence kl_coef penalises", choices=("policy", "weights"))
+    kl_coef: Scheduled = leaf(
+        (3.0, 0.1), "weight of the KL penalty to the reference policy", within=NOT_NEGATIVE, scheduled=True
+    )
+    reference: str = static(
+        "previous", str, "the frozen policy that the KL pulls towards", choices=("previous", "initial")
+    )
+    weight_function: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
+
+    def check(self) -> None:
+        super().check()
+        if self.credit == "prefix" and self.score != "log_ratio":
+            raise HyperparameterError(
+                f"score={self.score!r} needs credit=trajectory; credit=prefix weighs by score=log_ratio"
+            )
+
+    def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
         """The per-decision loss, or the trajectory loss, of a batch (T, G, K)."""
         steps, mask = batch.steps, batch.mask
         current = self.sequence_distribution(params, batch.observation, steps)
@@ -45,6 +103,7 @@ class EpisodicHAEPO(hyperparameters.EpisodicHAEPO, TrajectoryAlgorithm):
             "kl_coef": self.kl_coef,
             "entropy": self.entropy,
             "kl": self.kl,
+            "weight_function": self.weight_function,
         }
         reference_log_probs = (
             jax.lax.stop_gradient(batch.reference.log_prob(steps.action)) if self.kl == "weights" else None

@@ -9,18 +9,50 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax import losses
-from haepo_jax.algorithms import hyperparameters
-from haepo_jax.algorithms.base import Metrics
-from haepo_jax.algorithms.trajectory import Batch, TrajectoryAlgorithm
-from haepo_jax.losses._numerics import masked_mean
+from haepo_jax.algorithms.fields import NOT_NEGATIVE, POSITIVE, Scheduled, leaf, static
+from haepo_jax.algorithms.state import Metrics
+from haepo_jax.algorithms.trajectory import EpisodeBatch, TrajectoryAlgorithm
+from haepo_jax.losses.numerics import masked_mean
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class GRPO(hyperparameters.GRPO, TrajectoryAlgorithm):
-    """Group-standardised returns as every step's advantage, clipped ratios, k3 KL to the reference; see `grpo_loss`."""
+class GRPO(TrajectoryAlgorithm):
+    """Group Relative Policy Optimization (arXiv 2402.03300); its later variants by option.
 
-    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    Group-standardised returns as every step's advantage, clipped ratios, k3 KL to the reference; see `grpo_loss`.
+    """
+
+    normalize: str = static(
+        "standardize",
+        str,
+        "how returns become advantages (Dr. GRPO: center)",
+        choices=("standardize", "center"),
+    )
+    average: str = static(
+        "trajectory",
+        str,
+        "means over steps: of each trajectory, of the group's steps (DAPO), or sums over the horizon (Dr. GRPO)",
+        choices=("trajectory", "step", "constant"),
+    )
+    ratio: str = static(
+        "step",
+        str,
+        "probability ratios of steps, or of whole trajectories to the power of 1 / length (GSPO)",
+        choices=("step", "trajectory"),
+    )
+    clip_eps: Scheduled = leaf(0.2, "how far the probability ratio may move from 1", within=POSITIVE, scheduled=True)
+    clip_eps_high: float | None = leaf(
+        None, "how far it may move above 1 (DAPO: 0.28); null: clip_eps", within=POSITIVE, optional=True
+    )
+    kl_coef: Scheduled = leaf(
+        0.04, "weight of the KL penalty to the reference policy", within=NOT_NEGATIVE, scheduled=True
+    )
+    reference: str = static(
+        "previous", str, "the frozen policy that the KL pulls towards", choices=("previous", "initial")
+    )
+
+    def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
         steps, mask = batch.steps, batch.mask
         current = self.sequence_distribution(params, batch.observation, steps)
         return losses.grpo_loss(

@@ -1,31 +1,47 @@
-"""What PPO and HAEPO share: fixed-length pieces of experience from lanes that never stop, and a value function."""
+"""One update of the algorithms that learn from segments of fixed length with a value function: PPO and HAEPO."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.algorithms import hyperparameters
-from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
+from haepo_jax import losses
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.fields import (
+    COUNT,
+    NOT_NEGATIVE,
+    UNIT,
+    HyperparameterError,
+    Scheduled,
+    check_divides,
+    leaf,
+    static,
+)
+from haepo_jax.algorithms.learning import epoch_orders, next_state, run_epochs, update_metrics
+from haepo_jax.algorithms.state import Metrics, TrainState
 from haepo_jax.distributions import Distribution
-from haepo_jax.networks import ActorCritic, as_policy, each_step
+from haepo_jax.networks import ActorCritic, each_step
 from haepo_jax.normalization import RunningStatistics
-from haepo_jax.rollout import Lanes, Segment, collect_segment, lane_keys, start_lanes
+from haepo_jax.rollout import RolloutState, Segment, collect_segment, environment_keys, start_environments
+from haepo_jax.sharding import share_out
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RewardScale:
-    """Running statistics of the discounted return, and that return so far in each lane (B,)."""
+    """Running statistics of the discounted return, and that return so far in each environment (B,)."""
 
     statistics: RunningStatistics
     discounted_return: jax.Array
 
     def update(self, segment: Segment, discount: jax.Array) -> RewardScale:
-        """Adds a segment's rewards."""
+        """Adds a segment's rewards (T, B)."""
 
         def accumulate(total: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             reward, is_first = now
@@ -43,96 +59,169 @@ class RewardScale:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Extra:
-    """What is kept between updates: environments in mid-episode, the scale of rewards (None: not normalised), and the
-    experience of earlier policies (None: not kept)."""
+class Sequences:
+    """N segments, each collected with the policy of one update; leading axes (N, T), or (N,) where it says so.
 
-    lanes: Lanes
+    Attributes:
+      segment: the steps; `segment.steps.extras` holds the behaviour policy's log-probabilities.
+      carry: (N,) of policy and value function before the first step.
+      next_observation, next_is_first: (N,) the observation that follows the last step, and whether it starts an episode.
+      values: of each step, and (N,) of `next_observation`, as estimated when the segments were collected; None where they
+        are estimated anew.
+    """
+
+    segment: Segment
+    carry: Any
+    next_observation: Any
+    next_is_first: jax.Array
+    values: tuple[jax.Array, jax.Array] | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SegmentState:
+    """`TrainState.extra` of a `SegmentAlgorithm`.
+
+    Attributes:
+      envs: environments in mid-episode.
+      reward_scale: None where rewards are not normalised.
+      replay: the segments of the last `replay_batches` updates; None where that is 1.
+    """
+
+    envs: RolloutState
     reward_scale: RewardScale | None
-    history: Any = None
+    replay: Sequences | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What a loss is of: sequences with leading axes (N, T), of `carry` (N,). Single steps (N,) for feed-forward networks,
+    where the algorithm's `single_steps` is true.
+
+    Attributes:
+      observation: as the networks see it.
+      is_first: the step is the first of its episode.
+      action: in policy units.
+      action_mask: see `Environment`, or None.
+      mask: the steps that the loss is about.
+      log_prob: of the action under the behaviour policy.
+      value: of the value function before the update.
+      advantage, value_target: see `SegmentAlgorithm.advantage_estimator`.
+      reference: action distributions of the policy before the update; None where that is the behaviour policy of every
+        step, and the algorithm's `needs_reference` is false.
+      carry: of policy and value function before the first step.
+    """
+
+    observation: Any
+    is_first: jax.Array
+    action: Any
+    action_mask: Any
+    mask: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
+    advantage: jax.Array
+    value_target: jax.Array
+    reference: Any
+    carry: Any
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
-    """The base of `PPO` and `HAEPO`. Policy and value function are separate networks, of the same kind by default, each
-    with its own memory; with `shared_trunk` they are one network with two heads.
+class SegmentAlgorithm(Algorithm):
+    """The base of `PPO` and `HAEPO`, which add a `loss`.
+
+    Policy and value function are separate networks, of the same kind by default, each with its own carry; with
+    `shared_trunk` they are one network with two heads.
 
     Attributes:
       value: the value function, in any form that `policy` may have, with a scalar output; None: the default network.
     """
 
     value: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
+    num_steps: int = static(128, int, "steps of each environment in one update", within=COUNT)
+    replay_batches: int = static(
+        1, int, "batches that an update learns from: its own, and those of the updates before it", within=COUNT
+    )
+    discount: float = leaf(0.99, "discount factor gamma", within=UNIT)
+    gae_lambda: float = leaf(0.95, "lambda of generalised advantage estimation and of V-trace", within=UNIT)
+    advantage_estimator: str = static(
+        "gae",
+        str,
+        "generalised advantage estimation, or V-trace, which corrects for the policy having changed since",
+        choices=("gae", "vtrace"),
+    )
+    value_coef: float = leaf(0.5, "weight of the value loss", within=NOT_NEGATIVE)
+    surprisal_bonus: Scheduled = leaf(
+        0.0,
+        "reward per nat of an action's surprisal, -log pi of the behaviour policy, added to the task's",
+        within=NOT_NEGATIVE,
+        scheduled=True,
+    )
+    normalize_rewards: bool = static(
+        True, bool, "divide rewards by the running standard deviation of the discounted return"
+    )
+    shared_trunk: bool = static(
+        False,
+        bool,
+        "default networks: the value function is one more output of the policy network, not its own network",
+    )
+
+    # Of a subclass: whether its loss takes the steps of feed-forward networks one by one, and whether it reads
+    # `Batch.reference` even where that is the behaviour policy.
+    single_steps = True
+    needs_reference = False
+
+    def check(self) -> None:
+        super().check()
+        if self.single_steps:
+            steps = self.num_envs * self.num_steps * self.replay_batches
+            names = "num_envs * num_steps" + (" * replay_batches" if self.replay_batches > 1 else "")
+            check_divides(names, steps, "num_minibatches", self.num_minibatches)
+            if self.network != "mlp":  # minibatches are then of whole sequences
+                names = "num_envs" + (" * replay_batches" if self.replay_batches > 1 else "")
+                check_divides(names, self.num_envs * self.replay_batches, "num_minibatches", self.num_minibatches)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.value is not None:
-            object.__setattr__(self, "value", as_policy(self.value))
         for name in ("policy", "value"):
             if self.shared_trunk and getattr(self, name) is not None:
-                raise hyperparameters.HyperparameterError(
-                    f"shared_trunk=true is of the default networks, and {name}= brings one of its own"
-                )
+                raise HyperparameterError(f"shared_trunk=true requires the default networks; remove {name}=")
 
-    @property
-    def actor_critic(self) -> ActorCritic:
-        """Policy and value function as one."""
-        if self.shared_trunk:
-            return ActorCritic(self.default_network(self.env.action_space, with_features=True), None)
-        return ActorCritic(self.policy_network, self.value or self.default_network(None))
-
-    def _update(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """One update: num_steps of every lane, and what `improve` makes of them."""
+    def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        """One update, from experience to the next state."""
         now = self.scheduled(state.env_steps.share_of(self.total_steps))
-        step_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.update))
+        collect_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.update))
 
-        segment, lanes = now.collect(state, step_key)
+        # Collect num_steps of every environment with the current policy, the behaviour policy of this segment.
+        segment, envs = now.collect(state, collect_key)
         reward_scale = state.extra.reward_scale
         if reward_scale is not None:
             reward_scale = reward_scale.update(segment, now.discount)
-        params, opt_state, history, learning = now.improve(state, segment, lanes, reward_scale, learn_key)
 
-        normalizer = state.normalizer
-        if normalizer is not None:
-            normalizer = normalizer.update(segment.steps.observation, segment.steps.mask)
-        new_state = dataclasses.replace(
-            state,
-            params=params,
-            opt_state=opt_state,
-            normalizer=normalizer,
-            extra=Extra(lanes, reward_scale, history),
-            update=state.update + 1,
-            env_steps=state.env_steps + jnp.int32(self.num_envs * self.num_steps),
-        )
+        # The replay buffer: the new segment takes the place of the oldest one.
+        replay = now.replayed(state, now.sequences(state, segment, envs))
+
+        # Targets: advantages and value targets by the value function before the update.
+        batch = now.batch(state, replay, reward_scale)
+
+        # Epochs of minibatches, each one step of the optimiser.
+        params, opt_state, learning = now.learn(state, batch, learn_key)
+
+        # The next state, and metrics.
+        kept = SegmentState(envs, reward_scale, None if self.replay_batches == 1 else replay)
+        num_steps = jnp.int32(self.num_envs * self.num_steps)
+        new_state = next_state(state, params, opt_state, segment.steps, num_steps, extra=kept)
         ended = (segment.terminated | segment.truncated) & segment.steps.mask
-        metrics = {
-            **learning,
-            "learning_rate": jnp.asarray(now.learning_rate, jnp.float32),
-            "episode_return": jnp.mean(segment.episode_return, where=ended),
-            "episode_length": jnp.mean(segment.episode_length.astype(jnp.float32), where=ended),
-            "episodes": jnp.sum(ended, dtype=jnp.float32),
-            "invalid_episodes": jnp.sum(~segment.steps.mask, dtype=jnp.float32),
-        }
-        return new_state, metrics
+        episodes = segment.episode_return, segment.episode_length, ended, ~segment.steps.mask
+        return new_state, update_metrics(now, learning, *episodes)
 
-    def improve(
-        self, state: TrainState, segment: Segment, lanes: Lanes, reward_scale: RewardScale | None, key: jax.Array
-    ) -> tuple[Any, Any, Any, Metrics]:
-        """What an algorithm makes of a segment; `self` must be `scheduled`.
-
-        Args:
-          state: before the update; its lanes are where the segment began.
-          segment: (T, B).
-          lanes: where it ended.
-          reward_scale: with the segment's rewards, or None.
-          key: of the learning.
+    def collect(self, state: TrainState, key: jax.Array) -> tuple[Segment, RolloutState]:
+        """Steps every environment num_steps times with the current policy.
 
         Returns:
-          Parameters, optimiser state, the experience to keep, and metrics.
+          The segment (T, B), whose `steps.extras` are the log-probability and the value of each step, and the environments
+          as they are after it.
         """
-        raise TypeError(f"{type(self).__name__} has no improve of its own")
-
-    def collect(self, state: TrainState, key: jax.Array) -> tuple[Segment, Lanes]:
-        """Steps every lane num_steps times with the current policy, keeping log-probability and value of each step."""
 
         def act(
             carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array
@@ -144,21 +233,108 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
             return carry, action, (distribution.log_prob(action), value)
 
         def final_value(carry: Any, observation: Any) -> jax.Array:
-            return self._value(state, carry, observation, jnp.bool_(False))
+            return self.value_of(state, carry, observation, jnp.bool_(False))
 
-        step_keys = lane_keys(key, self.num_envs)
+        step_keys = environment_keys(key, self.num_envs)
         return collect_segment(
-            self.env, act, final_value, state.extra.lanes, _starts_key(state.key), step_keys, self.num_steps
+            self.env, act, final_value, state.extra.envs, starts_key(state.key), step_keys, self.num_steps
         )
 
-    def _outputs(
-        self, params: Any, observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any
+    def sequences(self, state: TrainState, segment: Segment, envs: RolloutState) -> Sequences:
+        """A segment (T, B) as it is kept, B sequences (B, T); `envs` is where it ended."""
+        log_prob, value = segment.steps.extras
+        values = None
+        if not self.needs_reference and self.replay_batches == 1:
+            values = (
+                value.T,
+                jax.vmap(lambda *env: self.value_of(state, *env))(envs.carry, envs.observation, envs.is_first),
+            )
+        kept = dataclasses.replace(segment, steps=dataclasses.replace(segment.steps, extras=log_prob))
+        by_env = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), kept)
+        return Sequences(by_env, state.extra.envs.carry, envs.observation, envs.is_first, values)
+
+    def replayed(self, state: TrainState, new: Sequences) -> Sequences:
+        """The replay buffer with `new` in the place of the oldest batch: N = replay_batches * num_envs sequences."""
+        if self.replay_batches == 1:
+            return new
+        slot = state.update % self.replay_batches * self.num_envs
+        insert = lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, slot, 0)  # noqa: E731
+        return jax.tree.map(insert, state.extra.replay, new)
+
+    def batch(self, state: TrainState, sequences: Sequences, reward_scale: RewardScale | None) -> Batch:
+        """What to learn from: advantages and value targets by the value function before the update.
+
+        Only the observation that a truncated episode ended with keeps the value that it had when it was collected.
+        """
+        segment, steps = sequences.segment, sequences.segment.steps
+        observation = self.normalized(state.normalizer, steps.observation)
+        if sequences.values is None:
+            inputs = observation, segment.is_first, steps.action_mask, sequences.carry
+            reference, values = self.outputs(state.params, *inputs)
+            next_value = self._next_value(state, observation, sequences)
+        else:
+            reference, (values, next_value) = None, sequences.values
+        following = jnp.concatenate([values[:, 1:], next_value[:, None]], axis=1)
+        bootstrap = jnp.where(segment.truncated, segment.final_value, following)
+        rewards = steps.reward if reward_scale is None else reward_scale.apply(steps.reward)
+        rewards = rewards - self.surprisal_bonus * jnp.where(steps.decisions, steps.extras, 0)
+        # The delta of an invalid step is then 0: it teaches nothing, and nothing of it reaches the steps before.
+        rewards = jnp.where(steps.mask, rewards, values)
+        estimated = rewards.T, values.T, bootstrap.T, segment.terminated.T, segment.truncated.T
+        if self.advantage_estimator == "vtrace":
+            log_ratio = jnp.zeros_like(values) if reference is None else reference.log_prob(steps.action) - steps.extras
+            advantages, value_targets = losses.vtrace(
+                jnp.where(steps.mask, log_ratio, 0).T, *estimated, discount=self.discount, vtrace_lambda=self.gae_lambda
+            )
+        else:
+            advantages, value_targets = losses.generalized_advantage_estimation(
+                *estimated, discount=self.discount, gae_lambda=self.gae_lambda
+            )
+        return Batch(
+            observation=observation, is_first=segment.is_first, action=steps.action, action_mask=steps.action_mask,
+            mask=steps.decisions, log_prob=steps.extras, value=values, advantage=advantages.T,
+            value_target=value_targets.T, reference=reference, carry=sequences.carry,
+        )  # fmt: skip
+
+    def learn(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Any, Metrics]:
+        """The epochs of one update; `self` must be `scheduled`. Returns parameters, optimiser state and mean metrics."""
+        chex.assert_equal_shape([batch.is_first, batch.log_prob, batch.advantage, batch.value_target])
+        if self.single_steps and not jax.tree.leaves(batch.carry):
+            batch = self._as_single_steps(batch)
+        size = batch.is_first.shape[0]
+        orders = epoch_orders(key, self.num_epochs, size)
+        if self.replay_batches > 1:
+            # Until the replay buffer is full, what there is stands in for the rest, equally often or once more.
+            filled = jnp.minimum(state.update + 1, self.replay_batches) * (size // self.replay_batches)
+            orders = orders % filled
+
+        def gradients_of(params: Any, indices: jax.Array) -> tuple[Any, Metrics]:
+            minibatch = share_out(jax.tree.map(lambda x: jnp.take(x, indices, axis=0), batch))
+            return jax.grad(self.loss, has_aux=True)(params, minibatch)
+
+        return run_epochs(self, state, gradients_of, orders, getattr(self, "target_kl", None))
+
+    @abc.abstractmethod
+    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        """The scalar to minimise, and metrics, "loss" among them, of a minibatch; `self` is `scheduled`."""
+
+    # Policy and value function.
+
+    @property
+    def actor_critic(self) -> ActorCritic:
+        """Policy and value function as one network with two outputs."""
+        if self.shared_trunk:
+            return ActorCritic(self.default_network(self.env.action_space, with_features=True), None)
+        return ActorCritic(self.policy_network, self.value or self.default_network(None))
+
+    def outputs(
+        self, params: Any, observation: Any, is_first: jax.Array, action_mask: Any, carry: Any
     ) -> tuple[Distribution, jax.Array]:
         """Action distributions and values (N, T) of sequences that start from `carry` (N,). Without a carry every step is a
         sequence by itself, and the leading axes may be any."""
 
         def sequence(
-            observation: Any, is_first: jax.Array, action_mask: jax.Array | None, carry: Any
+            observation: Any, is_first: jax.Array, action_mask: Any, carry: Any
         ) -> tuple[Distribution, jax.Array]:
             _, (output, values) = self.actor_critic.apply(params, carry, observation, is_first)
             return self.distribution(output, action_mask), values
@@ -169,46 +345,64 @@ class SegmentAlgorithm(hyperparameters.Segments, Algorithm):
             lambda step: sequence(step[0], step[1], step[2], carry), (observation, is_first, action_mask), is_first.ndim
         )
 
-    def _value(self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array) -> jax.Array:
+    def value_of(self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array) -> jax.Array:
+        """The value () of one environment's observation."""
         observation = self.normalized(state.normalizer, observation)
         return self.actor_critic.value_of(state.params, carry, observation, is_first)[1]
+
+    def _next_value(self, state: TrainState, observation: Any, sequences: Sequences) -> jax.Array:
+        """The value (N,) of the observation that follows each sequence."""
+        carry = sequences.carry
+        if jax.tree.leaves(carry):
+            after = functools.partial(self.actor_critic.value_of, state.params)
+            carry, _ = jax.vmap(after)(carry, observation, sequences.segment.is_first)
+        value_of = functools.partial(self.value_of, state)
+        return jax.vmap(value_of)(carry, sequences.next_observation, sequences.next_is_first)
+
+    def _as_single_steps(self, batch: Batch) -> Batch:
+        """(N, T) -> (N T,), the steps of each update together and in the order in which they were taken.
+
+        Without a carry every step is a sequence by itself, and has no time axis: one of length 1 would make XLA transpose
+        the gradients of all layers, a third of the time of `learn`.
+        """
+
+        def flat(x: jax.Array) -> jax.Array:
+            by_update = x.reshape(self.replay_batches, -1, *x.shape[1:])
+            return jnp.swapaxes(by_update, 1, 2).reshape(-1, *x.shape[2:])
+
+        return jax.tree.map(flat, batch)
 
     @staticmethod
     def policy_params(params: Any) -> Any:
         return params["policy"]
 
     @staticmethod
-    def _with_policy(params: Any, policy_params: Any) -> Any:
+    def with_policy_params(params: Any, policy_params: Any) -> Any:
         return {**params, "policy": policy_params}
 
-    def _init_params(self, key: jax.Array, observation: Any) -> Any:
+    def init_params(self, key: jax.Array, observation: Any) -> Any:
         return self.actor_critic.init(key, observation)[0]
 
-    def _init_extra(self, state: TrainState) -> Extra:
-        carry = self.actor_critic.init(jax.random.key(0), self._example_observation())[1]
-        lanes = start_lanes(self.env, carry, _starts_key(state.key), self.num_envs)
-        scale = (
-            RewardScale(RunningStatistics.of(jnp.float32(0)), jnp.zeros(self.num_envs))
-            if self.normalize_rewards
-            else None
-        )
-        return Extra(lanes, scale)
+    def init_extra(self, state: TrainState) -> SegmentState:
+        carry = self.actor_critic.init(jax.random.key(0), self.example_observation())[1]
+        if self.single_steps and jax.tree.leaves(carry):
+            # Of a custom network; `check` has seen those that have a name.
+            names = "num_envs" + (" * replay_batches" if self.replay_batches > 1 else "")
+            check_divides(names, self.num_envs * self.replay_batches, "num_minibatches", self.num_minibatches)
+        envs = start_environments(self.env, carry, starts_key(state.key), self.num_envs)
+        reward_scale = None
+        if self.normalize_rewards:
+            reward_scale = RewardScale(RunningStatistics.of(jnp.float32(0)), jnp.zeros(self.num_envs, jnp.float32))
+        extra = SegmentState(envs, reward_scale, None)
+        if self.replay_batches == 1:
+            return extra
+        state = dataclasses.replace(state, extra=extra)
+        shapes = jax.eval_shape(lambda: self.sequences(state, *self.collect(state, state.key)))
+        size = self.replay_batches * self.num_envs
+        replay = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), shapes)
+        return dataclasses.replace(extra, replay=replay)
 
 
-def _starts_key(key: jax.Array) -> jax.Array:
+def starts_key(key: jax.Array) -> jax.Array:
     """The key of all starts in a run: a number that no update has, since updates fold theirs into the same key."""
     return jax.random.fold_in(key, 2**32 - 1)
-
-
-def epoch_orders(key: jax.Array, num_epochs: int, size: int) -> jax.Array:
-    """A random permutation of `size` indices for each epoch, (num_epochs, size) int32.
-
-    Random words are sorted whose last bits are the indices. `jax.random.permutation` sorts pairs of word and index, twice,
-    so that not even a tie has an effect; on a CPU that takes 13 times as long, a third of PPO's update on CartPole. A tie here,
-    between words of 20 random bits for 4096 indices, leaves two indices in their order, which matters only where one
-    minibatch ends between them.
-    """
-    index_bits = (size - 1).bit_length()
-    words = jax.random.bits(key, (num_epochs, size)) >> index_bits << index_bits
-    words = jnp.sort(words | jnp.arange(size, dtype=words.dtype), axis=-1)
-    return (words & (2**index_bits - 1)).astype(jnp.int32)

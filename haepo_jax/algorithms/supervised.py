@@ -8,25 +8,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.algorithms import hyperparameters
-from haepo_jax.algorithms.base import Metrics, TrainState
-from haepo_jax.algorithms.trajectory import Batch, TrajectoryAlgorithm
+from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, Scheduled, leaf, static
+from haepo_jax.algorithms.state import Metrics, TrainState
+from haepo_jax.algorithms.trajectory import EpisodeBatch, TrajectoryAlgorithm
 from haepo_jax.envs.base import has_action_mask
-from haepo_jax.losses._numerics import masked_mean
-from haepo_jax.rollout import Trajectory, lane_keys
+from haepo_jax.losses.numerics import masked_mean
+from haepo_jax.rollout import Trajectory, environment_keys
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Supervised(hyperparameters.Supervised, TrajectoryAlgorithm):
-    """The mean negative log-likelihood of an expert's decisions; of a token task's, next-token cross-entropy.
+class Supervised(TrajectoryAlgorithm):
+    """Likelihood of an expert's actions: next-token training on a task's demonstrations.
 
+    The loss is the mean negative log-likelihood of the expert's decisions; for a token task, next-token cross-entropy.
     Every update draws new demonstrations. The environment has a `demonstration(state) -> (horizon,)`: the actions, in
     policy units, of an expert that starts there; what comes after the episode's end is not used.
     """
 
+    num_envs: int = static(64, int, "demonstrations per update, new ones in each", within=COUNT)
+    num_epochs: int = static(1, int, "epochs over the batch in each update", within=COUNT)
+    num_minibatches: int = static(1, int, "minibatches per epoch", within=COUNT)
+    entropy_coef: Scheduled = leaf(0.0, "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
+
     # Demonstrations are not weighed against each other.
     group_size: int = dataclasses.field(default=1, kw_only=True, metadata={"static": True})
+    shared_start: bool = dataclasses.field(default=False, kw_only=True, metadata={"static": True})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,7 +42,7 @@ class Supervised(hyperparameters.Supervised, TrajectoryAlgorithm):
 
     def collect(self, state: TrainState, key: jax.Array) -> tuple[Trajectory, jax.Array, jax.Array, jax.Array]:
         """Demonstrations in place of episodes of the policy's own; see `TrajectoryAlgorithm.collect`."""
-        steps = jax.vmap(self._demonstrate, out_axes=1)(lane_keys(key, self.num_envs))
+        steps = jax.vmap(self._demonstrate, out_axes=1)(environment_keys(key, self.num_envs))
         invalid = jnp.zeros(self.num_envs, bool)
         returns = jnp.sum(steps.reward, axis=0, where=steps.mask)
         lengths = jnp.sum(steps.mask, axis=0, dtype=jnp.int32)
@@ -57,7 +64,7 @@ class Supervised(hyperparameters.Supervised, TrajectoryAlgorithm):
         steps: Trajectory = jax.lax.scan(step, (state, observation, jnp.bool_(True)), actions)[1]
         return steps
 
-    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
         steps, mask = batch.steps, batch.mask
         current = self.sequence_distribution(params, batch.observation, steps)
         likelihood = masked_mean(current.log_prob(steps.action), mask)

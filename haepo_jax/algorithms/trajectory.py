@@ -5,26 +5,29 @@ They see the same batches and differ in `loss` alone.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from haepo_jax.algorithms import hyperparameters
-from haepo_jax.algorithms.base import Algorithm, Metrics, TrainState
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.fields import COUNT, HyperparameterError, check_divides, static
+from haepo_jax.algorithms.learning import next_state, run_epochs, update_metrics
+from haepo_jax.algorithms.state import Metrics, TrainState
 from haepo_jax.distributions import Distribution
 from haepo_jax.networks import each_step
-from haepo_jax.rollout import Trajectory, collect_episodes, finite_observations, lane_keys
-from haepo_jax.unbatched import any_lane, max_lane
+from haepo_jax.rollout import Trajectory, collect_episodes, environment_keys, finite_observations
+from haepo_jax.unbatched import any_in_batch, max_in_batch
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class EpisodeBatch:
     """Groups of complete episodes, leading axes (T, G, K): time, group, member.
 
     Attributes:
@@ -42,45 +45,46 @@ class Batch:
         """The steps (T, G, K) that count in a loss; see `Trajectory.decisions`."""
         return self.steps.decisions
 
-    def groups(self, indices: jax.Array) -> Batch:
+    def groups(self, indices: jax.Array) -> EpisodeBatch:
         """The groups of these indices (M,)."""
         return jax.tree.map(lambda x: jnp.take(x, indices, axis=1), self)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
-    """The base of the algorithms that add a `loss` on a `Batch`."""
+class TrajectoryAlgorithm(Algorithm):
+    """The base of the algorithms that learn from groups of complete episodes, which add a `loss`."""
 
-    def _update(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """One update: num_envs complete episodes, then num_epochs passes over them in minibatches of whole groups."""
+    group_size: int = static(8, int, "episodes that are weighed against each other", within=COUNT)
+    shared_start: bool = static(True, bool, "start the episodes of a group in the same state")
+
+    def check(self) -> None:
+        super().check()
+        check_divides("num_envs", self.num_envs, "group_size", self.group_size)
+        num_groups = self.num_envs // self.group_size
+        if num_groups % self.num_minibatches:
+            small = [n for n in range(1, math.isqrt(num_groups) + 1) if num_groups % n == 0]
+            divisors = sorted({*small, *(num_groups // n for n in small)})
+            nearest = sorted(divisors, key=lambda n: abs(n - self.num_minibatches))[:2]
+            raise HyperparameterError(
+                f"num_minibatches={self.num_minibatches} does not divide num_envs / group_size = {num_groups} groups; "
+                f"the nearest that do: {' or '.join(map(str, sorted(nearest)))}"
+            )
+
+    def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        """One update, from complete episodes to the next state."""
         now = self.scheduled(state.env_steps.share_of(self.total_steps))
         rollout_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.update))
 
+        # Collect num_envs episodes with the current policy, the behaviour policy of this update.
         steps, returns, lengths, invalid = now.collect(state, rollout_key)
+
+        # Epochs of minibatches of whole groups, each one step of the optimiser.
         params, opt_state, learning = now.learn(state, steps, learn_key)
 
-        normalizer = state.normalizer
-        if normalizer is not None:
-            normalizer = normalizer.update(steps.observation, steps.mask)
-        new_state = dataclasses.replace(
-            state,
-            params=params,
-            opt_state=opt_state,
-            reference=now._next_reference(state, params),
-            normalizer=normalizer,
-            update=state.update + 1,
-            env_steps=state.env_steps + jnp.sum(lengths),
-        )
-        valid = ~invalid
-        metrics = {
-            **learning,
-            "learning_rate": jnp.asarray(now.learning_rate, jnp.float32),
-            "episode_return": jnp.mean(returns, where=valid),
-            "episode_length": jnp.mean(lengths.astype(jnp.float32), where=valid),
-            "episodes": jnp.sum(valid, dtype=jnp.float32),
-            "invalid_episodes": jnp.sum(invalid, dtype=jnp.float32),
-        }
-        return new_state, metrics
+        # The next state, and metrics.
+        reference = now.next_reference(state, params)
+        new_state = next_state(state, params, opt_state, steps, jnp.sum(lengths), reference=reference)
+        return new_state, update_metrics(now, learning, returns, lengths, ~invalid, invalid)
 
     def collect(self, state: TrainState, key: jax.Array) -> tuple[Trajectory, jax.Array, jax.Array, jax.Array]:
         """Plays num_envs episodes with the current policy, the behaviour policy of this update.
@@ -92,9 +96,9 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
         reset_key, step_key = jax.random.split(key)
         num_groups = self.num_envs // self.group_size
         if self.shared_start:
-            reset_keys = jnp.repeat(lane_keys(reset_key, num_groups), self.group_size)
+            reset_keys = jnp.repeat(environment_keys(reset_key, num_groups), self.group_size)
         else:
-            reset_keys = lane_keys(reset_key, self.num_envs)
+            reset_keys = environment_keys(reset_key, self.num_envs)
 
         def act(
             carry: Any, observation: Any, is_first: jax.Array, action_mask: Any, key: jax.Array
@@ -104,7 +108,7 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
             return carry, action, distribution.log_prob(action)
 
         steps, returns, lengths = collect_episodes(
-            self.env, act, self.initial_carry(), reset_keys, lane_keys(step_key, self.num_envs)
+            self.env, act, self.initial_carry(), reset_keys, environment_keys(step_key, self.num_envs)
         )
         assert steps is not None
         steps, invalid = drop_invalid(steps)
@@ -122,28 +126,23 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
             made = self.sequence_distribution(reference_params, *batch)
             return jax.tree.map(lambda x: jnp.pad(x, [(0, horizon - x.shape[0]), *[(0, 0)] * (x.ndim - 1)]), made)
 
-        batch = Batch(steps, observation, on_live_steps(prepare, (observation, steps), steps.mask))
+        batch = EpisodeBatch(steps, observation, on_valid_steps(prepare, (observation, steps), steps.mask))
 
         num_groups = self.num_envs // self.group_size
         orders = jax.vmap(lambda key: jax.random.permutation(key, num_groups))(jax.random.split(key, self.num_epochs))
-        minibatches = orders.reshape(self.num_epochs * self.num_minibatches, -1)
 
-        def step(carry: tuple[Any, Any], groups: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
-            params, opt_state = carry
-            gradients, metrics = on_live_steps(
+        def gradients_of(params: Any, groups: jax.Array) -> tuple[Any, Metrics]:
+            return on_valid_steps(
                 lambda batch: jax.grad(self.loss, has_aux=True)(params, batch.groups(groups)),
                 batch,
                 jnp.take(steps.mask, groups, axis=1),
             )
-            params, opt_state = self._optimize(params, opt_state, gradients)
-            return (params, opt_state), {**metrics, "grad_norm": optax.tree.norm(gradients)}
 
-        (params, opt_state), metrics = jax.lax.scan(step, (state.params, state.opt_state), minibatches)
-        return params, opt_state, jax.tree.map(jnp.mean, metrics)
+        return run_epochs(self, state, gradients_of, orders)
 
-    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-        """The scalar to minimise, and metrics."""
-        raise TypeError(f"{type(self).__name__} has no loss of its own")
+    @abc.abstractmethod
+    def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
+        """The scalar to minimise, and metrics, "loss" among them, of a minibatch of groups; `self` is `scheduled`."""
 
     def sequence_distribution(self, params: Any, observation: Any, steps: Trajectory) -> Distribution:
         """Action distributions (T, G, K) under `params` for whole episodes."""
@@ -161,40 +160,42 @@ class TrajectoryAlgorithm(hyperparameters.Trajectory, Algorithm):
         each_first = jnp.broadcast_to(is_first[:, None, None], steps.mask.shape)
         return each_step(lambda step: sequence(*step), (observation, steps.action_mask, each_first), 3)
 
-    def _init_reference(self, params: Any) -> Any:
+    def init_reference(self, params: Any) -> Any:
+        """`TrainState.reference` at the start of a run."""
         # None stands for the policy that collected the batch.
         return jax.tree.map(jnp.copy, params) if getattr(self, "reference", None) == "initial" else None
 
-    def _next_reference(self, state: TrainState, params: Any) -> Any:
+    def next_reference(self, state: TrainState, params: Any) -> Any:
+        """`TrainState.reference` after an update from `state` to `params`."""
         return state.reference
 
 
-def on_live_steps(function: Callable[[Any], Any], tree: Any, mask: jax.Array) -> Any:
-    """`function` of the shortest of three prefixes (1/8, 1/3, all) of a tree that holds every live step.
+def on_valid_steps(function: Callable[[Any], Any], tree: Any, mask: jax.Array) -> Any:
+    """`function` of the shortest of three prefixes (1/8, 1/3, all) of a tree that holds every valid step.
 
-    Episodes end long before the horizon in most environments, and the steps behind the last live one would cost as much
-    as the live ones. The function is compiled three times: it should hold what costs time and no more. A loop over chunks
+    Episodes end long before the horizon in most environments, and the steps behind the last valid one would cost as much
+    as the valid ones. The function is compiled three times: it should hold what costs time and no more. A loop over chunks
     of time would be compiled once, but has to compute or move every activation twice: it made updates of full length 1.1
     to 1.4 times as slow.
 
     Args:
       function: its result must have the same shapes for every prefix.
       tree: arrays (T, ...).
-      mask: (T, G, K), the live steps.
+      mask: (T, G, K), the valid steps.
     """
     horizon = mask.shape[0]
     sizes = sorted({-(-horizon // parts) for parts in (8, 3, 1)})
-    longest = max_lane(jnp.sum(jnp.any(mask, axis=(1, 2))))
+    longest = max_in_batch(jnp.sum(jnp.any(mask, axis=(1, 2))))
     branches = [lambda tree, size=size: function(jax.tree.map(lambda x: x[:size], tree)) for size in sizes]
     return jax.lax.switch(jnp.searchsorted(jnp.array(sizes), longest), branches, tree)
 
 
 def drop_invalid(steps: Trajectory) -> tuple[Trajectory, jax.Array]:
-    """Masks out whole episodes (T, B) that hold a non-finite observation or reward; returns those lanes (B,) too."""
+    """Masks out whole episodes (T, B) that hold a non-finite observation or reward; returns which they are (B,) too."""
     finite = jnp.isfinite(steps.reward) & finite_observations(steps.observation, 2)
     invalid = ~jnp.all(finite, axis=0)
 
     def drop(x: jax.Array) -> jax.Array:
         return jnp.where(jnp.expand_dims(invalid, tuple(range(1, x.ndim - 1))), jnp.zeros_like(x), x)
 
-    return jax.lax.cond(any_lane(invalid), lambda: jax.tree.map(drop, steps), lambda: steps), invalid
+    return jax.lax.cond(any_in_batch(invalid), lambda: jax.tree.map(drop, steps), lambda: steps), invalid

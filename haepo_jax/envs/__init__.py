@@ -1,5 +1,5 @@
-"""Environments: one small protocol (`haepo_jax.envs.base`), adapters for gymnax, Brax and, where they are
-installed, MuJoCo Playground, Jumanji, Craftax, Pgx and XLand-MiniGrid, own tasks.
+"""Environments: one small protocol (`haepo_jax.envs.base`), tasks that come with the package, adapters for gymnax and
+Brax and, where they are installed, MuJoCo Playground, Jumanji, Craftax, Pgx and XLand-MiniGrid.
 
 Importing this package imports neither jax nor any environment library.
 """
@@ -7,7 +7,7 @@ Importing this package imports neither jax nor any environment library.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from haepo_jax.envs.names import OPTIONAL, list_envs, resolve_name
+from haepo_jax.envs.names import LIBRARIES, list_envs, resolve_name
 
 if TYPE_CHECKING:
     from haepo_jax.envs.base import (
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         Environment,
         Space,
         TimeStep,
-        as_environment,
         check_environment,
         has_action_mask,
     )
@@ -29,7 +28,6 @@ __all__ = [
     "Space",
     "TimeStep",
     "TokenTask",
-    "as_environment",
     "check_environment",
     "has_action_mask",
     "list_envs",
@@ -43,12 +41,12 @@ _IN_BASE = frozenset(__all__) - {"TokenTask", "list_envs", "make_env", "resolve_
 # Prefix -> the adapter and its function.
 _MAKERS: dict[str, tuple[str, str]] = {
     "haepo": ("haepo_jax.envs.tasks", "make_task"),
-    **{name: (f"haepo_jax.envs.{name}", f"make_{name}") for name in ("gymnax", "brax", *OPTIONAL)},
+    **{name: (f"haepo_jax.envs.{name}", f"make_{name}") for name in LIBRARIES},
 }
 
 
 def make_env(env: Any, **kwargs: Any) -> "Environment":
-    """Build an environment by name, or take an object of an environment library as it is.
+    """An environment by name, or from an object of an environment library or of one's own.
 
     Args:
         env: one of `list_envs()`, for instance `CartPole-v1` (or `gymnax/CartPole-v1`), `brax/ant`, `haepo/random_walk`,
@@ -57,7 +55,7 @@ def make_env(env: Any, **kwargs: Any) -> "Environment":
         **kwargs: the environment's settings. gymnax, Craftax and XLand-MiniGrid: fields of their `EnvParams`, and
             gymnax's constructor arguments; Brax: `backend`, `episode_length` and the constructor's arguments;
             Playground: entries of its config; Jumanji: the constructor's arguments and `episode_length`; Pgx: `opponent`
-            and `episode_length`; own tasks: see `haepo_jax.envs.tasks`. Of these an object takes `episode_length` and
+            and `episode_length`; the package's own tasks: see `haepo_jax.envs.tasks`. Of these an object takes `episode_length` and
             `opponent` only: it has all others.
 
     Returns:
@@ -68,16 +66,18 @@ def make_env(env: Any, **kwargs: Any) -> "Environment":
         TypeError: a setting of the wrong type, or an object that is no environment.
         ImportError: the library behind the name is not installed.
     """
-    if not isinstance(env, str):
-        from haepo_jax.envs.base import as_environment
+    from haepo_jax.envs.libraries import in_32_bits, usual_promotion
+    from haepo_jax.envs.objects import from_object
 
-        return as_environment(env, **kwargs)
+    if not isinstance(env, str):
+        return from_object(env, **kwargs)
     canonical = resolve_name(env)
     library, _, task = canonical.partition("/")
     if library not in _MAKERS:
         library, task = "gymnax", canonical
     module, function = _MAKERS[library]
-    return getattr(importlib.import_module(module), function)(task, **kwargs)
+    with in_32_bits(), usual_promotion():
+        return getattr(importlib.import_module(module), function)(task, **kwargs)
 
 
 def __getattr__(name: str) -> Any:
@@ -85,4 +85,6 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("haepo_jax.envs.base"), name)
     if name == "TokenTask":
         return importlib.import_module("haepo_jax.envs.tokens").TokenTask
+    if name == "as_environment":
+        raise AttributeError("as_environment is now make_env, which takes names and objects")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

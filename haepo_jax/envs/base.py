@@ -39,7 +39,7 @@ class Environment(Protocol):
 
     @property
     def horizon(self) -> int:
-        """No episode is longer than this many steps."""
+        """No episode is longer than this many steps: the rollout truncates those that are, in training as in evaluation."""
         ...
 
     @property
@@ -74,93 +74,6 @@ def static_field(**kwargs: Any) -> Any:
     return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
-class _ByIdentity:
-    """Holds any object as static metadata: hashable whatever it is, and equal only to a holder of the same object."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByIdentity) and other.value is self.value
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class PlainEnvironment(Replaceable):
-    """A user's ordinary object that follows the protocol, made a pytree without leaves; its numbers stay constants.
-
-    Rewards are cast to float32, flags to bool, and state leaves to the dtypes they had before the step.
-    """
-
-    holder: _ByIdentity = static_field()
-
-    @property
-    def name(self) -> str:
-        return self.holder.value.name
-
-    @property
-    def horizon(self) -> int:
-        return self.holder.value.horizon
-
-    @property
-    def observation_space(self) -> Any:
-        return self.holder.value.observation_space
-
-    @property
-    def action_space(self) -> Any:
-        return self.holder.value.action_space
-
-    def reset(self, key: Array) -> tuple[PyTree, PyTree]:
-        state, observation = self.holder.value.reset(key)
-        return strongly_typed(state), strongly_typed(observation)
-
-    def step(self, key: Array, state: PyTree, action: Array) -> TimeStep:
-        result = self.holder.value.step(key, state, action)
-        if not isinstance(result, tuple) or len(result) != len(TimeStep._fields):
-            raise TypeError(f"{self.name}: step must return a TimeStep({', '.join(TimeStep._fields)})")
-        return finish_step(self.name, state, *result)
-
-    def __getattr__(self, name: str) -> Any:
-        # Reached only for what is not defined above: action_mask, if the object has one, and its own extras.
-        if name.startswith("__") or name == "holder":
-            raise AttributeError(name)
-        return getattr(self.holder.value, name)
-
-
-def as_environment(obj: Any, **settings: Any) -> Environment:
-    """An environment from a name, from an object of a library that is known, or from one that follows the protocol.
-
-    A registered pytree is returned as it is; a plain object is wrapped (see `PlainEnvironment`), one of another library
-    is adapted (see `haepo_jax.envs.objects`).
-
-    Raises:
-        TypeError: a member is missing, or what reset or step returns does not fit the protocol.
-        ValueError: unknown name or setting, or a horizon below 1.
-    """
-    from haepo_jax.envs import make_env
-    from haepo_jax.envs.objects import adapt
-
-    if isinstance(obj, str):
-        return make_env(obj, **settings)
-    adapted = adapt(obj, **settings)
-    if adapted is not None:
-        return adapted
-    if settings:
-        raise ValueError(f"{type(obj).__name__} takes no settings here: it has its own, and {short(settings)} came too")
-    members = ("name", "horizon", "observation_space", "action_space", "reset", "step")
-    missing = [member for member in members if not hasattr(obj, member)]
-    if missing:
-        raise TypeError(f"{type(obj).__name__} is no environment: it has no {', '.join(missing)}")
-    if isinstance(obj, type):
-        raise TypeError(f"{obj.__name__} is a class: pass an instance")
-    env = PlainEnvironment(_ByIdentity(obj)) if jax.tree_util.all_leaves([obj]) else obj
-    check_environment(env)
-    return env
-
-
 def has_action_mask(env: Environment) -> bool:
     """Whether the environment tells which of its discrete actions are valid."""
     return callable(getattr(env, "action_mask", None))
@@ -179,6 +92,12 @@ def check_environment(env: Environment) -> None:
     if env.horizon < 1:
         raise ValueError(f"{name}: horizon must be at least 1, got {env.horizon}")
     _check_space(f"{name}: action_space", env.action_space)
+    for part in jax.tree.leaves(env.action_space):
+        if isinstance(part, Box) and not np.issubdtype(part.dtype, np.floating):
+            raise TypeError(
+                f"{name}: action_space has a Box of {part.dtype}, and actions of a Box are floating point: "
+                "use Discrete or MultiDiscrete for integers"
+            )
     key = jax.eval_shape(lambda: jax.random.key(0))
     start = jax.eval_shape(env.reset, key)
     if not isinstance(start, tuple) or len(start) != 2:
@@ -226,6 +145,11 @@ def finish_step(
     terminated = _cast(terminated, np.bool_)
     truncated = jnp.logical_and(_cast(truncated, np.bool_), jnp.logical_not(terminated))
     return TimeStep(state, strongly_typed(observation), _cast(reward, np.float32), terminated, truncated)
+
+
+def first_observation(env: Environment) -> PyTree:
+    """Shapes and dtypes (`jax.ShapeDtypeStruct`s) of what `reset` shows; nothing is computed."""
+    return jax.eval_shape(env.reset, jax.eval_shape(lambda: jax.random.key(0)))[1]
 
 
 def space_of(example: PyTree) -> PyTree:

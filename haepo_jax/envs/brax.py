@@ -10,9 +10,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from haepo_jax.envs._libraries import building
-from haepo_jax.envs._physics import PhysicsEnv, make_physics, quiet
-from haepo_jax.envs._settings import check_settings, constructor_settings, freeze
+from haepo_jax.envs.libraries import building, load
+from haepo_jax.envs.physics import PhysicsEnv, make_physics, quiet
+from haepo_jax.envs.settings import check_settings, constructor_settings, freeze
 
 BACKENDS = ("generalized", "spring", "positional", "mjx")
 
@@ -21,7 +21,7 @@ def make_brax(task: str, *, episode_length: int = 1000, **kwargs: Any) -> Physic
     """Build the Brax task `task` (`ant`, not `brax/ant`).
 
     Args:
-        task: one of `names.BRAX`.
+        task: of those that `list_envs` names.
         episode_length: the time limit in control steps.
         **kwargs: `backend` (one of `BACKENDS`; Brax's default, `generalized`, serves every task), `n_frames` and
             `debug`, and the task's own constructor arguments.
@@ -59,11 +59,9 @@ def _build(name: str, task: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
 
 @functools.cache
 def _registry(name: str) -> dict[str, Any]:
-    try:
-        with quiet():
-            from brax import envs, fluid
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{name} needs Brax, and {error.name} is not installed: pip install brax") from error
+    load(name, "Brax", "mujoco")  # which `quiet` needs
+    with quiet():
+        envs, fluid = load(name, "Brax", "brax.envs"), load(name, "Brax", "brax.fluid")
     if "a_min" not in inspect.signature(jnp.clip).parameters:
         # The swimmer's fluid forces call jnp.clip by a keyword that newer JAX has dropped.
         fluid.jp = _NumpyWithOldClip()

@@ -14,56 +14,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.envs._libraries import building, check_horizon, load
-from haepo_jax.envs._settings import check_settings
-from haepo_jax.envs.base import (
-    Array,
-    Box,
-    Discrete,
-    PyTree,
-    Replaceable,
-    TimeStep,
-    finish_step,
-    static_field,
-    strongly_typed,
-)
+from haepo_jax.envs.base import Array, Box, Discrete, PyTree
+from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon, load
+from haepo_jax.envs.settings import check_settings
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class CraftaxEnv(Replaceable):
-    """A Craftax task. Its leaves are `params`, Craftax's own `EnvParams`, so `env.replace(params=...)` vmaps.
+class CraftaxEnv(LibraryEnvironment):
+    """A Craftax task. Its leaves are Craftax's own `EnvParams`, and its state is Craftax's own."""
 
-    `horizon` was fixed when the environment was made: params with a smaller `max_timesteps` shorten episodes, a larger
-    one does not lengthen them.
-    """
-
-    params: Any
-    inner: Any = static_field()
-    name: str = static_field()
-    horizon: int = static_field()
-    observation_space: Box = static_field()
-    action_space: Discrete = static_field()
-
-    def reset(self, key: Array) -> tuple[PyTree, PyTree]:
-        """Start an episode in a new world: (Craftax's own state, observation)."""
+    def _reset(self, key: Array) -> tuple[PyTree, PyTree]:
         observation, state = self.inner.reset_env(key, self.params)
-        return strongly_typed(state), strongly_typed(observation)
+        return state, observation
 
-    def step(self, key: Array, state: PyTree, action: Array) -> TimeStep:
-        """One step without Craftax's automatic reset, and with its time limit apart from death and victory."""
+    def _step(self, key: Array, state: Any, action: Array) -> tuple[PyTree, PyTree, Any, Any, Any]:
         observation, new, reward, _, _ = self.inner.step_env(key, state, action, self.params)
-        endless = self.params.replace(max_timesteps=jnp.iinfo(jnp.int32).max)
-        terminated = self.inner.is_terminal(new, endless)
+        # The time limit apart from death and victory.
+        terminated = self.inner.is_terminal(new, self.params.replace(max_timesteps=jnp.iinfo(jnp.int32).max))
         truncated = new.timestep >= jnp.minimum(self.params.max_timesteps, self.horizon)
-        return finish_step(self.name, state, new, observation, reward, terminated, truncated)
+        return new, observation, reward, terminated, truncated
 
 
 def make_craftax(task: str, **kwargs: Any) -> CraftaxEnv:
     """Build the task `task` (`Craftax-Symbolic-v1`, not `craftax/Craftax-Symbolic-v1`).
 
     Args:
-        task: one of `names.CRAFTAX`.
+        task: of those that `list_envs` names.
         **kwargs: fields of Craftax's `EnvParams`: `max_timesteps`, the horizon, which complete episodes want much
             shorter than its 10,000 and 100,000; `day_length`, `god_mode`, ...
 
@@ -73,7 +50,7 @@ def make_craftax(task: str, **kwargs: Any) -> CraftaxEnv:
         ImportError: Craftax is not installed.
     """
     name = f"craftax/{task}"
-    library = load(name, "Craftax", "craftax.craftax_env", "craftax")
+    library = load(name, "Craftax", "craftax.craftax_env")
     inner = _build(library, task)
     defaults = inner.default_params
     check_settings(name, kwargs, {field.name: getattr(defaults, field.name) for field in dataclasses.fields(defaults)})
@@ -96,14 +73,8 @@ def adapt_craftax(name: str, inner: Any, params: Any = None) -> CraftaxEnv:
     values = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
     params = params.replace(**{key: _array(x) for key, x in values.items() if isinstance(x, numbers.Real)})
     space = inner.observation_space(params)
-    return CraftaxEnv(
-        params=params,
-        inner=inner,
-        name=name,
-        horizon=horizon,
-        observation_space=Box(float(space.low), float(space.high), space.shape, jnp.float32),
-        action_space=Discrete(int(inner.action_space(params).n)),
-    )
+    seen = Box(float(space.low), float(space.high), space.shape, jnp.float32)
+    return CraftaxEnv(params, inner, name, horizon, seen, Discrete(int(inner.action_space(params).n)))
 
 
 def _array(value: Any) -> Array:

@@ -17,19 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haepo_jax.envs._libraries import building, check_horizon, quiet_types
-from haepo_jax.envs._settings import check_settings, constructor_settings, freeze
-from haepo_jax.envs.base import (
-    Array,
-    Box,
-    Discrete,
-    PyTree,
-    Replaceable,
-    TimeStep,
-    finish_step,
-    static_field,
-    strongly_typed,
-)
+from haepo_jax.envs.base import Array, Box, Discrete, PyTree, first_observation
+from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon, load
+from haepo_jax.envs.settings import check_settings, constructor_settings, freeze
 
 # Tasks that end by themselves long before their declared limit. A rollout's arrays are as long as the horizon, and
 # Catch's 1000 declared steps for episodes of 9 would make every update a hundred times as costly.
@@ -49,38 +39,27 @@ takes 64 MB, and past some 40,000 XLA ends the process."""
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class GymnaxEnv(Replaceable):
-    """A gymnax task. Its leaves are `params`, gymnax's own `EnvParams`, so `env.replace(params=...)` vmaps.
+class GymnaxEnv(LibraryEnvironment):
+    """A gymnax task. Its leaves are gymnax's own `EnvParams`; its state is gymnax's own, and its observations are in the
+    dtype that the task really yields, MinAtar's as bool."""
 
-    `horizon` was fixed when the environment was made: params with a smaller `max_steps_in_episode` shorten episodes, a
-    larger one does not lengthen them.
-    """
+    def _reset(self, key: Array) -> tuple[PyTree, PyTree]:
+        observation, state = self.inner.reset_env(key, self.params)
+        return _in_declared_order(state), _compact(self.name, observation)
 
-    params: Any
-    inner: Any = static_field()
-    name: str = static_field()
-    horizon: int = static_field()
-    observation_space: Any = static_field()
-    action_space: Discrete | Box = static_field()
-
-    def reset(self, key: Array) -> tuple[PyTree, PyTree]:
-        """Start an episode: gymnax's own state, and an observation in the dtype that the task really yields, MinAtar's as bool."""
-        return _reset(self.name, self.inner, self.params, key)
-
-    def step(self, key: Array, state: PyTree, action: Array) -> TimeStep:
-        """One step without gymnax's automatic reset."""
-        action = jnp.asarray(action, self.action_space.dtype)
-        with quiet_types():
-            observation, new_state, reward, done, _ = self.inner.step_env(key, state, action, self.params)
-            new_state = _in_declared_order(new_state)
-            if hasattr(self.inner, "is_truncated"):
-                terminated, truncated = done, self.inner.is_truncated(new_state, self.params)
-            else:
-                terminated = self.inner.is_terminal(new_state, _without_limit(self.params))
-                truncated = new_state.time >= self.params.max_steps_in_episode
+    def _step(self, key: Array, state: Any, action: Array) -> tuple[PyTree, PyTree, Any, Any, Any]:
+        observation, new_state, reward, done, _ = self.inner.step_env(key, state, action, self.params)
+        new_state = _in_declared_order(new_state)
+        if not hasattr(self.inner, "is_truncated"):  # gymnax 0.0.x
+            terminated = self.inner.is_terminal(new_state, _without_limit(self.params))
+            truncated = new_state.time >= self.params.max_steps_in_episode
+        else:
+            terminated, truncated = done, self.inner.is_truncated(new_state, self.params)
+            if not type(self.inner).__module__.startswith("gymnax."):
+                # A task written for 0.0.x counts its time limit as done; asked without the limit, it tells them apart.
+                terminated = self.inner.step_env(key, state, action, _without_limit(self.params))[3]
         truncated = jnp.logical_or(truncated, new_state.time >= self.horizon)
-        observation = _compact(self.name, observation)
-        return finish_step(self.name, state, new_state, observation, reward, terminated, truncated)
+        return new_state, _compact(self.name, observation), reward, terminated, truncated
 
 
 def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
@@ -118,20 +97,12 @@ def adapt_gymnax(name: str, inner: Any, params: Any = None) -> GymnaxEnv:
 
 
 def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnv:
-    _, observation = jax.eval_shape(
-        functools.partial(_reset, name, inner, params), jax.eval_shape(lambda: jax.random.key(0))
-    )
     horizon = check_horizon(name, "max_steps_in_episode", int(params.max_steps_in_episode))
     if name in _LONGEST_EPISODE:
         horizon = min(horizon, _LONGEST_EPISODE[name](inner, params))
-    return GymnaxEnv(
-        params=params,
-        inner=inner,
-        name=name,
-        horizon=horizon,
-        observation_space=jax.tree.map(_space, _plain(inner.observation_space(params)), observation),
-        action_space=_space(inner.action_space(params)),
-    )
+    env = GymnaxEnv(params, inner, name, horizon, None, _space(inner.action_space(params)))
+    spaces = jax.tree.map(_space, _plain(inner.observation_space(params)), first_observation(env))
+    return env.replace(observation_space=spaces)
 
 
 def _build(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
@@ -144,13 +115,8 @@ def _build(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
 
 
 def _construct(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
-    try:
-        with _without_plotting():
-            from gymnax import registration
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{name} needs gymnax, and {error.name} is not installed: pip install gymnax six") from error
-    if name not in registration.registered_envs:
-        raise ValueError(f"{name} needs gymnax 1.x, and the gymnax installed is older: pip install -U gymnax")
+    with _without_plotting():
+        registration = load(name, "gymnax", "gymnax.registration")
     return registration.make(name, **dict(arguments))[0]
 
 
@@ -179,12 +145,6 @@ def _without_plotting() -> Iterator[None]:
         for name, module in later.items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
-
-
-def _reset(name: str, inner: Any, params: Any, key: Array) -> tuple[PyTree, PyTree]:
-    with quiet_types():
-        observation, state = inner.reset_env(key, params)
-    return strongly_typed(_in_declared_order(state)), strongly_typed(_compact(name, observation))
 
 
 def _compact(name: str, observation: PyTree) -> PyTree:

@@ -14,19 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haepo_jax.envs._libraries import building, check_horizon, load, quiet_types
-from haepo_jax.envs._settings import check_settings, constructor_settings, freeze
-from haepo_jax.envs.base import (
-    Array,
-    Box,
-    Discrete,
-    PyTree,
-    Replaceable,
-    TimeStep,
-    finish_step,
-    static_field,
-    strongly_typed,
-)
+from haepo_jax.envs.base import Array, Box, Discrete, PyTree, first_observation, static_field, strongly_typed
+from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon, load
+from haepo_jax.envs.settings import check_settings, constructor_settings, freeze
 from haepo_jax.messages import short
 from haepo_jax.spaces import MultiDiscrete
 
@@ -55,39 +45,30 @@ class JumanjiState(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class JumanjiEnv(Replaceable):
+class JumanjiEnv(LibraryEnvironment):
     """A Jumanji task. Observations are nested dicts; a mask of valid actions goes to the policy's distribution instead.
 
     Several integers whose mask is over their combinations are one `Discrete` here, over all combinations, so that the
     mask holds exactly; with a mask for each they are a `MultiDiscrete`.
     """
 
-    inner: Any = static_field()
-    name: str = static_field()
-    horizon: int = static_field()
-    observation_space: Any = static_field()
-    action_space: Any = static_field()
     combined: tuple[int, ...] = static_field()  # the sizes of several integers that are one Discrete here
     masked: bool = static_field()
 
-    def reset(self, key: Array) -> tuple[PyTree, PyTree]:
-        """Start an episode: (`JumanjiState`, observation)."""
-        with quiet_types():
-            inner, step = self.inner.reset(key)
+    def _reset(self, key: Array) -> tuple[PyTree, PyTree]:
+        inner, step = self.inner.reset(key)
         observation, valid = self._split(step.observation)
-        return JumanjiState(strongly_typed(inner), valid, jnp.zeros((), jnp.int32)), observation
+        return JumanjiState(inner, valid, jnp.zeros((), jnp.int32)), observation
 
-    def step(self, key: Array, state: JumanjiState, action: Array) -> TimeStep:
-        """One step. An end with a discount of 0 is the episode's own, any other one a time limit's."""
+    def _step(self, key: Array, state: JumanjiState, action: Array) -> tuple[PyTree, PyTree, Any, Any, Any]:
         if self.combined:
             action = jnp.stack(jnp.unravel_index(action, self.combined))
-        with quiet_types():
-            inner, step = self.inner.step(state.inner, jnp.asarray(action, self.inner.action_spec.dtype))
+        inner, step = self.inner.step(state.inner, jnp.asarray(action, self.inner.action_spec.dtype))
         observation, valid = self._split(step.observation)
         new = JumanjiState(inner, valid, state.steps + 1)
+        # An end with a discount of 0 is the episode's own, any other one a time limit's.
         terminated = step.last() & (step.discount == 0)
-        truncated = step.last() | (new.steps >= self.horizon)
-        return finish_step(self.name, state, new, observation, step.reward, terminated, truncated)
+        return new, observation, step.reward, terminated, step.last() | (new.steps >= self.horizon)
 
     @property
     def action_mask(self) -> Callable[[JumanjiState], Array] | None:
@@ -107,7 +88,7 @@ def make_jumanji(task: str, *, episode_length: int | None = None, **kwargs: Any)
     """Build the Jumanji task `task` (`Snake-v1`, not `jumanji/Snake-v1`).
 
     Args:
-        task: one of `names.JUMANJI`.
+        task: of those that `list_envs` names.
         episode_length: a time limit for tasks that have none of their own; None: what the task cannot exceed, or 1000.
         **kwargs: the task's constructor arguments: `time_limit`, `num_rows`, ...
 
@@ -117,7 +98,7 @@ def make_jumanji(task: str, *, episode_length: int | None = None, **kwargs: Any)
         ImportError: Jumanji is not installed.
     """
     name = f"jumanji/{task}"
-    load(name, "Jumanji", "jumanji", "jumanji")
+    load(name, "Jumanji", "jumanji")
     settings = {"episode_length": 1000, **constructor_settings(type(_build(name, task, ())).__init__)}
     given = kwargs if episode_length is None else {"episode_length": episode_length, **kwargs}
     check_settings(name, given, settings)
@@ -129,7 +110,7 @@ def make_jumanji(task: str, *, episode_length: int | None = None, **kwargs: Any)
 @functools.cache
 def _build(name: str, task: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
     """Jumanji's environment object: the same one for the same arguments, because JAX's caches know it by identity."""
-    return load(name, "Jumanji", "jumanji", "jumanji").make(task, **dict(arguments))
+    return load(name, "Jumanji", "jumanji").make(task, **dict(arguments))
 
 
 def adapt_jumanji(name: str, inner: Any, *, episode_length: int | None = None) -> JumanjiEnv:
@@ -146,17 +127,9 @@ def adapt_jumanji(name: str, inner: Any, *, episode_length: int | None = None) -
     if episode_length is None:
         longest = _LONGEST_EPISODE.get(type(inner.unwrapped).__name__)
         episode_length = getattr(inner, "time_limit", None) or (longest(inner.unwrapped) if longest else 1000)
-    env = JumanjiEnv(
-        inner=inner,
-        name=name,
-        horizon=check_horizon(name, "episode_length", episode_length),
-        observation_space=None,
-        action_space=action_space,
-        combined=combined,
-        masked=mask_shape is not None,
-    )
-    _, observation = jax.eval_shape(env.reset, jax.eval_shape(lambda: jax.random.key(0)))
-    return env.replace(observation_space=_observation_space(spec, observation))
+    horizon = check_horizon(name, "episode_length", episode_length)
+    env = JumanjiEnv((), inner, name, horizon, None, action_space, combined, mask_shape is not None)
+    return env.replace(observation_space=_observation_space(spec, first_observation(env)))
 
 
 def _action_space(name: str, spec: Any, mask_shape: tuple[int, ...] | None) -> tuple[Any, tuple[int, ...]]:

@@ -1,237 +1,67 @@
-"""The names of all environments, known without importing jax, gymnax or Brax.
+"""The names of all environments, known without importing jax or any environment library.
 
-Command lines answer `env=CartPol-v1` from here in milliseconds; a test keeps the tables equal to the libraries' own
-registries.
+A library's tasks are read off the text of its own registry, so that command lines answer `env=CartPol-v1` in
+milliseconds; tests compare what is read with the registries themselves.
 """
 
-import difflib
+import functools
 import importlib.util
+import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
-GYMNAX: tuple[str, ...] = (
-    "CartPole-v1",
-    "Pendulum-v1",
-    "Acrobot-v1",
-    "MountainCar-v0",
-    "MountainCarContinuous-v0",
-    "Asterix-MinAtar",
-    "Breakout-MinAtar",
-    "Freeway-MinAtar",
-    "Seaquest-MinAtar",
-    "SpaceInvaders-MinAtar",
-    "Catch-bsuite",
-    "DeepSea-bsuite",
-    "MemoryChain-bsuite",
-    "UmbrellaChain-bsuite",
-    "DiscountingChain-bsuite",
-    "SimpleBandit-bsuite",
-    "FourRooms-misc",
-    "MetaMaze-misc",
-    "PointRobot-misc",
-    "BernoulliBandit-misc",
-    "GaussianBandit-misc",
-    "Reacher-misc",
-    "Swimmer-misc",
-    "Pong-misc",
-    "FrozenLake-misc",
-)
-# Absent from gymnax 0.0.9.
-GYMNAX_1_ONLY: tuple[str, ...] = ("Seaquest-MinAtar", "FrozenLake-misc")
+from haepo_jax.messages import did_you_mean
 
-BRAX: tuple[str, ...] = (
-    "ant",
-    "fast",
-    "halfcheetah",
-    "hopper",
-    "humanoid",
-    "humanoidstandup",
-    "inverted_pendulum",
-    "inverted_double_pendulum",
-    "pusher",
-    "reacher",
-    "swimmer",
-    "walker2d",
-)
+
+class Library(NamedTuple):
+    """Where a library lists its tasks.
+
+    Attributes:
+        package: the package to import.
+        files: its registry, relative to the package.
+        pattern: a task's name in a line of them, after which no comment precedes it.
+        extra: what to install, as pip takes it.
+    """
+
+    package: str
+    files: tuple[str, ...]
+    pattern: str
+    extra: str
+
+
+LIBRARIES: dict[str, Library] = {
+    "gymnax": Library("gymnax", ("registration.py",), r'^ +"([\w-]+)",$', "gymnax six"),
+    "brax": Library("brax", ("envs/__init__.py",), r"^ +'(\w+)':", "brax"),
+    "jumanji": Library("jumanji", ("__init__.py",), r'^[^#\n]*\bid="([\w-]+)"', "'haepo_jax[jumanji]'"),
+    "craftax": Library(
+        "craftax", ("craftax_env.py",), r'"(Craftax-(?:Classic-)?(?:Symbolic|Pixels)-v1)"', "'haepo_jax[craftax]'"
+    ),
+    "pgx": Library("pgx", ("core.py",), r'^ +"([\w-]+)",$', "'haepo_jax[pgx]'"),
+    "xminigrid": Library("xminigrid", ("__init__.py",), r'^[^#\n]*\bid="([\w-]+)"', "'haepo_jax[xminigrid]'"),
+    "playground": Library(
+        "mujoco_playground",
+        tuple(f"_src/{suite}/__init__.py" for suite in ("dm_control_suite", "locomotion", "manipulation")),
+        r'^ +"(\w+)":',
+        "'haepo_jax[playground]'",
+    ),
+}
+"""Prefix -> the library behind it."""
 
 HAEPO: tuple[str, ...] = ("bandit", "random_walk", "hidden_cartpole", "addition", "reverse", "countdown")
 
-PLAYGROUND: tuple[str, ...] = (
-    "AcrobotSwingup",
-    "AcrobotSwingupSparse",
-    "BallInCup",
-    "CartpoleBalance",
-    "CartpoleBalanceSparse",
-    "CartpoleSwingup",
-    "CartpoleSwingupSparse",
-    "CheetahRun",
-    "FingerSpin",
-    "FingerTurnEasy",
-    "FingerTurnHard",
-    "FishSwim",
-    "HopperHop",
-    "HopperStand",
-    "HumanoidStand",
-    "HumanoidWalk",
-    "HumanoidRun",
-    "PendulumSwingup",
-    "PointMass",
-    "ReacherEasy",
-    "ReacherHard",
-    "SwimmerSwimmer6",
-    "WalkerRun",
-    "WalkerStand",
-    "WalkerWalk",
-    "ApolloJoystickFlatTerrain",
-    "BarkourJoystick",
-    "BerkeleyHumanoidJoystickFlatTerrain",
-    "BerkeleyHumanoidJoystickRoughTerrain",
-    "G1JoystickFlatTerrain",
-    "G1JoystickRoughTerrain",
-    "Go1JoystickFlatTerrain",
-    "Go1JoystickRoughTerrain",
-    "Go1Getup",
-    "Go1Handstand",
-    "Go1Footstand",
-    "H1InplaceGaitTracking",
-    "H1JoystickGaitTracking",
-    "Op3Joystick",
-    "SpotFlatTerrainJoystick",
-    "SpotGetup",
-    "SpotJoystickGaitTracking",
-    "T1JoystickFlatTerrain",
-    "T1JoystickRoughTerrain",
-    "AlohaHandOver",
-    "AlohaSinglePegInsertion",
-    "PandaPickCube",
-    "PandaPickCubeOrientation",
-    "PandaPickCubeCartesian",
-    "PandaOpenCabinet",
-    "PandaRobotiqPushCube",
-    "LeapCubeReorient",
-    "LeapCubeRotateZAxis",
-    "AeroCubeRotateZAxis",
-)
-
-JUMANJI: tuple[str, ...] = (
-    "BinPack-v2",
-    "CVRP-v1",
-    "Cleaner-v0",
-    "FlatPack-v0",
-    "Game2048-v1",
-    "GraphColoring-v1",
-    "JobShop-v0",
-    "Knapsack-v1",
-    "MMST-v0",
-    "Maze-v0",
-    "Minesweeper-v0",
-    "PacMan-v1",
-    "RobotWarehouse-v0",
-    "RubiksCube-partly-scrambled-v0",
-    "RubiksCube-v0",
-    "SlidingTilePuzzle-v0",
-    "Snake-v1",
-    "Sudoku-v0",
-    "Sudoku-very-easy-v0",
-    "TSP-v1",
-    "Tetris-v0",
-)
-
-CRAFTAX: tuple[str, ...] = (
-    "Craftax-Symbolic-v1",
-    "Craftax-Pixels-v1",
-    "Craftax-Classic-Symbolic-v1",
-    "Craftax-Classic-Pixels-v1",
-)
-
-PGX: tuple[str, ...] = (
-    "2048",
-    "animal_shogi",
-    "backgammon",
-    "chess",
-    "connect_four",
-    "gardner_chess",
-    "go_9x9",
-    "go_19x19",
-    "hex",
-    "kuhn_poker",
-    "leduc_holdem",
-    "minatar-asterix",
-    "minatar-breakout",
-    "minatar-freeway",
-    "minatar-seaquest",
-    "minatar-space_invaders",
-    "othello",
-    "shogi",
-    "sparrow_mahjong",
-    "tic_tac_toe",
-)
-
-XMINIGRID: tuple[str, ...] = (
-    "MiniGrid-BlockedUnlockPickUp",
-    "MiniGrid-DoorKey-5x5",
-    "MiniGrid-DoorKey-6x6",
-    "MiniGrid-DoorKey-8x8",
-    "MiniGrid-DoorKey-16x16",
-    "MiniGrid-Empty-5x5",
-    "MiniGrid-Empty-6x6",
-    "MiniGrid-Empty-8x8",
-    "MiniGrid-Empty-16x16",
-    "MiniGrid-EmptyRandom-5x5",
-    "MiniGrid-EmptyRandom-6x6",
-    "MiniGrid-EmptyRandom-8x8",
-    "MiniGrid-EmptyRandom-16x16",
-    "MiniGrid-FourRooms",
-    "MiniGrid-LockedRoom",
-    "MiniGrid-MemoryS8",
-    "MiniGrid-MemoryS16",
-    "MiniGrid-MemoryS32",
-    "MiniGrid-MemoryS64",
-    "MiniGrid-MemoryS128",
-    "MiniGrid-Playground",
-    "MiniGrid-Unlock",
-    "MiniGrid-UnlockPickUp",
-)
-
-OPTIONAL: dict[str, tuple[str, tuple[str, ...]]] = {
-    "jumanji": ("jumanji", JUMANJI),
-    "craftax": ("craftax", CRAFTAX),
-    "pgx": ("pgx", PGX),
-    "xminigrid": ("xminigrid", XMINIGRID),
-    "playground": ("mujoco_playground", PLAYGROUND),
-}
-"""Prefix -> the package to import, and its tasks. The extra of `pyproject.toml` that brings it is named as the prefix."""
-
-_NO_RULES = "has no goal without a ruleset: give it one and pass it on as an object, hx.make_env((env, params))"
+_DOWNLOADS = "is not served: it downloads its {} when it is built"
+_AGENTS = "is not served: it pays a reward to each agent, and one is needed"
 REFUSED: dict[str, str] = {
-    "MNISTBandit-bsuite": "is not served: it downloads its data when it is built",
-    "jumanji/Sokoban-v0": "is not served: it downloads its levels when it is built",
-    **{
-        f"jumanji/{name}": "is not served: it pays a reward to each agent, and one is needed"
-        for name in ("Connector-v3", "LevelBasedForaging-v0", "SearchAndRescue-v0")
-    },
+    "MNISTBandit-bsuite": _DOWNLOADS.format("data"),
+    "jumanji/Sokoban-v0": _DOWNLOADS.format("levels"),
+    "jumanji/Connector-v3": _AGENTS,
+    "jumanji/LevelBasedForaging-v0": _AGENTS,
+    "jumanji/SearchAndRescue-v0": _AGENTS,
     "jumanji/MultiCVRP-v0": "is not served: it has one action more than its mask of valid actions has entries",
     "pgx/bridge_bidding": "is not served: it needs results of double dummy play that have to be downloaded",
-    **{
-        f"xminigrid/XLand-MiniGrid-{rooms}-{size}x{size}": _NO_RULES
-        for rooms, sizes in {
-            "R1": (9, 11, 13, 15, 17),
-            "R2": (9, 11, 13, 15, 17),
-            "R4": (9, 11, 13, 15, 17),
-            "R6": (13, 17, 19),
-            "R9": (16, 19, 25),
-        }.items()
-        for size in sizes
-    },
 }
-"""Tasks of the libraries that `make_env` does not serve by name, and why."""
-
-ALL: tuple[str, ...] = (
-    *GYMNAX,
-    *(f"brax/{name}" for name in BRAX),
-    *(f"haepo/{name}" for name in HAEPO),
-    *(f"{prefix}/{name}" for prefix, (_, tasks) in OPTIONAL.items() for name in tasks),
-)
+"""Tasks of the libraries that `make_env` does not serve by name, and why; see also `refusal`."""
 
 _LIST_COMMAND = "python -c \"import haepo_jax as hx; print(*hx.list_envs(), sep='\\n')\""
 
@@ -239,70 +69,70 @@ _LIST_COMMAND = "python -c \"import haepo_jax as hx; print(*hx.list_envs(), sep=
 def list_envs() -> list[str]:
     """Names that `make_env` accepts on this installation, without importing any environment library.
 
-    gymnax tasks stand under their plain names, others as `brax/...`, `haepo/...` and, of the libraries in `OPTIONAL`
-    that are installed, `jumanji/...` and so on.
+    gymnax tasks stand under their plain names, others as `brax/...`, `haepo/...` and, of the optional libraries that are
+    installed, `jumanji/...` and so on.
     """
-    names: list[str] = []
-    if _installed("gymnax"):
-        modern = gymnax_is_modern()
-        names += [name for name in GYMNAX if modern or name not in GYMNAX_1_ONLY]
-    if _installed("brax"):
-        names += [f"brax/{name}" for name in BRAX]
-    names += [f"haepo/{name}" for name in HAEPO]
-    for prefix, (package, tasks) in OPTIONAL.items():
-        if _installed(package):
-            names += [f"{prefix}/{name}" for name in tasks]
-    return names
+    names = [*_full_names("gymnax"), *_full_names("brax"), *(f"haepo/{name}" for name in HAEPO)]
+    names += [name for prefix in LIBRARIES if prefix not in ("gymnax", "brax") for name in _full_names(prefix)]
+    return [name for name in names if refusal(name) is None]
 
 
 def resolve_name(name: str) -> str:
     """The canonical form of an environment's name: `gymnax/CartPole-v1` becomes `CartPole-v1`, others stay.
 
-    Whether the library behind the name is installed is not asked here.
+    Names of a library that is not installed are not checked; `make_env` says what to install.
 
     Raises:
         TypeError: `name` is no string.
-        ValueError: no environment has that name (the near matches are named), or it is one of `REFUSED`.
+        ValueError: no environment has that name (near matches among those installed are named), or it is not served.
     """
     if not isinstance(name, str):
         raise TypeError(f"an environment's name is a string, got {type(name).__name__}")
     canonical = name.removeprefix("gymnax/")
-    if canonical in REFUSED:
-        raise ValueError(f"{canonical} {REFUSED[canonical]}")
-    if canonical in ALL or canonical in _registered_at_runtime():
+    reason = refusal(canonical)
+    if reason is not None:
+        raise ValueError(f"{canonical} {reason}")
+    prefix = canonical.partition("/")[0] if "/" in canonical else "gymnax"
+    if prefix in LIBRARIES and not is_installed(prefix):
         return canonical
-    matches = near_matches(canonical, ALL)
-    hint = f"did you mean {' or '.join(map(repr, matches))}? " if matches else ""
-    raise ValueError(f"unknown environment {name!r}; {hint}(list: {_LIST_COMMAND})")
+    known = list_envs()
+    if canonical in known or canonical in _registered_at_runtime():
+        return canonical
+    missing = [other for other in LIBRARIES if not is_installed(other)]
+    others = f"; not installed: {', '.join(missing)}" if missing else ""
+    raise ValueError(f"unknown environment {name!r}{did_you_mean(canonical, known, 3)} (list: {_LIST_COMMAND}{others})")
 
 
-def near_matches(word: str, choices: tuple[str, ...] | list[str], count: int = 3) -> list[str]:
-    """At most `count` of `choices` that look like `word`, best first; case and missing ends are forgiven."""
-    short_forms: dict[str, str] = {}
-    for choice in choices:
-        for form in (choice, choice.split("/")[-1], choice.split("/")[-1].split("-")[0]):
-            short_forms.setdefault(form.lower(), choice)
-    found = difflib.get_close_matches(word.lower(), short_forms, n=2 * count, cutoff=0.7)
-    likeness = [difflib.SequenceMatcher(None, form, word.lower()).ratio() for form in found]
-    # Beside a name that is nearly the word, those that share a few letters with it only distract.
-    matches = [short_forms[form] for form, ratio in zip(found, likeness, strict=True) if ratio > likeness[0] - 0.15]
-    if len(word) >= 3:
-        matches += [choice for choice in choices if word.lower() in choice.lower()]
-    return list(dict.fromkeys(matches))[:count]
+def refusal(name: str) -> str | None:
+    """Why `make_env` does not serve a task of a library by name, or None."""
+    if name.startswith("xminigrid/XLand-"):
+        return "has no goal without a ruleset: give it one and pass it on as an object, hx.make_env((env, params))"
+    return REFUSED.get(name)
 
 
-def gymnax_is_modern() -> bool:
-    """Whether the gymnax installed is 1.x, told by a module that came with it and without importing it."""
-    spec = importlib.util.find_spec("gymnax")
-    folders = spec.submodule_search_locations if spec else None
-    return any((Path(folder) / "environments" / "misc" / "frozen_lake.py").is_file() for folder in folders or ())
+def is_installed(prefix: str) -> bool:
+    """Whether the library behind a prefix can be imported."""
+    return importlib.util.find_spec(LIBRARIES[prefix].package) is not None
 
 
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+@functools.cache
+def tasks_of(prefix: str) -> tuple[str, ...]:
+    """The names in a library's registry, in its order, those not served included; empty where it is not installed."""
+    library = LIBRARIES[prefix]
+    spec = importlib.util.find_spec(library.package)
+    found: list[str] = []
+    for folder in (spec.submodule_search_locations if spec else None) or ():
+        for file in library.files:
+            path = Path(folder, file)
+            if path.is_file():
+                found += re.findall(library.pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
+    return tuple(dict.fromkeys(found))
+
+
+def _full_names(prefix: str) -> list[str]:
+    return [name if prefix == "gymnax" else f"{prefix}/{name}" for name in tasks_of(prefix)]
 
 
 def _registered_at_runtime() -> list[str]:
-    """Names a user has added with `gymnax.register`, which needs gymnax imported."""
-    registration = sys.modules.get("gymnax.registration")
-    return [name for name in getattr(registration, "registered_envs", ()) if name not in REFUSED]
+    """Names that a user has added with `gymnax.register`, which needs gymnax imported."""
+    return list(getattr(sys.modules.get("gymnax.registration"), "registered_envs", ()))

@@ -13,19 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haepo_jax.envs._libraries import check_horizon, load
-from haepo_jax.envs._settings import check_settings
-from haepo_jax.envs.base import (
-    Array,
-    Box,
-    Discrete,
-    PyTree,
-    Replaceable,
-    TimeStep,
-    finish_step,
-    static_field,
-    strongly_typed,
-)
+from haepo_jax.envs.base import Array, Box, Discrete, PyTree, static_field, strongly_typed
+from haepo_jax.envs.libraries import LibraryEnvironment, check_horizon, load
+from haepo_jax.envs.settings import check_settings
 from haepo_jax.messages import short
 
 AGENT = 0
@@ -61,31 +51,24 @@ class PgxState(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class PgxEnv(Replaceable):
+class PgxEnv(LibraryEnvironment):
     """A Pgx game. A step is a move of the agent and all moves of others up to its next turn; rewards of these add up."""
 
-    inner: Any = static_field()
     opponent: Opponent = static_field()
-    name: str = static_field()
-    horizon: int = static_field()
-    observation_space: Any = static_field()
-    action_space: Discrete = static_field()
 
-    def reset(self, key: Array) -> tuple[PyTree, PyTree]:
-        """Start a game: (`PgxState`, observation), when it is the agent's turn."""
+    def _reset(self, key: Array) -> tuple[PyTree, PyTree]:
         start_key, others_key = self._keys(key)
         inner = strongly_typed(self.inner.init(start_key))
         inner, _ = self._others(others_key, inner)
         return PgxState(inner, jnp.zeros((), jnp.int32)), inner.observation
 
-    def step(self, key: Array, state: PgxState, action: Array) -> TimeStep:
-        """A move of the agent, and the answers to it."""
+    def _step(self, key: Array, state: PgxState, action: Array) -> tuple[PyTree, PyTree, Any, Any, Any]:
         own_key, others_key = self._keys(key)
         inner = self.inner.step(state.inner, action, own_key)
         inner, reward = self._others(others_key, inner)
         new = PgxState(inner, state.steps + 1)
         truncated = inner.truncated | (new.steps >= self.horizon)
-        return finish_step(self.name, state, new, inner.observation, reward, inner.terminated, truncated)
+        return new, inner.observation, reward, inner.terminated, truncated
 
     def action_mask(self, state: PgxState) -> Array:
         """The rules' own."""
@@ -121,7 +104,7 @@ def make_pgx(task: str, **kwargs: Any) -> PgxEnv:
     """Build the game `task` (`connect_four`, not `pgx/connect_four`).
 
     Args:
-        task: one of `names.PGX`.
+        task: of those that `list_envs` names.
         **kwargs: `opponent` and `episode_length`; see `adapt_pgx`. For other settings pass an object of your own.
 
     Raises:
@@ -130,7 +113,7 @@ def make_pgx(task: str, **kwargs: Any) -> PgxEnv:
         ImportError: Pgx is not installed.
     """
     name = f"pgx/{task}"
-    inner = _build(load(name, "Pgx", "pgx", "pgx"), task)
+    inner = _build(load(name, "Pgx", "pgx"), task)
     check_settings(name, kwargs, {"opponent": None, "episode_length": None})
     return adapt_pgx(name, inner, **kwargs)
 
@@ -163,16 +146,10 @@ def adapt_pgx(
         raise ValueError(f"{name}: opponent must be 'random', or from Python a function, got {short(opponent)}")
     start = jax.eval_shape(inner.init, jax.eval_shape(lambda: jax.random.key(0)))
     low, high = (0, 1) if start.observation.dtype == jnp.bool_ else (-np.inf, np.inf)
-    return PgxEnv(
-        inner=inner,
-        opponent=opponent,
-        name=name,
-        horizon=check_horizon(
-            name, "episode_length", _longest_game(inner) if episode_length is None else episode_length
-        ),
-        observation_space=Box(low, high, start.observation.shape, start.observation.dtype),
-        action_space=Discrete(start.legal_action_mask.shape[0]),
-    )
+    limit = _longest_game(inner) if episode_length is None else episode_length
+    horizon = check_horizon(name, "episode_length", limit)
+    seen = Box(low, high, start.observation.shape, start.observation.dtype)
+    return PgxEnv((), inner, name, horizon, seen, Discrete(start.legal_action_mask.shape[0]), opponent)
 
 
 def _longest_game(inner: Any) -> int:

@@ -7,16 +7,16 @@ the locomotion and manipulation suites download their models when they are first
 import functools
 from typing import Any
 
-from haepo_jax.envs._libraries import building, load
-from haepo_jax.envs._physics import PhysicsEnv, make_physics, quiet
-from haepo_jax.envs._settings import check_settings, freeze
+from haepo_jax.envs.libraries import building, load
+from haepo_jax.envs.physics import PhysicsEnv, make_physics, quiet
+from haepo_jax.envs.settings import check_settings, freeze
 
 
 def make_playground(task: str, **kwargs: Any) -> PhysicsEnv:
     """Build the Playground task `task` (`CartpoleBalance`, not `playground/CartpoleBalance`).
 
     Args:
-        task: one of `names.PLAYGROUND`.
+        task: of those that `list_envs` names.
         **kwargs: entries of the task's config: `episode_length`, `ctrl_dt`, `impl`, ... The physics runs in JAX
             (`impl="jax"`) unless `impl="warp"` is asked for, because only that nests under any number of vmaps on
             every device.
@@ -27,9 +27,9 @@ def make_playground(task: str, **kwargs: Any) -> PhysicsEnv:
         ImportError: Playground is not installed.
     """
     name = f"playground/{task}"
-    load(name, "MuJoCo Playground", "mujoco", "playground")  # which `quiet` needs
+    load(name, "MuJoCo Playground", "mujoco")  # which `quiet` needs
     with quiet():
-        registry = load(name, "MuJoCo Playground", "mujoco_playground", "playground").registry
+        registry = load(name, "MuJoCo Playground", "mujoco_playground").registry
     config = registry.get_default_config(task)
     check_settings(name, kwargs, config)
     if "impl" in config:
@@ -49,5 +49,5 @@ def adapt_playground(name: str, inner: Any, *, episode_length: int = 1000) -> Ph
 def _build(task: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
     """Playground's environment object, the same one for the same arguments: JAX's caches know it by identity."""
     with quiet():
-        registry = load(task, "MuJoCo Playground", "mujoco_playground", "playground").registry
+        registry = load(f"playground/{task}", "MuJoCo Playground", "mujoco_playground").registry
         return registry.load(task, config_overrides=dict(arguments))

@@ -1,4 +1,5 @@
-"""Our own tasks by name, and two of them: the small ones of the source paper's own experiments (arXiv 2508.18884)."""
+"""The tasks that come with the package, by name; and two of them, those of the source paper's own experiments (arXiv
+2508.18884)."""
 
 import dataclasses
 import math
@@ -8,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.envs._settings import check_settings, constructor_settings
 from haepo_jax.envs.base import Array, Box, Discrete, Replaceable, TimeStep, static_field
 from haepo_jax.envs.partial import make_hidden_cartpole
+from haepo_jax.envs.settings import check_settings, constructor_settings
 from haepo_jax.envs.tokens import make_addition, make_countdown, make_reverse
 
 LARGEST = 1_000_000
@@ -177,7 +178,7 @@ def make_random_walk(*, length: int = 10, horizon: int = 100, reward: float = 1.
     return RandomWalk(params, length, horizon)
 
 
-_TASKS: dict[str, Callable[..., Any]] = {
+TASKS: dict[str, Callable[..., Any]] = {
     "bandit": make_bandit,
     "random_walk": make_random_walk,
     "hidden_cartpole": make_hidden_cartpole,
@@ -188,13 +189,13 @@ _TASKS: dict[str, Callable[..., Any]] = {
 
 
 def make_task(task: str, **kwargs: Any) -> Any:
-    """Build one of our own tasks by the last part of its name, checking the settings' names and types.
+    """Build one of the package's tasks by the last part of its name, checking the settings' names and types.
 
     Raises:
         ValueError: an unknown setting, or a value out of range.
         TypeError: a setting of the wrong type.
     """
-    factory = _TASKS[task]
+    factory = TASKS[task]
     if factory is not make_hidden_cartpole:  # whose settings are those of CartPole
         check_settings(f"haepo/{task}", kwargs, constructor_settings(factory))
     return factory(**kwargs)

@@ -10,54 +10,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.envs._libraries import building, check_horizon, load
-from haepo_jax.envs._settings import check_settings
-from haepo_jax.envs.base import (
-    Array,
-    Box,
-    Discrete,
-    PyTree,
-    Replaceable,
-    TimeStep,
-    finish_step,
-    space_of,
-    static_field,
-    strongly_typed,
-)
+from haepo_jax.envs.base import Array, Box, Discrete, PyTree, first_observation, space_of
+from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon, load
+from haepo_jax.envs.settings import check_settings
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class XMiniGridEnv(Replaceable):
+class XMiniGridEnv(LibraryEnvironment):
     """An XLand-MiniGrid task; its state is the library's `TimeStep`, and its randomness that state's own.
 
-    Its leaves are `params`, of which only XLand's `ruleset` has any: `env.replace(params=...)` vmaps over rulesets.
+    Of `params` only XLand's `ruleset` has leaves: `env.replace(params=...)` vmaps over rulesets.
     """
 
-    params: Any
-    inner: Any = static_field()
-    name: str = static_field()
-    horizon: int = static_field()
-    observation_space: Any = static_field()
-    action_space: Discrete = static_field()
-
-    def reset(self, key: Array) -> tuple[PyTree, PyTree]:
-        """Start an episode: (the library's `TimeStep`, observation)."""
-        state = strongly_typed(self.inner.reset(self.params, key))
+    def _reset(self, key: Array) -> tuple[PyTree, PyTree]:
+        state = self.inner.reset(self.params, key)
         return state, state.observation
 
-    def step(self, key: Array, state: Any, action: Array) -> TimeStep:
-        """One step. An end with a discount of 0 is the episode's own, any other one the time limit's."""
+    def _step(self, key: Array, state: Any, action: Array) -> tuple[PyTree, PyTree, Any, Any, Any]:
         new = self.inner.step(self.params, state, action)
-        terminated = new.last() & (new.discount == 0)
-        return finish_step(self.name, state, new, new.observation, new.reward, terminated, new.last())
+        # An end with a discount of 0 is the episode's own, any other one the time limit's.
+        return new, new.observation, new.reward, new.last() & (new.discount == 0), new.last()
 
 
 def make_xminigrid(task: str, **kwargs: Any) -> XMiniGridEnv:
     """Build the task `task` (`MiniGrid-Empty-5x5`, not `xminigrid/MiniGrid-Empty-5x5`).
 
     Args:
-        task: one of `names.XMINIGRID`.
+        task: of those that `list_envs` names.
         **kwargs: fields of the task's `EnvParams`: `max_steps`, `view_size`, `height`, ...
 
     Raises:
@@ -66,7 +46,7 @@ def make_xminigrid(task: str, **kwargs: Any) -> XMiniGridEnv:
         ImportError: xminigrid is not installed.
     """
     name = f"xminigrid/{task}"
-    library = load(name, "XLand-MiniGrid", "xminigrid", "xminigrid")
+    library = load(name, "XLand-MiniGrid", "xminigrid")
     inner, params = _build(library, task)
     check_settings(name, kwargs, {field.name: getattr(params, field.name) for field in dataclasses.fields(params)})
     with building(name, kwargs):
@@ -88,16 +68,10 @@ def adapt_xminigrid(name: str, inner: Any, params: Any = None) -> XMiniGridEnv:
     params = inner.default_params() if params is None else params
     if params.max_steps is None:
         raise ValueError(f"{name}: params.max_steps is None, and a time limit is needed")
-    env = XMiniGridEnv(
-        params=jax.tree.map(jnp.asarray, params),
-        inner=inner,
-        name=name,
-        horizon=check_horizon(name, "max_steps", params.max_steps),
-        observation_space=None,
-        action_space=Discrete(int(inner.num_actions(params))),
-    )
-    _, observation = jax.eval_shape(env.reset, jax.eval_shape(lambda: jax.random.key(0)))
-    return env.replace(observation_space=_observation_space(observation))
+    horizon = check_horizon(name, "max_steps", params.max_steps)
+    actions = Discrete(int(inner.num_actions(params)))
+    env = XMiniGridEnv(jax.tree.map(jnp.asarray, params), inner, name, horizon, None, actions)
+    return env.replace(observation_space=_observation_space(first_observation(env)))
 
 
 def _observation_space(observation: Any) -> Any:

@@ -18,7 +18,7 @@ from tunix.rl import algo_core, common
 from haepo_jax.llm.folder import ModelFolder, load_model
 from haepo_jax.llm.settings import LLMConfig
 from haepo_jax.losses import grpo_loss, haepo_loss
-from haepo_jax.losses._numerics import k3
+from haepo_jax.losses.numerics import k3
 
 LORA_MODULES = ".*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 

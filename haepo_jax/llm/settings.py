@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from haepo_jax.algorithms.hyperparameters import COUNT, NOT_NEGATIVE, POSITIVE, Range, leaf
+from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, POSITIVE, Range, leaf
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.config import ConfigError, setting
 

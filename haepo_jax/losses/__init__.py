@@ -1,10 +1,13 @@
 """Losses: arrays in, a scalar and its metrics out. Usable with no other part of the library."""
 
+from haepo_jax.losses.advantages import generalized_advantage_estimation, vtrace
 from haepo_jax.losses.dpo import dpo_loss
 from haepo_jax.losses.grpo import grpo_loss
-from haepo_jax.losses.haepo import haepo_advantage_loss, haepo_loss, haepo_prefix_loss
+from haepo_jax.losses.haepo import haepo_loss
+from haepo_jax.losses.haepo_advantage import haepo_advantage_loss
+from haepo_jax.losses.haepo_prefix import haepo_prefix_loss
 from haepo_jax.losses.kl import kl_k3
-from haepo_jax.losses.ppo import generalized_advantage_estimation, ppo_loss
+from haepo_jax.losses.ppo import ppo_loss
 from haepo_jax.losses.returns import normalize_returns
 from haepo_jax.losses.weights import AUTO, Auto, plackett_luce_weights, trajectory_log_likelihood
 
@@ -22,4 +25,5 @@ __all__ = [
     "plackett_luce_weights",
     "ppo_loss",
     "trajectory_log_likelihood",
+    "vtrace",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
 import jax
@@ -11,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from haepo_jax.losses._numerics import accumulate
+from haepo_jax.losses.numerics import accumulate
+from haepo_jax.messages import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +32,16 @@ class Checks:
         *,
         like: str = "",
         min_ndim: int = 0,
-        integers: bool = False,
+        integers: Any = None,
     ) -> jax.Array:
         """Returns ``value`` in at least float32; refuses another ``shape``, where one is asked for (that of ``like``), and an
-        empty axis. ``integers``: whether integers and booleans are cast (returns, rewards) or refused (log-probabilities).
+        empty axis. ``integers``: the dtype that integers and booleans are cast to (returns, rewards); None: they are
+        refused (log-probabilities).
         """
         array = self._array(name, value)
-        kinds = (jnp.floating, jnp.integer, jnp.bool_) if integers else (jnp.floating,)
+        kinds = (jnp.floating, jnp.integer, jnp.bool_) if integers is not None else (jnp.floating,)
         if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
-            wanted = "real numbers" if integers else "floating point"
+            wanted = "floating point" if integers is None else "real numbers"
             raise TypeError(f"{self.function}: {name} must be {wanted}, got dtype {array.dtype}")
         self._shape(name, array, shape, like)
         if array.ndim < min_ndim:
@@ -48,7 +49,7 @@ class Checks:
             raise ValueError(f"{self.function}: {name} must have at least {min_ndim} {axes}, got shape {array.shape}")
         if 0 in array.shape:
             raise ValueError(f"{self.function}: {name} must not have an empty axis, got shape {array.shape}")
-        return accumulate(array)
+        return array.astype(integers) if not jnp.issubdtype(array.dtype, jnp.floating) else accumulate(array)
 
     def mask(self, name: str, value: ArrayLike | None, shape: tuple[int, ...], *, like: str) -> jax.Array:
         """Returns a bool array of ``shape``: ``value != 0``, or all True for ``None``."""
@@ -58,15 +59,15 @@ class Checks:
         if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
             raise TypeError(f"{self.function}: {name} must be bool, or 0 and 1, got dtype {array.dtype}")
         self._shape(name, array, shape, like)
-        return array != 0
+        # Strict promotion does not compare a bool with 0.
+        return (array.astype(jnp.int32) if array.dtype == jnp.bool_ else array) != 0
 
     def option(self, name: str, value: object, options: tuple[str, ...]) -> None:
         """Refuses a string option that does not exist, naming the nearest."""
         if isinstance(value, str) and value in options:
             return
-        near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{self.function}: {name} must be one of {', '.join(map(repr, options))}, got {value!r}{hint}")
+        known = ", ".join(map(repr, options))
+        raise ValueError(f"{self.function}: {name} must be one of {known}, got {value!r}{did_you_mean(value, options)}")
 
     def number(
         self,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses._numerics import masked_mean, select
+from haepo_jax.losses.numerics import masked_mean, select
 
 
 def dpo_loss(
@@ -44,7 +44,7 @@ def dpo_loss(
       mask: (..., K), bool or 0/1: which members are valid; default all. What is masked changes neither value nor
         gradient, NaN included.
       entropy_coef: scalar, weight of H, which the paper does not have.
-      policy_entropy: the mean over live steps of the policy's entropy: a scalar, or an array that broadcasts to the
+      policy_entropy: the mean over valid steps of the policy's entropy: a scalar, or an array that broadcasts to the
         leading axes.
 
     Returns:
@@ -69,7 +69,7 @@ def dpo_loss(
     like = "the shape of log_likelihood"
     likelihood = check.floats("log_likelihood", log_likelihood, min_ndim=1)
     shape, groups = likelihood.shape, likelihood.shape[:-1]
-    rewards = check.floats("returns", returns, shape, like=like, integers=True)
+    rewards = check.floats("returns", returns, shape, like=like, integers=likelihood.dtype)
     reference = check.floats("reference_log_likelihood", reference_log_likelihood, shape, like=like)
     live = check.mask("mask", mask, shape, like=like)
     entropies = check.average("policy_entropy", policy_entropy, groups, likelihood.dtype)

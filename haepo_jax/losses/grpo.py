@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses._numerics import clipped_surrogate, k3, masked_mean, select
+from haepo_jax.losses.numerics import clipped_surrogate, k3, masked_mean, select
 from haepo_jax.losses.returns import normalize_returns
 
 
@@ -30,7 +30,7 @@ def grpo_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """GRPO's loss over groups of whole trajectories (Shao 2024, arXiv 2402.03300, eq. 3 and 4).
 
-    Inside each group, over its K valid members (alive at one step at least) of lengths n:
+    Inside each group, over its K valid members (with one valid step at least) of lengths n:
 
         A[k] = (R[k] - mean R) / (std R + 1e-8)      rho[t,k] = exp(l[t,k] - l_behaviour[t,k])
         J = (1/K) sum_k (1/n[k]) sum_t min(rho A, clip(rho, 1 - eps, 1 + eps) A)
@@ -55,7 +55,7 @@ def grpo_loss(
         groups, then members.
       behaviour_log_probs: (T, ..., K), the same under the policy that collected the batch; a constant.
       returns: (..., K), the return of each trajectory; integers are cast; a constant.
-      mask: (T, ..., K), bool or 0/1: whether the trajectory is alive at that step, its last step included. What is
+      mask: (T, ..., K), bool or 0/1: whether the trajectory has reached that step, its last step included. What is
         masked changes neither value nor gradient, NaN included.
       reference_log_probs: (T, ..., K), the same under the frozen reference; ``None``: KL is 0.
       normalize: how returns become advantages: "standardize" or "center".
@@ -66,8 +66,8 @@ def grpo_loss(
       clip_eps_high: scalar >= 0: the ratio is clipped to [1 - ``clip_eps``, 1 + ``clip_eps_high``]; default ``clip_eps``.
       kl_coef: scalar, weight of KL; the paper's beta.
       entropy_coef: scalar, weight of H, which the paper does not have.
-      policy_entropy: the policy's entropy: a scalar (a mean over live steps), or (T, ..., K), which is averaged over
-        all live steps.
+      policy_entropy: the policy's entropy: a scalar (a mean over valid steps), or (T, ..., K), which is averaged over
+        all valid steps.
 
     Returns:
       The loss, a scalar in at least float32, and metrics, scalars without gradient: "loss"; "objective" (J); "entropy"
@@ -100,7 +100,13 @@ def grpo_loss(
         return jax.lax.stop_gradient(select(live, check.floats(name, value, shape, like=like)))
 
     behaviour = constant("behaviour_log_probs", behaviour_log_probs)
-    rewards = check.floats("returns", returns, shape[1:], like="the shape of log_probs without time", integers=True)
+    rewards = check.floats(
+        "returns",
+        returns,
+        shape[1:],
+        like="the shape of log_probs without time",
+        integers=current.dtype,
+    )
     members = jnp.any(live, axis=0)
     valid = jnp.any(members, axis=-1)
     advantages = jnp.broadcast_to(normalize_returns(rewards, normalize=normalize, mask=members), shape)

@@ -6,7 +6,7 @@ import jax
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses._numerics import k3
+from haepo_jax.losses.numerics import k3
 
 
 def kl_k3(log_probs: ArrayLike, reference_log_probs: ArrayLike) -> jax.Array:
@@ -14,7 +14,7 @@ def kl_k3(log_probs: ArrayLike, reference_log_probs: ArrayLike) -> jax.Array:
 
     exp(d) - 1 - d with d = l - l_ref (Schulman 2020, "Approximating KL divergence",
     http://joschu.net/blog/kl-approx.html): never negative, and without bias for actions sampled from the reference.
-    Beyond d = 20 the exponential continues as its tangent, so value and gradient stay finite. The mean over live steps
+    Beyond d = 20 the exponential continues as its tangent, so value and gradient stay finite. The mean over valid steps
     is what ``haepo_loss`` and ``haepo_prefix_loss`` take as ``policy_kl``.
 
     Args:

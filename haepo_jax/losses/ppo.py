@@ -1,4 +1,4 @@
-"""PPO: generalized advantage estimation and the clipped surrogate."""
+"""PPO: the clipped surrogate."""
 
 from __future__ import annotations
 
@@ -7,80 +7,16 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses._numerics import centre, clipped_surrogate, divide, k3, masked_mean, select
-from haepo_jax.losses.returns import normalize_returns
-
-
-def generalized_advantage_estimation(
-    rewards: ArrayLike,
-    values: ArrayLike,
-    bootstrap_values: ArrayLike,
-    terminated: ArrayLike,
-    truncated: ArrayLike,
-    *,
-    discount: ArrayLike,
-    gae_lambda: ArrayLike,
-) -> tuple[jax.Array, jax.Array]:
-    """Advantages of a segment and the targets of the value function (Schulman 2016, arXiv 1506.02438, eq. 16; PPO's eq.
-    11 and 12).
-
-        delta[t] = r[t] + gamma (1 - terminated[t]) bootstrap[t] - v[t]
-        A[t] = delta[t] + gamma lambda (1 - terminated[t] or truncated[t]) A[t+1]
-
-    A terminated step is worth nothing after its reward; a truncated one is worth the value of the observation it was
-    cut off at.
-
-    Args:
-      rewards: (T, ...), reward of each step, time first; integers are cast.
-      values: (T, ...), value of the observation acted on; floating point.
-      bootstrap_values: (T, ...), value of the observation that follows each step, before any reset: the next step's
-        value, or that of the final observation where an episode ends. It is not read where ``terminated``.
-      terminated: (T, ...), bool or 0/1: the episode came to its natural end with this step.
-      truncated: (T, ...), bool or 0/1: the episode was cut off after this step.
-      discount: scalar gamma in [0, 1].
-      gae_lambda: scalar lambda in [0, 1].
-
-    Returns:
-      Advantages and value targets (advantage + value), each (T, ...), at least float32, without gradient.
-
-    Raises:
-      TypeError: values are not floating point, or another array not a real number.
-      ValueError: shapes differ, or a number is out of range.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from haepo_jax.losses import generalized_advantage_estimation
-      >>> advantages, targets = generalized_advantage_estimation(
-      ...     rewards=jnp.array([1.0, 1.0, 1.0]),
-      ...     values=jnp.array([0.0, 0.0, 0.0]),
-      ...     bootstrap_values=jnp.array([0.0, 9.0, 10.0]),
-      ...     terminated=jnp.array([False, True, False]),
-      ...     truncated=jnp.array([False, False, True]),
-      ...     discount=0.5,
-      ...     gae_lambda=1.0,
-      ... )
-      >>> print(advantages)  # 1 + 0.5 * 1; then 1, as nothing follows the end; then 1 + 0.5 * 10
-      [1.5 1.  6. ]
-    """
-    check = Checks("generalized_advantage_estimation")
-    baseline = check.floats("values", values, min_ndim=1)
-    like = "the shape of values"
-    reward = check.floats("rewards", rewards, baseline.shape, like=like, integers=True)
-    following = check.floats("bootstrap_values", bootstrap_values, baseline.shape, like=like)
-    ended = check.mask("terminated", terminated, baseline.shape, like=like)
-    cut = ended | check.mask("truncated", truncated, baseline.shape, like=like)
-    gamma = check.number("discount", discount, low=0, high=1)
-    lam = check.number("gae_lambda", gae_lambda, low=0, high=1)
-
-    deltas = reward + gamma * select(~ended, following) - baseline
-
-    def step(advantage: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        delta, last = now
-        advantage = (delta + gamma * lam * select(~last, advantage)).astype(delta.dtype)
-        return advantage, advantage
-
-    advantages = jax.lax.scan(step, jnp.zeros_like(deltas[0]), (deltas, cut), reverse=True)[1]
-    return jax.lax.stop_gradient((advantages, advantages + baseline))
+from haepo_jax.losses.numerics import (
+    bounded_exp,
+    centre,
+    clipped_surrogate,
+    divide,
+    k3,
+    masked_mean,
+    select,
+    standardize_all,
+)
 
 
 def ppo_loss(
@@ -92,6 +28,7 @@ def ppo_loss(
     value_targets: ArrayLike,
     behaviour_values: ArrayLike | None = None,
     clip_eps: ArrayLike = 0.2,
+    clip_around_log_probs: ArrayLike | None = None,
     value_coef: ArrayLike = 0.5,
     value_clip_eps: ArrayLike | None = None,
     entropy_coef: ArrayLike = 0.0,
@@ -104,7 +41,10 @@ def ppo_loss(
         J = mean min(rho A, clip(rho, 1 - eps, 1 + eps) A), rho = exp(l - l_behaviour)
         loss = -J + value_coef * mean (v - target)^2 / 2 - entropy_coef * H
 
-    Means are over live steps; no order of the steps is assumed. Beyond log rho = 20 the ratio continues as its tangent,
+    With ``clip_around_log_probs``, l', the range is rho' - eps to rho' + eps with rho' = exp(l' - l_behaviour): generalised
+    PPO, which reuses the experience of earlier policies (GePPO; Queeney 2021, arXiv 2111.00072, eq. 8).
+
+    Means are over valid steps; no order of the steps is assumed. Beyond log rho = 20 the ratio continues as its tangent,
     so value and gradient stay finite.
 
     Args:
@@ -115,19 +55,22 @@ def ppo_loss(
       value_targets: (...), what it should be; a constant.
       behaviour_values: (...), the estimate when the batch was collected; needed for ``value_clip_eps``.
       clip_eps: scalar eps >= 0.
+      clip_around_log_probs: (...), log-probability of each action under the policy that the clip range is centred on, such
+        as the policy before the update; a constant. ``None``: the behaviour policy.
       value_coef: scalar, weight of the value loss.
       value_clip_eps: scalar > 0: the value loss becomes the larger of the plain one and that of ``behaviour_values`` +
         the change clipped to +-``value_clip_eps``; ``None``: no clipping.
       entropy_coef: scalar, weight of H.
-      policy_entropy: the policy's entropy: a scalar (a mean over live steps), or (...), which is averaged over live
+      policy_entropy: the policy's entropy: a scalar (a mean over valid steps), or (...), which is averaged over live
         steps.
-      normalize_advantages: whether advantages are standardised over the live steps of this minibatch (population std +
+      normalize_advantages: whether advantages are standardised over the valid steps of this minibatch (population std +
         1e-8).
-      mask: (...), bool or 0/1: which steps are live; default all.
+      mask: (...), bool or 0/1: which steps are valid; default all.
 
     Returns:
       The loss, a scalar in at least float32, and metrics, scalars without gradient: "loss"; "objective" (J);
-      "value_loss"; "entropy" (H); "kl", the k3 estimate of KL(behaviour || theta); "clip_fraction", the share of ratios
+      "value_loss"; "entropy" (H); "kl", the k3 estimate of KL(behaviour || theta), or of the KL to the policy
+      that the range is centred on; "clip_fraction", the share of ratios
       outside the clip range; "explained_variance", 1 - Var(target - v) / Var(target), 0 where the targets are all
       equal.
 
@@ -165,9 +108,15 @@ def ppo_loss(
     value = floats("values", values)
     target = jax.lax.stop_gradient(floats("value_targets", value_targets))
     if normalize_advantages:
-        advantage = normalize_returns(advantage.reshape(-1), mask=live.reshape(-1)).reshape(shape)
+        advantage = standardize_all(advantage, live)
 
-    surrogate, clipped = clipped_surrogate(current - behaviour, advantage, check.number("clip_eps", clip_eps, low=0))
+    eps, around = check.number("clip_eps", clip_eps, low=0), behaviour
+    if clip_around_log_probs is None:
+        surrogate, clipped = clipped_surrogate(current - behaviour, advantage, eps)
+    else:
+        around = jax.lax.stop_gradient(floats("clip_around_log_probs", clip_around_log_probs))
+        ratio = bounded_exp(around - behaviour)
+        surrogate, clipped = clipped_surrogate(current - behaviour, advantage, eps, around=ratio)
     squares = (value - target) ** 2
     if value_clip_eps is not None:
         if behaviour_values is None:
@@ -191,7 +140,7 @@ def ppo_loss(
         "objective": objective,
         "value_loss": value_loss,
         "entropy": entropy,
-        "kl": masked_mean(k3(current - behaviour), live),
+        "kl": masked_mean(k3(current - around), live),
         "clip_fraction": masked_mean(clipped.astype(loss.dtype), live),
         "explained_variance": explained,
     }

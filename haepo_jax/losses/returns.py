@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses._numerics import centre, centred_ranks, masked_mean, select
+from haepo_jax.losses.numerics import centre, centred_ranks, select, standardize
 
 NORMALIZATIONS = ("none", "center", "standardize", "rank")
 
@@ -42,15 +42,11 @@ def normalize_returns(
     """
     check = Checks("normalize_returns")
     check.option("normalize", normalize, NORMALIZATIONS)
-    values = check.floats("returns", returns, min_ndim=1, integers=True)
+    values = check.floats("returns", returns, min_ndim=1, integers=jnp.result_type(float))
     live = check.mask("mask", mask, values.shape, like="the shape of returns")
     values = select(live, jax.lax.stop_gradient(values))
     if normalize == "none":
         return values
     if normalize == "rank":
         return centred_ranks(values, live)
-    centred = centre(values, live)
-    if normalize == "center":
-        return centred
-    deviation = jnp.sqrt(masked_mean(centred**2, live, -1))
-    return centred / (deviation[..., None] + 1e-8)
+    return centre(values, live) if normalize == "center" else standardize(values, live)

@@ -1,8 +1,9 @@
-"""Cumulative log-likelihoods and the Plackett-Luce weights that HAEPO makes of them."""
+"""Cumulative log-likelihoods, the Plackett-Luce weights that HAEPO makes of them, and what describes such weights."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses._numerics import lowest, select
+from haepo_jax.losses.numerics import divide, lowest, rank_correlation, select
 
 
 @jax.tree_util.register_static
@@ -22,7 +23,15 @@ class Auto:
 
 AUTO = Auto()
 
+REGULARIZERS = ("policy", "weights")
+"""What an entropy or a KL of a loss may be of: the policy, or the weights."""
+
 Temperature = ArrayLike | Literal["auto"] | Auto
+
+
+WeightFunction = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(scores, mask, temperature) -> weights in place of the softmax: (..., K), bool (..., K) and an array that broadcasts to
+(..., 1) -> (..., K), differentiable in the scores, at least 0, 0 where masked, with a sum of 1 over the valid members."""
 
 
 def trajectory_log_likelihood(log_probs: ArrayLike, mask: ArrayLike) -> jax.Array:
@@ -31,7 +40,7 @@ def trajectory_log_likelihood(log_probs: ArrayLike, mask: ArrayLike) -> jax.Arra
     Args:
       log_probs: (T, ..., K), log-probability of each action; time first; floating point. What is masked may be
         anything, NaN included.
-      mask: (T, ..., K), bool or 0/1: whether the trajectory is alive at that step, its last step included.
+      mask: (T, ..., K), bool or 0/1: whether the trajectory has reached that step, its last step included.
 
     Returns:
       (..., K), summed in at least float32.
@@ -108,11 +117,12 @@ def resolve_temperature(
         scores = jax.lax.stop_gradient(scores)
         spread = -lowest(-scores, live) - lowest(scores, live)
         return jnp.maximum(spread / 2, 1)
-    return check.number("temperature", temperature, low=0, open_low=True, shape=groups)[..., None]
+    tau = check.number("temperature", temperature, low=0, open_low=True, shape=groups)
+    return jnp.expand_dims(tau, (*range(scores.ndim - 1 - tau.ndim), -1))
 
 
 def log_softmax(scores: jax.Array, live: jax.Array, tau: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Softmax of scores / tau over the live members of the last axis, and its logarithm; (..., K) each, both 0 where
+    """Softmax of scores / tau over the valid members of the last axis, and its logarithm; (..., K) each, both 0 where
     masked.
 
     The logarithm stays finite where the weight itself underflows, so entropies and divergences do too.
@@ -122,5 +132,51 @@ def log_softmax(scores: jax.Array, live: jax.Array, tau: jax.Array) -> tuple[jax
     scaled = select(live, jnp.where(live, scores, top) - top) / tau
     exponentials = select(live, jnp.exp(scaled))
     total = jnp.sum(exponentials, axis=-1, keepdims=True)
-    total = jnp.where(total == 0, 1, total)  # nothing is live
+    total = jnp.where(total == 0, 1, total)  # nothing is valid
     return exponentials / total, select(live, scaled - jnp.log(total))
+
+
+def weigh(
+    function: WeightFunction | None, scores: jax.Array, live: jax.Array, tau: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The weights of scores and their logarithms, (..., K) each: of ``function``, or of the softmax for ``None``."""
+    if function is None:
+        return log_softmax(scores, live, tau)
+    weights = select(live, function(scores, live, tau))
+    return weights, jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, weights, 1)), 0)
+
+
+def relative_entropy(weights: jax.Array, log_weights: jax.Array, live: jax.Array) -> jax.Array:
+    """Entropy of the weights as a fraction of log K, its largest value; (..., K) -> (...)."""
+    most = jnp.log(jnp.maximum(jnp.sum(live, axis=-1, dtype=weights.dtype), 1))
+    return divide(-jnp.sum(weights * log_weights, axis=-1), most)
+
+
+def divergence(reference_weights: jax.Array, log_reference: jax.Array, log_weights: jax.Array) -> jax.Array:
+    """KL(w_ref || w), (..., K) -> (...)."""
+    return jnp.sum(reference_weights * (log_reference - log_weights), axis=-1)
+
+
+def effective_fraction(weights: jax.Array, live: jax.Array) -> jax.Array:
+    """Effective sample size over K, (..., K) -> (...); the weights sum to 1."""
+    squares = jnp.sum(live, axis=-1, dtype=weights.dtype) * jnp.sum(weights**2, axis=-1)
+    return divide(jnp.ones_like(squares), squares)
+
+
+def alignment(scores: jax.Array, returns: jax.Array, live: jax.Array) -> jax.Array:
+    """Rank correlation of weight and return: taken of the scores, which keep the order of weights that underflow."""
+    return rank_correlation(jax.lax.stop_gradient(scores), returns, live)
+
+
+def total(
+    check: Checks,
+    terms: dict[str, jax.Array],
+    spread: dict[str, jax.Array],
+    entropy_coef: ArrayLike,
+    kl_coef: ArrayLike,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """-objective - entropy_coef * entropy + kl_coef * kl of ``terms``, and all metrics without gradient."""
+    bonus = check.number("entropy_coef", entropy_coef) * terms["entropy"]
+    penalty = check.number("kl_coef", kl_coef) * terms["kl"]
+    loss = penalty - terms["objective"] - bonus
+    return loss, jax.lax.stop_gradient({"loss": loss, **terms, **spread})

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haepo_jax.algorithms.base import EVALUATION_SEED, Algorithm, TrainState
-from haepo_jax.losses._numerics import rank_correlation
-from haepo_jax.rollout import Trajectory, collect_episodes, lane_keys
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.running import EVALUATION_SEED
+from haepo_jax.algorithms.state import TrainState
+from haepo_jax.losses.numerics import rank_correlation
+from haepo_jax.rollout import Trajectory, collect_episodes, environment_keys
 from haepo_jax.runner.loggers import TensorBoardLogger
 from haepo_jax.runner.observers import Observer, Row, RunInfo
 from haepo_jax.runner.run_dir import AppendedFile, RunDir, json_text
@@ -51,7 +53,9 @@ def fresh_alignment(
       episodes: K, side by side.
     """
     reset_key, step_key = jax.random.split(key)
-    return play_and_judge(algorithm, before, after, lane_keys(reset_key, episodes), lane_keys(step_key, episodes))[1]
+    return play_and_judge(
+        algorithm, before, after, environment_keys(reset_key, episodes), environment_keys(step_key, episodes)
+    )[1]
 
 
 def play_and_judge(
@@ -60,7 +64,7 @@ def play_and_judge(
     """The steps (T, K) of what `fresh_alignment` plays, too; keys (K,) as `collect_episodes` takes them.
 
     Forced steps (see `Trajectory.decisions`) do not count, as in the losses. Both policies decide step by step, each
-    with its own memory, so no step's log-probability has to be computed twice. What the environment spoils is not finite.
+    with its own carry, so no step's log-probability has to be computed twice. What the environment spoils is not finite.
     """
 
     def act(
@@ -114,7 +118,7 @@ class FreshLogger(Observer, abc.ABC):
             return
         # What no policy needs may be large: the optimiser's moments, experience that is kept.
         state = dataclasses.replace(state, opt_state=None, reference=None, extra=None)
-        # A copy, because the run goes on in these buffers.
+        # A copy, because the run continues in these buffers.
         state = jax.tree.map(lambda x: x[0] if len(row.update) > 1 else jnp.copy(x), state)
         if self._before is not None:
             lines = self.lines(row, jax.device_get(self._play(self._before, state)))

@@ -6,6 +6,8 @@
         manifest.json    size and SHA-256 of every other file
 
 Orbax loads truncated files and flipped bits as wrong numbers, so nothing is read before its manifest has been checked.
+Orbax's CheckpointManager is not used: it commits a step before a manifest could be added, so a kill in between would leave a
+complete step that has to be distrusted; and on a full disk its threads print tracebacks where one line is due.
 A checkpoint is written under another name, flushed to the disk, its manifest last, and then renamed: a process that is
 killed leaves a whole one or none. Reading one runs no code: arrays are put, by name, into a structure that the
 algorithm has made, and everything else is JSON.
@@ -35,7 +37,7 @@ from haepo_jax.runner.errors import CheckpointError
 Arrays = dict[str, npt.NDArray[Any]]
 
 ARRAYS, PROGRESS, MANIFEST = "arrays", "progress.json", "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 # --- A train state as named arrays ------------------------------------------------------------------------------------
@@ -54,8 +56,18 @@ def to_arrays(tree: Any) -> Arrays:
     return {name: np.array(x, copy=True) for name, x in host.items()}
 
 
-def from_arrays(arrays: Arrays, like: Any) -> Any:
+def prng_implementation(key: Any = None) -> str:
+    """The name of the generator behind typed keys (also `jax.ShapeDtypeStruct`); None: behind those that jax makes now."""
+    import jax
+
+    key = jax.eval_shape(lambda: jax.random.key(0)) if key is None else key
+    return str(_key_impl(key))
+
+
+def from_arrays(arrays: Arrays, like: Any, *, cast: bool = False) -> Any:
     """The pytree `like`, made of `jax.ShapeDtypeStruct`, with host arrays in place of its leaves (but typed PRNG keys).
+
+    With `cast` a number may have another precision than its leaf, as between runs with and without 64-bit types.
 
     Raises:
       CheckpointError: where an array is missing or has another shape or type.
@@ -66,6 +78,8 @@ def from_arrays(arrays: Arrays, like: Any) -> Any:
     for name, leaf in named.items():
         words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
         array: Any = np.zeros(words.shape, words.dtype) if 0 in words.shape else arrays.get(name)
+        if array is not None and cast and array.dtype.kind == np.dtype(words.dtype).kind:
+            array = array.astype(words.dtype)
         if array is None:
             raise CheckpointError(f"it has no array {name!r}: it was written by other settings or another version")
         if array.shape != words.shape or array.dtype != words.dtype:
@@ -137,13 +151,21 @@ class Checkpoint:
         progress = self._json(PROGRESS)
         if progress.get("format") != FORMAT:
             raise CheckpointError(
-                f"{self.path}: its format is {one_line(repr(progress.get('format')), 40)}, not {FORMAT}"
+                f"{self.path}: it was written by another version of haepo_jax (format "
+                f"{one_line(repr(progress.get('format')), 40)}, not {FORMAT}), which has to read it"
             )
         return progress
 
-    def restore(self, like: Any) -> Any:
+    def restore(self, like: Any, *, cast: bool = False) -> Any:
         """The arrays in the structure of `like`; see `from_arrays`. Call `verify` first. Raises CheckpointError."""
         from orbax.checkpoint import RestoreArgs
+
+        saved, now = self.progress().get("prng"), prng_implementation()
+        if isinstance(saved, str) and saved != now:
+            raise CheckpointError(
+                f"{self.path}: its random numbers are of the generator {one_line(saved, 40)}, and this process uses {now}: set "
+                f"JAX_DEFAULT_PRNG_IMPL={one_line(saved, 40)}"
+            )
 
         try:
             named = {name: leaf for name, leaf in _named_leaves(like).items() if 0 not in leaf.shape}
@@ -154,7 +176,7 @@ class Checkpoint:
         except Exception as error:  # orbax and tensorstore raise whatever the state of the files suggests to them
             raise CheckpointError(f"{self.path}: orbax cannot read its arrays: {one_line(str(error), 200)}") from None
         try:
-            return from_arrays(arrays, like)
+            return from_arrays(arrays, like, cast=cast)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {error}") from None
 
@@ -287,7 +309,7 @@ def _return(checkpoint: Checkpoint) -> float:
 def _reserve(file: Path, arrays: Arrays) -> None:
     """Raises OSError where the disk has no room for the arrays.
 
-    Orbax would notice, too, but its threads then go on to report to an event loop that it has closed, each with a
+    Orbax would notice, too, but its threads then try to report to an event loop that it has closed, each with a
     traceback. Compression makes up for the space that its own files take.
     """
     size = sum(array.nbytes + 1024 for array in arrays.values()) + 2**16
@@ -338,11 +360,11 @@ def _flush_one(path: Path) -> None:
         os.close(descriptor)
 
 
-# --- Saving while a run goes on ---------------------------------------------------------------------------------------
+# --- Saving during a run -----------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class Copy:
+class Snapshot:
     """A train state on the host, with what the host knew at that moment; `value` is its return, where it has one.
 
     No other moment of the run has the same `mark`.
@@ -358,12 +380,12 @@ class Saver:
     """Saves a run's checkpoints: copies on the caller's thread, writes on one of its own.
 
     The state with the best return is copied when its row is logged and written with the next checkpoint. A run that is
-    killed before then goes on from a checkpoint before that row, and meets it again.
+    killed before then resumes from a checkpoint before that row, and meets it again.
 
     Args:
       checkpoints: where they go.
       keep: how many of the last ones stay; the best by return stays beside them.
-      steps: live steps per seed from one to the next; None: not by steps.
+      steps: environment steps per seed from one to the next; None: not by steps.
       minutes: likewise.
       bad: checkpoints that are known not to be intact.
       flush_first: files that must be on the disk before a checkpoint that counts on them.
@@ -384,7 +406,7 @@ class Saver:
         self._about: dict[str, Any] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
-        self._best: Copy | None = None
+        self._best: Snapshot | None = None
         self._best_return = -np.inf
         self._last_steps, self._last_time = 0, time.perf_counter()
         self._saved: Any = None
@@ -401,7 +423,7 @@ class Saver:
         """Begins to count intervals at `steps`.
 
         Args:
-          steps: live steps per seed so far.
+          steps: environment steps per seed so far.
           best_return: of the rows so far.
           saved: the mark of what the newest checkpoint holds already, or None.
           about: what every checkpoint says of the run.
@@ -420,7 +442,7 @@ class Saver:
         if value > self._best_return:
             begin = time.perf_counter()
             self._best_return = value
-            self._best = Copy(to_arrays(state), position(), value, mark)
+            self._best = Snapshot(to_arrays(state), position(), value, mark)
             self.blocked_seconds += time.perf_counter() - begin
 
     def due(self, steps: int) -> bool:
@@ -436,7 +458,7 @@ class Saver:
 
         Args:
           state: of all seeds.
-          steps: live steps per seed, from which the next interval counts.
+          steps: environment steps per seed, from which the next interval counts.
           mark: of this moment; what has been saved already is not saved again.
           value: the return that belongs to exactly this state, if any.
           position: what else resuming needs.
@@ -445,14 +467,14 @@ class Saver:
         self.wait()
         copies = [] if self._best is None else [self._best]
         if mark != self._saved and not (copies and copies[0].mark == mark):
-            copies.append(Copy(to_arrays(state), position, value, mark))
+            copies.append(Snapshot(to_arrays(state), position, value, mark))
         if copies:
             self._writing = self._pool.submit(self._write, copies)
         self._best, self._saved = None, mark
         self._last_steps, self._last_time = steps, time.perf_counter()
         self.blocked_seconds += self._last_time - begin
 
-    def _write(self, copies: list[Copy]) -> None:
+    def _write(self, copies: list[Snapshot]) -> None:
         begin = time.perf_counter()
         for file in self._flush_first:
             _flush_one(file)

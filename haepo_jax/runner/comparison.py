@@ -1,30 +1,94 @@
-"""What a comparison of algorithms says once their runs have ended: a figure, a table and a JSON document."""
+"""A comparison of algorithms: training its runs in turn, and a table and a JSON document of their results."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 
-from haepo_jax.runner.config import ConfigError
-from haepo_jax.runner.plots import draw_curve, read_curve
+from haepo_jax.runner.config import ConfigError, RunConfig
+from haepo_jax.runner.config.arguments import command_of
+from haepo_jax.runner.config.values import value_text
+from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
+from haepo_jax.runner.plots import comparison_figure, write_figure
 from haepo_jax.runner.progress import duration, number
-from haepo_jax.runner.run_dir import RunDir
+from haepo_jax.runner.run_dir import RunDir, create_run_dir, json_text, write_atomically
+from haepo_jax.runner.session import train_and_report
 from haepo_jax.runner.statistics import describe_returns, probability_of_improvement
 
 Array = npt.NDArray[np.float64]
 
-PANEL_COLUMNS = 3
 KEPT = (
     "seeds", "final_return_greedy_per_seed", "final_eval_episodes", "env_steps_per_seed", "updates_per_seed", "diverged",
     "env_steps_per_second", "compile_seconds", "wall_seconds", "device", "versions", "hyperparameters",
 )  # fmt: skip
 """What a comparison takes over from the summary of each run."""
+
+
+def compare(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str]) -> None:
+    """Trains the runs one after another and writes what comes of them.
+
+    Args:
+      directory: of the comparison.
+      runs: the settings of each by the name of its directory, as `comparison_settings.places` gives them.
+      argv: the arguments of `haepo_jax.compare`.
+
+    Raises:
+      Interrupted: at a signal, with the command that resumes the comparison. Else as `train_and_report` does.
+    """
+    create_run_dir(dataclasses.replace(next(iter(runs.values())), run_dir=str(directory), resume="false"))
+    for place, config in enumerate(runs.values(), start=1):
+        print(f"[{place}/{len(runs)}] {config.algo.name} on {config.env}", flush=True)
+        try:
+            _train(config)
+        except Interrupted as interruption:
+            others = [argument for argument in argv if not argument.startswith(("run_dir=", "resume="))]
+            again = shlex.join(
+                ["python", "-m", "haepo_jax.compare", *others, f"run_dir={value_text(str(directory))}", "resume=true"]
+            )
+            text = f"the comparison was interrupted in run {place} of {len(runs)}; to resume: {again}"
+            raise Interrupted(interruption.signum, text) from None
+        print(flush=True)
+    _report(directory, runs, argv)
+
+
+def _train(config: RunConfig) -> None:
+    """One run, as `python -m haepo_jax.train` trains or resumes it."""
+    assert config.run_dir is not None
+    try:
+        train_and_report(config, command_of(config))
+    except RunError as error:
+        # A run in which every seed diverged has ended, and is a result.
+        if not RunDir(Path(config.run_dir)).summary.exists():
+            raise
+        print(f"note: {error}", file=sys.stderr)
+
+
+def _report(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str]) -> None:
+    results = [read_result(c.algo.name, c.env, RunDir(directory / name)) for name, c in runs.items()]
+    improvement = improvements(results)
+    document = {
+        "command": shlex.join(["python", "-m", "haepo_jax.compare", *argv]),
+        "machine": machine(),
+        "results": results,
+        "probability_of_improvement": improvement,
+    }
+    text = table(results, improvement)
+    figure = comparison_figure([(c.algo.name, c.env, RunDir(directory / name)) for name, c in runs.items()])
+    with disk_errors(directory, "comparison"):
+        write_atomically(directory / "comparison.json", json_text(document, indent=2) + "\n")
+        write_atomically(directory / "comparison.md", f"`{document['command']}`\n\n{text}")
+        write_figure(figure, directory / "comparison.png")
+    print(text)
+    print(f"comparison.json, comparison.md and comparison.png in {directory}")
 
 
 def read_result(algo: str, env: str, directory: RunDir) -> dict[str, Any]:
@@ -153,29 +217,3 @@ def _aligned(rows: list[list[str]]) -> str:
     lines = [[row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
-
-
-def comparison_figure(runs: Sequence[tuple[str, str, RunDir]]) -> Figure:
-    """Learning curves of runs (algo, env, directory), one panel per environment and one colour per algorithm."""
-    envs = list(dict.fromkeys(env for _, env, _ in runs))
-    colours = {algo: f"C{index % 10}" for index, algo in enumerate(dict.fromkeys(algo for algo, _, _ in runs))}
-    columns = min(PANEL_COLUMNS, len(envs))
-    rows = -(-len(envs) // columns)
-    figure = Figure(figsize=(1.4 + 5.2 * columns, 0.8 + 3.6 * rows), layout="constrained")
-    seeds = 1
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, env in zip(panels, envs, strict=False):
-        for algo, curve in ((algo, read_curve(run, label=algo)) for algo, name, run in runs if name == env):
-            draw_curve(axes, curve, colours[algo])
-            seeds = max(seeds, curve.returns.shape[1])
-        axes.set_title(env, fontsize=11)
-        axes.set_xlabel("environment steps per seed" if seeds > 1 else "environment steps")
-        axes.set_ylabel("return")
-        axes.grid(alpha=0.3)
-        axes.set_xlim(left=0)
-    for axes in panels:
-        axes.set_visible(False)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle(f"interquartile mean and 95% interval over {seeds} seeds" if seeds > 1 else "one seed", fontsize=11)
-    return figure

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haepo_jax.algorithms.base import EVALUATION_SEED, Algorithm, TrainState
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.running import EVALUATION_SEED
+from haepo_jax.algorithms.state import TrainState
 from haepo_jax.losses import plackett_luce_weights
-from haepo_jax.rollout import lane_keys
+from haepo_jax.rollout import environment_keys
 from haepo_jax.runner.alignment import FreshLogger, play_and_judge
 from haepo_jax.runner.observers import Row, RunInfo
 
@@ -20,7 +22,7 @@ class CompletionLogger(FreshLogger):
 
     The completions of the row before are judged: since then training has changed their log-likelihoods from
     `log_likelihood` to `log_likelihood_after`, and `weight` is the Plackett-Luce weight of that change within the group of
-    one prompt, above 1/K where a completion was made likelier than its rivals. A task without tokens has none.
+    one prompt, above 1/K where a completion was made likelier than the others. A task without tokens has none.
     """
 
     file_name = "completions.jsonl"
@@ -37,8 +39,8 @@ class CompletionLogger(FreshLogger):
         members = getattr(algorithm, "group_size", 1)
         members = members if members > 1 else 8
         reset_key, step_key = jax.random.split(jax.random.fold_in(jax.random.key(EVALUATION_SEED), before.update))
-        reset_keys = jnp.repeat(lane_keys(reset_key, self.episodes), members)
-        steps, fresh = play_and_judge(algorithm, before, after, reset_keys, lane_keys(step_key, len(reset_keys)))
+        reset_keys = jnp.repeat(environment_keys(reset_key, self.episodes), members)
+        steps, fresh = play_and_judge(algorithm, before, after, reset_keys, environment_keys(step_key, len(reset_keys)))
         weights = plackett_luce_weights(fresh.scores.reshape(-1, members)).reshape(-1)
         return steps.observation[0], steps.action, steps.mask, steps.decisions, weights, fresh
 

@@ -10,7 +10,6 @@ from importlib import metadata, util
 
 import jax
 
-import haepo_jax
 from haepo_jax.messages import one_line
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.errors import DeviceError
@@ -42,8 +41,11 @@ def describe_device(*, local: bool = False) -> tuple[str, str | None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             devices = jax.local_devices() if local else jax.devices()
-    except RuntimeError as error:
-        raise ConfigError(f"jax finds no device to run on: {one_line(str(error), 200)}") from None
+    except (RuntimeError, AssertionError) as error:  # the latter where JAX_PLATFORMS names what jax has no plugin for
+        asked = os.environ.get("JAX_PLATFORMS")
+        wish = f"JAX_PLATFORMS={one_line(asked, 40)}: " if asked else ""
+        reason = one_line(str(error), 200) or "this platform is missing here, or jax is installed without its plugin"
+        raise ConfigError(f"{wish}jax finds no device to run on: {reason}") from None
     platform, kind = devices[0].platform, devices[0].device_kind
     text = platform if kind == platform else f"{platform} ({kind})"
     text = f"{len(devices)} x {text}" if len(devices) > 1 else text
@@ -79,4 +81,4 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return haepo_jax.__version__ if package == "haepo_jax" else None
+        return "source" if package == "haepo_jax" else None

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from haepo_jax.runner.cache import keep_compiled
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.errors import FAILED, Elsewhere, Interrupted, RunError, outcome
+from haepo_jax.version import __version__
 
 
 def entry_point(
     help_text: Callable[[list[str]], str],
 ) -> Callable[[Callable[[list[str]], int]], Callable[[Sequence[str] | None], int]]:
-    """Makes `main(argv) -> exit status` of a command; `argv` is `sys.argv[1:]` where it is None. With `--help` among them,
-    the arguments' help text is printed instead."""
+    """Makes `main(argv) -> exit status` of a command; `argv` is `sys.argv[1:]` where it is None. With `--help` or
+    `--version` among them, the help text or the version is printed instead."""
 
     def decorate(command: Callable[[list[str]], int]) -> Callable[[Sequence[str] | None], int]:
         @functools.wraps(command)
@@ -27,6 +28,8 @@ def entry_point(
                 status = 0
                 if "--help" in arguments or "-h" in arguments:
                     print(help_text(arguments), end="")
+                elif "--version" in arguments:
+                    print(f"haepo_jax {__version__}")
                 else:
                     status = command(arguments)
                 sys.stdout.flush()

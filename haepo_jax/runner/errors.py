@@ -16,7 +16,7 @@ INTERRUPTED = 130
 
 
 class RunError(RuntimeError):
-    """A run that could not go on for a reason outside the program, such as a full disk; the message is one line."""
+    """A run that could not continue for a reason outside the program, such as a full disk; the message is one line."""
 
 
 class DeviceError(RunError):
@@ -28,7 +28,7 @@ class CheckpointError(RunError):
 
 
 class Elsewhere(RuntimeError):
-    """Another process of the job could not go on; the message is empty where that process has told the user why."""
+    """Another process of the job could not continue; the message is empty where that process has told the user why."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ class Elsewhere(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """A run that a signal asked to end, and that has ended in good order; the message says how to go on."""
+    """A run that a signal asked to end, and that has ended in good order; the message says how to resume it."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -63,7 +63,7 @@ def disk_errors(directory: Path, what: str = "run", after: Callable[[], str] = s
         raise
     except (OSError, CheckpointError) as error:
         if not directory.is_dir():
-            raise RunError(f"run_dir={short(str(directory))} has vanished while the {what} was going on") from None
+            raise RunError(f"run_dir={short(str(directory))} was removed during the {what}") from None
         text = str(error)
         if isinstance(error, OSError):
             place = error.filename if isinstance(error.filename, str) else str(directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.algorithms.base import Algorithm, Start, TrainState
-from haepo_jax.messages import short
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import Start, TrainState
+from haepo_jax.messages import one_line, short
 from haepo_jax.rollout import to_env_action
 from haepo_jax.runner.checkpoints import Checkpoint, CheckpointError, Checkpoints
-from haepo_jax.runner.config import ConfigError, RunConfig
+from haepo_jax.runner.config import ConfigError, OwnConfig, RunConfig
+from haepo_jax.runner.describe import check_trained_by
+from haepo_jax.runner.devices import describe_device
 from haepo_jax.runner.program import build
 from haepo_jax.runner.resume import check_written_with
 from haepo_jax.runner.run_dir import RunDir
@@ -24,15 +28,16 @@ CHECKPOINTS = ("last", "best")
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainedPolicy:
-    """One trained policy as a pure function of one observation, its observation normaliser included.
+    """A trained policy as a pure function of one observation, observation normalization included.
 
-    It is a pytree, so it may be passed into `jax.jit` and `jax.vmap`; `jax.jit(jax.vmap(policy))(observations, keys)`
-    acts in many environments at once.
+    Calls are compiled: the first one takes seconds, later ones well under a millisecond. `jax.jit(policy)` and
+    `jax.jit(jax.vmap(policy))(observations, keys)` work, and since it is a pytree it may also be an argument of a jitted
+    function.
 
     Attributes:
-      algorithm: what it was trained by, on the environment it was trained in.
+      algorithm: the algorithm that trained it, on its environment.
       state: the train state of its seed; `algorithm.evaluate(state)` plays episodes, `algorithm.train_step(state)`
         trains on.
     """
@@ -46,17 +51,14 @@ class TrainedPolicy:
         """An action in the environment's own units, as `env.step` takes it.
 
         Args:
-          observation: of one environment, as `env.reset` and `env.step` return it.
+          observation: of one environment, as `env.reset` and `env.step` return it; NumPy arrays will do.
           key: a typed PRNG key to sample with; None: the greedy action, the mode of the distribution.
-          action_mask: the valid actions (n,) bool, where the environment has such a notion.
+          action_mask: the valid actions (n,) bool, for environments that have action masks.
 
         Raises:
-          TypeError: for a policy that remembers; `act` takes and returns its carry.
+          TypeError: the policy is recurrent; `act` takes and returns its carry.
         """
-        carry = self.initial_carry()
-        if jax.tree.leaves(carry):
-            raise TypeError("this policy has a memory: call policy.act(carry, observation, is_first, key)")
-        return self.act(carry, observation, jnp.bool_(True), key, action_mask)[1]
+        return _act_at_once(self._acting(), observation, key, action_mask)
 
     @property
     def start(self) -> Start:
@@ -64,8 +66,8 @@ class TrainedPolicy:
         return Start(self.algorithm.policy_params(self.state.params), self.state.normalizer)
 
     def initial_carry(self) -> Any:
-        """The memory before the first step of an episode; an empty tuple for a feed-forward policy."""
-        return self.algorithm.initial_carry()
+        """The recurrent state before the first step of an episode; an empty tuple for a feed-forward policy."""
+        return _initial_carry(self.algorithm)
 
     def act(
         self,
@@ -75,14 +77,42 @@ class TrainedPolicy:
         key: jax.Array | None = None,
         action_mask: jax.Array | None = None,
     ) -> tuple[Any, jax.Array]:
-        """As a call, for any policy: takes its memory and whether this is the episode's first step () bool, and returns
-        the memory for the next step with the action."""
-        carry, distribution = self.algorithm.act_distribution(self.state, carry, observation, is_first, action_mask)
-        action = distribution.mode() if key is None else distribution.sample(key)
-        return carry, to_env_action(self.algorithm.env, action)
+        """Like a call, for any policy: takes the carry and whether this is the episode's first step () bool, and returns
+        the next carry with the action."""
+        return _act(self._acting(), carry, observation, is_first, key, action_mask)
+
+    def _acting(self) -> TrainedPolicy:
+        """Without what acting does not need: an argument of a compiled call is looked at leaf by leaf."""
+        state = dataclasses.replace(self.state, opt_state=None, reference=None, extra=None)
+        return TrainedPolicy(self.algorithm, state)
 
 
-def load(run_dir: str | Path, *, seed: int | None = None, checkpoint: str = "last") -> tuple[Algorithm, TrainedPolicy]:
+@jax.jit
+def _initial_carry(algorithm: Algorithm) -> Any:
+    return algorithm.initial_carry()
+
+
+@jax.jit
+def _act(
+    policy: TrainedPolicy, carry: Any, observation: Any, is_first: jax.Array, key: jax.Array | None, action_mask: Any
+) -> tuple[Any, jax.Array]:
+    algorithm = policy.algorithm
+    carry, distribution = algorithm.act_distribution(policy.state, carry, observation, is_first, action_mask)
+    action = distribution.mode() if key is None else distribution.sample(key)
+    return carry, to_env_action(algorithm.env, action)
+
+
+@jax.jit
+def _act_at_once(policy: TrainedPolicy, observation: Any, key: jax.Array | None, action_mask: Any) -> jax.Array:
+    carry = policy.algorithm.initial_carry()
+    if jax.tree.leaves(carry):
+        raise TypeError("this policy is recurrent: call policy.act(carry, observation, is_first, key)")
+    return _act(policy, carry, observation, jnp.bool_(True), key, action_mask)[1]
+
+
+def load(
+    run_dir: str | Path, *, seed: int | None = None, checkpoint: str = "last", algorithm: Algorithm | None = None
+) -> tuple[Algorithm, TrainedPolicy]:
     """The algorithm of a run and the policy of one of its seeds.
 
     Examples:
@@ -97,13 +127,16 @@ def load(run_dir: str | Path, *, seed: int | None = None, checkpoint: str = "las
       run_dir: the directory of the run, finished or not.
       seed: which of the run's seeds, by its own number; None: the first.
       checkpoint: `last`, or `best` by return.
+      algorithm: the algorithm that the run trained, for a run of custom objects (an environment, network or algorithm
+        class of your own), which cannot be built from the directory alone.
 
     Raises:
-      ConfigError (a ValueError): for a directory without a run or a checkpoint, and for a seed that the run has not.
-      CheckpointError (a RuntimeError): where no checkpoint is intact. A warning names a newest one that is not.
+      ConfigError (a ValueError): for a directory without a run or a checkpoint, a seed that the run does not have, and
+        an `algorithm` that is not the run's.
+      CheckpointError (a RuntimeError): no checkpoint is intact. If only the newest is damaged, a warning says so.
     """
     algorithm, config, states = load_run(
-        RunDir(Path(run_dir)), checkpoint, lambda text: warnings.warn(text, stacklevel=3)
+        RunDir(Path(run_dir)), checkpoint, lambda text: warnings.warn(text, stacklevel=3), algorithm
     )
     return algorithm, policy_of(algorithm, config, states, seed)
 
@@ -115,20 +148,25 @@ def policy_of(algorithm: Algorithm, config: RunConfig, states: TrainState, seed:
 
 
 def start_of(config: RunConfig, algorithm: Algorithm) -> Start | None:
-    """What a run starts from where it has `init_from`, on the host; raises ConfigError where that does not fit."""
+    """What a run with `init_from` starts from, on the host; raises ConfigError where that does not fit."""
     if config.init_from is None:
         return None
     try:
-        start = load(config.init_from)[1].start
-        jax.eval_shape(algorithm.init, jax.random.key(0), start)
+        custom = isinstance(RunDir(Path(config.init_from)).read_config(own=True), OwnConfig)
+        return checked_start(load(config.init_from, algorithm=algorithm if custom else None)[1].start, algorithm)
     except (CheckpointError, ValueError) as error:  # a ConfigError of the other run among them
         raise ConfigError(f"init_from={short(config.init_from)}: {error}") from None
+
+
+def checked_start(start: Start, algorithm: Algorithm) -> Start:
+    """A start on the host; raises ValueError where the algorithm cannot begin from it."""
+    jax.eval_shape(algorithm.init, jax.random.key(0), start)
     host: Start = jax.device_get(start)
     return host
 
 
 def load_run(
-    directory: RunDir, checkpoint: str, warn: Callable[[str], None]
+    directory: RunDir, checkpoint: str, warn: Callable[[str], None], algorithm: Algorithm | None = None
 ) -> tuple[Algorithm, RunConfig, TrainState]:
     """The algorithm, the settings and the train states of a run's seeds, which are every leaf's first axis.
 
@@ -136,17 +174,25 @@ def load_run(
     """
     if checkpoint not in CHECKPOINTS:
         raise ConfigError(f"checkpoint={checkpoint!r} must be one of {', '.join(CHECKPOINTS)}")
-    config = directory.read_config()
+    describe_device()  # raises where there is none
+    config = directory.read_config(own=algorithm is not None)
+    if algorithm is not None:
+        check_trained_by(algorithm, config, str(directory.path))
     while True:
         found = _find(directory, checkpoint, warn)
         try:
             check_written_with(found, config)
-            algorithm = build(config)
+            algorithm = build(config) if algorithm is None else algorithm
             return algorithm, config, _restored(found, algorithm, config.num_seeds)
         except CheckpointError:
-            # A run that is going on takes its older checkpoints away; there is a newer one then.
+            # A run that is still training removes its older checkpoints; there is a newer one then.
             if found.path.exists():
                 raise
+
+
+def warn_of_checkpoint(text: str) -> None:
+    """The `warn` of `load_run` for a command line."""
+    print(f"warning: {one_line(text)}; taking the one before", file=sys.stderr)
 
 
 def last_states(directory: RunDir, algorithm: Algorithm, num_seeds: int, warn: Callable[[str], None]) -> TrainState:
@@ -169,7 +215,7 @@ def _restored(checkpoint: Checkpoint, algorithm: Algorithm, num_seeds: int) -> T
     if num_seeds > 1:
         key, init = jax.random.split(key, num_seeds), jax.vmap(init)
     like = jax.eval_shape(init, key)
-    states = jax.tree.map(jnp.asarray, checkpoint.restore(like))
+    states = jax.tree.map(jnp.asarray, checkpoint.restore(like, cast=True))
     return states if num_seeds > 1 else jax.tree.map(lambda x: x[None], states)
 
 
@@ -177,8 +223,10 @@ def seed_lane(config: RunConfig, seed: int | None) -> int:
     """Where a seed of a run stands on the leading axis; raises ConfigError."""
     if seed is None:
         return 0
-    if not 0 <= seed - config.seed < config.num_seeds:
-        last = config.seed + config.num_seeds - 1
-        known = f"seed {config.seed}" if config.num_seeds == 1 else f"seeds {config.seed} to {last}"
-        raise ConfigError(f"seed={seed} is not in this run, which has {known}")
-    return seed - config.seed
+    numbers = config.seed_numbers
+    if seed not in numbers:
+        consecutive = numbers == list(range(numbers[0], numbers[-1] + 1))
+        known = f"{numbers[0]} to {numbers[-1]}" if consecutive else ", ".join(map(str, numbers))
+        has = f"seed {numbers[0]}" if len(numbers) == 1 else f"seeds {known}"
+        raise ConfigError(f"seed={seed} is not in this run, which has {has}")
+    return numbers.index(seed)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import os
 import socket
-import struct
 import time
+import uuid
 from importlib import util
 from typing import Any
 
@@ -73,68 +73,69 @@ class FileLogger(Observer):
 
 
 class TensorBoardLogger(Observer):
-    """Writes every metric's mean as TensorBoard events in the run's directory, over live steps.
+    """Writes every metric's mean as TensorBoard events in the run's directory, over environment steps.
 
-    A resumed run writes a file of its own, which tells TensorBoard to forget the rows that are logged again. Records
-    are framed and written here: tensorboardX writes in a thread, where a full disk is a traceback and then a hang.
+    Tags are grouped: `train/`, `eval/` and `time/`. A resumed run writes a file of its own, which tells TensorBoard to
+    forget the rows that are logged again. The file is written by tensorboardX's `RecordWriter` and not by its
+    `SummaryWriter`, whose thread dies on a full disk, with a traceback, and leaves whoever waits for it waiting.
     """
 
     def __init__(self, directory: RunDir) -> None:
         self._directory = directory
         self._info: RunInfo | None = None
-        self._file: AppendedFile | None = None
+        self._records: Any = None
 
     def on_start(self, info: RunInfo) -> None:
         self._info = info
 
     def on_compiled(self, seconds: float) -> None:
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.record_writer import RecordWriter
 
         assert self._info is not None
         # TensorBoard reads the files of a directory in the order of their names.
-        stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
-        names = (f"{stem}.{count}" for count in range(os.getpid(), 2**31))
-        self._file = AppendedFile(next(path for name in names if not (path := self._directory.path / name).exists()))
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{time.time_ns()}"
+        self._records = RecordWriter(str(self._directory.path / name))
+        self._write(file_version="brain.Event:2")
         if self._info.resumed_from is not None:
-            start = SessionLog(status=SessionLog.START)
-            self._write(Event(wall_time=time.time(), step=self._info.logged_steps + 1, session_log=start))
+            self._write(step=self._info.logged_steps + 1, session_log=SessionLog(status=SessionLog.START))
 
     def on_row(self, row: Row) -> None:
-        from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in _scalars(row).items()]
-        self._write(Event(wall_time=time.time(), step=row.mean_steps, summary=Summary(value=values)))
+        values = [Summary.Value(tag=tag(name), simple_value=value) for name, value in _scalars(row).items()]
+        self._write(step=row.mean_steps, summary=Summary(value=values))
 
     def text(self, tag: str, markdown: str, step: int) -> None:
-        """Text for TensorBoard's own page of texts."""
-        from tensorboardX.proto.event_pb2 import Event
+        """Text for TensorBoard's text page."""
         from tensorboardX.summary import text
 
-        self._write(Event(wall_time=time.time(), step=step, summary=text(tag, markdown)))
+        self._write(step=step, summary=text(tag, markdown))
 
     def image(self, tag: str, png: bytes, step: int) -> None:
-        """A picture for TensorBoard's own page of images."""
-        from tensorboardX.proto.event_pb2 import Event
+        """A picture for TensorBoard's image page."""
         from tensorboardX.proto.summary_pb2 import Summary
 
-        picture = Summary.Image(encoded_image_string=png)
-        value = Summary.Value(tag=tag, image=picture)
-        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=[value])))
+        value = Summary.Value(tag=tag, image=Summary.Image(encoded_image_string=png))
+        self._write(step=step, summary=Summary(value=[value]))
 
-    def _write(self, event: Any) -> None:
-        from tensorboardX.record_writer import masked_crc32c
+    def _write(self, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
 
-        assert self._file is not None
-        data = event.SerializeToString()
-        length = struct.pack("<Q", len(data))
-        checks = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
-        self._file.append(length + next(checks) + data + next(checks))
+        self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
+        self._records.flush()
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._records is not None:
+            with contextlib.suppress(OSError):  # a full disk has been reported when the row was written
+                self._records.close()
+
+
+def tag(name: str) -> str:
+    """A metric's name under its group in TensorBoard."""
+    if name in ("wall_seconds", "env_steps_per_second"):
+        return f"time/{name}"
+    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 
 
 class WandbLogger(Observer):
@@ -150,7 +151,12 @@ class WandbLogger(Observer):
         import wandb
 
         path = self._directory.path
-        self._run = wandb.init(dir=str(path), config=info.config.to_dict(), name=path.name)
+        # A resumed run is the same run there, too.
+        file = path / "wandb_id"
+        if not file.exists():
+            write_atomically(file, uuid.uuid4().hex[:12])
+        name = file.read_text().strip()
+        self._run = wandb.init(dir=str(path), config=info.config.to_dict(), name=path.name, id=name, resume="allow")
 
     def on_row(self, row: Row) -> None:
         self._run.log(_scalars(row), step=row.mean_steps)

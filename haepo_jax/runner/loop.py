@@ -8,38 +8,46 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from haepo_jax import sharding
-from haepo_jax.algorithms.base import CAUSES, TrainState
+from haepo_jax.algorithms.state import CAUSES, EPISODE_MEANS, TrainState
 from haepo_jax.runner.checkpoints import Saver
 from haepo_jax.runner.errors import Interrupted
+from haepo_jax.runner.evaluation import KINDS
 from haepo_jax.runner.observers import Counters, Observer, Row, divergence_text, not_finite
 from haepo_jax.runner.processes import Processes
 from haepo_jax.runner.program import Program
+from haepo_jax.runner.signals import interruptibly
 from haepo_jax.runner.statistics import interquartile_mean
+
+T = TypeVar("T")
+
+TELL_AFTER_SECONDS = 3.0
+"""An evaluation that takes longer is announced."""
 
 SLICE_SECONDS = 1.0
 """How long one compiled call may be expected to take: between two calls progress is shown and Ctrl-C is heard."""
 
 
 @dataclasses.dataclass
-class Position:
+class LoopState:
     """Where the loop stands between two compiled calls, beside the train state; a checkpoint holds it as JSON.
 
     Attributes:
       rows: logged so far.
-      until: live steps at which the row under way ends, or None between two rows.
-      steps: live steps of all seeds together.
+      until: environment steps at which the row under way ends, or None between two rows.
+      steps: environment steps of all seeds together.
       logged_steps: the same, when the last row was logged.
       metrics: of each seed's last update.
       best_return: of the rows so far.
+      eval_steps: steps of all seeds together that evaluations at rows have played, about.
       run_seconds: from the first update to here, in all processes, without what a process did after its last
         checkpoint; likewise train_seconds, eval_seconds and checkpoint_seconds, which are parts of it.
       compile_seconds: in all processes.
-      resumed_from: live steps per seed at which the run was resumed.
+      resumed_from: environment steps per seed at which the run was resumed.
       ended: the total_steps of the run that an observer has ended here; None where none has.
     """
 
@@ -49,6 +57,7 @@ class Position:
     logged_steps: int = 0
     metrics: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     best_return: float | None = None
+    eval_steps: int = 0
     run_seconds: float = 0.0
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
@@ -71,7 +80,7 @@ class Training:
         saver: Saver | None,
         stop: Callable[[], int | None],
         processes: Processes,
-        position: Position,
+        position: LoopState,
         state: TrainState,
         env: str,
     ) -> None:
@@ -120,7 +129,8 @@ class Training:
         self._processes.meet()
 
         final_begin = time.perf_counter()
-        final = {name: value.astype(np.float64) for name, value in program.final_evaluation(self._state).items()}
+        played = self._listening(lambda: program.final_evaluation(self._state), final=True)
+        final = {name: value.astype(np.float64) for name, value in played.items()}
         final_seconds = time.perf_counter() - final_begin
         if self._saver is not None:
             self._saver.wait()
@@ -130,11 +140,12 @@ class Training:
     def _advance(self, until: int) -> None:
         """One compiled call, and a checkpoint where one is due."""
         begin = time.perf_counter()
-        self._state, latest = self._program.advance(self._state, until)
+        self._state, latest = interruptibly(lambda: self._program.advance(self._state, until))
         before, self._at = self._at, Counters.read(self._state)
         advanced = np.array(self._at.update) > np.array(before.update)
+        # A seed's metrics before its first update are 0 on the device, and not known.
         self._metrics = {
-            name: np.where(advanced, value, self._metrics.get(name, value)) for name, value in latest.items()
+            name: np.where(advanced, value, self._metrics.get(name, np.nan)) for name, value in latest.items()
         }
         position = self._position
         position.steps, self._value = sum(self._at.env_steps), None
@@ -149,10 +160,14 @@ class Training:
     def _log(self, row_begin: float, row_steps: int) -> None:
         """A row: an evaluation, and what the last update of each seed said. An observer may end the run with it."""
         begin = time.perf_counter()
-        evaluation = self._program.evaluate(self._state)
+        evaluation = self._evaluate()
         now, at, position = time.perf_counter(), self._at, self._position
         position.eval_seconds += now - begin
         metrics = self._metrics | evaluation
+        if "episodes" in metrics:
+            # A compiled function gives no NaN for the mean of no episodes, so as not to stop `jax_debug_nans`.
+            for name in {*EPISODE_MEANS} & {*metrics}:
+                metrics[name] = np.where(metrics["episodes"] == 0, np.nan, metrics[name])
         if getattr(self._program.algorithm, "on_nan", "stop") == "skip":
             metrics["skipped_updates"] = np.array(at.skipped)
         row = Row(
@@ -176,19 +191,46 @@ class Training:
         if self._processes.meet(int(position.ended == total))[0]:
             position.ended = total
 
+    def _evaluate(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The evaluation at a row. One that would make evaluation longer than the training, counted in environment steps,
+        is left out, except at the end of the run."""
+        program, position = self._program, self._position
+        if position.eval_steps > position.steps and self._at.before(program.algorithm.total_steps):
+            return program.not_evaluated()
+        values = self._listening(lambda: program.evaluate(self._state), final=False)
+        if "eval_length" in values:
+            position.eval_steps += int(values["eval_length"].sum()) * program.row_size.episodes * KINDS
+        return values
+
+    def _listening(self, function: Callable[[], T], *, final: bool) -> T:
+        """An evaluation, which may take long: a signal ends it at once, after a checkpoint."""
+        if not self._processes.alone:  # the others would wait for their part of it
+            return interruptibly(function)
+        begin, told = time.perf_counter(), False
+
+        def poll() -> None:
+            nonlocal told
+            if not told and time.perf_counter() - begin > TELL_AFTER_SECONDS:
+                told = True
+                for observer in self._observers:
+                    observer.on_evaluation(final)
+            self._leave_if_asked()
+
+        return interruptibly(function, poll)
+
     def _results(
         self, final: dict[str, np.ndarray[Any, Any]], run_seconds: float, final_seconds: float
     ) -> dict[str, Any]:
         """The loop's part of the summary, from the final evaluation (see `Program.final_evaluation`) and the clocks."""
         at, position = self._at, self._position
-        returns, greedy = final["return"].mean(axis=1), final["return_greedy"].mean(axis=1)
+        returns, greedy, lengths = (_means(final[name]) for name in ("return", "return_greedy", "length"))
         return {
             "env_steps": sum(at.env_steps) // len(at.env_steps),
             "env_steps_per_seed": at.env_steps,
             "updates": max(at.update),
             "updates_per_seed": at.update,
             "ended_early": position.ended == self._program.algorithm.total_steps,
-            "diverged": at.divergences(self._program.first_seed),
+            "diverged": at.divergences(self._program.seeds),
             "skipped_updates_per_seed": at.skipped,
             "invalid_episodes_per_seed": at.invalid_episodes,
             "final_return_mean": float(returns.mean()),
@@ -196,8 +238,10 @@ class Training:
             "final_return_per_seed": returns.tolist(),
             "final_return_greedy_mean": float(greedy.mean()),
             "final_return_greedy_per_seed": greedy.tolist(),
-            "final_length_mean": float(final["length"].mean()),
+            "final_length_mean": float(lengths.mean()),
             "final_eval_episodes": final["return"].shape[1],
+            "final_eval_max_steps": self._program.final_size.max_steps,
+            "eval_episodes": self._program.row_size.episodes,
             "run_seconds": run_seconds,
             "train_seconds": position.train_seconds,
             "eval_seconds": position.eval_seconds,
@@ -242,12 +286,10 @@ class Training:
         """Tells of what went wrong since `before`: each frozen seed, and the first update and episode left out."""
         at, texts = self._at, []
         new = [
-            seed
-            for seed in at.divergences(self._program.first_seed)
-            if seed not in before.divergences(self._program.first_seed)
+            seed for seed in at.divergences(self._program.seeds) if seed not in before.divergences(self._program.seeds)
         ]
         if at.behind is not None:
-            texts += [f"{divergence_text(seed)}; it stays as it was before, the others go on" for seed in new]
+            texts += [f"{divergence_text(seed)}; it stays as it was before, the others continue" for seed in new]
         if sum(at.skipped) and not sum(before.skipped):
             what = sorted({name for cause in at.cause for name in not_finite(cause)}, key=CAUSES.index)
             texts.append(
@@ -260,6 +302,11 @@ class Training:
         for observer in self._observers:
             for text in texts:
                 observer.on_warning(text)
+
+
+def _means(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Of each seed (seeds, episodes); NaN where there are no episodes."""
+    return values.mean(axis=1) if values.size else np.full(len(values), np.nan)
 
 
 def _slice_end(done: int, gained: int, seconds: float) -> int:

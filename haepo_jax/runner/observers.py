@@ -1,14 +1,16 @@
-"""What a run tells of itself while it goes on, and the protocol of those who watch it."""
+"""What a run reports while it trains, and the protocol of those who watch it."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from haepo_jax.algorithms.base import CAUSES, Algorithm, TrainState
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import CAUSES, TrainState
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.statistics import mean_of_known
 
@@ -20,7 +22,7 @@ class Row:
     Attributes:
       index: of the row, counted from 0.
       update: updates done by each seed.
-      env_steps: live steps done by each seed.
+      env_steps: environment steps done by each seed.
       wall_seconds: since training began, compilation left out.
       env_steps_per_second: of all seeds together since the row before, evaluation included.
       metrics: each metric's value per seed; NaN where there is none, such as a return before an episode has ended.
@@ -49,9 +51,9 @@ class Counters:
 
     Attributes:
       update: updates done.
-      env_steps: live steps done, exact.
+      env_steps: environment steps done, exact.
       diverged_at: the update that was not finite and at which the seed was frozen, or -1.
-      cause: what was not finite in it, as bits; see `haepo_jax.algorithms.base.CAUSES`.
+      cause: what was not finite in it, as bits; see `haepo_jax.algorithms.state.CAUSES`.
       skipped: updates dropped because they were not finite.
       invalid_episodes: episodes left out because the environment gave an observation or reward that was not finite.
     """
@@ -86,11 +88,11 @@ class Counters:
         """Whether a seed that still runs has fewer than `until` steps."""
         return self.behind is not None and self.behind < until
 
-    def divergences(self, first_seed: int) -> list[dict[str, Any]]:
+    def divergences(self, seeds: Sequence[int]) -> list[dict[str, Any]]:
         """Each frozen seed, the update that was not finite and what in it."""
         return [
-            {"seed": first_seed + lane, "update": at, "not_finite": not_finite(cause)}
-            for lane, (at, cause) in enumerate(zip(self.diverged_at, self.cause, strict=True))
+            {"seed": seed, "update": at, "not_finite": not_finite(cause)}
+            for seed, at, cause in zip(seeds, self.diverged_at, self.cause, strict=True)
             if at >= 0
         ]
 
@@ -110,9 +112,9 @@ class RunInfo:
     """What is known of a run before it starts.
 
     Attributes:
-      rows: logged by the part of the run that it goes on with; 0 for a new run.
-      logged_steps: live steps per seed of the last of those.
-      resumed_from: live steps per seed done by that part; None where the run is new, 0 where it had no checkpoint yet.
+      rows: logged by the part of the run that it resumes; 0 for a new run.
+      logged_steps: environment steps per seed of the last of those.
+      resumed_from: environment steps per seed done by that part; None where the run is new, 0 where it had no checkpoint yet.
     """
 
     config: RunConfig
@@ -147,6 +149,9 @@ class Observer:
     def on_state(self, row: Row, state: TrainState) -> bool | None:
         """After `on_row`: the state behind the row; copy what must stay. True ends the run here, in good order."""
         return None
+
+    def on_evaluation(self, final: bool) -> None:
+        """While an evaluation is under way that takes longer than a few seconds; `final`: that of the trained policy."""
 
     def on_warning(self, text: str) -> None:
         """Something that the user should know of, and that does not end the run; one line."""

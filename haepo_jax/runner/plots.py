@@ -1,10 +1,13 @@
-"""Learning curves. Figures are objects of their own: no pyplot, no display, no global state."""
+"""Figures of returns: learning curves, comparisons, histograms. Objects of their own: no pyplot, backend or display.
+
+The figures of a sweep are in `sweeps.figures`; pictures of episodes and the page of many runs are in `rendering`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,67 +16,181 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from haepo_jax.runner.config import ConfigError
+from haepo_jax.runner.progress import number
 from haepo_jax.runner.run_dir import RunDir, write_atomically
-from haepo_jax.runner.statistics import bootstrap_interval, interquartile_mean
+from haepo_jax.runner.statistics import bootstrap_interval, interquartile_mean_of_known
+
+Array = npt.NDArray[np.float64]
+
+FEW_POINTS = 25
+"""Up to so many points of a curve are marked: a line through few of them hides where they are, through one it is none."""
+LEGEND_INSIDE = 6
+"""A legend of more curves than this stands below the axes, where it covers none of them."""
+PANEL_COLUMNS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Returns against live steps.
+    """Returns against environment steps.
 
     Attributes:
       label: for the legend.
-      steps: (rows,) live steps per seed.
+      steps: (rows,) environment steps per seed.
       returns: (rows, seeds), NaN where there is none.
+      quantity: what the returns are of, for the axis.
     """
 
     label: str
-    steps: npt.NDArray[np.float64]
-    returns: npt.NDArray[np.float64]
+    steps: Array
+    returns: Array
+    quantity: str = "return"
 
 
 def read_curve(directory: RunDir, label: str | None = None) -> Curve:
-    """The curve of a run, finished or not: evaluation returns, or where it has no evaluation those of training."""
+    """The curve of a run, finished or not: evaluation returns, or without evaluations those of training.
+
+    Raises:
+      ConfigError: the run has no metrics yet, or none that can be drawn.
+    """
     rows = directory.read_metrics()
     if not rows:
         raise ConfigError(f"run_dir={str(directory.path)!r} has no rows in its metrics yet")
     if label is None:
         config = directory.read_config(own=True)
         label = f"{config.algo.name} on {config.env} ({directory.path.name})"
+    evaluated = "eval_return" in rows[0]
     try:
-        name = "eval_return" if "eval_return" in rows[0] else "episode_return"
+        name = "eval_return" if evaluated else "episode_return"
         returns = np.array([row["seeds"][name] for row in rows], np.float64)
         steps = np.array([row["env_steps"] for row in rows], np.float64)
     except (KeyError, TypeError, ValueError):
         raise ConfigError(f"{str(directory.metrics)!r} holds no returns that can be drawn") from None
-    return Curve(label, steps, returns)
+    return Curve(label, steps, returns, f"return in {'evaluation' if evaluated else 'training'}")
+
+
+def over_seeds(counts: Iterable[int]) -> str:
+    """What a curve and its band are, given the number of seeds of each run: for titles."""
+    low, high = min(counts := list(counts)), max(counts)
+    if high == 1:
+        return "one seed"
+    # With fewer than four values there are no outer quarters to leave out.
+    mean = "mean" if high < 4 else "interquartile mean"
+    return f"{mean} and 95% interval over {high if low == high else f'{low} to {high}'} seeds"
 
 
 def draw_curve(axes: Axes, curve: Curve, colour: str | None = None) -> None:
-    """Draws the interquartile mean over seeds, with its 95% bootstrap interval where there are at least two."""
-    middle = np.array(
-        [interquartile_mean(known) if len(known := row[~np.isnan(row)]) else np.nan for row in curve.returns]
+    """Draws the interquartile mean over seeds, with its 95% bootstrap interval where there are at least two.
+
+    Rows without any return, such as updates in which no episode ended, are left out: the line goes through them.
+    """
+    returns = np.where(np.isfinite(curve.returns), curve.returns, np.nan)
+    known = ~np.isnan(returns).all(axis=1)
+    steps, returns = curve.steps[known], returns[known]
+    middle = interquartile_mean_of_known(returns)
+    few = len(steps) <= FEW_POINTS
+    (line,) = axes.plot(
+        steps, middle, label=curve.label, color=colour, linewidth=1.8, marker="o" if few else None, markersize=4
     )
-    # A line through a single point cannot be seen.
-    marker = "o" if np.isfinite(middle).sum() < 2 else None
-    (line,) = axes.plot(curve.steps, middle, label=curve.label, color=colour, marker=marker, linewidth=1.8)
-    if curve.returns.shape[1] > 1:
-        low, high = bootstrap_interval(curve.returns)
-        axes.fill_between(curve.steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    if returns.shape[1] > 1 and len(steps):
+        low, high = bootstrap_interval(returns)
+        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        # A band is an area: none through one row, nor beside rows of which a single seed is known.
+        if few:
+            axes.vlines(steps, low, high, color=line.get_color(), alpha=0.4, linewidth=1.5)
+
+
+def finish_axes(axes: Axes) -> None:
+    """Starts the steps at zero, and says so where no curve has a point."""
+    axes.set_xlim(left=0)
+    if not any(len(np.asarray(line.get_xdata())) for line in axes.lines):
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", color="gray")
 
 
 def curves_figure(curves: Sequence[Curve], title: str = "") -> Figure:
     """One figure with every curve; a single curve's label is its title where none is given."""
     title = title or (curves[0].label if len(curves) == 1 else "")
-    several = max(curve.returns.shape[1] for curve in curves) > 1
-    band = "interquartile mean and 95% interval over seeds" if several else "one seed"
-    xlabel = "environment steps per seed" if several else "environment steps"
-    figure, axes = panel(xlabel, "return", f"{title}\n({band})" if title else band)
-    for curve in curves:
-        draw_curve(axes, curve)
-    axes.set_xlim(left=0)
-    if len(curves) > 1:
+    counts = [curve.returns.shape[1] for curve in curves]
+    quantity = " or ".join(dict.fromkeys(curve.quantity for curve in curves))
+    outside = len(curves) > LEGEND_INSIDE
+    figure, axes = panel(
+        _steps_label(counts),
+        quantity,
+        f"{title}\n({over_seeds(counts)})" if title else over_seeds(counts),
+        (7, 4.2 + 0.1 * len(curves) * outside),
+    )
+    for index, curve in enumerate(curves):
+        draw_curve(axes, curve, None if len(curves) <= 10 else _shade(index / (len(curves) - 1)))
+    finish_axes(axes)
+    if outside:
+        figure.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+    elif len(curves) > 1:
         axes.legend()
+    return figure
+
+
+def _steps_label(seeds: Iterable[int]) -> str:
+    return "environment steps per seed" if max(seeds) > 1 else "environment steps"
+
+
+def _shade(share: float) -> str:
+    """A colour between dark violet and yellow; ten named ones would begin again."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return to_hex(colormaps["viridis"](0.95 * share))
+
+
+def comparison_figure(runs: Sequence[tuple[str, str, RunDir]]) -> Figure:
+    """Learning curves of runs (algo, env, directory), one panel per environment and one colour per algorithm."""
+    envs = list(dict.fromkeys(env for _, env, _ in runs))
+    colours = {algo: f"C{index % 10}" for index, algo in enumerate(dict.fromkeys(algo for algo, _, _ in runs))}
+    columns = min(PANEL_COLUMNS, len(envs))
+    rows = -(-len(envs) // columns)
+    figure = Figure(figsize=(1.4 + 5.2 * columns, 0.8 + 3.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    curves = [(algo, env, read_curve(run, label=algo)) for algo, env, run in runs]
+    counts = [curve.returns.shape[1] for _, _, curve in curves]
+    for axes, env in zip(panels, envs, strict=False):
+        shown = [(algo, curve) for algo, name, curve in curves if name == env]
+        for algo, curve in shown:
+            draw_curve(axes, curve, colours[algo])
+        axes.set_title(env, fontsize=11)
+        axes.set_xlabel(_steps_label(counts))
+        axes.set_ylabel(" or ".join(dict.fromkeys(curve.quantity for _, curve in shown)))
+        axes.grid(alpha=0.3)
+        finish_axes(axes)
+    for axes in panels:
+        axes.set_visible(False)
+    legend = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        list(legend.values()), list(legend), loc="outside lower center", ncols=min(6, len(legend)), frameon=False
+    )
+    figure.suptitle(over_seeds(counts), fontsize=11)
+    return figure
+
+
+def histogram_figure(returns: Mapping[str, npt.ArrayLike], title: str) -> Figure:
+    """How the returns of episodes, of any shape, are spread: for each kind of action an axes, all on one scale."""
+    known = {kind: array[np.isfinite(array)] for kind, values in returns.items() for array in [np.asarray(values)]}
+    figure = Figure(figsize=(7, 0.8 + 2 * len(known)), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    every = np.concatenate(list(known.values())).astype(np.float64)
+    low, high = (float(every.min()), float(every.max())) if len(every) else (0.0, 0.0)
+    # Returns that are equal but for rounding stand as one bar, on an axis as wide as they are large.
+    margin = max(1.0, 0.1 * abs(high)) if high - low <= 1e-6 * max(abs(low), abs(high)) else 0.0
+    edges = np.linspace(low - margin, high + margin, 16 if margin else 41)
+    rows = figure.subplots(len(known), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, (kind, values) in zip(rows, known.items(), strict=True):
+        mean = f", mean {number(float(values.mean()))}" if len(values) else ": no finite return"
+        axes.set_title(f"{kind} actions{mean}", fontsize=10)
+        axes.hist(values, edges.tolist(), weights=np.full(len(values), 1 / max(1, len(values))))
+        axes.set_ylabel("share of episodes")
+        axes.set_axisbelow(True)
+        axes.grid(alpha=0.3)
+    rows[-1].set_xlabel("return of an episode")
     return figure
 
 
@@ -81,7 +198,7 @@ def panel(xlabel: str, ylabel: str, title: str, size: tuple[float, float] = (7, 
     """A figure of a size in inches and its only axes."""
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
-    axes.set_title(title, fontsize=11)
+    axes.set_title(title, fontsize=11, wrap=True)
     axes.grid(alpha=0.3)
     return figure, axes
 

@@ -1,7 +1,7 @@
 """The processes of one job, on one machine or many: they run the same compiled programs in lockstep.
 
 The first process alone reads, writes, prints, and decides whatever depends on a clock. The others are told, so that all
-of them come to the same compiled call; and where one of them cannot go on, all end with its exit status.
+of them come to the same compiled call; and where one of them cannot continue, all end with its exit status.
 
 What they tell each other is pickled, since all of them run one program; nothing that comes from a file ever is.
 """
@@ -23,6 +23,7 @@ import numpy as np
 from haepo_jax.messages import one_line
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.errors import DeviceError, Elsewhere, RunError, outcome
+from haepo_jax.runner.signals import interruptibly
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ class Processes:
     """This process alone: whatever it says is agreed. `Job` is one of several."""
 
     index = 0
+    alone = True
 
     @property
     def first(self) -> bool:
@@ -42,7 +44,7 @@ class Processes:
         """Between two compiled calls: `stop` is the greatest of all processes, `seconds` the first one's.
 
         Raises:
-          Elsewhere: where another process cannot go on.
+          Elsewhere: where another process cannot continue.
         """
         return stop, seconds
 
@@ -65,6 +67,8 @@ class Job(Processes):
     Notes between them are a collective of the devices, as their programs are.
     """
 
+    alone = False
+
     def __init__(self) -> None:
         import jax
 
@@ -81,7 +85,7 @@ class Job(Processes):
         size = self._exchange(len(content))[0]
         # As bytes, which a sum with zeros leaves as they are: a float may be -0.0.
         buffer = np.frombuffer(content, np.uint8) if self.first else np.zeros(size, np.uint8)
-        value: T = pickle.loads(np.asarray(broadcast_one_to_all(buffer)).tobytes())
+        value: T = pickle.loads(interruptibly(lambda: np.asarray(broadcast_one_to_all(buffer))).tobytes())
         return value
 
     @contextlib.contextmanager
@@ -131,7 +135,7 @@ class Job(Processes):
         note = np.zeros(NOTE_BYTES, np.uint8)
         content = pickle.dumps((failure, value))
         note[: len(content)] = np.frombuffer(content, np.uint8)
-        return [pickle.loads(row.tobytes()) for row in np.asarray(process_allgather(note))]
+        return [pickle.loads(row.tobytes()) for row in interruptibly(lambda: np.asarray(process_allgather(note)))]
 
 
 def join() -> Processes:
@@ -179,7 +183,7 @@ def join() -> Processes:
 
 
 def part() -> None:
-    """Lets the processes that `join` has brought together go on without each other, each on its own devices.
+    """Lets the processes that `join` has brought together continue without each other, each on its own devices.
 
     From here on it is no matter to one if another is killed.
     """

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-import haepo_jax
-from haepo_jax import sharding
-from haepo_jax.algorithms import hyperparameters
-from haepo_jax.algorithms.base import Algorithm, Start, TrainState
+from haepo_jax import envs, sharding
+from haepo_jax.algorithms import declared, fields
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import Start, TrainState
 from haepo_jax.counting import StepCount
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.checkpoints import Checkpoint, from_arrays, to_arrays
 from haepo_jax.runner.config import ConfigError, RunConfig
+from haepo_jax.runner.evaluation import EvaluationSize, row_size
 from haepo_jax.runner.processes import Processes
 
 
@@ -26,66 +28,76 @@ class Program:
     """An algorithm over the seeds of one run, compiled ahead of time so that compilation is timed apart.
 
     With several seeds every function is vmapped over them. Whatever it returns, on the host every array has seeds as
-    its first axis, one seed included.
+    its first axis, one seed included. Under `jax_disable_jit` nothing is compiled.
 
-    With a mesh the environments are shared out over its devices within a compiled call. Between two of them every
-    device holds the whole train state, environments in mid-episode included, so that one process can write it down.
+    With a mesh the environments are sharded over its devices within a compiled call. Between two of them every device
+    holds the whole train state, environments in mid-episode included, so that one process can write it down.
     """
 
     def __init__(
         self,
         algorithm: Algorithm,
         *,
-        seed: int,
-        num_seeds: int,
-        final_eval_episodes: int,
+        seeds: Sequence[int],
+        final: EvaluationSize,
         mesh: Mesh | None = None,
         start: Start | None = None,
     ) -> None:
         begin = time.perf_counter()
         self.algorithm = algorithm
-        self.first_seed = seed
-        self.num_seeds = num_seeds
-        # Seed s is the same run alone and as a lane of many, so each lane's key is made from its own number.
-        self._keys = jax.random.key(seed)
-        if num_seeds > 1:
-            self._keys = jax.vmap(jax.random.key)(np.arange(seed, seed + num_seeds, dtype=np.uint32))
+        self.seeds = list(seeds)
+        self.num_seeds = len(self.seeds)
+        self.row_size, self.final_size = row_size(algorithm), final
+        # A seed is the same run alone and among many, so its key is made from its own number.
+        self._keys = jax.random.key(self.seeds[0])
+        if self.num_seeds > 1:
+            self._keys = jax.vmap(jax.random.key)(np.array(self.seeds, np.uint32))
+        evaluated = algorithm
+        if self.row_size.episodes != algorithm.eval_episodes:
+            evaluated = algorithm.replace(eval_episodes=self.row_size.episodes)
+
+        def evaluation(state: TrainState) -> dict[str, Any]:
+            row = evaluated.progress(state, max_steps=self.row_size.max_steps)
+            return {name: value for name, value in row.items() if name.startswith("eval_")}
 
         def final_evaluation(state: TrainState) -> dict[str, Any]:
-            sampled = algorithm.evaluate(state, episodes=final_eval_episodes)
-            greedy = algorithm.evaluate(state, episodes=final_eval_episodes, greedy=True)
+            size: dict[str, Any] = {"episodes": final.episodes, "max_steps": final.max_steps}
+            sampled, greedy = (algorithm.evaluate(state, **size, greedy=greedy) for greedy in (False, True))
             return {"return": sampled["return"], "length": sampled["length"], "return_greedy": greedy["return"]}
 
-        over_seeds = self._over_seeds
         placed: dict[str, Any] = {}
         if mesh is not None:
             placed = dict.fromkeys(("in_shardings", "out_shardings"), sharding.whole(mesh))
         pool = ThreadPoolExecutor(3)
+
+        def compiled(function: Any, axes: Any, *arguments: Any, **keywords: Any) -> tuple[Any, Future[Any]]:
+            """The shapes of what a function over all seeds returns, and the function compiled for these arguments."""
+            function = jax.vmap(function, in_axes=axes) if self.num_seeds > 1 else function
+            if getattr(jax.config, "jax_disable_jit", False):
+                as_it_is: Future[Any] = Future()
+                as_it_is.set_result(function)
+                return jax.eval_shape(function, *arguments), as_it_is
+            lowered = jax.jit(function, **placed, **keywords).lower(*arguments)
+            return lowered.out_info, pool.submit(lowered.compile)
+
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             self._init_from = (self._keys,) if start is None else (self._keys, start)
-            axes = (0,) if start is None else (0, None)
-            # XLA lets go of Python's lock while it compiles, so one function is traced while others are compiled.
-            init = jax.jit(over_seeds(algorithm.init, axes), **placed).lower(*self._init_from)
-            compiling = {"init": pool.submit(init.compile)}
-            state, count = init.out_info, jax.eval_shape(lambda: StepCount.of(0))
-            advance = jax.jit(over_seeds(algorithm.advance, (0, None)), donate_argnums=0, **placed).lower(state, count)
-            _check_metrics(algorithm, advance.out_info[1], num_seeds)
-            compiling["advance"] = pool.submit(advance.compile)
-            if algorithm.eval_episodes:
-                progress = jax.jit(over_seeds(algorithm.progress, 0), **placed).lower(state)
-                compiling["progress"] = pool.submit(progress.compile)
-            final = jax.jit(over_seeds(final_evaluation, 0), **placed).lower(state)
+            # XLA releases the GIL while it compiles, so one function is traced while others are compiled.
+            self._state, init = compiled(algorithm.init, (0,) if start is None else (0, None), *self._init_from)
+            count = jax.eval_shape(lambda: StepCount.of(0))
+            shapes, advance = compiled(algorithm.advance, (0, None), self._state, count, donate_argnums=0)
+            _check_metrics(algorithm, shapes[1], self.num_seeds)
+            self._evaluation_names, evaluate = (), None
+            if self.row_size.episodes:
+                names, evaluate = compiled(evaluation, 0, self._state)
+                self._evaluation_names = tuple(names)
+            # What is needed only at the end is compiled during the training.
+            self._final = compiled(final_evaluation, 0, self._state)[1] if final.episodes else None
             self._place = jax.jit(lambda state: state, **placed)
-        self._state = state
-        compiled = {name: program.result() for name, program in compiling.items()}
-        self._init, self._advance, self._progress = compiled["init"], compiled["advance"], compiled.get("progress")
-        # What is needed at the end only is compiled while the training goes on.
-        self._final_evaluation = pool.submit(final.compile)
+        self._init, self._advance = init.result(), advance.result()
+        self._evaluation = None if evaluate is None else evaluate.result()
         pool.shutdown(wait=False)
         self.compile_seconds = time.perf_counter() - begin
-
-    def _over_seeds(self, function: Any, in_axes: Any) -> Any:
-        return jax.vmap(function, in_axes=in_axes) if self.num_seeds > 1 else function
 
     def _per_seed(self, values: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         host = jax.device_get(values)
@@ -108,27 +120,30 @@ class Program:
         return state
 
     def advance(self, state: TrainState, until: int) -> tuple[TrainState, dict[str, np.ndarray[Any, Any]]]:
-        """Trains every seed up to `until` live steps; uses up `state`. Waits, so that it can be timed."""
+        """Trains every seed up to `until` steps; uses up `state`. Waits, so that it can be timed."""
         state, metrics = self._advance(state, StepCount.of(until))
         return state, self._per_seed(metrics)
 
     def evaluate(self, state: TrainState) -> dict[str, np.ndarray[Any, Any]]:
         """The evaluation that belongs to a row, per seed; empty where `eval_episodes` is 0."""
-        if self._progress is None:
-            return {}
-        row = self._progress(state)
-        return self._per_seed({name: value for name, value in row.items() if name.startswith("eval_")})
+        return {} if self._evaluation is None else self._per_seed(self._evaluation(state))
+
+    def not_evaluated(self) -> dict[str, np.ndarray[Any, Any]]:
+        """What a row has in place of an evaluation that is left out."""
+        return dict.fromkeys(self._evaluation_names, np.full(self.num_seeds, np.nan))
 
     def final_evaluation(self, state: TrainState) -> dict[str, np.ndarray[Any, Any]]:
         """`return`, `length` (sampled actions) and `return_greedy` of the final policy: (seeds, episodes) each."""
-        return self._per_seed(self._final_evaluation.result()(state))
+        if self._final is None:
+            return dict.fromkeys(("return", "length", "return_greedy"), np.zeros((self.num_seeds, 0)))
+        return self._per_seed(self._final.result()(state))
 
 
 def build(config: RunConfig, env: Any = None) -> Algorithm:
     """The algorithm of a run on its environment, or on one that is at hand; raises ConfigError where they do not fit."""
     try:
-        env = haepo_jax.make_env(config.env, **config.env_kwargs) if env is None else env
-        algorithm: Algorithm = getattr(haepo_jax, config.algo.class_name)(
+        env = envs.make_env(config.env, **config.env_kwargs) if env is None else env
+        algorithm: Algorithm = declared.load(config.algo.name)(
             env, total_steps=config.total_steps, **config.algo.hyperparameters
         )
     except Exception as error:  # an environment answers a setting that it cannot use with whatever it likes
@@ -139,12 +154,12 @@ def build(config: RunConfig, env: Any = None) -> Algorithm:
 
 
 def mesh_of(config: RunConfig, algorithm: Algorithm) -> Mesh | None:
-    """The devices over which a run shares out its environments, if it does; raises ConfigError where it cannot."""
+    """The devices over which a run shards its environments, if it does; raises ConfigError where it cannot."""
     if config.shard == "none":
         return None
     try:
-        hyperparameters.check_divides("algo.num_envs", algorithm.num_envs, "the number of devices", jax.device_count())
-    except hyperparameters.HyperparameterError as error:
+        fields.check_divides("algo.num_envs", algorithm.num_envs, "the number of devices", jax.device_count())
+    except fields.HyperparameterError as error:
         raise ConfigError(f"shard=environments: {error}") from None
     with sharding.over_environments() as mesh:
         return mesh

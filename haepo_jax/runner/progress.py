@@ -9,27 +9,11 @@ from importlib import util
 from pathlib import Path
 from typing import Any, TextIO
 
-from haepo_jax.algorithms.base import TrainState
+from haepo_jax.algorithms.state import TrainState
+from haepo_jax.messages import duration, number
 from haepo_jax.runner.observers import Observer, Row, RunInfo, divergence_text
 
 PLAIN_LINES = 20
-
-
-def number(value: float) -> str:
-    """Four significant digits at most; a dash where there is no value."""
-    if not math.isfinite(value):
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Such as `45s`, `3m20s` or `2h05m`."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
 def live_line(stream: TextIO) -> Any:
@@ -52,6 +36,7 @@ class Progress(Observer):
         self._live: Any = None
         self._task: Any = None
         self._row: Row | None = None
+        self._return = math.nan
         self._total = 0
         self._begin = 0.0
         self._begin_steps = 0
@@ -102,10 +87,13 @@ class Progress(Observer):
     def on_slice(self, state: TrainState, env_steps: list[int]) -> None:
         if self._live is not None:
             done = min(self._total, sum(env_steps) // len(env_steps))
-            self._live.update(self._task, completed=done, status=self._status(env_steps))
+            self._live.update(self._task, description="training", completed=done, status=self._status(env_steps))
 
     def on_row(self, row: Row) -> None:
         self._row = row
+        value = row.mean("eval_return" if "eval_return" in row.metrics else "episode_return")
+        if math.isfinite(value) or "eval_return" not in row.metrics:  # not every row is evaluated
+            self._return = value
         if self._live is not None:
             self.on_slice(None, row.env_steps)  # type: ignore[arg-type]
         elif row.mean_steps * PLAIN_LINES // self._total > self._printed:
@@ -115,16 +103,25 @@ class Progress(Observer):
     def _status(self, env_steps: list[int]) -> str:
         elapsed = time.perf_counter() - self._begin
         steps = sum(env_steps) // len(env_steps)
-        parts = [f"{steps:,}/{self._total:,} steps", f"{(sum(env_steps) - self._begin_steps) / elapsed:,.0f} steps/s"]
+        # The share done is of one seed, the speed of all of them.
+        each, of_all = (" per seed", f" over {len(env_steps)} seeds") if len(env_steps) > 1 else ("", "")
+        speed = (sum(env_steps) - self._begin_steps) / elapsed
+        parts = [f"{steps:,}/{self._total:,} steps{each}", f"{speed:,.0f} steps/s{of_all}"]
         if self._row is not None:
-            name = "eval_return" if "eval_return" in self._row.metrics else "episode_return"
-            parts.append(f"return {number(self._row.mean(name))}")
+            parts.append(f"return {number(self._return)}")
             if "ess" in self._row.metrics:
                 parts.append(f"ESS {self._row.mean('ess'):.2f}")
         done = min(env_steps) - self._begin_steps // len(env_steps)
         left = max(0, self._total - min(env_steps)) * elapsed / max(1, done)
         parts.append(f"{duration(left)} left")
         return "  ".join(parts)
+
+    def on_evaluation(self, final: bool) -> None:
+        text = "evaluating the final policy" if final else "evaluating"
+        if self._live is None:
+            self._print(f"{text} ...")
+        else:
+            self._live.update(self._task, description=text)
 
     def on_warning(self, text: str) -> None:
         if self._live is None:
@@ -136,10 +133,15 @@ class Progress(Observer):
         self.close()
         per_seed = summary["final_return_per_seed"]
         several = len(per_seed) > 1
-        spread = f" (seeds {number(min(per_seed))} to {number(max(per_seed))})" if several else ""
-        greedy = number(summary["final_return_greedy_mean"])
-        episodes = f"{summary['final_eval_episodes']} episodes{' a seed' if several else ''}"
-        self._print(f"final return {number(summary['final_return_mean'])}{spread}, greedy {greedy}, over {episodes}")
+        if summary["final_eval_episodes"]:
+            spread = f" (seeds {number(min(per_seed))} to {number(max(per_seed))})" if several else ""
+            greedy = number(summary["final_return_greedy_mean"])
+            episodes = f"{summary['final_eval_episodes']} episodes{' per seed' if several else ''}"
+            if limit := summary["final_eval_max_steps"]:
+                episodes += f" of at most {limit:,} steps"
+            self._print(
+                f"final return {number(summary['final_return_mean'])}{spread}, greedy {greedy}, over {episodes}"
+            )
         if summary["ended_early"]:
             self._print(f"a callback ended the run at {summary['env_steps']:,} of {self._total:,} steps")
         for seed in summary["diverged"]:

@@ -1,4 +1,4 @@
-"""Going on with a run: its settings, and the checkpoint to go on from. Nothing here imports jax."""
+"""Resuming a run: its settings, and the checkpoint to resume from. Nothing here imports jax."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FREE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How to go on with a run.
+    """How to resume a run.
 
     Attributes:
       config: its settings.
@@ -68,7 +68,7 @@ def compose_run(arguments: Arguments) -> RunConfig:
 
 
 def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
-    """The run to go on with; None where `resume` is "auto" and there is none. Raises ConfigError."""
+    """The run to resume; None where `resume` is "auto" and there is none. Raises ConfigError."""
     if run_dir is None:
         raise ConfigError(f"resume={resume} needs run_dir=<the directory of the run>")
     directory = RunDir(Path(run_dir))
@@ -87,7 +87,7 @@ def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
 
 
 def resume_command(directory: RunDir, *, distributed: bool = False, module: str = "haepo_jax.train") -> str:
-    """The command line that goes on with a run, quoted for the shell and for Hydra's grammar."""
+    """The command line that resumes a run, quoted for the shell and for Hydra's grammar."""
     several = ["distributed=true"] if distributed else []
     return shlex.join(["python", "-m", module, f"run_dir={value_text(str(directory.path))}", "resume=true", *several])
 
@@ -103,7 +103,7 @@ def allowed(
 
     Args:
       before: the settings of the run, by the keys of the command line (see `flat`).
-      after: those to go on with.
+      after: those to resume with.
       directory: of the run.
       free: those that may change.
       grows: the one that may grow.
@@ -153,10 +153,10 @@ def check_written_with(checkpoint: Checkpoint, config: RunConfig) -> None:
 
 
 def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None]) -> Plan:
-    """How to go on with the run in a directory, whose lock the caller holds.
+    """How to resume the run in a directory, whose lock the caller holds.
 
     Args:
-      config: the settings to go on with.
+      config: the settings to resume with.
       directory: of the run.
       warn: is told, in one line each, which checkpoints are not intact.
 

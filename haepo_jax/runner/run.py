@@ -8,12 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from haepo_jax.algorithms.base import Algorithm, TrainState
-from haepo_jax.runner.checkpoints import Checkpoint, CheckpointError, Saver
+import jax.numpy as jnp
+
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import Start, TrainState
+from haepo_jax.runner.checkpoints import Checkpoint, CheckpointError, Saver, prng_implementation
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.devices import describe_device, device_errors, versions
+from haepo_jax.runner.evaluation import final_size
 from haepo_jax.runner.loading import start_of
-from haepo_jax.runner.loop import Position, Training
+from haepo_jax.runner.loop import LoopState, Training
 from haepo_jax.runner.observers import Observer, RunInfo
 from haepo_jax.runner.processes import ALONE, Processes
 from haepo_jax.runner.program import Program, build, mesh_of
@@ -32,6 +36,7 @@ def run(
     begin: Callable[[], None] = lambda: None,
     stop: Callable[[], int | None] = lambda: None,
     processes: Processes = ALONE,
+    start: Start | None = None,
 ) -> tuple[dict[str, Any], TrainState]:
     """Trains as configured; what is written is up to the observers and the saver.
 
@@ -41,11 +46,12 @@ def run(
       observers: see `Observer`.
       algorithm: that the settings describe; None: is built from them.
       saver: writes checkpoints; None: there are none.
-      resumed: whether this goes on with a run.
-      checkpoint: to go on from, verified; None: from the beginning.
+      resumed: whether this resumes a run.
+      checkpoint: to resume from, verified; None: from the beginning.
       begin: called when there is something to save from here on.
       stop: asked after every compiled call for the number of a signal that wants the run to end.
       processes: that have a share in the run; saver and checkpoint are the first one's.
+      start: a policy to start from; None: the one that `config.init_from` names, if any.
 
     Returns:
       The summary, and the final train state; of several seeds with a leading axis.
@@ -56,7 +62,7 @@ def run(
       Interrupted: where `stop` gave a signal, after a last checkpoint.
       OSError: where an observer cannot write.
     """
-    start = time.perf_counter()
+    begun = time.perf_counter()
     with contextlib.ExitStack() as stack:
         for observer in observers:
             stack.callback(observer.close)
@@ -69,9 +75,12 @@ def run(
             "settings": settings_that_matter(config),
             "versions": versions(),
             "device": device,
+            "prng": prng_implementation(),
         }
         earlier, position = processes.of_first(lambda: _read_position(checkpoint))
-        start_from = processes.of_first(lambda: start_of(config, algorithm) if checkpoint is None else None)
+        start_from = processes.of_first(
+            lambda: None if checkpoint is not None else start or start_of(config, algorithm)
+        )
         seeds = config.num_seeds
         info = RunInfo(
             config,
@@ -85,21 +94,23 @@ def run(
         )
         for observer in observers:
             observer.on_start(info)
-        if earlier is not None and any(earlier.get(key) != about[key] for key in ("versions", "device")):
-            text = (
-                "the run so far was made on another device or by other versions: it does not go on bit for bit as there"
-            )
+
+        def warn(text: str) -> None:
             for observer in observers:
                 observer.on_warning(text)
+
+        if earlier is not None and any(earlier.get(key) != about[key] for key in ("versions", "device")):
+            warn("the run so far was made on another device or by other versions: it will not continue bit for bit")
+        if earlier is not None and (text := _extended(earlier, position, config, algorithm)):
+            warn(text)
         if saver is not None:
             saver.prepare()
         processes.meet()
         with device_errors("take fewer seeds or environments"):
             program = Program(
                 algorithm,
-                seed=config.seed,
-                num_seeds=config.num_seeds,
-                final_eval_episodes=config.final_eval_episodes,
+                seeds=config.seed_numbers,
+                final=final_size(config.final_eval_episodes, algorithm),
                 mesh=mesh,
                 start=start_from,
             )
@@ -120,9 +131,9 @@ def run(
         summary = {
             "env": config.env,
             "algo": config.algo.name,
-            "seeds": list(range(config.seed, config.seed + config.num_seeds)),
+            "seeds": config.seed_numbers,
             **results,
-            "wall_seconds": wall_before + time.perf_counter() - start,
+            "wall_seconds": wall_before + time.perf_counter() - begun,
             "compile_seconds": position.compile_seconds,
             "resumed_from": position.resumed_from,
             "device": device,
@@ -135,12 +146,29 @@ def run(
     return summary, state
 
 
-def _read_position(checkpoint: Checkpoint | None) -> tuple[dict[str, Any] | None, Position]:
+def _read_position(checkpoint: Checkpoint | None) -> tuple[dict[str, Any] | None, LoopState]:
     """What a checkpoint says of the run up to it, and where that run stood."""
     if checkpoint is None:
-        return None, Position()
+        return None, LoopState()
     progress = checkpoint.progress()
     try:
-        return progress, Position(**progress["position"])
+        return progress, LoopState(**progress["position"])
     except (KeyError, TypeError):
         raise CheckpointError(f"{checkpoint.path}: it was written by another version") from None
+
+
+def _extended(earlier: dict[str, Any], position: LoopState, config: RunConfig, algorithm: Algorithm) -> str | None:
+    """What to say where a larger total_steps takes a schedule back; None where it takes none back."""
+    before = earlier.get("settings", {}).get("total_steps", config.total_steps)
+    if before == config.total_steps:
+        return None
+    done = position.steps / config.num_seeds
+    rates = [
+        float(algorithm.scheduled(jnp.float32(min(1.0, done / t))).learning_rate) for t in (before, config.total_steps)
+    ]
+    if rates[0] == rates[1]:
+        return None
+    return (
+        f"total_steps grows from {before:,} to {config.total_steps:,}, and schedules follow the share of total_steps that "
+        f"is done: the learning rate goes from {rates[0]:.3g} back to {rates[1]:.3g}"
+    )

@@ -61,7 +61,7 @@ class RunDir:
         return any(file.exists() for file in (self.config, self.metrics, self.summary))
 
     def read_config(self, *, own: bool = False) -> RunConfig:
-        """The settings of the run; raises ConfigError, also for those of a user's own objects unless they are welcome:
+        """The settings of the run; raises ConfigError, also for those of custom objects, unless `own`:
         nothing can be built from them."""
         values = self.read_settings()
         if "objects" not in values:
@@ -69,8 +69,8 @@ class RunDir:
         if own:
             return own_from_dict(values)
         raise ConfigError(
-            f"run_dir={short(str(self.path))} is a run of objects of your own ({short(values['objects'], 200)}): only the "
-            "program that has them can go on with it or play it, with haepo_jax.train(..., resume=True)"
+            f"run_dir={short(str(self.path))} is a run of custom objects ({short(values['objects'], 200)}): load it in "
+            "Python with hx.load(run_dir, algorithm=...), resume it with hx.train(..., resume=True)"
         )
 
     def read_settings(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class RunDir:
     def lock(self) -> Iterator[None]:
         """Keeps the directory to one process while it is entered; raises ConfigError where another has it.
 
-        The operating system lets go of the lock when the process ends, however it ends.
+        The operating system releases the lock when the process ends, however it ends.
         """
         with refusing(str(self.path)):
             descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -127,7 +127,7 @@ class RunDir:
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                     raise ConfigError(f"run_dir={short(str(self.path))} is in use by another process") from None
             if os.fstat(descriptor).st_nlink == 0:
-                raise ConfigError(f"run_dir={short(str(self.path))} has been taken back by another process; try again")
+                raise ConfigError(f"run_dir={short(str(self.path))} was removed by another process; try again")
             yield
         finally:
             os.close(descriptor)
@@ -140,6 +140,15 @@ class RunDir:
                     leftover.unlink()
 
 
+def read_run(run_dir: str) -> RunDir:
+    """The directory of the run that a command's `run_dir` names; raises ConfigError where it is missing or holds no run."""
+    if not run_dir:
+        raise ConfigError("run_dir= is missing: name the directory of a run")
+    directory = RunDir(Path(run_dir))
+    directory.read_config()
+    return directory
+
+
 def check_run_dir(config: RunConfig) -> None:
     """Raises ConfigError where the run's directory cannot be used, as far as can be told without making it."""
     name = config.run_dir if config.run_dir is not None else "runs"
@@ -149,7 +158,7 @@ def check_run_dir(config: RunConfig) -> None:
             raise ConfigError(f"run_dir={short(name)} is a file, not a directory")
         if config.run_dir is not None and RunDir(path).holds_run():
             raise ConfigError(
-                f"run_dir={short(name)} already holds a run: choose another directory, or go on with resume=true"
+                f"run_dir={short(name)} already holds a run: choose another directory, or resume it with resume=true"
             )
     check_writable(name)
 
@@ -280,7 +289,7 @@ class AppendedFile:
 
     @classmethod
     def continued(cls, path: Path, keep: Callable[[dict[str, Any]], bool]) -> Self:
-        """A file of JSON lines, open to go on behind the rows at its beginning that are to be kept."""
+        """A file of JSON lines, open to continue after the rows at its beginning that are kept."""
         return cls(path, leading_rows(path, keep)[1])
 
     def append(self, record: bytes) -> None:

@@ -15,23 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-import haepo_jax
-from haepo_jax.algorithms import hyperparameters as hp
-from haepo_jax.algorithms.base import Algorithm, TrainState
-from haepo_jax.envs.base import PlainEnvironment
-from haepo_jax.losses.weights import Auto
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.other_names import hint
+from haepo_jax.algorithms.state import Start, TrainState
 from haepo_jax.messages import short
-from haepo_jax.networks import LinenPolicy, NNXPolicy
-from haepo_jax.runner.config import AlgoConfig, ConfigError, OwnConfig, RunConfig, did_you_mean
-from haepo_jax.runner.config.values import checked_value, from_dict
+from haepo_jax.runner.config import ConfigError, RunConfig
+from haepo_jax.runner.config.values import checked_value
+from haepo_jax.runner.describe import describe
 from haepo_jax.runner.errors import Interrupted
-from haepo_jax.runner.loading import last_states
+from haepo_jax.runner.loading import TrainedPolicy, checked_start, last_states
 from haepo_jax.runner.loggers import row_to_json
 from haepo_jax.runner.observers import Observer, Row, RunInfo
 from haepo_jax.runner.progress import Progress
 from haepo_jax.runner.run import run
 from haepo_jax.runner.run_dir import RunDir
-from haepo_jax.runner.session import run_in_directory, warn
+from haepo_jax.runner.session import ended_text, run_in_directory, warn
 
 if TYPE_CHECKING:
     import pandas
@@ -50,7 +48,9 @@ SETTINGS = (
     "completions",
     "weights",
 )
-"""Of a run on the command line, those that a program may give as they are."""
+"""Settings of the command line that a program may give as they are."""
+
+GIVEN_POLICY = "<a policy given in Python>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,22 +104,23 @@ def train(
       >>> result.history["eval_return"].shape
       (4, 50)
 
-    The algorithm may be any `Algorithm`, of the user's own class, environment and networks; the metrics that its `_update`
+    The algorithm may be any `Algorithm`, of the user's own class, environment and networks; the metrics that its `update`
     returns are logged with all others. A run of named parts alone, such as this one, is one of the command line's: `run_dir`
     can be evaluated, rendered and gone on with there.
 
     Args:
       algo: for instance `hx.HAEPO("CartPole-v1", total_steps=50_000)`; all seeds train in one compiled call.
-      seeds: how many, from 0; or consecutive numbers, such as `range(4, 8)`. A seed is the same run alone and beside
-        others.
+      seeds: how many, from 0; or their numbers, such as `[3, 5, 8]`. A seed gives the same run alone and beside others.
       run_dir: where the files go; None: there are none.
       callbacks: called in turn after every logged row: functions `(row, state) -> bool | None`, of which one that
         returns True ends the run in good order; or an `Observer`, which sees more of the run. `row` is a
         `haepo_jax.runner.observers.Row`; in `state` every leaf has the seeds as its first axis.
-      resume: go on with the run in `run_dir`, with the same algorithm: one that was interrupted ends as if it had not
-        been, one that has ended is given back, or goes on where `algo.total_steps` has grown. "auto": or start.
+      resume: resume the run in `run_dir`, with the same algorithm. An interrupted run ends as if it had not been
+        interrupted. A run that has ended, by a callback too, is returned as it is, with a warning, unless
+        `algo.total_steps` has grown. "auto": resume, or start a run if there is none.
       progress: show the display.
-      **settings: of the command line: final_eval_episodes, init_from, shard; with `run_dir` also checkpoint_minutes,
+      **settings: of the command line: final_eval_episodes, init_from (a run's directory, or a policy from `hx.load`),
+        shard; with `run_dir` also checkpoint_minutes,
         checkpoint_steps, keep_checkpoints, tensorboard, wandb, completions, weights.
 
     Raises:
@@ -130,23 +131,32 @@ def train(
     if not isinstance(algo, Algorithm):
         raise ConfigError(f"train takes an algorithm, such as hx.HAEPO('CartPole-v1'), not {short(algo)}")
     numbers = _seeds(seeds)
-    config = _describe(algo, numbers, _settings(run_dir, resume, settings))
+    start = None
+    if isinstance(settings.get("init_from"), TrainedPolicy):
+        policy = settings.pop("init_from")
+        start = _start(policy, algo)
+        settings["init_from"] = GIVEN_POLICY
+    config = describe(algo, _settings(numbers, run_dir, resume, settings))
     history = _History()
     observers = [history, *map(_observer, callbacks), Progress() if progress else _Warnings()]
     if config.run_dir is None:
         if config.resume != "false":
             raise ConfigError(f"resume={resume!r} needs run_dir=<the directory of the run>")
-        summary, state = run(config, None, observers, algorithm=algo)
+        summary, state = run(config, None, observers, algorithm=algo, start=start)
     else:
         command = f"haepo_jax.train(...){f' in {sys.argv[0]}' if sys.argv[0] else ''}"
         try:
-            ended = run_in_directory(config, command, algorithm=algo, observers=observers, embedded=True)
+            ended = run_in_directory(config, command, algorithm=algo, observers=observers, embedded=True, start=start)
         except Interrupted as interruption:
             _leave(interruption)
         if ended.summary is None or ended.state is None:
             history.read(ended.directory)
             states = last_states(ended.directory, algo, len(numbers), warn)
-            return TrainResult(algo, numbers, states, history.arrays(), ended.directory.read_summary())
+            summary = ended.directory.read_summary()
+            observers[-1].on_warning(
+                f"{ended_text(ended.directory, summary)}; nothing was trained, its result is returned"
+            )
+            return TrainResult(algo, numbers, states, history.arrays(), summary)
         summary, state = ended.summary, ended.state
     if len(numbers) == 1:
         state = jax.tree.map(lambda x: x[None], state)
@@ -169,81 +179,37 @@ def _seeds(seeds: int | Sequence[int]) -> list[int]:
         numbers = [int(number) for number in numbers]  # type: ignore[union-attr]
     except (TypeError, ValueError):
         numbers = []
-    if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] < 0:
-        raise ConfigError(f"seeds={short(seeds)} must be how many, or consecutive numbers such as range(4, 8)")
+    if not numbers or len({*numbers}) < len(numbers) or min(numbers) < 0:
+        raise ConfigError(
+            f"seeds={short(seeds)} must be how many, or different numbers such as [3, 5, 8] or range(4, 8)"
+        )
     return numbers
 
 
-def _settings(run_dir: str | Path | None, resume: bool | str, settings: dict[str, Any]) -> dict[str, Any]:
+def _settings(
+    seeds: list[int], run_dir: str | Path | None, resume: bool | str, settings: dict[str, Any]
+) -> dict[str, Any]:
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     for key in settings:
         if key not in SETTINGS:
-            near = did_you_mean(key, SETTINGS) or f" (there are: {', '.join(SETTINGS)})"
+            near = hint(key, SETTINGS) or f" (there are: {', '.join(SETTINGS)})"
             raise ConfigError(f"train has no setting {short(key)}{near}")
     given = settings | {"run_dir": None if run_dir is None else str(run_dir), "resume": resume}
-    return {key: checked_value(key, fields[key], value) for key, value in given.items()}
+    if seeds == list(range(seeds[0], seeds[0] + len(seeds))):
+        given |= {"seed": seeds[0], "num_seeds": len(seeds)}
+    else:
+        given["seeds"] = seeds
+    checked = {
+        key: checked_value(key, fields[key], value) for key, value in given.items() if key not in ("seed", "seeds")
+    }
+    return {**given, **checked}
 
 
-def _describe(algo: Algorithm, seeds: list[int], settings: dict[str, Any]) -> RunConfig:
-    """The settings that make this algorithm, where there are such; else a description of its parts."""
-    names = {cls.__name__: name for name, cls in hp.ALGORITHMS.items()}
-    numbers, objects = {}, {"algorithm": _qualified(type(algo)), "env": _qualified(_unwrapped(algo.env))}
-    for field in dataclasses.fields(algo):
-        value = getattr(algo, field.name)
-        if field.name in ("env", "total_steps") or (value is None and "kind" not in field.metadata):
-            continue
-        try:
-            numbers[field.name] = _plain(value)
-        except TypeError:
-            objects[field.name] = _qualified(_unwrapped(value))
-    name = names.get(type(algo).__name__, "")
-    common = {"seed": seeds[0], "num_seeds": len(seeds), "total_steps": algo.total_steps, **settings}
-    env = str(getattr(algo.env, "name", type(algo.env).__name__))
-    if type(algo) is getattr(haepo_jax, type(algo).__name__, None) and not {"policy", "value"} & {*objects}:
-        try:
-            config = from_dict({"env": env, "algo": {"name": name, **numbers}, **common}, RunConfig)
-            if _equal(haepo_jax.make_env(config.env), algo.env) and len(objects) == 2:
-                return config
-        except (ValueError, TypeError, ImportError):  # the environment has no such name, or a schedule is a function
-            pass
-    algo_config = AlgoConfig(name or type(algo).__name__, numbers)
-    config = OwnConfig(env=env, algo=algo_config, env_kwargs={}, objects=objects, **common)
-    config.check()
-    return config
-
-
-def _plain(value: Any) -> Any:
-    """A number, a switch, a word or a list of them, as a file holds it; raises TypeError for anything else."""
-    if isinstance(value, Auto):
-        return "auto"
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return np.asarray(value).tolist()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError
-
-
-def _unwrapped(value: Any) -> Any:
-    """What the user gave, in place of what has been put around it."""
-    if isinstance(value, PlainEnvironment):
-        return value.holder.value
-    if isinstance(value, LinenPolicy):
-        return value.module
-    return value.create if isinstance(value, NNXPolicy) else value
-
-
-def _qualified(value: Any) -> str:
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two pytrees are alike in structure and numbers."""
-    structures: list[Any] = [jax.tree.structure(one), jax.tree.structure(other)]
-    alike = bool(structures[0] == structures[1])
-    return alike and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+def _start(policy: TrainedPolicy, algo: Algorithm) -> Start:
+    try:
+        return checked_start(policy.start, algo)
+    except ValueError as error:
+        raise ConfigError(f"init_from: {error}") from None
 
 
 # --- What watches the run ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A run and its directory: lock, signals, what to go on from, loggers, checkpoints, and a full disk told in one line.
+"""A run and its directory: lock, signals, what to resume from, loggers, checkpoints, and a full disk reported in one line.
 
 What `python -m haepo_jax.train` and `haepo_jax.train(...)` share. jax is loaded when the directory has been tried, so that
 a mistake in it is not paid for with seconds.
@@ -23,7 +23,8 @@ from haepo_jax.runner.run_dir import RunDir, create_run_dir
 from haepo_jax.runner.signals import StopSignals
 
 if TYPE_CHECKING:
-    from haepo_jax.algorithms.base import Algorithm, TrainState
+    from haepo_jax.algorithms.base import Algorithm
+    from haepo_jax.algorithms.state import Start, TrainState
     from haepo_jax.runner.observers import Observer
 
 
@@ -51,7 +52,7 @@ def train_and_report(config: RunConfig, argv: Sequence[str], processes: Processe
         return _train_along(processes)
     ended = run_in_directory(config, shlex.join(["python", "-m", "haepo_jax.train", *argv]), processes=processes)
     if ended.summary is None:
-        print(f"the run in {ended.directory.path} has ended; a larger total_steps would extend it")
+        print(ended_text(ended.directory, ended.directory.read_summary()))
     elif len(ended.summary["diverged"]) == config.num_seeds:
         raise RunError(_divergence(ended.summary, ended.directory))
     return 0
@@ -65,8 +66,9 @@ def run_in_directory(
     observers: Sequence[Observer] | None = None,
     embedded: bool = False,
     processes: Processes = ALONE,
+    start: Start | None = None,
 ) -> Ended:
-    """Trains as configured, with the files of a run; with `config.resume` goes on with the one in `config.run_dir`.
+    """Trains as configured, with the files of a run; with `config.resume` resumes the one in `config.run_dir`.
 
     Args:
       config: the settings.
@@ -75,13 +77,14 @@ def run_in_directory(
       observers: beside the loggers; None: the progress display.
       embedded: whether this is part of a user's program; see `StopSignals`.
       processes: that have a share in the run, of which this is the first.
+      start: a policy to start from; see `haepo_jax.runner.run.run`.
 
     Raises:
-      ConfigError: where the directory cannot be used, or its run not gone on with.
+      ConfigError: where the directory cannot be used, or its run not resumed.
       RunError: where the disk is full or the directory has vanished. Else as `haepo_jax.runner.run.run` does.
     """
     directory = run_to_resume(config)
-    goes_on = directory is not None
+    resumed = directory is not None
     directory = directory or create_run_dir(config)
     config = dataclasses.replace(config, run_dir=str(directory.path))
     again = (
@@ -91,16 +94,16 @@ def run_in_directory(
     )
     try:
         with directory.lock(), StopSignals(directory.remove_if_empty, embedded=embedded) as stop:
-            if not goes_on and directory.holds_run():
+            if not resumed and directory.holds_run():
                 raise ConfigError(
                     f"run_dir={short(str(directory.path))} already holds a run, which another process has just started"
                 )
-            plan = make_plan(config, directory, warn) if goes_on else Plan(config, None, (), False)
+            plan = make_plan(config, directory, warn) if resumed else Plan(config, None, (), False)
             if plan.ended:
                 processes.of_first(lambda: None)
                 return Ended(directory, None, None)
             processes.of_first(lambda: plan)
-            sentence = "; the last checkpoint is ", f", to go on from there: {again}"
+            sentence = "; the last checkpoint is ", f", to resume from there: {again}"
             with disk_errors(directory.path, after=lambda: _of_last_checkpoint(directory, *sentence)):
                 from haepo_jax.runner.progress import Progress
                 from haepo_jax.runner.run import run
@@ -121,21 +124,29 @@ def run_in_directory(
                     [*_loggers(config, directory, command), *([Progress()] if observers is None else observers)],
                     algorithm=algorithm,
                     saver=saver,
-                    resumed=goes_on,
+                    resumed=resumed,
                     checkpoint=plan.checkpoint,
                     begin=stop.begin,
                     stop=stop,
                     processes=processes,
+                    start=start,
                 )
                 return Ended(directory, summary, state)
     except Interrupted as interruption:
-        raise Interrupted(interruption.signum, f"{interruption}; to go on: {again}") from None
+        raise Interrupted(interruption.signum, f"{interruption}; to resume: {again}") from None
     finally:
         directory.remove_if_empty()
 
 
+def ended_text(directory: RunDir, summary: dict[str, Any]) -> str:
+    """That there is nothing left of a run to resume, and why."""
+    steps = summary.get("env_steps")
+    early = f" early, by a callback, at {steps:,} steps" if summary.get("ended_early") else ""
+    return f"the run in {directory.path} has ended{early}; a larger total_steps would extend it"
+
+
 def run_to_resume(config: RunConfig) -> RunDir | None:
-    """The run to go on with, if one is wanted and there; raises ConfigError."""
+    """The run to resume, if one is wanted and there; raises ConfigError."""
     return None if config.resume == "false" else existing_run(config.resume, config.run_dir)
 
 

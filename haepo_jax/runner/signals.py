@@ -1,20 +1,60 @@
-"""SIGINT and SIGTERM end a run in good order: the compiled call under way ends and a checkpoint is written.
+"""SIGINT and SIGTERM end a run in good order: after the compiled call under way and a checkpoint.
 
-Python runs its signal handlers between two of its own instructions, so not while a compiled call is under way. The
-number of a signal is therefore read, in a thread, from the pipe that the interpreter's C handler writes it to at once.
+Python runs signal handlers in the main thread, between two of its own instructions, so not during a compiled call. Whatever
+may take long is therefore called by `interruptibly`, in a thread of its own, while the main thread waits and listens.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from concurrent.futures import Future
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+POLL_SECONDS = 0.2
+
+
+def interruptibly(function: Callable[[], T], poll: Callable[[], None] = lambda: None) -> T:
+    """Calls a function that may wait long for the device, while signal handlers run and, a few times a second, `poll`.
+
+    An exception from either is raised at once and the call is abandoned: a compiled program cannot be stopped, so a
+    process that ends before it does not wait for it.
+    """
+    future: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    thread = threading.Thread(target=call, name="device", daemon=True)
+    thread.start()
+    try:
+        while not future.done():
+            with contextlib.suppress(TimeoutError):
+                return future.result(timeout=POLL_SECONDS)
+            poll()
+    except BaseException as error:
+        if not future.done():
+            atexit.register(_end_without, thread, 128 + getattr(error, "signum", signal.SIGINT))
+        raise
+    return future.result()
+
+
+def _end_without(thread: threading.Thread, status: int) -> None:
+    if thread.is_alive():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 class StopSignals:
@@ -26,17 +66,14 @@ class StopSignals:
     Args:
       clean_up: called before the process is ended for want of something to save.
       quiet: whether to say nothing of the first one.
-      embedded: in a user's program or notebook nothing ends the process: instead of that KeyboardInterrupt is raised, or
-        SystemExit for SIGTERM, when the compiled call under way has ended.
+      embedded: in a user's program or notebook nothing ends the process; KeyboardInterrupt is raised instead, or
+        SystemExit for SIGTERM.
     """
 
     def __init__(self, clean_up: Callable[[], None], *, quiet: bool = False, embedded: bool = False) -> None:
         self._clean_up, self._quiet, self._embedded = clean_up, quiet, embedded
         self._begun = False
         self._previous: dict[int, Any] = {}
-        self._previous_fd = -1
-        self._reader = self._writer = -1
-        self._thread: threading.Thread | None = None
         self.signum: int | None = None
 
     def __call__(self) -> int | None:
@@ -48,59 +85,27 @@ class StopSignals:
         self._begun = True
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is not threading.main_thread():
-            return self
-        if self._embedded:
-            self._previous = {number: signal.signal(number, self._raise_or_note) for number in SIGNALS}
-        else:
-            self._reader, self._writer = os.pipe()
-            os.set_blocking(self._writer, False)
-            self._previous = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-            self._previous_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-            self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
-            self._thread.start()
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._thread is not None:
-            signal.set_wakeup_fd(self._previous_fd)
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._previous = {}
-        if self._thread is not None:
-            os.close(self._writer)
-            self._thread.join()
-            os.close(self._reader)
-            self._thread = None
 
-    def _watch(self) -> None:
-        while data := os.read(self._reader, 1):
-            if data[0] not in SIGNALS:
-                continue
-            name = "Ctrl-C" if data[0] == signal.SIGINT else "SIGTERM"
-            if self.signum is not None:
-                self._leave(data[0], f"{name} again: ending at once")
-            if not self._begun:
-                self._clean_up()
-                self._leave(data[0], f"{name} before training began: there is nothing to save")
-            self._note(data[0], name)
-
-    def _raise_or_note(self, signum: int, frame: Any) -> None:
+    def _handle(self, signum: int, frame: Any) -> None:
+        name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
         if self._begun and self.signum is None:
-            self._note(signum, "Ctrl-C" if signum == signal.SIGINT else "SIGTERM")
-        else:
+            self.signum = signum
+            if not self._quiet:
+                # Not by print, which a handler may have interrupted.
+                os.write(2, f"{name}: saving a checkpoint and stopping; press again to quit immediately\n".encode())
+            return
+        if self._embedded:
             raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
-
-    def _note(self, signum: int, name: str) -> None:
-        self.signum = signum
-        if not self._quiet:
-            text = f"{name}: ending after the call under way and a checkpoint; once more ends at once"
-            print(text, file=sys.stderr, flush=True)
-
-    @staticmethod
-    def _leave(signum: int, text: str) -> None:
+        if not self._begun:
+            self._clean_up()
+        text = f"{name} again: quitting" if self._begun else f"{name} before training began: there is nothing to save"
         # A progress display hides the cursor.
         cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
         os.write(2, f"{cursor}{text}\n".encode())

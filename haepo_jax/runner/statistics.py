@@ -29,38 +29,56 @@ def interquartile_mean(values: npt.ArrayLike) -> Array:
     return np.asarray(trim_mean(values, 0.25, axis=-1))
 
 
+def interquartile_mean_of_known(values: npt.ArrayLike) -> Array:
+    """The interquartile mean of those of each row that are finite; NaN where none is: (rows, N) -> (rows,)."""
+    values = np.asarray(values, np.float64)
+    known = np.isfinite(values)
+    middle = np.full(len(values), np.nan)
+    complete = known.all(axis=1)
+    if complete.any():
+        middle[complete] = interquartile_mean(values[complete])
+    for row in np.flatnonzero(known.any(axis=1) & ~complete):
+        middle[row] = interquartile_mean(values[row, known[row]])
+    return middle
+
+
 def bootstrap_interval(
     values: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[Array, Array]:
     """Percentile bootstrap of the interquartile mean over the last axis: (..., N) -> low (...), high (...).
 
-    Seeds are what is resampled. One seed says nothing about others: its interval is NaN. A seed without a value (NaN)
-    is left out of its row.
+    The seeds are resampled. A seed without a value (NaN) is left out of its row, and a row with fewer than two values has
+    the interval NaN: one seed says nothing about others.
     """
     values = np.asarray(values, np.float64)
     rows = values.reshape(-1, values.shape[-1])
     limits = np.full((2, len(rows)), np.nan)
-    for index, row in enumerate(rows):
-        known = row[~np.isnan(row)]
-        if len(known) > 1:
-            limits[:, index] = _bootstrap(known, confidence, resamples, seed)
+    known = ~np.isnan(rows)
+    counts = known.sum(axis=1)
+    for count in np.unique(counts[counts > 1]):
+        chosen = counts == count
+        # Rows with equally many values share the resampled indices, so that all of them take one call.
+        limits[:, chosen] = _bootstrap(rows[chosen][known[chosen]].reshape(-1, count), confidence, resamples, seed)
     low, high = limits.reshape(2, *values.shape[:-1])
     return low, high
 
 
-def _bootstrap(values: Array, confidence: float, resamples: int, seed: int) -> tuple[float, float]:
+def _bootstrap(rows: Array, confidence: float, resamples: int, seed: int) -> Array:
+    """(rows, N) without NaN -> (2, rows)."""
     from scipy.stats import bootstrap
 
     result = bootstrap(
-        (values,),
+        (rows,),
         lambda sample, axis: interquartile_mean(np.moveaxis(sample, axis, -1)),
+        axis=-1,
         vectorized=True,
         confidence_level=confidence,
         n_resamples=resamples,
+        batch=max(1, 4_000_000 // rows.size),
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    return np.stack([result.confidence_interval.low, result.confidence_interval.high])
 
 
 def describe_returns(values: npt.ArrayLike) -> dict[str, Any]:

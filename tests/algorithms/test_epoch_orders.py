@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from haepo_jax.algorithms.segments import epoch_orders
+from haepo_jax.algorithms.learning import epoch_orders
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 100, 4096, 5000])

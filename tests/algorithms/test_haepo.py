@@ -13,14 +13,13 @@ import pytest
 
 import haepo_jax as hx
 from haepo_jax import losses
-from haepo_jax.algorithms.haepo import Batch, Pieces
-from haepo_jax.algorithms.segments import RewardScale
+from haepo_jax.algorithms.segments import Batch, RewardScale
 from haepo_jax.normalization import RunningStatistics
 from tests.toy_envs import GRU, Count, Drift, Pair, trees_equal
 
 ENVS, STEPS, BATCHES = 4, 6, 3
 SMALL: dict[str, Any] = {
-    "num_envs": ENVS, "num_steps": STEPS, "history_batches": BATCHES, "group_size": 2, "num_minibatches": 2,
+    "num_envs": ENVS, "num_steps": STEPS, "replay_batches": BATCHES, "group_size": 2, "num_minibatches": 2,
     "num_epochs": 2, "eval_episodes": 0, "anneal_learning_rate": False, "learning_rate": 0.05,
 }  # fmt: skip
 BASE = hx.HAEPO(Drift(horizon=4), policy=Pair(3), value=Pair(0), **SMALL)
@@ -45,7 +44,7 @@ def slot(history: Any, update: int) -> Any:
 @pytest.fixture(scope="module")
 def batch(states: list[Any]) -> Batch:
     """What the update after the last would learn from, but for its own segment: pieces of three policies."""
-    return jax.jit(functools.partial(BASE._batch, reward_scale=None))(states[5], states[5].extra.history)
+    return jax.jit(functools.partial(BASE.batch, reward_scale=None))(states[5], states[5].extra.replay)
 
 
 # What is kept.
@@ -56,21 +55,21 @@ def test_the_history_holds_the_last_segments_with_the_probabilities_of_the_polic
 ) -> None:
     for update in range(5):
         before, after = states[update], states[update + 1]
-        kept = slot(after.extra.history, update)
+        kept = slot(after.extra.replay, update)
         # The slot begins where the lanes stood before the update, and ends where they stand after it.
-        np.testing.assert_allclose(kept.segment.steps.observation[:, 0], before.extra.lanes.observation)
-        np.testing.assert_array_equal(kept.segment.is_first[:, 0], before.extra.lanes.is_first)
-        np.testing.assert_allclose(kept.end[0], after.extra.lanes.observation)
-        np.testing.assert_array_equal(kept.end[1], after.extra.lanes.is_first)
+        np.testing.assert_allclose(kept.segment.steps.observation[:, 0], before.extra.envs.observation)
+        np.testing.assert_array_equal(kept.segment.is_first[:, 0], before.extra.envs.is_first)
+        np.testing.assert_allclose(kept.next_observation, after.extra.envs.observation)
+        np.testing.assert_array_equal(kept.next_is_first, after.extra.envs.is_first)
         for other in range(max(update - BATCHES + 1, 0), update + 1):
-            old = slot(after.extra.history, other)
-            assert trees_equal(old, slot(states[other + 1].extra.history, other)), "a piece changes while it is kept"
+            old = slot(after.extra.replay, other)
+            assert trees_equal(old, slot(states[other + 1].extra.replay, other)), "a piece changes while it is kept"
             logits = np.float64(old.segment.steps.observation) @ np.float64(states[other].params["policy"])
             log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             taken = np.take_along_axis(log_probs, old.segment.steps.action[..., None], -1)[..., 0]
             np.testing.assert_allclose(old.segment.steps.extras, taken, rtol=1e-4, atol=1e-5)
         for empty in range(update + 1, BATCHES):
-            assert not any(np.any(leaf) for leaf in jax.tree.leaves(slot(after.extra.history, empty)))
+            assert not any(np.any(leaf) for leaf in jax.tree.leaves(slot(after.extra.replay, empty)))
     assert not trees_equal(states[0].params, states[1].params)
 
 
@@ -87,7 +86,11 @@ def spied_program() -> tuple[Any, list[np.ndarray]]:
             return super().loss(params, batch)
 
     spy = Spy(**{field.name: getattr(BASE, field.name) for field in dataclasses.fields(BASE)})
-    return jax.jit(lambda state, batch, filled: spy.learn(state, batch, filled, jax.random.key(5))), seen
+
+    def learn(state: Any, batch: Batch, batches: jax.Array) -> Any:
+        return spy.learn(dataclasses.replace(state, update=batches - 1), batch, jax.random.key(5))
+
+    return jax.jit(learn), seen
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
@@ -98,7 +101,7 @@ def test_every_epoch_is_of_all_pieces_that_there_are(states: list[Any], batch: B
     filled, pieces = batches * ENVS, BATCHES * ENVS
     numbers = jnp.broadcast_to(jnp.arange(pieces, dtype=jnp.float32)[:, None], (pieces, STEPS))
     numbered = dataclasses.replace(batch, value_target=numbers)
-    clean = learn(states[5], numbered, jnp.int32(filled))
+    clean = learn(states[5], numbered, jnp.int32(batches))
     jax.effects_barrier()
     assert [x.shape for x in seen] == [(pieces // 2,)] * 4
     epochs = [np.concatenate(seen[i : i + 2]).astype(int) for i in (0, 2)]
@@ -111,7 +114,7 @@ def test_every_epoch_is_of_all_pieces_that_there_are(states: list[Any], batch: B
     def spoil(x: jax.Array) -> jax.Array:
         return x.at[filled:].set(jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    assert trees_equal(learn(states[5], jax.tree.map(spoil, numbered), jnp.int32(filled)), clean)
+    assert trees_equal(learn(states[5], jax.tree.map(spoil, numbered), jnp.int32(batches)), clean)
 
 
 # Advantages.
@@ -121,7 +124,7 @@ def test_every_epoch_is_of_all_pieces_that_there_are(states: list[Any], batch: B
 def test_advantages_are_of_todays_values(states: list[Any], batch: Batch, scaled: bool) -> None:
     """V is linear, so every value follows from the observations. What an episode was cut off at has the value that
     it had then, for its observation is not kept. Rewards are kept as they came and scaled as of today."""
-    history, weights = states[5].extra.history, np.float64(states[5].params["value"])
+    history, weights = states[5].extra.replay, np.float64(states[5].params["value"])
     deviation = 1.0
     if scaled:
         statistics = dataclasses.replace(
@@ -129,7 +132,7 @@ def test_advantages_are_of_todays_values(states: list[Any], batch: Batch, scaled
         )
         deviation = 2.0
         scale = RewardScale(statistics, jnp.zeros(ENVS))
-        batch = jax.jit(lambda scale: BASE._batch(states[5], history, scale))(scale)
+        batch = jax.jit(lambda scale: BASE.batch(states[5], history, scale))(scale)
     truncations = 0
     for update in (2, 3, 4):
         old = slot(history, update)
@@ -137,7 +140,7 @@ def test_advantages_are_of_todays_values(states: list[Any], batch: Batch, scaled
         observation, raw = np.float64(old.segment.steps.observation), np.float64(old.segment.steps.reward)
         rewards, terminated, truncated = raw / deviation, old.segment.terminated, old.segment.truncated
         values = observation @ weights
-        following = np.concatenate([values[:, 1:], (np.float64(old.end[0]) @ weights)[:, None]], 1)
+        following = np.concatenate([values[:, 1:], (np.float64(old.next_observation) @ weights)[:, None]], 1)
         # The walk when it was cut off: the reward is x + action; the clock stands at its end.
         final = np.stack([raw - old.segment.steps.action, np.ones_like(raw)], -1) @ np.float64(
             states[update].params["value"]
@@ -200,16 +203,16 @@ def test_pieces_of_a_recurrent_policy_start_from_the_carry_they_were_played_with
     def run(key: jax.Array) -> Any:
         state, metrics = jax.lax.scan(lambda state, _: algo.train_step(state), algo.init(key), length=2)
         segment, lanes = algo.collect(state, jax.random.key(1))
-        pieces: Pieces = algo._pieces(state, segment, lanes)
+        pieces = algo.sequences(state, segment, lanes)
         inputs = pieces.segment.steps.observation, pieces.segment.is_first, None, pieces.carry
-        distribution, values = algo._outputs(state.params, *inputs)
-        step = jax.vmap(lambda carry, observation, is_first: algo._value(state, carry, observation, is_first))
+        distribution, values = algo.outputs(state.params, *inputs)
+        step = jax.vmap(lambda carry, observation, is_first: algo.value_of(state, carry, observation, is_first))
         end = step(lanes.carry, lanes.observation, lanes.is_first)
         return (
-            metrics["loss"], pieces.carry, pieces.segment.is_first, state.extra.lanes.carry,
+            metrics["loss"], pieces.carry, pieces.segment.is_first, state.extra.envs.carry,
             (*(x.T for x in segment.steps.extras), end),
             (distribution.log_prob(pieces.segment.steps.action), values,
-             algo._end_values(state, inputs[0], inputs[1], pieces)),
+             algo._next_value(state, inputs[0], pieces)),
         )  # fmt: skip
 
     loss, carry, is_first, lanes_carry, recorded, found = run(jax.random.key(0))
@@ -222,10 +225,10 @@ def test_pieces_of_a_recurrent_policy_start_from_the_carry_they_were_played_with
 
 def test_minibatches_of_a_recurrent_policy_need_not_divide_its_lanes() -> None:
     """They are of whole pieces in any case."""
-    sizes = SMALL | {"num_envs": 4, "num_minibatches": 3, "history_batches": 3, "group_size": 4}
+    sizes = SMALL | {"num_envs": 4, "num_minibatches": 3, "replay_batches": 3, "group_size": 4}
     algo = hx.HAEPO(Count(), policy=GRU(2), value=GRU(0), **sizes)
     state = jax.eval_shape(algo.init, jax.eval_shape(lambda: jax.random.key(0)))
-    assert state.extra.history.segment.is_first.shape == (12, STEPS)
+    assert state.extra.replay.segment.is_first.shape == (12, STEPS)
 
 
 # Learning.

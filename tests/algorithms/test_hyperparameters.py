@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,11 +18,15 @@ import optax
 import pytest
 
 import haepo_jax as hx
-from haepo_jax.algorithms import hyperparameters
+from haepo_jax.algorithms import declared
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.segments import SegmentAlgorithm
+from haepo_jax.algorithms.trajectory import TrajectoryAlgorithm
 from haepo_jax.losses import AUTO
 from tests.toy_envs import Drift
 
 ENV = Drift()
+DECLARED = {cls.__name__: cls for cls in map(declared.declaration, declared.ALGORITHMS)}
 
 
 @pytest.mark.parametrize(
@@ -26,8 +34,8 @@ ENV = Drift()
     [
         (
             "HAEPO",
-            {"num_envs": 3, "history_batches": 2},
-            r"num_envs \* history_batches=6 is not a multiple of num_minibatches \* group_size=8; .* are: 8",
+            {"num_envs": 3, "replay_batches": 2},
+            r"num_envs \* replay_batches=6 is not a multiple of num_minibatches \* group_size=8; .* are: 8",
         ),
         (
             "EpisodicHAEPO",
@@ -35,7 +43,7 @@ ENV = Drift()
             "num_envs=30 is not a multiple of group_size=8; the nearest that are: 24 or 32",
         ),
         ("HAEPO", {"group_size": 1}, r"group_size=1 is out of range \[2, "),
-        ("HAEPO", {"history_batches": 0}, r"history_batches=0 is out of range \[1, "),
+        ("HAEPO", {"replay_batches": 0}, r"replay_batches=0 is out of range \[1, "),
         ("HAEPO", {"history_decay": 1.1}, r"history_decay=1.1 is out of range \[0, 1\]"),
         ("HAEPO", {"temperature": "auto"}, "temperature='auto' must be a number"),
         ("GRPO", {"num_envs": 5}, "num_envs=5 is not a multiple of group_size=8; the nearest that are: 8"),
@@ -83,7 +91,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(method: str, settings: dict[
         getattr(hx, method)(ENV, **settings)
     assert "\n" not in str(error.value)
     with pytest.raises(hx.HyperparameterError, match=message):
-        getattr(hyperparameters, method)(**settings).check()
+        DECLARED[method](**settings).check()
     with pytest.raises(hx.HyperparameterError, match=message):
         getattr(hx, method)(ENV).replace(**settings)
 
@@ -115,9 +123,87 @@ def test_what_may_be_used() -> None:
     assert hx.PPO(ENV, learning_rate=jnp.float32(-1)).learning_rate == -1
 
 
-def test_hyperparameters_are_declared_without_jax() -> None:
-    code = "import sys, haepo_jax.algorithms.hyperparameters as h; h.PPO().check(); assert 'jax' not in sys.modules"
+@pytest.mark.parametrize("name", declared.ALGORITHMS)
+def test_what_is_read_from_the_source_is_what_the_class_has(name: str) -> None:
+    fields = [field for field in dataclasses.fields(declared.load(name)) if "kind" in field.metadata]
+    found = declared.hyperparameters(name)
+    assert list(found) == [field.name for field in fields] and len(found) > 15
+    for field in fields:
+        assert (found[field.name].default, found[field.name].metadata) == (field.default, field.metadata), field.name
+        assert found[field.name].type == field.type
+    assert declared.declaration(name).__doc__ == inspect.getdoc(declared.load(name))
+
+
+def test_hyperparameters_are_read_without_jax() -> None:
+    code = (
+        "import sys; from haepo_jax.algorithms import declared as d; [d.declaration(n)().check() for n in d.ALGORITHMS]; "
+        "assert 'jax' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+CUSTOM = """
+import haepo_jax as hx
+import haepo_jax.algorithms.segments
+from haepo_jax.algorithms.fields import COUNT, HyperparameterError, leaf, static
+from haepo_jax.algorithms.ppo import PPO as Base
+
+class Mine(Base):
+    'Mine.'
+    num_epochs: int = static(3, int, "epochs", within=COUNT)
+    value_clip_eps: float = leaf(2.0, "changed", within=COUNT)
+
+    def check(self):
+        super().check()
+        if self.num_epochs == 7:
+            raise HyperparameterError("num_epochs=7 is unlucky")
+
+class Other(hx.HAEPO):
+    pass
+
+class Third(haepo_jax.algorithms.segments.SegmentAlgorithm, Unknown):
+    odd: int = static(LIMIT, int, "of a name that fields does not have")
+
+class Fourth(Mine):
+    pass
+"""
+
+
+def test_a_custom_class_is_read_by_module_and_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_algorithms.py").write_text(CUSTOM)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = declared.hyperparameters("my_algorithms:Mine")
+    assert found["num_epochs"].default == 3 and found["clip_eps"].default == 0.2
+    assert list(found) == list(declared.hyperparameters("ppo"))
+    assert declared.declaration("my_algorithms:Mine").__doc__ == "Mine."
+    for name in ("Mine", "Fourth"):
+        with pytest.raises(hx.HyperparameterError, match="is unlucky"):
+            declared.declaration(f"my_algorithms:{name}")(num_epochs=7).check()
+    assert list(declared.hyperparameters("my_algorithms:Other")) == list(declared.hyperparameters("haepo"))
+    with pytest.raises(hx.HyperparameterError, match="my_algorithms:Third .* 'LIMIT' is not defined; .*fields alone"):
+        declared.hyperparameters("my_algorithms:Third")
+    for name in ("my_algorithms:None", "no_such_module:Mine", "no.such:Mine"):
+        with pytest.raises(ImportError, match="there is no "):
+            declared.declaration(name)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("history_batches", "it is now named 'replay_batches'"), ("lr", "did you mean 'learning_rate'?"),
+     ("gamma", "did you mean 'discount'?"), ("num_step", "did you mean 'num_steps'?")],
+)  # fmt: skip
+def test_other_names_are_told_the_one_here(given: str, said: str) -> None:
+    line = re.escape(f"HAEPO has no hyperparameter '{given}'; {said}")
+    with pytest.raises(TypeError, match=line):
+        hx.HAEPO(ENV, **{given: 1})
+    with pytest.raises(TypeError, match=line):
+        hx.HAEPO(ENV).replace(**{given: 1})
+
+
+def test_no_class_is_more_than_two_above_an_algorithm() -> None:
+    for name in declared.ALGORITHMS:
+        above = [cls for cls in declared.load(name).__mro__[1:] if cls not in (object, abc.ABC)]
+        assert len(above) == 2, above
 
 
 def test_numbers_are_leaves_and_the_rest_is_structure() -> None:
@@ -177,11 +263,7 @@ def test_observations_are_normalised_where_actions_are_continuous() -> None:
         assert (jax.eval_shape(algo.init, key).normalizer is not None) == expected
 
 
-def test_a_policy_without_a_loss_or_update_says_so() -> None:
-    from haepo_jax.algorithms.base import Algorithm
-    from haepo_jax.algorithms.trajectory import TrajectoryAlgorithm
-
-    with pytest.raises(TypeError, match="Algorithm has no _update"):
-        Algorithm(ENV).train_step(None)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="TrajectoryAlgorithm has no loss"):
-        TrajectoryAlgorithm(ENV).loss(None, None)  # type: ignore[arg-type]
+def test_a_class_without_a_loss_or_update_cannot_be_made() -> None:
+    for cls, missing in ((Algorithm, "update"), (TrajectoryAlgorithm, "loss"), (SegmentAlgorithm, "loss")):
+        with pytest.raises(TypeError, match=f"abstract class {cls.__name__} .*{missing}"):
+            cls(ENV)

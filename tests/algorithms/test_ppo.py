@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import haepo_jax as hx
-from haepo_jax.algorithms.ppo import Batch
-from haepo_jax.algorithms.segments import RewardScale, _starts_key
+from haepo_jax.algorithms.segments import Batch, RewardScale, starts_key
 from haepo_jax.normalization import RunningStatistics
 from tests.toy_envs import Count, Drift, Pair, Start, trees_equal
 
@@ -34,7 +33,7 @@ def collected(state: Any) -> Any:
 @pytest.fixture(scope="module")
 def batch(state: Any, collected: Any) -> Batch:
     segment, lanes = collected
-    return jax.jit(BASE._batch)(state, state.extra.lanes, lanes, segment, segment.steps.reward)[0]
+    return jax.jit(BASE.batch)(state, BASE.sequences(state, segment, lanes), None)
 
 
 def gae(
@@ -75,8 +74,8 @@ def test_advantages_follow_from_what_was_collected(state: Any, collected: Any, b
         ],
         1,
     )
-    np.testing.assert_allclose(np.asarray(batch.advantage).reshape(shape), expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(np.asarray(batch.value_target).reshape(shape), expected + values, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(batch.advantage).T, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(batch.value_target).T, expected + values, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("action", [0, 1])
@@ -94,11 +93,11 @@ def test_the_reset_observation_is_never_taken_for_the_final_one(action: int) -> 
     @jax.jit
     def targets(state: Any) -> Any:
         segment, lanes = algo.collect(state, jax.random.key(1))
-        return algo._batch(state, state.extra.lanes, lanes, segment, segment.steps.reward)[0].value_target
+        return algo.batch(state, algo.sequences(state, segment, lanes), None).value_target
 
     following = [101, 0, 101, 0, 101, 0, 101] if action == 0 else [101, 102, 103, 101, 102, 103, 101]
     expected = 1 + 0.9 * np.array(following, np.float64)
-    np.testing.assert_allclose(targets(state).reshape(7, 2), np.stack([expected] * 2, 1), rtol=1e-6)
+    np.testing.assert_allclose(targets(state), np.stack([expected] * 2), rtol=1e-6)
 
 
 def test_the_loss(state: Any, batch: Batch) -> None:
@@ -106,6 +105,7 @@ def test_the_loss(state: Any, batch: Batch) -> None:
     algo = BASE.replace(value_clip_eps=0.1, clip_eps=0.15, value_coef=0.7, entropy_coef=0.2)
     params = jax.tree.map(lambda x: x + 0.3, state.params)
     params["policy"] = params["policy"].at[0].add(jnp.array([0.5, 0.0, -0.5]))
+    batch = BASE._as_single_steps(batch)
     observation = np.asarray(batch.observation, np.float64)
     logits = observation @ np.asarray(params["policy"], np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -122,12 +122,12 @@ def test_the_loss(state: Any, batch: Batch) -> None:
     clipped = old + np.clip(value - old, -0.1, 0.1)
     value_loss = np.maximum((value - target) ** 2, (clipped - target) ** 2).mean() / 2
     entropy = -(np.exp(log_probs) * log_probs).sum(-1).mean()
-    loss, metrics = algo.loss(params, batch, ((), ()))
+    loss, metrics = algo.loss(params, batch)
     np.testing.assert_allclose(metrics["clip_fraction"], np.mean(np.abs(ratio - 1) > 0.15), rtol=1e-5)
     assert 0 < metrics["clip_fraction"] < 1
     np.testing.assert_allclose(metrics["value_loss"], value_loss, rtol=1e-4)
     np.testing.assert_allclose(loss, -objective + 0.7 * value_loss - 0.2 * entropy, rtol=1e-4)
-    plain = BASE.loss(params, batch, ((), ()))[1]["value_loss"]
+    plain = BASE.loss(params, batch)[1]["value_loss"]
     np.testing.assert_allclose(plain, ((value - target) ** 2).mean() / 2, rtol=1e-4)
     assert plain < metrics["value_loss"]
 
@@ -138,10 +138,13 @@ class Recorded:
     def __init__(self, state: Any, batch: Batch) -> None:
         self.state, self.batch, self.key = state, batch, jax.random.key(5)
         self.seen: list[np.ndarray] = []
-        self.program = jax.jit(lambda algo: algo.learn(state, batch, ((), ()), self.key))
+        self.program = jax.jit(lambda algo: algo.learn(state, batch, self.key))
 
     def learn(self, algo: Any) -> Any:
         return self.program(algo)
+
+    def minibatch(self, indices: np.ndarray) -> Batch:
+        return jax.tree.map(lambda x: x[indices], BASE._as_single_steps(self.batch))
 
     def minibatches(self) -> list[np.ndarray]:
         """Found by learning from a batch whose steps are numbered."""
@@ -151,16 +154,16 @@ class Recorded:
             @jax.tree_util.register_dataclass
             @dataclasses.dataclass(frozen=True)
             class Spy(hx.PPO):
-                def loss(self, params: Any, batch: Batch, carry: Any) -> Any:
+                def loss(self, params: Any, batch: Batch) -> Any:
                     jax.debug.callback(
                         lambda numbers: seen.append(np.asarray(numbers)), batch.value_target, ordered=True
                     )
-                    return super().loss(params, batch, carry)
+                    return super().loss(params, batch)
 
             spy = Spy(**{field.name: getattr(BASE, field.name) for field in dataclasses.fields(BASE)})
-            numbers = jnp.arange(self.batch.value_target.size, dtype=jnp.float32)
+            numbers = jnp.arange(self.batch.value_target.size, dtype=jnp.float32).reshape(SMALL["num_steps"], -1).T
             numbered = dataclasses.replace(self.batch, value_target=numbers)
-            jax.block_until_ready(jax.jit(lambda: spy.learn(self.state, numbered, ((), ()), self.key))())
+            jax.block_until_ready(jax.jit(lambda: spy.learn(self.state, numbered, self.key))())
             jax.effects_barrier()
         return [x.astype(int) for x in self.seen]
 
@@ -188,8 +191,8 @@ def test_the_rest_is_left_out_once_the_kl_passes_its_target(recorded: Recorded) 
     params, opt_state = recorded.state.params, recorded.state.opt_state
     path, kls = [params], []
     for indices in recorded.minibatches():
-        gradients, metrics = grad(params, recorded.batch.sequences(jnp.asarray(indices)), ((), ()))
-        params, opt_state = algo._optimize(params, opt_state, gradients)
+        gradients, metrics = grad(params, recorded.minibatch(indices))
+        params, opt_state = algo.apply_gradients(params, opt_state, gradients)
         path.append(params)
         kls.append(float(metrics["kl"]))
     plain = recorded.learn(algo)
@@ -250,8 +253,8 @@ def test_returns_are_those_of_the_episodes_that_ended_and_nothing_before_one_has
     algo = hx.PPO(Start(horizon=10), hidden_sizes=(4,), policy=Pair(2), value=Pair(0), **SMALL)
     step = jax.jit(algo.train_step)
     state, metrics = step(jax.jit(algo.init)(jax.random.key(0)))
-    assert np.isnan(metrics["episode_return"]) and np.isnan(metrics["episode_length"]) and metrics["episodes"] == 0
-    starts = np.asarray(state.extra.lanes.observation[:, 0])
+    assert metrics["episode_return"] == metrics["episode_length"] == metrics["episodes"] == 0
+    starts = np.asarray(state.extra.envs.observation[:, 0])
     _, metrics = step(state)
     assert metrics["episodes"] == 4 and metrics["episode_length"] == 10
     np.testing.assert_allclose(metrics["episode_return"], 10 * starts.mean(), rtol=1e-5)
@@ -260,16 +263,16 @@ def test_returns_are_those_of_the_episodes_that_ended_and_nothing_before_one_has
 def test_seeds_start_differently_and_starts_have_keys_of_their_own() -> None:
     first, second = (jax.jit(BASE.init)(jax.random.key(seed)) for seed in (0, 1))
     assert not np.isin(
-        np.asarray(first.extra.lanes.observation[:, 0]), np.asarray(second.extra.lanes.observation[:, 0])
+        np.asarray(first.extra.envs.observation[:, 0]), np.asarray(second.extra.envs.observation[:, 0])
     ).any()
     # `fold_in(key, n)` is `split(key)[n]`: starts folded into the run's key itself would share theirs with the updates.
     key = first.key
     starts = [
-        jax.random.fold_in(jax.random.fold_in(_starts_key(key), lane), episode)
+        jax.random.fold_in(jax.random.fold_in(starts_key(key), lane), episode)
         for lane in range(4)
         for episode in range(3)
     ]
     updates = [part for update in range(4) for part in jax.random.split(jax.random.fold_in(key, update))]
     assert not any(trees_equal(start, update) for start in starts for update in updates)
     expected = jax.vmap(BASE.env.reset)(jnp.stack(starts[::3]))[1]
-    np.testing.assert_allclose(first.extra.lanes.observation, expected, rtol=1e-6)
+    np.testing.assert_allclose(first.extra.envs.observation, expected, rtol=1e-6)

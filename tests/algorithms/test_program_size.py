@@ -37,10 +37,10 @@ def test_the_optimiser_is_compiled_once_and_not_for_every_prefix() -> None:
     """One that costs 100 operations more makes the program about as much larger, not three times that."""
 
     class Longer(hx.EpisodicHAEPO):
-        def _optimize(self, params: Any, opt_state: Any, gradients: Any) -> Any:
+        def apply_gradients(self, params: Any, opt_state: Any, gradients: Any) -> Any:
             for _ in range(100):
                 gradients = jax.tree.map(lambda g: g * 1.5, gradients)
-            return super()._optimize(params, opt_state, gradients)
+            return super().apply_gradients(params, opt_state, gradients)
 
     jax.tree_util.register_dataclass(Longer)
     settings = {**SMALL, "group_size": 2}

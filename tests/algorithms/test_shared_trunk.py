@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import haepo_jax as hx
-from haepo_jax.algorithms.base import Start
-from haepo_jax.algorithms.hyperparameters import HyperparameterError
+from haepo_jax.algorithms.fields import HyperparameterError
+from haepo_jax.algorithms.state import Start
 
 SMALL: dict[str, Any] = {
     "num_envs": 4, "num_steps": 6, "num_epochs": 2, "num_minibatches": 1, "hidden_sizes": (8, 8), "total_steps": 96,
@@ -60,8 +60,8 @@ def test_what_is_learnt_from_is_what_was_played(name: str, network: str) -> None
     state, _ = jax.jit(algo.train)(jax.random.key(0))
     segment, _ = jax.jit(algo.collect)(state, jax.random.key(1))
     steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (segment.steps, segment.is_first))
-    inputs = steps[0].observation, steps[1], None, state.extra.lanes.carry
-    distribution, values = jax.jit(algo._outputs)(state.params, *inputs)
+    inputs = steps[0].observation, steps[1], None, state.extra.envs.carry
+    distribution, values = jax.jit(algo.outputs)(state.params, *inputs)
     log_prob, value = steps[0].extras
     np.testing.assert_allclose(distribution.log_prob(steps[0].action), log_prob, atol=2e-6)
     np.testing.assert_allclose(values, value, atol=2e-6)
@@ -72,9 +72,9 @@ def test_the_value_loss_reaches_the_trunk() -> None:
     algo = make("PPO", entropy_coef=0.0)
     state = algo.init(jax.random.key(0))
     segment, lanes = algo.collect(state, jax.random.key(1))
-    batch, carry = algo._batch(state, state.extra.lanes, lanes, segment, segment.steps.reward)
+    batch = algo.batch(state, algo.sequences(state, segment, lanes), None)
     gradients = [
-        jax.grad(lambda params, c=coef: algo.replace(value_coef=c).loss(params, batch, carry)[0])(state.params)
+        jax.grad(lambda params, c=coef: algo.replace(value_coef=c).loss(params, batch)[0])(state.params)
         for coef in (0.0, 0.5)
     ]
     first = [g["policy"]["params"]["MLP_0"]["Dense_0"]["kernel"] for g in gradients]
@@ -97,5 +97,5 @@ def test_it_starts_from_a_policy_without_a_value_function() -> None:
 @pytest.mark.parametrize("given", ["policy", "value"])
 def test_own_networks_are_refused(given: str) -> None:
     own = hx.PPO("CartPole-v1").policy_network
-    with pytest.raises(HyperparameterError, match=f"shared_trunk=true is of the default networks, and {given}="):
+    with pytest.raises(HyperparameterError, match=f"shared_trunk=true requires the default networks; remove {given}="):
         make("PPO", **{given: own})

@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
     "eval_episodes": 0,
 }
 GROUPS: dict[str, Any] = {**SMALL, "group_size": 4, "total_steps": 50 * 32, "learning_rate": 0.03}
-PIECES: dict[str, Any] = {**GROUPS, "num_envs": 8, "num_steps": 4, "history_batches": 2}
+PIECES: dict[str, Any] = {**GROUPS, "num_envs": 8, "num_steps": 4, "replay_batches": 2}
 ALGORITHMS: dict[str, Any] = {
     "haepo": hx.HAEPO(BANDIT, **PIECES),
     "haepo_episodic": hx.EpisodicHAEPO(BANDIT, **GROUPS),

@@ -15,7 +15,7 @@ import scipy.special
 import scipy.stats
 
 import haepo_jax as hx
-from haepo_jax.algorithms.trajectory import Batch, drop_invalid, on_live_steps
+from haepo_jax.algorithms.trajectory import EpisodeBatch, drop_invalid, on_valid_steps
 from haepo_jax.losses import AUTO
 from haepo_jax.rollout import Trajectory
 from tests.toy_envs import Drift, Lock, Start, equations
@@ -48,10 +48,10 @@ def collected(state: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def batch(state: Any, collected: Any) -> Batch:
+def batch(state: Any, collected: Any) -> EpisodeBatch:
     steps = collected[0]
     reference = jax.jit(BASE.sequence_distribution)(shaken(state.params, 2), steps.observation, steps)
-    return Batch(steps, steps.observation, reference)
+    return EpisodeBatch(steps, steps.observation, reference)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_work_is_done_on_the_shortest_prefix_that_holds_every_live_step(horizon:
     def size(longest: jax.Array) -> jax.Array:
         mask = (jnp.arange(horizon)[:, None] < jnp.array([longest, 0]))[:, None]
         steps = Trajectory(mask, mask, mask.astype(jnp.float32), mask, None, ())
-        return on_live_steps(lambda steps: jnp.int32(steps.mask.shape[0]), steps, steps.mask)
+        return on_valid_steps(lambda steps: jnp.int32(steps.mask.shape[0]), steps, steps.mask)
 
     found = [int(jax.jit(size)(longest)) for longest in range(horizon + 1)]
     assert found == [min(s for s in sizes if s >= longest) for longest in range(horizon + 1)]
@@ -178,7 +178,7 @@ def test_work_is_done_on_the_shortest_prefix_that_holds_every_live_step(horizon:
 # The losses: what they are of. Their formulas have their own tests; here the arrays that reach them are checked.
 
 
-def oracle(algo: Any, batch: Batch, params: Any) -> dict[str, float]:
+def oracle(algo: Any, batch: EpisodeBatch, params: Any) -> dict[str, float]:
     """HAEPO's trajectory loss in float64 NumPy, from the policy's logits and the recorded episodes."""
     steps, mask = batch.steps, np.asarray(batch.steps.mask)
     log_probs, reference = (
@@ -218,7 +218,7 @@ SCORES, NORMALIZATIONS = ("likelihood", "mean_likelihood", "log_ratio"), ("none"
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 @pytest.mark.parametrize("score", SCORES)
-def test_the_trajectory_loss_of_haepo(batch: Batch, params: Any, score: str, normalize: str) -> None:
+def test_the_trajectory_loss_of_haepo(batch: EpisodeBatch, params: Any, score: str, normalize: str) -> None:
     # Every entropy, KL and temperature meets every score and every normalisation, though not every one of each other.
     number = SCORES.index(score) + NORMALIZATIONS.index(normalize)
     algo = BASE.replace(
@@ -235,7 +235,7 @@ def test_the_trajectory_loss_of_haepo(batch: Batch, params: Any, score: str, nor
 
 @pytest.mark.parametrize("kl", ["policy", "weights"])
 @pytest.mark.parametrize("entropy", ["policy", "weights"])
-def test_the_prefix_loss_of_haepo(batch: Batch, params: Any, entropy: str, kl: str) -> None:
+def test_the_prefix_loss_of_haepo(batch: EpisodeBatch, params: Any, entropy: str, kl: str) -> None:
     steps, mask = batch.steps, batch.steps.mask
     current = BASE.sequence_distribution(params, batch.observation, steps)
     for temperature in (0.5, "auto"):
@@ -255,7 +255,7 @@ def test_the_prefix_loss_of_haepo(batch: Batch, params: Any, entropy: str, kl: s
         assert np.isfinite(optax.tree.norm(gradients)) and optax.tree.norm(gradients) > 0
 
 
-def test_the_loss_of_grpo(batch: Batch, params: Any) -> None:
+def test_the_loss_of_grpo(batch: EpisodeBatch, params: Any) -> None:
     algo = hx.GRPO(BASE.env, kl_coef=0.5, entropy_coef=0.25, clip_eps=0.1, **SMALL)
     steps, mask = batch.steps, np.asarray(batch.steps.mask)
     current = BASE.sequence_distribution(params, batch.observation, steps)
@@ -275,7 +275,7 @@ def test_the_loss_of_grpo(batch: Batch, params: Any) -> None:
     np.testing.assert_allclose(metrics["loss"], -over(surrogate) + 0.5 * over(k3) - 0.25 * entropy, rtol=1e-4)
 
 
-def test_the_loss_of_dpo(batch: Batch, params: Any) -> None:
+def test_the_loss_of_dpo(batch: EpisodeBatch, params: Any) -> None:
     algo = hx.DPO(BASE.env, beta=0.5, entropy_coef=0.25, **SMALL)
     steps, mask = batch.steps, np.asarray(batch.steps.mask)
     current = BASE.sequence_distribution(params, batch.observation, steps)
@@ -305,7 +305,9 @@ def test_the_loss_of_dpo(batch: Batch, params: Any) -> None:
     "method",
     [hx.EpisodicHAEPO, functools.partial(hx.EpisodicHAEPO, credit="trajectory", score="likelihood"), hx.GRPO, hx.DPO],
 )
-def test_garbage_in_dead_steps_changes_neither_value_nor_gradient(batch: Batch, params: Any, method: Any) -> None:
+def test_garbage_in_dead_steps_changes_neither_value_nor_gradient(
+    batch: EpisodeBatch, params: Any, method: Any
+) -> None:
     algo = method(BASE.env, **{**SMALL, "entropy_coef": 0.3})
     steps = batch.steps
     dead = ~steps.mask
@@ -320,7 +322,7 @@ def test_garbage_in_dead_steps_changes_neither_value_nor_gradient(batch: Batch, 
     logits = jnp.where(dead[..., None], -50.0 * jnp.arange(3), batch.reference.log_probs)  # type: ignore[union-attr]
     reference = dataclasses.replace(batch.reference, log_probs=logits)
     grad = jax.grad(lambda params, batch: algo.scheduled(jnp.float32(0)).loss(params, batch), has_aux=True)
-    clean, spoilt = grad(params, batch), grad(params, Batch(dirty, dirty.observation, reference))
+    clean, spoilt = grad(params, batch), grad(params, EpisodeBatch(dirty, dirty.observation, reference))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-8), spoilt, clean)
 
 
@@ -358,7 +360,7 @@ def test_minibatches_are_whole_groups_each_once_an_epoch(state: Any) -> None:
     @jax.tree_util.register_dataclass
     @dataclasses.dataclass(frozen=True)
     class Spy(hx.EpisodicHAEPO):
-        def loss(self, params: Any, batch: Batch) -> Any:
+        def loss(self, params: Any, batch: EpisodeBatch) -> Any:
             jax.debug.callback(
                 lambda starts: seen.append(np.asarray(starts)), batch.steps.observation[0, ..., 0], ordered=True
             )
@@ -387,7 +389,7 @@ def test_an_optimiser_step_is_adams_on_clipped_gradients(state: Any) -> None:
     params, opt_state = state.params, algo.optimizer.init(state.params)
     wanted = state.params
     for _ in range(2):
-        params, opt_state = algo._optimize(params, opt_state, gradients)
+        params, opt_state = algo.apply_gradients(params, opt_state, gradients)
         updates, moments = expected.update(gradients, moments)
         wanted = optax.apply_updates(wanted, updates)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), params, wanted)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from haepo_jax.envs import Box, Discrete, TimeStep, as_environment, check_environment, has_action_mask, make_env
+from haepo_jax.envs import Box, Discrete, TimeStep, check_environment, has_action_mask, make_env
 
 
 class Countdown:
@@ -38,12 +38,12 @@ class Countdown:
 
 def test_plain_object_becomes_a_pytree_without_leaves():
     obj = Countdown()
-    env = as_environment(obj)
+    env = make_env(obj)
     assert jax.tree.leaves(env) == [] and (env.name, env.horizon) == ("countdown", 7)
     assert has_action_mask(env) and not has_action_mask(make_env("haepo/bandit"))
     # The same object twice is the same static structure: no second compilation.
-    assert jax.tree.structure(env) == jax.tree.structure(as_environment(obj))
-    assert jax.tree.structure(env) != jax.tree.structure(as_environment(Countdown()))
+    assert jax.tree.structure(env) == jax.tree.structure(make_env(obj))
+    assert jax.tree.structure(env) != jax.tree.structure(make_env(Countdown()))
 
     @jax.jit
     def episode(env, key):
@@ -63,8 +63,8 @@ def test_plain_object_becomes_a_pytree_without_leaves():
 
 def test_registered_pytree_is_returned_as_it_is():
     env = make_env("haepo/random_walk")
-    assert as_environment(env) is env
-    assert as_environment("haepo/random_walk").name == env.name
+    assert make_env(env) is env
+    assert make_env("haepo/random_walk").name == env.name
 
 
 def spoilt(**changes):
@@ -98,6 +98,11 @@ def step_with(**changes):
             "observation of reset is float32",
         ),
         (spoilt(step=lambda key, state, action: (state, 0)), TypeError, "step must return a TimeStep"),
+        (
+            spoilt(action_space=Box(0, 7, (2,), np.int32)),
+            TypeError,
+            "action_space has a Box of int32, and actions of a Box are floating point: use Discrete or MultiDiscrete",
+        ),
         (step_with(reward=jnp.zeros(3)), TypeError, "reward must be a scalar"),
         (step_with(terminated=jnp.zeros(2, bool)), TypeError, "terminated must be a scalar"),
         (step_with(state={"left": 0}), TypeError, "structure differs between reset and step"),
@@ -111,7 +116,7 @@ def step_with(**changes):
 )
 def test_objects_that_break_the_protocol(obj, error, message):
     with pytest.raises(error, match=message) as raised:
-        as_environment(obj)
+        make_env(obj)
     assert "\n" not in str(raised.value)
 
 

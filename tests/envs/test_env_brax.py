@@ -17,7 +17,9 @@ pytest.importorskip("brax")
 QUICK = ("fast", "inverted_pendulum", "swimmer")
 
 
-@pytest.mark.parametrize("task", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names.BRAX])
+@pytest.mark.parametrize(
+    "task", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names.tasks_of("brax")]
+)
 def test_protocol(task: str, capfd: pytest.CaptureFixture[str]):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -29,7 +31,7 @@ def test_protocol(task: str, capfd: pytest.CaptureFixture[str]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-@pytest.mark.parametrize("task", sorted(set(names.BRAX) - {"fast", "swimmer"}))
+@pytest.mark.parametrize("task", sorted(set(names.tasks_of("brax")) - {"fast", "swimmer"}))
 def test_every_backend(task: str, backend: str):
     check_environment(make_env(f"brax/{task}", backend=backend))
 

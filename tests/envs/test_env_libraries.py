@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,10 +14,11 @@ import pytest
 
 from haepo_jax.distributions import action_distribution
 from haepo_jax.envs import check_environment, has_action_mask, list_envs, make_env, names
-from haepo_jax.rollout import collect_episodes, collect_segment, lane_keys, start_lanes
+from haepo_jax.rollout import collect_episodes, collect_segment, environment_keys, start_environments
 from haepo_jax.spaces import Box, Discrete, MultiDiscrete, map_space
 
-INSTALLED = {prefix: importlib.util.find_spec(package) is not None for prefix, (package, _) in names.OPTIONAL.items()}
+OPTIONAL = [prefix for prefix in names.LIBRARIES if prefix not in ("gymnax", "brax")]
+INSTALLED = {prefix: names.is_installed(prefix) for prefix in OPTIONAL}
 RESET_KEY, STEP_KEY, LANES = jax.random.key(1), jax.random.key(2), 4
 
 
@@ -26,18 +26,20 @@ def needs(prefix: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not INSTALLED[prefix], reason=f"the {prefix} extra is not installed")
 
 
-@pytest.mark.parametrize("prefix", names.OPTIONAL)
+@pytest.mark.parametrize("prefix", OPTIONAL)
 def test_absent(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    package, tasks = names.OPTIONAL[prefix]
+    package = names.LIBRARIES[prefix].package
     for module in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
+    task = (names.tasks_of(prefix) or ("Any-v1",))[0]
+    monkeypatch.setattr(names, "is_installed", lambda other: other != prefix)
     with pytest.raises(ImportError, match=rf"pip install 'haepo_jax\[{prefix}\]'") as raised:
-        make_env(f"{prefix}/{tasks[0]}")
-    assert "\n" not in str(raised.value) and f"{prefix}/{tasks[0]} needs" in str(raised.value)
+        make_env(f"{prefix}/{task}")
+    assert "\n" not in str(raised.value) and f"{prefix}/{task} needs" in str(raised.value)
 
 
-@pytest.mark.parametrize("prefix", names.OPTIONAL)
+@pytest.mark.parametrize("prefix", OPTIONAL)
 def test_the_list_has_what_is_installed(prefix: str) -> None:
     assert any(name.startswith(f"{prefix}/") for name in list_envs()) == INSTALLED[prefix]
 
@@ -52,9 +54,11 @@ def registered(prefix: str) -> set[str]:
 
 @pytest.mark.parametrize("prefix", ["jumanji", "pgx", "xminigrid"])
 def test_every_registered_task_is_served_or_refused_with_a_reason(prefix: str) -> None:
-    refused = {name.partition("/")[2] for name in names.REFUSED if name.startswith(f"{prefix}/")}
-    assert set(names.OPTIONAL[prefix][1]) | refused == registered(prefix)
-    assert not set(names.OPTIONAL[prefix][1]) & refused
+    assert set(names.tasks_of(prefix)) == registered(prefix)
+    refused = {name for name in names.tasks_of(prefix) if names.refusal(f"{prefix}/{name}")}
+    assert {name for name in list_envs() if name.startswith(f"{prefix}/")} == {
+        f"{prefix}/{name}" for name in registered(prefix) - refused
+    }
     for name in refused:
         with pytest.raises(ValueError, match=f"{prefix}/{name} (is not served|has no goal)") as raised:
             make_env(f"{prefix}/{name}")
@@ -63,7 +67,7 @@ def test_every_registered_task_is_served_or_refused_with_a_reason(prefix: str) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [f"{prefix}/{task}" for prefix in INSTALLED if prefix != "playground" for task in names.OPTIONAL[prefix][1]]
+    "name", [name for name in list_envs() if name.partition("/")[0] in set(OPTIONAL) - {"playground"}]
 )
 def test_every_task_keeps_the_protocol_and_its_horizon(name: str) -> None:
     """Random valid actions, to the end: an episode that the horizon cuts off has a limit that it was told."""
@@ -73,7 +77,7 @@ def test_every_task_keeps_the_protocol_and_its_horizon(name: str) -> None:
     check_environment(env)
     if env.horizon > 1000:  # the largest are only traced
         return
-    keys = lane_keys(jax.random.key(0), 8)
+    keys = environment_keys(jax.random.key(0), 8)
     _, returns, lengths = jax.jit(lambda: collect_episodes(env, random_act(env), (), keys, keys, record=False))()
     assert np.all(np.isfinite(returns)) and np.all(lengths >= 1) and np.all(lengths <= env.horizon)
     longest = int(np.max(lengths))
@@ -237,13 +241,13 @@ def test_segments_are_the_librarys_own_stepping(name: str) -> None:
     env = make_env(own.name, **own.settings)
     check_environment(env)
     assert has_action_mask(env) == (own.mask is not None)
-    step_keys = lane_keys(STEP_KEY, LANES)
+    step_keys = environment_keys(STEP_KEY, LANES)
     segment, _ = jax.jit(
         lambda: collect_segment(
             env,
             random_act(env),
             lambda *_: jnp.float32(7.0),
-            start_lanes(env, (), RESET_KEY, LANES),
+            start_environments(env, (), RESET_KEY, LANES),
             RESET_KEY,
             step_keys,
             own.steps,
@@ -255,7 +259,7 @@ def test_segments_are_the_librarys_own_stepping(name: str) -> None:
     episode = np.zeros(LANES, int)
 
     def start(episodes: np.ndarray) -> Any:
-        return reset(jax.vmap(jax.random.fold_in)(lane_keys(RESET_KEY, LANES), jnp.asarray(episodes)))
+        return reset(jax.vmap(jax.random.fold_in)(environment_keys(RESET_KEY, LANES), jnp.asarray(episodes)))
 
     state, observation = start(episode)
     seen = {"terminated": 0, "truncated": 0}
@@ -303,7 +307,7 @@ def test_a_game_pays_what_its_last_moves_pay() -> None:
     """Every tic-tac-toe return is -1, 0 or 1, an opponent's winning move included."""
     pytest.importorskip("pgx")
     env = make_env("pgx/tic_tac_toe")
-    keys = lane_keys(jax.random.key(3), 256)
+    keys = environment_keys(jax.random.key(3), 256)
     _, returns, lengths = jax.jit(lambda: collect_episodes(env, random_act(env), (), keys, keys, record=False))()
     assert set(np.unique(returns).tolist()) == {-1.0, 0.0, 1.0} and np.all(lengths <= 5)
 

@@ -1,6 +1,5 @@
 """The table of names, and the one-line answers to wrong ones."""
 
-import importlib.util
 import subprocess
 import sys
 
@@ -9,23 +8,27 @@ import pytest
 from haepo_jax.envs import list_envs, make_env, names, resolve_name
 
 
-def test_table_equals_gymnax_registry():
+def test_gymnax_tasks_are_those_of_its_registry():
     registration = pytest.importorskip("gymnax.registration")
     available = [name for name in registration.registered_envs if name not in names.REFUSED]
     assert [name for name in list_envs() if "/" not in name] == available
 
 
-def test_table_equals_brax_registry():
-    pytest.importorskip("brax")
-    from haepo_jax.envs.brax import _registry
-
-    assert set(names.BRAX) == set(_registry("brax/ant"))
-    assert set(f"brax/{name}" for name in names.BRAX) <= set(list_envs())
+def test_brax_tasks_are_those_of_its_registry():
+    envs = pytest.importorskip("brax.envs")
+    assert set(names.tasks_of("brax")) == set(envs._envs)
+    assert set(f"brax/{name}" for name in names.tasks_of("brax")) <= set(list_envs())
 
 
-def test_table_equals_playground_registry():
+def test_playground_tasks_are_those_of_its_registry():
     playground = pytest.importorskip("mujoco_playground")
-    assert set(names.PLAYGROUND) == set(playground.registry.ALL_ENVS)
+    assert set(names.tasks_of("playground")) == set(playground.registry.ALL_ENVS)
+
+
+def test_own_tasks_are_those_that_are_built():
+    from haepo_jax.envs.tasks import TASKS
+
+    assert list(names.HAEPO) == list(TASKS)
 
 
 def test_names_need_no_jax():
@@ -38,8 +41,8 @@ def test_names_need_no_jax():
 
 
 def test_names_are_unique_and_resolve_to_themselves():
-    assert len(set(names.ALL)) == len(names.ALL)
-    assert all(resolve_name(name) == name for name in names.ALL)
+    assert len(set(list_envs())) == len(list_envs())
+    assert all(resolve_name(name) == name for name in list_envs())
     assert resolve_name("gymnax/CartPole-v1") == "CartPole-v1"
 
 
@@ -72,10 +75,27 @@ def test_names_that_are_refused():
         make_env(3)
 
 
-@pytest.mark.skipif(names.gymnax_is_modern(), reason="gymnax 1.x has them all")
-@pytest.mark.skipif(importlib.util.find_spec("gymnax") is None, reason="gymnax is not installed")
-@pytest.mark.parametrize("name", names.GYMNAX_1_ONLY)
-def test_tasks_that_old_gymnax_lacks(name: str):
-    assert name not in list_envs()
-    with pytest.raises(ValueError, match="needs gymnax 1.x"):
-        make_env(name)
+def test_hints_name_what_is_installed_and_what_is_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(names, "is_installed", lambda prefix: prefix != "jumanji")
+    monkeypatch.setattr(
+        names, "tasks_of", lambda prefix: {"gymnax": ("CartPole-v1",), "brax": ("ant",)}.get(prefix, ())
+    )
+    with pytest.raises(ValueError, match="did you mean 'CartPole-v1'") as raised:
+        resolve_name("CartPol-v1")
+    assert "; not installed: jumanji)" in str(raised.value)
+    with pytest.raises(ValueError) as raised:
+        resolve_name("Snake-v1")  # of jumanji
+    assert "did you mean" not in str(raised.value) and "not installed: jumanji" in str(raised.value)
+    assert resolve_name("jumanji/Snake-v1") == "jumanji/Snake-v1"  # make_env says what to install
+
+
+def test_of_a_library_that_is_missing_nothing_is_listed():
+    code = (
+        "import importlib.util as u; real = u.find_spec;"
+        "u.find_spec = lambda name, *rest: None if name == 'brax' else real(name, *rest);"
+        "from haepo_jax.envs import list_envs, make_env; assert not any('brax/' in name for name in list_envs());"
+        "import sys; sys.modules['brax'] = None\n"
+        "try: make_env('brax/ant')\nexcept ImportError as error: print(error)"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "brax/ant needs Brax, and brax is not installed: pip install brax"

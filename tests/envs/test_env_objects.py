@@ -13,7 +13,6 @@ import pytest
 
 import haepo_jax as hx
 from haepo_jax.envs import check_environment
-from haepo_jax.envs.objects import adapt
 
 SMALL: dict[str, Any] = {"total_steps": 200, "num_envs": 8, "group_size": 4, "num_minibatches": 2, "num_epochs": 1}
 
@@ -44,6 +43,28 @@ def test_ones_own_subclass_of_gymnax() -> None:
             return dataclasses.replace(super().default_params, masspole=1.0)
 
     assert float(hx.make_env(Heavy()).params.masspole) == 1.0
+
+
+def test_a_task_written_for_gymnax_0_0_keeps_its_truncations() -> None:
+    """There `done` holds the time limit, too; where nothing else ends the episode, that is a truncation."""
+    classes = pytest.importorskip("gymnax.environments.classic_control.pendulum")
+
+    class Old(classes.Pendulum):  # type: ignore[misc, name-defined]
+        def is_terminal(self, state: Any, params: Any) -> Any:
+            return (state.time >= params.max_steps_in_episode) | (state.time >= 7)
+
+        def step_env(self, key: Any, state: Any, action: Any, params: Any) -> Any:
+            observation, state, reward, _, info = super().step_env(key, state, action, params)
+            return observation, state, reward, self.is_terminal(state, params), info
+
+    inner = Old()
+    for limit, ends in ((5, (False, True)), (9, (True, False))):
+        env = hx.make_env((inner, inner.default_params.replace(max_steps_in_episode=limit)))
+        state, _ = env.reset(jax.random.key(0))
+        for _ in range(min(limit, 7)):
+            after = env.step(jax.random.key(1), state, jnp.zeros(1))
+            state = after.state
+        assert (bool(after.terminated), bool(after.truncated)) == ends
 
 
 def test_a_brax_object() -> None:
@@ -117,7 +138,9 @@ def test_a_craftax_object() -> None:
 
 
 def test_what_is_no_environment() -> None:
-    assert adapt(object()) is None and adapt((1, 2)) is None
+    for obj in (object(), (1, 2)):
+        with pytest.raises(TypeError, match="is no environment"):
+            hx.make_env(obj)
     for obj in (object(), (1, 2)):
         with pytest.raises(TypeError, match="is no environment: it has no name, horizon"):
             hx.make_env(obj)

@@ -13,6 +13,6 @@ def test_every_table_is_made_of_the_stored_results() -> None:
     assert spec is not None and spec.loader is not None
     report = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(report)
-    text = (EXPERIMENTS / "results" / "README.md").read_text()
+    text = (EXPERIMENTS / "benchmarks" / "README.md").read_text()
     assert "| haepo_jax_haepo | cold |" in text
-    assert report.filled_in(text, EXPERIMENTS / "results") == text
+    assert report.filled_in(text, EXPERIMENTS / "benchmarks" / "results") == text

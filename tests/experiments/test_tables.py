@@ -11,11 +11,11 @@ import pytest
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
-@pytest.mark.parametrize("name", ["environments", "language", "memory", "preferences"])
+@pytest.mark.parametrize("name", ["environments", "language", "recurrence", "preferences"])
 def test_a_table_is_made_of_the_stored_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    script, tables = importlib.import_module(name), importlib.import_module("tables")
+    script, tables = importlib.import_module(f"{name}.run"), importlib.import_module("tables")
     text = script.DOCUMENT.read_text()
     table = script.table(json.loads(script.RESULTS.read_text()))
-    assert f"<!-- table: {name} -->\n{table}\n\n" in text
+    assert f"<!-- table: {name} -->\n{table}\n\n" in text + "\n"
     assert tables.filled_in(text, name, table) == text

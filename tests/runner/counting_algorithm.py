@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.algorithms.base import Health
+from haepo_jax.algorithms.state import Health
 from haepo_jax.counting import StepCount
 
 
@@ -35,6 +35,11 @@ class Counting:
     start: int = 0
     sick: tuple[int, ...] = ()
     env: Any = None
+    learning_rate: Any = 0.0
+
+    def scheduled(self, progress: jax.Array) -> Counting:
+        """Its learning rate falls to 0 over the run."""
+        return dataclasses.replace(self, learning_rate=self.learning_rate * (1 - progress))
 
     def init(self, key: jax.Array) -> State:
         seed = jax.random.key_data(key)[-1].astype(jnp.int32)
@@ -54,23 +59,30 @@ class Counting:
             state = state._replace(health=health)
         moved = jnp.where(state.health.diverged, 0, 1)
         state = state._replace(update=state.update + moved, env_steps=state.env_steps + moved * state.stride)
-        ended = jnp.where(state.update > 1, 1.0, jnp.nan)
-        return state, {"loss": state.update.astype(jnp.float32), "episode_return": ended, "ess": jnp.float32(0.5)}
+        episodes = jnp.where(state.update > 1, 1.0, 0.0)
+        metrics = {"loss": state.update.astype(jnp.float32), "episode_return": episodes, "episodes": episodes}
+        return state, {**metrics, "ess": jnp.float32(0.5)}
 
     def advance(self, state: State, until: StepCount) -> tuple[State, dict[str, jax.Array]]:
-        nothing = dict.fromkeys(("loss", "episode_return", "ess"), jnp.float32(jnp.nan))
+        nothing = dict.fromkeys(("loss", "episode_return", "episodes", "ess"), jnp.float32(jnp.nan))
 
         def unfinished(loop: tuple[State, dict[str, jax.Array]]) -> jax.Array:
             return (loop[0].env_steps < until) & ~loop[0].health.diverged
 
         return jax.lax.while_loop(unfinished, lambda loop: self.train_step(loop[0]), (state, nothing))
 
-    def evaluate(self, state: State, *, episodes: int = 128, greedy: bool = False) -> dict[str, jax.Array]:
+    def evaluate(
+        self, state: State, *, episodes: int = 128, greedy: bool = False, max_steps: int | None = None
+    ) -> dict[str, jax.Array]:
         steps = state.env_steps.low.astype(jnp.float32) + 0.5 * greedy
         return {"return": jnp.full(episodes, steps), "length": jnp.full(episodes, 7)}
 
-    def progress(self, state: State) -> dict[str, Any]:
+    def replace(self, **changes: Any) -> Counting:
+        return dataclasses.replace(self, **changes)
+
+    def progress(self, state: State, max_steps: int | None = None) -> dict[str, Any]:
         row = {"env_steps": state.env_steps, "update": state.update}
         if self.eval_episodes:
             row["eval_return"] = self.evaluate(state, episodes=self.eval_episodes)["return"].mean()
+            row["eval_length"] = jnp.float32(7)
         return row

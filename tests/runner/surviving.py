@@ -30,7 +30,7 @@ TRAJECTORY = [
 ALGORITHMS = {
     "haepo": [
         "algo=haepo", "env=Pendulum-v1", "total_steps=512", "algo.num_envs=4", "algo.num_steps=16",
-        "algo.history_batches=3", "algo.group_size=2", "algo.num_minibatches=2", "algo.num_epochs=2",
+        "algo.replay_batches=3", "algo.group_size=2", "algo.num_minibatches=2", "algo.num_epochs=2",
         "algo.normalize_rewards=true",
     ],
     "haepo_episodic": ["algo=haepo_episodic", "algo.reference=initial", *TRAJECTORY],

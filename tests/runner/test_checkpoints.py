@@ -89,6 +89,16 @@ def test_a_structure_that_does_not_fit_is_refused_by_name(written: Checkpoint) -
         from_arrays({}, {"x": jax.ShapeDtypeStruct((1,), jnp.float32)})
 
 
+def test_precision_may_change_where_a_policy_is_loaded() -> None:
+    """As from a run with 32-bit types to a process with 64-bit ones. A run that is resumed must find what it left."""
+    arrays, like = {"x": np.ones(3, np.float32)}, {"x": jax.ShapeDtypeStruct((3,), np.dtype(np.float64))}
+    assert from_arrays(arrays, like, cast=True)["x"].dtype == np.float64
+    with pytest.raises(CheckpointError, match=r"float32\[3\], not float64\[3\]"):
+        from_arrays(arrays, like)
+    with pytest.raises(CheckpointError, match=r"int8"):
+        from_arrays({"x": np.ones(3, np.int8)}, like, cast=True)
+
+
 def truncate(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 

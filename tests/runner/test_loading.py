@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +40,7 @@ def test_the_last_evaluation_is_reproduced_exactly(finished_runs: dict[str, Path
         ]
         assert np.asarray(final, np.float64).mean() == summary[key][lane]
         np.testing.assert_array_equal(compiled, final)
-    logged = algo.evaluate(policy.state, episodes=algo.eval_episodes)["return"]
+    logged = algo.evaluate(policy.state, episodes=summary["eval_episodes"])["return"]
     # A row's evaluation plays both kinds in one program, which may round its sums otherwise than this one.
     np.testing.assert_allclose(float(jnp.mean(logged)), row["seeds"]["eval_return"][lane], rtol=1e-6)
 
@@ -64,6 +68,44 @@ def test_a_policy_plays_in_the_environment(finished_runs: dict[str, Path]) -> No
     for index in range(5):
         state, observation, reward, terminated, _ = step(policy, jax.random.key(index), state, observation)
         assert float(reward) == 1.0 and not bool(terminated)
+
+
+def test_a_call_is_compiled_once(finished_runs: dict[str, Path]) -> None:
+    """Where it initialised the network anew, a call took a second."""
+    _, policy = hx.load(finished_runs["cartpole"])
+    observation = np.zeros(4, np.float32)
+    action = policy(observation)
+    with jax.log_compiles(), warnings_of_jax() as compilations:
+        begin = time.perf_counter()
+        actions = [policy(observation) for _ in range(20)]
+        seconds = time.perf_counter() - begin
+    assert compilations == [] and seconds < 2 and all(int(other) == int(action) for other in actions)
+    assert int(jax.jit(policy)(observation)) == int(action)
+    assert jax.jit(jax.vmap(policy))(jnp.zeros((3, 4))).shape == (3,)
+
+
+@contextlib.contextmanager
+def warnings_of_jax() -> Iterator[list[str]]:
+    found: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("jax")
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+
+
+def test_the_generator_of_a_run_is_named(finished_runs: dict[str, Path]) -> None:
+    jax.config.update("jax_default_prng_impl", "rbg")
+    try:
+        with pytest.raises(
+            CheckpointError, match="threefry2x32, and this process uses rbg: set JAX_DEFAULT_PRNG_IMPL=threefry"
+        ):
+            hx.load(finished_runs["cartpole"])
+    finally:
+        jax.config.update("jax_default_prng_impl", "threefry2x32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,10 +214,10 @@ def test_a_checkpoint_that_is_taken_away_meanwhile(
     restore, found = Checkpoint.restore, Checkpoints(run / "checkpoints").all()[-1].path
     later = found.with_name(f"{int(found.name) + 1:06d}")
 
-    def pruned(self: Checkpoint, like: Any) -> Any:
+    def pruned(self: Checkpoint, like: Any, **keywords: Any) -> Any:
         if self.path == found:
             found.rename(later)
-        return restore(self, like)
+        return restore(self, like, **keywords)
 
     monkeypatch.setattr(Checkpoint, "restore", pruned)
     _, policy = hx.load(run)

@@ -14,6 +14,7 @@ from haepo_jax.runner import devices, loop
 from haepo_jax.runner.commands import train
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
+from haepo_jax.runner.evaluation import EvaluationSize
 from haepo_jax.runner.observers import Observer, Row, RunInfo
 from haepo_jax.runner.program import Program, build
 from haepo_jax.runner.run import run
@@ -99,8 +100,8 @@ def test_a_seed_runs_alone_as_beside_others(monkeypatch: pytest.MonkeyPatch) -> 
     alone, _ = run_counting(monkeypatch, Counting(total_steps=100), "seed=2")
     assert alone["env_steps_per_seed"] == together["env_steps_per_seed"][2:]
     assert alone["final_return_per_seed"] == together["final_return_per_seed"][2:]
-    many = Program(Counting(total_steps=1), seed=5, num_seeds=2, final_eval_episodes=1).init()
-    one = Program(Counting(total_steps=1), seed=6, num_seeds=1, final_eval_episodes=1).init()
+    many = Program(Counting(total_steps=1), seeds=[5, 6], final=EvaluationSize(1)).init()
+    one = Program(Counting(total_steps=1), seeds=[6], final=EvaluationSize(1)).init()
     assert (jax.random.key_data(many.key)[1] == jax.random.key_data(one.key)).all()
     assert (jax.random.key_data(one.key) == jax.random.key_data(jax.random.key(6))).all()
 
@@ -203,3 +204,15 @@ def test_the_device_is_named_and_a_fallback_admitted(monkeypatch: pytest.MonkeyP
     assert device == "cpu" and fallback is not None and "fell back to the CPU" in fallback
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert devices.describe_device() == ("cpu", None)
+
+
+def test_a_platform_that_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Any:
+        raise AssertionError  # what jax does without the platform's plugin
+
+    monkeypatch.setattr(jax, "devices", none)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(
+        ConfigError, match=r"^JAX_PLATFORMS=cuda: jax finds no device to run on: this platform is missing"
+    ):
+        devices.describe_device()

@@ -24,7 +24,7 @@ COMMON = [
 ALGORITHMS = {
     "haepo": [
         *COMMON, "env=haepo/random_walk", "env_kwargs.length=4", "env_kwargs.horizon=8", "algo=haepo",
-        "algo.num_envs=16", "algo.num_steps=8", "algo.history_batches=2", "algo.group_size=4",
+        "algo.num_envs=16", "algo.num_steps=8", "algo.replay_batches=2", "algo.group_size=4",
     ],
     "haepo_episodic": [
         *COMMON, "env=haepo/random_walk", "env_kwargs.length=4", "env_kwargs.horizon=8", "algo=haepo_episodic",
@@ -78,10 +78,11 @@ EACH_DEVICE_HAS_ITS_SHARE = """
 import re, sys
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
+from haepo_jax.runner.evaluation import EvaluationSize
 from haepo_jax.runner.program import Program, build, mesh_of
 config = compose(read_arguments(sys.argv[1:]).overrides, RunConfig)
 algorithm = build(config)
-program = Program(algorithm, seed=0, num_seeds=config.num_seeds, final_eval_episodes=4, mesh=mesh_of(config, algorithm))
+program = Program(algorithm, seeds=config.seed_numbers, final=EvaluationSize(4), mesh=mesh_of(config, algorithm))
 state = program.init()
 assert all(leaf.is_fully_replicated and len(leaf.sharding.device_set) == 8 for leaf in __import__("jax").tree.leaves(state))
 text = program._advance.as_text()

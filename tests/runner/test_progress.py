@@ -33,7 +33,8 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(monkeypatch, io.StringIO(), "total_steps=2000", "num_seeds=3", log_points=200)
     assert lines[0].startswith("training HAEPO on CartPole-v1, 3 seeds, on ") and "(JAX " in lines[0]
     assert lines[1].startswith("compiled in ")
-    rows = [line for line in lines if "steps/s  return" in line]
+    # The share done is of one seed, the speed of all: each says so.
+    rows = [line for line in lines if "/2,000 steps per seed  " in line and " steps/s over 3 seeds  return" in line]
     assert 5 <= len(rows) <= PLAIN_LINES and all("ESS 0.50" in row and row.endswith(" left") for row in rows)
     assert lines[-3].startswith("final return ") and "(seeds 2,000 to 2,004)" in lines[-3]
     assert lines[-1] == "results in the/directory"

@@ -57,7 +57,7 @@ def test_any_place_to_break_off_is_as_good(counting: Runs, tmp_path: Path, capsy
     for calls in (0, 1, 4, 5, 13, 22, 40, 57, 71, 72, 73):
         broken = tmp_path / str(calls)
         assert counting(broken, *COUNTING, calls=calls) == 143
-        assert f"to go on: python -m haepo_jax.train run_dir={broken} resume=true" in capsys.readouterr().err
+        assert f"to resume: python -m haepo_jax.train run_dir={broken} resume=true" in capsys.readouterr().err
         assert counting(broken, "resume=true") == 0
         assert_same_counting(broken, whole)
         assert len(RunDir(broken).read_summary()["resumed_from"]) == 1
@@ -113,7 +113,7 @@ def test_resume_without_a_run(counting: Runs, tmp_path: Path, capsys: pytest.Cap
     assert counting(tmp_path / "new", *COUNTING, "resume=auto") == 0
     assert "has ended" in capsys.readouterr().out
     assert counting(tmp_path / "new", *COUNTING) == 2
-    assert "go on with resume=true" in capsys.readouterr().err
+    assert "resume it with resume=true" in capsys.readouterr().err
 
 
 def test_a_changed_setting_is_refused_by_name(
@@ -337,7 +337,7 @@ def test_tensorboard_forgets_what_is_logged_again(counting: Runs, tmp_path: Path
     assert steps == [row["env_steps"] for row in rows(run)]
     assert len(starts) == 1 and 0 < sum(step < starts[0] for step in steps) < 8
     tags = {value.tag for event in events for value in event.summary.value}
-    assert {"loss", "eval_return", "env_steps_per_second"} <= tags
+    assert {"train/loss", "eval/return", "time/env_steps_per_second"} <= tags
 
 
 def test_a_file_of_settings_starts_a_run_and_goes_on_with_it(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 import json
 import signal
@@ -16,8 +17,7 @@ import numpy as np
 import pytest
 
 import haepo_jax as hx
-import haepo_jax.train as module
-from haepo_jax.runner.commands import evaluate
+from haepo_jax.runner.commands import evaluate, train
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
 from haepo_jax.runner.observers import Observer, Row
@@ -102,6 +102,8 @@ def test_a_callback_ends_a_run_in_good_order(tmp_path: Path, capsys: pytest.Capt
     # It has ended: the same call gives the same, from the files.
     again = hx.train(Counting(total_steps=202), seeds=2, run_dir=run, callbacks=[enough], resume=True)
     assert len(kept) == 3 and same(again.state, result.state)
+    err = capsys.readouterr().err
+    assert "has ended early, by a callback, at 131 steps" in err and "its result is returned" in err
     assert all(np.array_equal(again.history[name], result.history[name], equal_nan=True) for name in result.history)
     # So does one that was killed between its last checkpoint and its summary.
     (run / "summary.json").unlink()
@@ -111,6 +113,58 @@ def test_a_callback_ends_a_run_in_good_order(tmp_path: Path, capsys: pytest.Capt
     longer = hx.train(Counting(total_steps=300), seeds=2, run_dir=run, resume=True)
     assert longer.state.env_steps.to_int().tolist() == [300, 308] and not longer.summary["ended_early"]
     assert longer.history["env_steps"][:, :3].tolist() == result.history["env_steps"].tolist()
+
+
+@pytest.mark.usefixtures("counting")
+def test_seeds_by_number(tmp_path: Path) -> None:
+    listed = hx.train(Counting(total_steps=50), seeds=[3, 5, 8], run_dir=tmp_path / "run")
+    assert listed.seeds == listed.summary["seeds"] == [3, 5, 8]
+    for lane, seed in enumerate(listed.seeds):
+        alone = hx.train(Counting(total_steps=50), seeds=[seed], progress=False)
+        assert alone.history["env_steps"][0].max() == listed.history["env_steps"][lane].max()
+    config = RunDir(tmp_path / "run").read_config(own=True)
+    assert (config.seed, config.num_seeds, config.seed_numbers) == (3, 3, [3, 5, 8])
+    again = hx.train(Counting(total_steps=50), seeds=[3, 5, 8], run_dir=tmp_path / "run", resume=True)
+    assert same(again.state, listed.state)
+    with pytest.raises(ConfigError, match="seeds="):
+        hx.train(Counting(total_steps=50), seeds=[3, 5, 9], run_dir=tmp_path / "run", resume=True)
+
+
+@pytest.mark.usefixtures("counting")
+def test_extending_an_annealed_run_says_what_happens_to_its_learning_rate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    hx.train(Counting(total_steps=100, learning_rate=0.5), run_dir=run)
+    hx.train(Counting(total_steps=200, learning_rate=0.5), run_dir=run, resume=True)
+    assert "the learning rate goes from 0 back to 0.25" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_resumed_run_is_the_same_one_at_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[dict[str, Any]] = []
+
+    class Wandb:
+        summary: dict[str, Any] = {}
+
+        def init(self, **keywords: Any) -> Any:
+            begun.append(keywords)
+            return self
+
+        def log(self, *_: Any, **__: Any) -> None: ...
+
+        def finish(self) -> None: ...
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: find("json" if name == "wandb" else name, *rest)
+    )
+    monkeypatch.setitem(sys.modules, "wandb", Wandb())  # type: ignore[arg-type]
+    for total in (50, 100):
+        hx.train(Counting(total_steps=total), run_dir=tmp_path / "run", resume="auto", wandb=True, progress=False)
+    hx.train(Counting(total_steps=50), run_dir=tmp_path / "other", wandb=True, progress=False)
+    ids = [keywords["id"] for keywords in begun]
+    assert ids[0] == ids[1] != ids[2] and {keywords["resume"] for keywords in begun} == {"allow"}
 
 
 @pytest.mark.usefixtures("counting")
@@ -127,7 +181,7 @@ def test_ctrl_c_ends_after_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> No
     algo = Counting(total_steps=202)
     whole = hx.train(algo, seeds=2, run_dir=tmp_path / "whole")
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match=r"interrupted at \d+ steps; to go on: the same call with run_dir="):
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted at \d+ steps; to resume: the same call with run_dir="):
         hx.train(algo, seeds=2, run_dir=tmp_path / "broken", callbacks=[interrupt])
     assert signal.getsignal(signal.SIGINT) is before
     ended = hx.train(algo, seeds=2, run_dir=tmp_path / "broken", resume=True)
@@ -167,8 +221,8 @@ def test_the_table_has_a_row_for_each_seed_and_row(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seeds": 0}, "seeds=0 must be how many, or consecutive numbers"),
-        ({"seeds": [1, 3]}, r"seeds=\[1, 3\] must be how many"),
+        ({"seeds": 0}, "seeds=0 must be how many, or different numbers"),
+        ({"seeds": [1, 3, 1]}, r"seeds=\[1, 3, 1\] must be how many, or different numbers"),
         ({"seeds": True}, "seeds=True must be how many"),
         ({"seeds": range(-1, 2)}, "must be how many"),
         ({"seeds": "four"}, "seeds='four' must be how many"),
@@ -215,9 +269,9 @@ def test_a_run_of_named_parts_is_that_of_the_command_line(
     command = [*arguments, *(text.replace(" ", "") for text in settings), f"run_dir={tmp_path}/script"]
     assert RunDir(tmp_path / "script").read_config() == compose(read_arguments(command).overrides, RunConfig)
     # So the command line may go on with it.
-    assert module.main([f"run_dir={tmp_path}/script", "resume=true"]) == 0
+    assert train.main([f"run_dir={tmp_path}/script", "resume=true"]) == 0
     assert "has ended" in capsys.readouterr().out
-    assert module.main([*command[:-1], f"run_dir={tmp_path}/line"]) == 0
+    assert train.main([*command[:-1], f"run_dir={tmp_path}/line"]) == 0
     assert rows(tmp_path / "line") == rows(tmp_path / "script")
     _, policy = hx.load(tmp_path / "line", seed=3)
     assert same(policy.state, jax.tree.map(lambda x: x[1], result.state))
@@ -229,8 +283,8 @@ class Shifted(hx.PPO):
 
     shift: float = 1.5
 
-    def _update(self, state: Any) -> Any:
-        new, metrics = super()._update(state)
+    def update(self, state: Any) -> Any:
+        new, metrics = super().update(state)
         return new, metrics | {"shifted": state.update.astype(jnp.float32) + self.shift}
 
 
@@ -263,17 +317,34 @@ def test_own_objects_are_logged_described_and_resumed(
         length = int.from_bytes(data[at : at + 8], "little")
         tags |= {value.tag for value in Event.FromString(data[at + 12 : at + 12 + length]).summary.value}
         at += length + 16
-    assert {"shifted", "eval_return"} <= tags
+    assert {"train/shifted", "eval/return", "time/wall_seconds"} <= tags
 
     # What they are is said; that nothing here can build them, too.
     config = RunDir(tmp_path / "whole").read_config(own=True)
     assert config.algo.name == "Shifted" and config.algo.hyperparameters["shift"] == 1.5 and config.env == "toy/drift"
-    assert config.to_dict()["objects"] == {"algorithm": f"{__name__}.Shifted", "env": "toy_envs.Drift"}
+    assert config.to_dict()["objects"] == {"algorithm": f"{__name__}.Shifted", "env": "tests.toy_envs.Drift"}
     capsys.readouterr()
     assert evaluate.main([f"run_dir={tmp_path}/whole"]) == 2
     error = capsys.readouterr().err
-    assert "is a run of objects of your own" in error and error.count("\n") == 1
-    assert module.main([f"run_dir={tmp_path}/whole", "resume=true"]) == 2
+    assert "is a run of custom objects" in error and "hx.load(run_dir, algorithm=" in error and error.count("\n") == 1
+    _, policy = hx.load(tmp_path / "whole", algorithm=algo, seed=1)
+    assert same(policy.state, jax.tree.map(lambda x: x[1], whole.state))
+    assert algo.evaluate(policy.state, episodes=3)["return"].shape == (3,)
+    for other, message in [
+        (algo.replace(shift=2.5), r"has algo\.shift=1\.5, but the algorithm given has algo\.shift=2\.5"),
+        (hx.PPO(Drift(), **SMALL), r"has algo='Shifted', but the algorithm given has algo='ppo'"),
+        (Shifted(Drift(), **SMALL | {"hidden_sizes": (4,)}), r"algo\.hidden_sizes"),
+        ("ppo", "algorithm='ppo' is not an algorithm"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            hx.load(tmp_path / "whole", algorithm=other)  # type: ignore[arg-type]
+    # A policy starts another training, by its object or, for the same algorithm, by the run's name.
+    for start in (policy, str(tmp_path / "whole")):
+        begun = hx.train(algo, init_from=start, final_eval_episodes=0, progress=False)
+        assert begun.summary["updates"] > 0
+    with pytest.raises(ConfigError, match="init_from: the policy to start from has another network"):
+        hx.train(Shifted(Drift(), **SMALL | {"hidden_sizes": (4,)}), init_from=policy)
+    assert train.main([f"run_dir={tmp_path}/whole", "resume=true"]) == 2
     file = tmp_path / "whole" / "config.yaml"
     text = file.read_text()
     for old, new, message in (
@@ -305,7 +376,7 @@ def test_own_everything_as_the_site_shows_it(tmp_path: Path, monkeypatch: pytest
     assert json.loads(Path("runs/own/summary.json").read_text())["algo"] == "Mine"
 
 
-def test_the_command_is_the_function_whoever_imports_what_first() -> None:
-    assert hx.train is module and hx.train.main is module.main
+def test_the_function_is_public() -> None:
+    assert inspect.isfunction(hx.train)
     assert {"seeds", "run_dir", "callbacks"} <= {*inspect.signature(hx.train).parameters}
     assert {"train", "sweep"} <= {*dir(hx)} & {*hx.__all__}

@@ -16,12 +16,14 @@ from typing import Any
 
 import jax
 import pytest
+from tensorboardX import record_writer
 
 import haepo_jax
 from haepo_jax.runner import checkpoints, loggers, run_dir
 from haepo_jax.runner.checkpoints import Checkpoints
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import peek, read_arguments
+from haepo_jax.runner.evaluation import EvaluationSize
 from haepo_jax.runner.program import Program, build
 from haepo_jax.runner.resume import resume_command
 from haepo_jax.runner.run_dir import RunDir
@@ -82,13 +84,13 @@ def test_the_first_signal_asks(signum: int) -> None:
     process.send_signal(signum)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0 and out == f"asked to stop by {signum}\n"
-    assert "ending after the call under way" in err and err.count("\n") == 1
+    assert "saving a checkpoint and stopping" in err and err.count("\n") == 1
 
 
 def test_a_second_ctrl_c_ends_at_once() -> None:
     process = waiting("begun", "ignore")
     process.send_signal(signal.SIGINT)
-    assert process.stderr is not None and "once more ends at once" in process.stderr.readline()
+    assert process.stderr is not None and "press again to quit immediately" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 130
     process.communicate()
@@ -196,7 +198,7 @@ def test_signals_and_locks_between_processes(tmp_path: Path) -> None:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 128 + signum
         assert time.monotonic() - begin < 20, "about a second on an idle machine"
-        assert err.splitlines()[-1].endswith(f"to go on: python -m haepo_jax.train run_dir={run} resume=true")
+        assert err.splitlines()[-1].endswith(f"to resume: python -m haepo_jax.train run_dir={run} resume=true")
         assert "Traceback" not in err and len(err.splitlines()) == 2
         Checkpoints(run / "checkpoints").all()[-1].verify()
 
@@ -226,7 +228,7 @@ def test_a_directory_that_vanishes(
     run = tmp_path / "run"
     monkeypatch.setattr(StopAfter, "__call__", lambda self: shutil.rmtree(run, ignore_errors=True))
     assert counting(run, *COUNTING) == 1
-    assert capsys.readouterr().err == f"error: run_dir='{run}' has vanished while the run was going on\n"
+    assert capsys.readouterr().err == f"error: run_dir='{run}' was removed during the run\n"
     assert not run.exists()
 
 
@@ -242,7 +244,12 @@ def test_a_disk_that_fills_is_one_line(
     assert counting(whole, *COUNTING) == 0
     atomically, append = run_dir.write_atomically, run_dir.AppendedFile.append
     with monkeypatch.context() as patch:
-        if file in ("metrics.jsonl", "events"):
+        if file == "events":
+            flush = record_writer.RecordWriter.flush
+            patch.setattr(
+                record_writer.RecordWriter, "flush", lambda self: no_room() if len(rows(run)) >= 4 else flush(self)
+            )
+        elif file == "metrics.jsonl":
 
             def append_until_full(self: Any, record: bytes) -> None:
                 if file not in str(self._path) or len(rows(run)) < 4:
@@ -341,7 +348,7 @@ def test_a_read_only_directory(counting: Runs, small_disk: Path, capsys: pytest.
 # --- Numbers that are not finite --------------------------------------------------------------------------------------
 
 SMALL = [
-    "algo.num_envs=8", "algo.num_steps=8", "algo.history_batches=2", "algo.group_size=4", "algo.num_minibatches=2",
+    "algo.num_envs=8", "algo.num_steps=8", "algo.replay_batches=2", "algo.group_size=4", "algo.num_minibatches=2",
     "algo.num_epochs=2", "total_steps=600", *COMMON,
 ]  # fmt: skip
 
@@ -357,7 +364,7 @@ def test_divergence_is_one_line_and_keeps_the_last_finite_state(
     newest = Checkpoints(run / "checkpoints").all()[-1]
     assert str(newest.path) in error
     newest.verify()
-    program = Program(build(RunDir(run).read_config()), seed=0, num_seeds=1, final_eval_episodes=4)
+    program = Program(build(RunDir(run).read_config()), seeds=[0], final=EvaluationSize(4))
     state = newest.restore(program._state)
     assert all((abs(x) < 1e30).all() for x in jax.tree.leaves(state.params))
     assert RunDir(run).read_summary()["diverged"][0]["seed"] == 0
@@ -380,7 +387,7 @@ def test_a_sick_environment_is_named(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
 ) -> None:
     run = tmp_path / "run"
-    monkeypatch.setattr(haepo_jax, "make_env", lambda *_, **__: Drift(broken=broken))
+    monkeypatch.setattr("haepo_jax.envs.make_env", lambda *_, **__: Drift(broken=broken))
     runs(run, "env=haepo/bandit", *SMALL)
     captured = capsys.readouterr()
     assert "warning: haepo/bandit gave an observation or reward that is not finite" in captured.err

@@ -33,7 +33,7 @@ class PlotConfig:
 @entry_point(lambda argv: help_text(HELP, PlotConfig))
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status."""
-    config = compose(read_arguments(argv).overrides, PlotConfig)
+    config = compose(read_arguments(argv, positional="run_dir").overrides, PlotConfig)
     if not config.run_dir:
         raise ConfigError("run_dir= is missing: name the directory of a run")
     out = output_file(config.out, ".png")

@@ -1,7 +1,7 @@
 """Fits a policy to a task's demonstrations: `python -m haepo_jax.pretrain env=haepo/addition`.
 
-It is `python -m haepo_jax.train algo=supervised algo.network=transformer`, with all of its settings; a run of another
-algorithm starts from what it leaves with `init_from=<directory>`.
+Short for `python -m haepo_jax.train algo=supervised algo.network=transformer`, with the same settings. Another algorithm
+starts from the pretrained policy with `init_from=<directory>`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,6 @@ DEFAULTS = ("algo=supervised", "algo.network=transformer")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status of `haepo_jax.train`."""
     given = list(sys.argv[1:] if argv is None else argv)
-    # A run that goes on has its algorithm and network already.
+    # A resumed run has its algorithm and network already.
     resuming = any(argument.startswith("resume=") and argument != "resume=false" for argument in given)
     return train(given if resuming else [*DEFAULTS, *given])

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from haepo_jax.algorithms import hyperparameters as hp
-from haepo_jax.runner.commands.evaluate import read_run, warn
+from haepo_jax.algorithms import fields as hp
+from haepo_jax.messages import number
 from haepo_jax.runner.config import ConfigError, setting
 from haepo_jax.runner.config.arguments import compose, read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
-from haepo_jax.runner.progress import number
-from haepo_jax.runner.run_dir import output_file, write_output
+from haepo_jax.runner.run_dir import output_file, read_run, write_output
 
 if TYPE_CHECKING:
     import jax
@@ -23,20 +21,23 @@ if TYPE_CHECKING:
     from haepo_jax.runner.loading import TrainedPolicy
 
 HELP = """\
-Shows one episode of a run's policy: a GIF of a flat task, a page for the browser of a physics task. Neither needs a
-display, and the page needs no network.
+Records one episode of a run's policy as a GIF or an MP4. No display and no OpenGL are needed.
 
-usage: python -m haepo_jax.render run_dir=<directory> [key=value ...]
+usage: python -m haepo_jax.render <run directory> [key=value ...]
 
-  python -m haepo_jax.render run_dir=runs/x
-  python -m haepo_jax.render run_dir=runs/x seed=3 checkpoint=best greedy=false episode=7 out=film.gif
+  python -m haepo_jax.render runs/x
+  python -m haepo_jax.render runs/x seed=3 checkpoint=best greedy=false episode=7 out=film.mp4
 
 settings (key, default, meaning):
 {settings}
 
-Tasks that are drawn as a GIF: {drawn}; as a page: those of Brax and MuJoCo Playground. Settings that cannot be used end
-with exit status 2.
+Tasks that can be drawn: those of Brax and MuJoCo Playground, and {drawn}. An .mp4 needs
+imageio-ffmpeg (pip install imageio-ffmpeg). Invalid settings exit with a one-line error (status 2).
 """
+
+
+PHYSICS_MILLISECONDS = 40
+"""How far apart the pictures of a physics task are at least; its control steps are often shorter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,8 @@ class RenderConfig:
     checkpoint: str = setting("last", str, "which state of the run", choices=("last", "best"))
     greedy: bool = setting(True, bool, "take the most likely action instead of a sampled one")
     episode: int = setting(0, int, "which of the episodes that haepo_jax.evaluate plays", within=hp.Range(0, 2**31 - 1))
-    max_steps: int = setting(1000, int, "where to stop an episode that is longer", within=hp.Range(1, 10**6))
-    out: str | None = setting(None, str, "the file to write; null: episode.gif or episode.html in the run's directory")
+    max_steps: int = setting(1000, int, "stop a longer episode after this many steps", within=hp.Range(1, 10**6))
+    out: str | None = setting(None, str, "the .gif or .mp4 file to write; null: episode.gif in the run's directory")
 
 
 def _help() -> str:
@@ -63,37 +64,40 @@ def _help() -> str:
 @entry_point(lambda argv: _help())
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
-    config = compose(read_arguments(argv).overrides, RenderConfig)
+    config = compose(read_arguments(argv, positional="run_dir").overrides, RenderConfig)
     directory = read_run(config.run_dir)
     run = directory.read_config()
 
+    import jax
+
     from haepo_jax.runner.program import build
-    from haepo_jax.runner.rendering import drawing, viewer_page
+    from haepo_jax.runner.rendering import drawing, film, physics
 
     # Whether there is anything to see is known before the policy is loaded.
     env = build(run).env
     flat = run.env in drawing.DRAWINGS
-    if not flat and not viewer_page.can_be_drawn(env):
+    if not flat and not physics.can_be_drawn(env):
         raise ConfigError(f"{run.env} has nothing that can be drawn (--help lists the tasks that have)")
-    suffix = ".gif" if flat else ".html"
-    name = str(directory.path / f"episode{suffix}") if config.out is None else config.out
-    out = output_file(name, suffix, f": that is what {run.env} is drawn as")
+    name = str(directory.path / "episode.gif") if config.out is None else config.out
+    suffix = ".mp4" if name.lower().endswith(".mp4") else ".gif"
+    out = output_file(name, suffix, " or .mp4")
+    film.check_suffix(suffix)
 
-    from haepo_jax.runner.loading import load_run, policy_of
+    from haepo_jax.runner.loading import load_run, policy_of, warn_of_checkpoint
 
-    algorithm, run, states = load_run(directory, config.checkpoint, warn)
+    algorithm, run, states = load_run(directory, config.checkpoint, warn_of_checkpoint)
     policy = policy_of(algorithm, run, states, config.seed)
     moments, rewards, ended = record(
         policy, config.episode, greedy=config.greedy, max_steps=config.max_steps, flat=flat
     )
     returns = np.concatenate([[0.0], np.cumsum(rewards)])
+    milliseconds = drawing.DRAWINGS[run.env][1] if flat else 1000 * float(env.inner.dt)
+    stride = 1 if flat else max(1, round(PHYSICS_MILLISECONDS / milliseconds))
+    shown = [*range(0, len(rewards), stride), len(rewards)]
+    captions = [f"step {index}   return {number(returns[index])}" for index in shown]
+    pictures = (drawing if flat else physics).pictures(env, *jax.tree.map(lambda x: x[shown], moments))
+    write_output(out, film.film(pictures, captions, milliseconds * stride, suffix))
     title = f"{run.algo.name} on {run.env}"
-    if flat:
-        content: str | bytes = _film(env, moments, returns)
-    else:
-        positions, quaternions = moments
-        content = viewer_page.episode_page(env, title, positions, quaternions, returns)
-    write_output(out, content)
     seed = run.seed if config.seed is None else config.seed
     end = "" if ended else f", stopped at max_steps={config.max_steps}"
     print(
@@ -113,9 +117,9 @@ def record(policy: TrainedPolicy, episode: int, *, greedy: bool, max_steps: int,
     import jax
     import jax.numpy as jnp
 
-    from haepo_jax.algorithms.base import EVALUATION_SEED
+    from haepo_jax.algorithms.running import EVALUATION_SEED
     from haepo_jax.envs.base import has_action_mask
-    from haepo_jax.runner.rendering.viewer_page import body_poses
+    from haepo_jax.runner.rendering.physics import body_poses
 
     horizon = policy.algorithm.env.horizon
     limit = min(horizon, max_steps)
@@ -147,15 +151,3 @@ def record(policy: TrainedPolicy, episode: int, *, greedy: bool, max_steps: int,
     length = int(alive.sum())
     moments = jax.tree.map(lambda first, later: np.concatenate([np.asarray(first)[None], later[:length]]), start, seen)
     return moments, np.asarray(rewards[:length], np.float64), not going[length - 1] or length == horizon
-
-
-def _film(env: Any, moments: Any, returns: Any) -> bytes:
-    import jax
-
-    from haepo_jax.runner.rendering.drawing import DRAWINGS, gif
-
-    draw, milliseconds = DRAWINGS[env.name]
-    moment = [jax.tree.map(operator.itemgetter(index), moments) for index in range(len(returns))]
-    frames = [draw(env, state, observation) for state, observation in moment]
-    captions = [f"step {index}   return {number(value)}" for index, value in enumerate(returns)]
-    return gif(frames, captions, milliseconds)

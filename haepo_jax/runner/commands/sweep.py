@@ -11,13 +11,12 @@ from typing import Any
 from haepo_jax.envs import list_envs
 from haepo_jax.messages import short
 from haepo_jax.runner.config import ConfigError
-from haepo_jax.runner.config.arguments import read_arguments
 from haepo_jax.runner.config.help import training_help
 from haepo_jax.runner.entry import entry_point
-from haepo_jax.runner.errors import disk_errors
+from haepo_jax.runner.errors import RunError, disk_errors
 from haepo_jax.runner.processes import join, part
 from haepo_jax.runner.run_dir import check_writable, refusing, unused_directory
-from haepo_jax.runner.sweeps.settings import SweepConfig, SweepPlan, read_sweep
+from haepo_jax.runner.sweeps.plan import SweepConfig, SweepPlan, parse, read_sweep
 
 HELP = """\
 Trains many configurations of an algorithm: all that share their shapes in one compiled program, on every device.
@@ -31,12 +30,12 @@ usage: python -m haepo_jax.sweep env=<environment> <key>=<values> [...] [key=val
   python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=tag(log,interval(1e-4,1e-1))' halving=3 num_configs=81
 
 values, in Hydra's sweep language:
-  a,b or choice(a,b)       these
-  range(start,stop,step)   these numbers, stop left out
-  interval(low,high)       any number between; tag(log,interval(...)): evenly in the logarithm; int(interval(...))
-What can be swept: env, algo, seed, total_steps, env_kwargs.<name> and algo.<key>. A number or a seed costs nothing to
-vary; each combination of other values is compiled by itself. A key that only some of several algorithms have is theirs
-alone.
+  a,b or choice(a,b)       these values
+  range(start,stop,step)   these numbers, without stop
+  interval(low,high)       any number between; tag(log,interval(...)): uniform in the logarithm; int(interval(...))
+What can be swept: env, algo, seed, total_steps, env_kwargs.<name> and algo.<key>. Numbers and seeds are varied within
+one compiled program; each combination of other values is compiled separately. A key that only some of several
+algorithms have is varied for those alone.
 
 options:
   --help        this text; with algo=<name>, that algorithm's hyperparameters
@@ -51,33 +50,34 @@ algorithms and presets (algo=<name>):
 hyperparameters of algo={algo}:
 {hyperparameters}
 
-A sweep leaves in its directory: trials.csv and trials.parquet (one row per trial: values, returns, curve, state),
-study.log (Optuna's study), summary.json with the best configuration's command, and figures. The same command in the
-same run_dir goes on with a sweep that was interrupted, and started several times, on one machine or many, shares its
-work.
-Settings that cannot be used end with exit status 2.
+A sweep leaves in its directory: trials.csv (one row per trial: values, returns, curve, state), study.db (Optuna's
+study), summary.json with the best configuration's command, and figures. A trial in which a seed diverges has failed:
+it is marked, and never the best. Start the same command in the same run_dir again to resume a sweep, or several times,
+on one machine or many, to share its work.
+Invalid settings exit with status 2; a sweep whose trials all failed with status 1.
 """
 
 
 @entry_point(lambda argv: training_help(HELP, SweepConfig, argv))
 def main(argv: list[str]) -> int:
-    """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
-    arguments = read_arguments(argv)
+    """Runs the command line; returns its exit status, 0; raises RunError where every trial failed."""
+    arguments = parse(argv)
     if arguments.list_envs:
         print("\n".join(list_envs()))
         return 0
     plan = read_sweep(arguments.overrides)
     directory = _place(plan)
+    from haepo_jax.runner.sweeps.builder import Builder
     from haepo_jax.runner.sweeps.display import Display
-    from haepo_jax.runner.sweeps.run import check_builds, run
+    from haepo_jax.runner.sweeps.worker import run
 
     _use_every_core(plan)
     if plan.settings.distributed and not plan.settings.dry_run:
         join()
         part()
-    # What an environment refuses is refused before anything is written; a sweep that is there has passed already.
+    # An environment refuses its settings before anything is written; those of a sweep to resume have passed already.
     if not (directory / "sweep.json").exists():
-        check_builds(plan)
+        Builder(plan).check()
     if plan.settings.dry_run:
         print(
             f"the settings are usable: {plan.num_configs} configurations, {plan.search} search; dry_run=true stops here"
@@ -86,19 +86,23 @@ def main(argv: list[str]) -> int:
     with refusing(str(directory)):
         directory.mkdir(parents=True, exist_ok=True)
     try:
-        with disk_errors(directory, "sweep", lambda: "; the same command goes on from there"):
-            run(plan, directory, Display(), command=shlex.join(["python", "-m", "haepo_jax.sweep", *argv]))
+        with disk_errors(directory, "sweep", lambda: "; the same command resumes it"):
+            command = shlex.join(["python", "-m", "haepo_jax.sweep", *argv])
+            result = run(plan, directory, Display(), command=command)
     finally:
         with contextlib.suppress(OSError):
             directory.rmdir()  # only where nothing has been written to it
+    if len(result.state) and (result.state == "failed").all():
+        when = result.diverged_at[result.diverged_at >= 0]
+        first = f"; the first diverged at update {when.min()}" if len(when) else ""
+        raise RunError(f"all {len(result.state)} trials failed{first}: try smaller learning rates")
     return 0
 
 
 def _use_every_core(plan: SweepPlan) -> None:
     """Makes each core of a CPU a device, unless the user has said how many there are or jax runs already.
 
-    Two halves of a sweep on devices of their own finish half as soon again as the whole of it on one device, whose
-    matrix products are too small for many threads.
+    The matrix products of small networks cannot keep several threads busy; two devices train 1.5 times as fast as one.
     """
     import jax
 
@@ -123,6 +127,8 @@ def _place(plan: SweepPlan) -> Path:
         held = (path / "sweep.json").exists()
         if (path / "config.yaml").exists():
             raise ConfigError(f"run_dir={name} holds a training run: choose another directory")
+        if (path / "study.log").exists():
+            raise ConfigError(f"run_dir={name} holds a sweep of an earlier version: choose another directory")
         if held and settings.resume == "false":
             raise ConfigError(
                 f"run_dir={name} already holds a sweep: choose another directory, or leave resume=false out"

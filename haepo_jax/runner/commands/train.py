@@ -13,7 +13,7 @@ from haepo_jax.runner.run_dir import check_run_dir, config_text
 from haepo_jax.runner.session import run_to_resume, train_and_report, warn
 
 HELP = """\
-Trains one algorithm on one environment; every seed trains in the same compiled program.
+Trains one algorithm on one environment, all seeds in one compiled program.
 
 usage: python -m haepo_jax.train env=<environment> [key=value ...]
 
@@ -23,15 +23,16 @@ usage: python -m haepo_jax.train env=<environment> [key=value ...]
   python -m haepo_jax.train env=brax/ant env_kwargs.backend=spring 'algo.entropy_coef=[0.01,0]'
 
 options:
-  --config FILE settings from a file of YAML, such as the config.yaml that a run leaves (its run_dir and resume apart);
-                those on the command line win
-  --help        this text; with algo=<name>, that algorithm's hyperparameters
-  --cfg job     print the complete settings as YAML and stop
-  --list-envs   print the environments' names and stop
+  --config FILE read settings from a YAML file, such as the config.yaml of a run (without its run_dir and resume);
+                the command line overrides them
+  --help        show this text; with algo=<name>, the hyperparameters of that algorithm
+  --cfg job     print the complete settings as YAML and exit
+  --list-envs   list the environments and exit
+  --version     print the version and exit
 
-several devices: shard=environments shares out each update's environments over all of them; with distributed=true over
-those of every process of a job, which SLURM, Open MPI, Kubernetes or cloud TPUs tell jax of, or the environment variables
-JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+multiple devices: shard=environments shards the environments of each update over all devices. With distributed=true these
+are the devices of all processes of a job; jax finds the job under SLURM, Open MPI, Kubernetes and on cloud TPUs, or
+through the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
 settings (key, default, meaning):
 {settings}
@@ -42,21 +43,21 @@ algorithms and presets (algo=<name>):
 hyperparameters of algo={algo} (a pair [start,end] changes linearly over the run):
 {hyperparameters}
 
-A run leaves in its directory: config.yaml, metrics.jsonl (one row per logged update, every seed's values beside their
-mean), TensorBoard events, curve.png, summary.json and checkpoints; of a token task completions.jsonl, with weights=
-weights.jsonl. Settings that cannot be used end with exit status 2.
+A run writes to its directory: config.yaml, metrics.jsonl (one row per logged update, with the mean over seeds and the
+value of each seed), TensorBoard events, curve.png, summary.json and checkpoints; token tasks also completions.jsonl, and
+weights=<n> weights.jsonl. Invalid settings exit with a one-line error (status 2).
 
-A run that was ended goes on with: python -m haepo_jax.train run_dir=<directory> resume=true. It keeps its settings and
-ends with the same numbers as if it had never been ended. A larger total_steps extends it; what changes over a run, such
-as an annealed learning_rate, follows the share of total_steps that is done, and goes back to its value at that share.
-SIGTERM and Ctrl-C end a run after a checkpoint; a second one ends it at once.
+To resume an interrupted run: python -m haepo_jax.train run_dir=<directory> resume=true. It keeps its settings and ends
+with the same numbers as an uninterrupted run. A larger total_steps extends a run: schedules, such as that of an annealed
+learning_rate, depend on the fraction of total_steps done, so they jump back to their value at the new fraction.
+SIGTERM and Ctrl-C save a checkpoint and stop the run; a second one quits immediately.
 """
 
 
 @entry_point(lambda argv: training_help(HELP, RunConfig, argv))
 def main(argv: list[str]) -> int:
-    """Runs the command line; returns its exit status: 0; 1 where a run fails or diverges; 2 for settings that cannot be
-    used; 128 + the number of the signal that ended it."""
+    """Runs the command line; returns its exit status: 0; 1 if the run fails or diverges; 2 for invalid settings; 128 + the
+    number of the signal that stopped it."""
     arguments = read_arguments(argv, ("--cfg", "--config"))
     if arguments.list_envs:
         print("\n".join(list_envs()))
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> int:
 
 
 def _processes(arguments: Arguments) -> Processes:
-    """Those that train together. They come together before anything else, because one of them decides for all."""
+    """The processes of the job. They connect before anything else, because the first of them decides for all."""
     keys = ("distributed", "resume", "shard")
     distributed, resume, shard = (peek(arguments.overrides, RunConfig, key) for key in keys)
     if distributed and resume == "false" and shard == "none" and arguments.settings is None:

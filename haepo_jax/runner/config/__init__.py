@@ -1,25 +1,38 @@
-"""Settings: what the command lines accept, checked in full before jax is loaded.
+"""Settings of the command lines, checked completely before jax is imported.
 
-Here is what there is to set, as dataclasses whose fields say their type, range and meaning; the hyperparameters come
-from `haepo_jax.algorithms.hyperparameters`, where each is declared once. `values` makes such a dataclass of plain
-values and checks it, `arguments` of a command line, and `help` describes it. Whatever is wrong becomes a `ConfigError`
-of one line. Nothing here imports jax.
+This module declares them, as dataclasses whose fields carry type, range and description; the algorithms declare their
+hyperparameters in the same way, and they reach the command lines through this module alone. `values` builds and checks
+such a dataclass from plain values, `arguments` from a command line, and `help` prints it. Every mistake is a
+`ConfigError` of one line. Nothing here imports jax.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from haepo_jax.algorithms import hyperparameters as hp
-from haepo_jax.messages import short
+from haepo_jax.algorithms import declared
+
+# What algorithms declare comes from there to the command lines through here alone.
+from haepo_jax.algorithms.declared import ALGORITHMS as ALGORITHMS
+from haepo_jax.algorithms.declared import PRESETS as PRESETS
+from haepo_jax.algorithms.fields import COUNT as COUNT
+from haepo_jax.algorithms.fields import POSITIVE as POSITIVE
+from haepo_jax.algorithms.fields import HyperparameterError as HyperparameterError
+from haepo_jax.algorithms.fields import Range as Range
+from haepo_jax.algorithms.fields import check_value as check_value
+from haepo_jax.algorithms.fields import leaf as leaf
+from haepo_jax.algorithms.fields import static as static
+from haepo_jax.messages import did_you_mean, one_line, short
 
 DEFAULT_ALGORITHM = "haepo"
-ALGORITHM_NAMES = (*hp.ALGORITHMS, *hp.PRESETS)
+ALGORITHM_NAMES = (*ALGORITHMS, *PRESETS)
 
-SHARD_NOTHING = "distributed=true needs shard=environments: training over several hosts shares out environments"
+_TOTAL_STEPS = declared.hyperparameters(DEFAULT_ALGORITHM)["total_steps"]
+_TOTAL_STEPS_DEFAULT = declared.defaults(DEFAULT_ALGORITHM)["total_steps"]
+
+SHARD_NOTHING = "distributed=true needs shard=environments: training on several hosts shards environments"
 
 
 class ConfigError(ValueError):
@@ -35,13 +48,14 @@ class AlgoConfig:
 
     @property
     def class_name(self) -> str:
-        """The name of the class in `haepo_jax`: `EpisodicHAEPO` for `haepo_episodic` and for `haepo_paper`."""
-        return algorithm_class(self.name).__name__ if self.name in ALGORITHM_NAMES else self.name
+        """The name of the class: `EpisodicHAEPO` for `haepo_episodic` and for `haepo_paper`."""
+        known = self.name in ALGORITHM_NAMES or ":" in self.name
+        return algorithm_class(self.name).__name__ if known else self.name
 
 
 def setting(default: Any, kind: type, doc: str, **keywords: Any) -> Any:
-    """A field of a command's settings: described and checked just as a hyperparameter is; null where that is the default."""
-    return hp.static(default, kind, doc, optional=default is None, **keywords)
+    """A field of a command's settings, declared as a hyperparameter is; it may be null if that is its default."""
+    return static(default, kind, doc, optional=default is None, **keywords)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,53 +64,76 @@ class RunConfig:
 
     env: str = setting("", str, "the environment, such as CartPole-v1, brax/ant or haepo/bandit (required)")
     algo: AlgoConfig = setting(None, AlgoConfig, f"the algorithm or preset: {', '.join(ALGORITHM_NAMES)}")
-    seed: int = setting(0, int, "the first seed", within=hp.Range(0, 2**31 - 1))
-    num_seeds: int = setting(1, int, "seeds trained side by side in one compiled call", within=hp.Range(1, 2**31 - 1))
-    total_steps: int = dataclasses.field(
-        default=hp.Common.total_steps, metadata=hp.Common.__dataclass_fields__["total_steps"].metadata
+    seed: int = setting(0, int, "the first seed", within=Range(0, 2**31 - 1))
+    num_seeds: int = setting(1, int, "number of seeds, trained in one compiled call", within=Range(1, 2**31 - 1))
+    total_steps: int = dataclasses.field(default=_TOTAL_STEPS_DEFAULT, metadata=_TOTAL_STEPS.metadata)
+    seeds: tuple[int, ...] | None = setting(
+        None,
+        tuple,
+        "the seeds by number, such as [3,5,8], in place of seed and num_seeds",
+        within=Range(0, 2**31 - 1),
     )
-    final_eval_episodes: int = setting(128, int, "episodes per seed behind the final return", within=hp.COUNT)
-    env_kwargs: dict[str, Any] = setting(None, dict, "passed to the environment: env_kwargs.<name>=<value>")
-    init_from: str | None = setting(
-        None, str, "start from the policy of this run (the first of its seeds): its directory"
+    final_eval_episodes: int | None = setting(
+        None,
+        int,
+        "episodes per seed behind the final return; 0: none; null: 128, or as many as total_steps would do for",
+        within=Range(0, 2**31 - 1),
     )
-    run_dir: str | None = setting(None, str, "where the results go; null: runs/<env>-<algo>-<seed>-<time>")
+    env_kwargs: dict[str, Any] = setting(None, dict, "keyword arguments of the environment: env_kwargs.<name>=<value>")
+    init_from: str | None = setting(None, str, "directory of a run whose policy (of its first seed) to start from")
+    run_dir: str | None = setting(None, str, "directory for the results; null: runs/<env>-<algo>-<seed>-<time>")
     resume: str = setting(
         "false",
         str,
-        "go on with the run in run_dir from its newest intact checkpoint; auto: or start",
+        "resume the run in run_dir from its newest intact checkpoint; auto: or start one",
         choices=("false", "true", "auto"),
     )
-    checkpoint_minutes: float | None = hp.leaf(
-        5.0, "minutes from one checkpoint to the next; null: not by time", within=hp.POSITIVE, optional=True
+    checkpoint_minutes: float | None = leaf(
+        5.0, "minutes between checkpoints; null: none by time", within=POSITIVE, optional=True
     )
     checkpoint_steps: int | None = setting(
-        None, int, "live steps per seed from one checkpoint to the next; null: not by steps", within=hp.Range(1, 2**62)
+        None, int, "environment steps per seed between checkpoints; null: none by steps", within=Range(1, 2**62)
     )
     keep_checkpoints: int = setting(
-        3, int, "how many of the last checkpoints stay, beside the best by return", within=hp.COUNT
+        3, int, "number of most recent checkpoints kept, beside the best by return", within=COUNT
     )
     shard: str = setting(
         "none",
         str,
-        "what is shared out over devices: each update's environments, of one run over all devices, or nothing",
+        "what to shard over all devices: the environments of each update, or nothing",
         choices=("none", "environments"),
     )
     distributed: bool = setting(
-        False, bool, "several hosts: each process of the cluster's job has its share of the run (with shard=)"
+        False, bool, "train on several hosts, one process of a cluster job on each (needs shard=)"
     )
     tensorboard: bool = setting(True, bool, "write TensorBoard events")
     wandb: bool = setting(False, bool, "log to Weights & Biases (needs the extra `wandb`)")
     completions: int = setting(
-        2, int, "token tasks: prompts whose completions are logged at every row; 0: none", within=hp.Range(0, 1000)
+        2, int, "token tasks: prompts whose completions are logged with every row; 0: none", within=Range(0, 1000)
     )
     weights: int = setting(
         0,
         int,
-        "new episodes at every row whose weights are logged beside their returns; 0: none",
-        within=hp.Range(0, 100_000),
+        "new episodes per row whose weights and returns are logged; 0: none",
+        within=Range(0, 100_000),
     )
-    dry_run: bool = setting(False, bool, "check everything, then stop before training")
+    dry_run: bool = setting(False, bool, "check everything, then exit without training")
+
+    def __post_init__(self) -> None:
+        if self.seeds:
+            given, count = {self.seed, self.num_seeds} - {0, 1, self.seeds[0], len(self.seeds)}, len(self.seeds)
+            if given or len({*self.seeds}) < count:
+                wrong = (
+                    f"does not go with seed={self.seed} and num_seeds={self.num_seeds}" if given else "repeats a seed"
+                )
+                raise ConfigError(f"seeds={short(list(self.seeds))} {wrong}")
+            object.__setattr__(self, "seed", self.seeds[0])
+            object.__setattr__(self, "num_seeds", count)
+
+    @property
+    def seed_numbers(self) -> list[int]:
+        """The seeds of the run, in order."""
+        return list(self.seeds or range(self.seed, self.seed + self.num_seeds))
 
     def check(self) -> None:
         """Raises ConfigError where settings do not go together."""
@@ -104,7 +141,7 @@ class RunConfig:
             raise ConfigError(
                 "env= is missing: name an environment, for example env=CartPole-v1 (--list-envs lists them)"
             )
-        if self.seed + self.num_seeds > 2**31:
+        if not self.seeds and self.seed + self.num_seeds > 2**31:
             raise ConfigError(
                 f"seed={self.seed} with num_seeds={self.num_seeds} goes past the largest seed, {2**31 - 1}"
             )
@@ -116,40 +153,45 @@ class RunConfig:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         algo = {"name": self.algo.name, **self.algo.hyperparameters}
         values["algo"] = {k: list(v) if isinstance(v, tuple) else v for k, v in algo.items()}
+        values["seeds"] = list(self.seeds) if self.seeds else None
         return values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnConfig(RunConfig):
-    """The settings of a run of objects that only a user's program has: they are described here, not to be built from.
+    """The settings of a run of custom objects, which only the user's program can build; they are recorded by name.
 
     Attributes:
-      objects: what the algorithm, its environment and its networks are, by the names of their classes.
+      objects: the class names of the algorithm, its environment and its networks.
     """
 
     objects: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def algorithm_class(name: str) -> type[hp.Common]:
-    """The hyperparameters' dataclass of an algorithm or preset; raises ConfigError with a near match."""
-    if name in hp.PRESETS:
-        name = hp.PRESETS[name][0]
-    if name not in hp.ALGORITHMS:
+def algorithm_class(name: str) -> type[declared.Declaration]:
+    """The hyperparameters' dataclass of an algorithm, a preset or a custom `module:Class`; raises ConfigError, with a near
+    match."""
+    try:
+        return declared.declaration(name)
+    except KeyError:
         near = did_you_mean(name, ALGORITHM_NAMES)
-        raise ConfigError(f"unknown algorithm {short(name)}{near or '; there are: ' + ', '.join(ALGORITHM_NAMES)}")
-    return hp.ALGORITHMS[name]
+        raise ConfigError(
+            f"unknown algorithm {short(name)}{near or '; there are: ' + ', '.join(ALGORITHM_NAMES)}"
+        ) from None
+    except (ImportError, SyntaxError, HyperparameterError) as error:
+        raise ConfigError(f"algo={short(name)}: {one_line(str(error))}") from None
 
 
 def hyperparameter_fields(name: str) -> dict[str, dataclasses.Field[Any]]:
     """The fields that `algo.<field>=` sets for an algorithm or preset; `total_steps` is a setting of the run."""
-    fields = dataclasses.fields(algorithm_class(name))
-    return {f.name: f for f in fields if "static" in f.metadata and f.name != "total_steps"}
+    algorithm_class(name)
+    return {key: field for key, field in declared.hyperparameters(name).items() if key != "total_steps"}
 
 
 def hyperparameter_defaults(name: str) -> dict[str, Any]:
     """The defaults of an algorithm or preset."""
-    defaults = {key: f.default for key, f in hyperparameter_fields(name).items()}
-    return defaults | (hp.PRESETS[name][1] if name in hp.PRESETS else {})
+    algorithm_class(name)
+    return {key: value for key, value in declared.defaults(name).items() if key != "total_steps"}
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
@@ -161,8 +203,3 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 def has_hyperparameters(fields: Mapping[str, dataclasses.Field[Any]]) -> bool:
     """Whether `algo=` names an algorithm of this library, whose hyperparameters are `algo.<name>`."""
     return "algo" in fields and fields["algo"].metadata["kind"] is AlgoConfig
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name.lower(), list(names), n=1) if len(name) < 100 else []
-    return f"; did you mean {near[0]!r}?" if near else ""

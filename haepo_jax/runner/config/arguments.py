@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import os
 import re
 import shlex
 import warnings
@@ -27,7 +28,7 @@ from haepo_jax.runner.config import (
     hyperparameter_defaults,
     hyperparameter_fields,
 )
-from haepo_jax.runner.config.values import Settings, checked_value, find_field, from_dict
+from haepo_jax.runner.config.values import Settings, checked_value, find_field, from_dict, value_text
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -52,11 +53,21 @@ class Arguments:
     list_envs: bool = False
 
 
-def read_arguments(argv: Sequence[str], takes: Collection[str] = ()) -> Arguments:
-    """Parses a command line with Hydra's grammar; raises ConfigError. Sweeps are left for the command to judge, which may
-    take the options `--cfg` and `--config`."""
+def read_arguments(argv: Sequence[str], takes: Collection[str] = (), positional: str | None = None) -> Arguments:
+    """Parses a command line with Hydra's grammar; raises ConfigError.
+
+    Args:
+      argv: the arguments. A sweep such as `key=a,b` is kept for the command to use or refuse.
+      takes: those of the options `--cfg` and `--config` that the command has.
+      positional: the key whose value may be given without `key=`: a path, or several of them for a list.
+    """
     options: dict[str, Any] = {}
     overrides = []
+    if positional is not None:
+        paths = [argument for argument in argv if _is_path(argument)]
+        argv = [argument for argument in argv if argument not in paths]
+        if paths:
+            overrides.append(_parse(f"{positional}={value_text(paths[0] if len(paths) == 1 else paths)}"))
     arguments = iter(argv)
     for argument in arguments:
         option, _, value = argument.partition("=")
@@ -65,7 +76,7 @@ def read_arguments(argv: Sequence[str], takes: Collection[str] = ()) -> Argument
             options["list_envs"] = True
         elif argument in ("-m", "--multirun"):
             others = shlex.join(["python", "-m", "haepo_jax.sweep", *(a for a in argv if a != argument)])
-            raise ConfigError(f"{argument} is Hydra's: several configurations are trained by {others}")
+            raise ConfigError(f"{argument} is an option of Hydra; to train several configurations: {others}")
         elif option in ("--cfg", "--config") and option not in takes:
             raise ConfigError(f"{option} belongs to haepo_jax.train")
         elif option == "--cfg":
@@ -83,6 +94,11 @@ def read_arguments(argv: Sequence[str], takes: Collection[str] = ()) -> Argument
         else:
             overrides.append(_parse(argument))
     return Arguments(tuple(overrides), **options)
+
+
+def _is_path(argument: str) -> bool:
+    """Whether an argument is a path and no setting or option; a directory may have any name."""
+    return os.path.isdir(argument) or not (argument.startswith(("-", "~")) or "=" in argument or not argument)
 
 
 def read_settings(name: str) -> dict[str, Any]:
@@ -106,9 +122,9 @@ def read_settings(name: str) -> dict[str, Any]:
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{place} is not YAML: {one_line(str(error), 160)}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{place} holds no settings: lines such as env: CartPole-v1 are wanted")
+        raise ConfigError(f"{place} holds no settings: it needs lines such as env: CartPole-v1")
     if "objects" in values:
-        raise ConfigError(f"{place} is of a run of a program's own objects, which cannot be made from it")
+        raise ConfigError(f"{place} belongs to a run of custom objects, which cannot be built from it")
     if isinstance(values.get("algo"), str):
         values["algo"] = {"name": values["algo"]}
     return {key: value for key, value in values.items() if key not in NOT_FROM_FILE}
@@ -131,9 +147,13 @@ def _parse(argument: str) -> Override:
         raise ConfigError(f"cannot read {short(argument)}: nested too deeply") from None
     except Exception as error:  # Hydra's grammar raises its own errors, ValueError, and whatever its functions raise
         reason = "not valid UTF-8" if isinstance(error, UnicodeEncodeError) else first_line(error)
-        key = argument.partition("=")[0]
-        quote = f"; a value with special characters must be quoted: '{key}=\"...\"'" if key.isascii() else ""
-        raise ConfigError(f"cannot read {short(argument)}: {reason}{quote}") from None
+        key, _, value = argument.partition("=")
+        hint = f"; a value with special characters must be quoted: '{key}=\"...\"'" if key.isascii() else ""
+        if "NoneType" in reason and (listed := re.fullmatch(r"choice\((.*)\)", value)):
+            reason, hint = "choice() takes no null", f"; write {key}={short(listed[1])[1:-1]}"
+        elif "while evaluating" in reason:  # it was read as a function, and that is what failed
+            hint = ""
+        raise ConfigError(f"cannot read {short(argument)}: {reason}{hint}") from None
     return override
 
 
@@ -292,24 +312,3 @@ def command_of(config: RunConfig) -> list[str]:
     changed |= {f"algo.{k}": v for k, v in config.algo.hyperparameters.items() if v != usual[k]}
     changed |= {f"env_kwargs.{key}": value for key, value in config.env_kwargs.items()}
     return [f"env={config.env}", f"algo={config.algo.name}", *(f"{k}={value_text(v)}" for k, v in changed.items())]
-
-
-def value_text(value: Any) -> str:
-    """A value as the command line takes it: `read_arguments` reads it back."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(value_text, value)) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{value_text(item)}" for key, item in value.items()) + "}"
-    text = str(value)
-    # A word of these characters means itself in Hydra's grammar; anything else is quoted.
-    if isinstance(value, int | float) or (_WORD.fullmatch(text) and text.lower() not in _NO_WORDS):
-        return text
-    # There, a backslash means itself, unless a quotation mark follows.
-    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text)
-    return f'"{escaped}"'
-
-
-_WORD = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
-_NO_WORDS = ("null", "true", "false", "nan", "inf")

@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from haepo_jax.algorithms import hyperparameters as hp
 from haepo_jax.runner.config import (
+    ALGORITHMS,
     DEFAULT_ALGORITHM,
+    PRESETS,
     AlgoConfig,
+    algorithm_class,
     hyperparameter_defaults,
     hyperparameter_fields,
 )
-from haepo_jax.runner.config.arguments import value_text
+from haepo_jax.runner.config.values import value_text
 
 
 def settings_table(
@@ -50,8 +52,8 @@ def _yaml_text(value: Any, kind: type) -> str:
 
 def algorithm_table() -> str:
     """A help table of the algorithms and presets."""
-    rows = [(name, (cls.__doc__ or "").strip().splitlines()[0]) for name, cls in hp.ALGORITHMS.items()]
-    for name, (base, changes) in hp.PRESETS.items():
+    rows = [(name, (algorithm_class(name).__doc__ or "").strip().splitlines()[0]) for name in ALGORITHMS]
+    for name, (base, changes) in PRESETS.items():
         rows.append((name, f"{base} with " + " ".join(f"{k}={_yaml_text(v, type(v))}" for k, v in changes.items())))
     wide = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{wide}}  {text}" for name, text in rows)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.algorithms.other_names import hint, our_name
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.config import (
+    ALGORITHMS,
     AlgoConfig,
     ConfigError,
+    HyperparameterError,
     OwnConfig,
     RunConfig,
     algorithm_class,
+    check_value,
     default_of,
-    did_you_mean,
     has_hyperparameters,
     hyperparameter_defaults,
     hyperparameter_fields,
@@ -31,7 +33,7 @@ def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
     fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            raise ConfigError(f"unknown key {str(key)!r}{did_you_mean(str(key), fields)}")
+            raise ConfigError(f"unknown key {short(str(key))}{hint(str(key), fields)}")
     checked: dict[str, Any] = {}
     for key, field in fields.items():
         value = values.get(key, default_of(field))
@@ -42,7 +44,7 @@ def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
         algo = checked["algo"]
         try:
             algorithm_class(algo.name)(total_steps=checked["total_steps"], **algo.hyperparameters).check()
-        except hp.HyperparameterError as error:
+        except HyperparameterError as error:
             raise ConfigError(f"algo.{error}") from None
     if env := checked.get("env"):
         checked["env"] = tuple(map(resolve_env, env)) if isinstance(env, tuple) else resolve_env(env)
@@ -95,23 +97,15 @@ def _unknown_key(key: str, algo: str | None, fields: Mapping[str, Any]) -> Confi
         return ConfigError("total_steps is a setting of the run: write total_steps=, not algo.total_steps=")
     if key == "algo.name":
         return ConfigError("write algo=<name>, not algo.name=<name>")
-    known = list(fields)
+    known = [*fields]
     if algo is not None:
-        known += [f"algo.{field}" for field in hyperparameter_fields(algo)]
-        if f"algo.{name}" not in known:
-            owners = [owner for owner in hp.ALGORITHMS if name in hyperparameter_fields(owner)]
-            if owners:
-                return ConfigError(
-                    f"unknown key {key!r}: algo={algo} has no {name} (algo={', algo='.join(owners)} has)"
-                )
-    for exact in (f"algo.{key}", name):
-        if exact in known:
-            return ConfigError(f"unknown key {key!r}; did you mean {exact!r}?")
-    # A hyperparameter misspelt without its prefix is nearest to the hyperparameter, so names are compared bare.
-    bare = {full.removeprefix("algo."): full for full in reversed(known)}
-    near = difflib.get_close_matches(name, bare, n=1) if len(name) < 100 else []
-    hint = f"; did you mean {bare[near[0]]!r}?" if near else " (see --help)"
-    return ConfigError(f"unknown key {short(key)}{hint}")
+        known += [f"algo.{own}" for own in hyperparameter_fields(algo)]
+        wanted = name if name in known else our_name(name) or name
+        owners = [owner for owner in ALGORITHMS if wanted in hyperparameter_fields(owner)]
+        if owners and wanted not in known and f"algo.{wanted}" not in known:
+            having = f"algo={', algo='.join(owners)} {'has' if len(owners) == 1 else 'have'}"
+            return ConfigError(f"unknown key {short(key)}: algo={algo} has no {wanted} ({having} it)")
+    return ConfigError(f"unknown key {short(key)}{hint(name, known) or ' (see --help)'}")
 
 
 def checked_value(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
@@ -134,11 +128,13 @@ def checked_value(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
         raise ConfigError(f"{key}= is empty")
     try:
         value = _read(field, value)
-        hp.check_value(field, value)
+        check_value(field, value)
         value = _hold(field, value)
-    except hp.HyperparameterError as error:
+    except HyperparameterError as error:
+        word = value_text(value) if kind is str and (value is None or isinstance(value, bool | float)) else None
+        quoted = f"; for the word, quote it: '{key}=\"{word}\"'" if word else ""
         # check_value names the bare field; the key says where it stands on the command line.
-        raise ConfigError(key.removesuffix(field.name) + str(error)) from None
+        raise ConfigError(f"{key.removesuffix(field.name)}{error}{quoted}") from None
     return value
 
 
@@ -189,3 +185,24 @@ def resolve_env(name: str) -> str:
         return resolve_name(name)
     except ValueError as error:
         raise ConfigError(one_line(str(error))) from None
+
+
+def value_text(value: Any) -> str:
+    """A value as the command line takes it: `arguments.read_arguments` reads it back."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(value_text, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{value_text(item)}" for key, item in value.items()) + "}"
+    text = str(value)
+    # A word of these characters means itself in Hydra's grammar; anything else is quoted.
+    if isinstance(value, int | float) or (_WORD.fullmatch(text) and text.lower() not in _NO_WORDS):
+        return text
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text, Quote.double).with_quotes()
+
+
+_WORD = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
+_NO_WORDS = ("null", "true", "false", "nan", "inf")

@@ -1,6 +1,6 @@
-"""Runs and sweeps as one HTML page that needs nothing else: what is read from their folders, and put into `board.html`.
+"""Runs and sweeps as one self-contained HTML page: reads their folders and fills in `board.html`.
 
-A folder may be of a run that goes on, or damaged: what can be read is shown, and the rest is counted.
+A run may still be under way, and a folder may be damaged: what can be read is shown, and the rest is counted.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ import yaml
 
 from haepo_jax.runner.resume import FREE
 from haepo_jax.runner.run_dir import RunDir
-from haepo_jax.runner.statistics import mean_of_known
+from haepo_jax.runner.statistics import bootstrap_interval, describe_returns, interquartile_mean_of_known
 
 TRIALS = "trials.csv"
 EMBEDDED_BYTES = 16_000_000
 """How much of recorded episodes a page holds; what is beyond is a link."""
 
 _LINKS = ("metrics.jsonl", "summary.json", "curve.png", "config.yaml", "weights.jsonl", "completions.jsonl")
+_RETURNS = frozenset({"eval_return", "eval_return_greedy", "episode_return"})
+"""The metrics that have an interval: to bootstrap those of every metric would take a large page minutes."""
 _NOT_METRICS = frozenset({"row", "step", "update", "env_steps", "seeds"})
 _yaml_loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -154,30 +156,26 @@ def _read_sweep(folder: Path, name: str, links: _Links) -> list[dict[str, Any]]:
 
 
 def _curves(rows: list[dict[str, Any]]) -> dict[str, list[list[float | None]]]:
-    """Every metric's mean over seeds and, of several, its lowest and highest: lists as long as the rows."""
+    """Every metric as in `_bands`: lists as long as the rows."""
     curves = {}
     for metric in dict.fromkeys(key for row in rows for key in row if key not in _NOT_METRICS):
         seeds = [row["seeds"].get(metric) if isinstance(row.get("seeds"), dict) else None for row in rows]
         known = _numbers([row.get(metric) if seed is None else seed for row, seed in zip(rows, seeds, strict=True)])
         if np.isfinite(known).any():
-            curves[metric] = _bands(known)
+            curves[metric] = _bands(known, interval=metric in _RETURNS)
     return curves
 
 
-def _bands(values: npt.NDArray[np.float64]) -> list[list[float | None]]:
-    """(rows, seeds) -> mean and, of several seeds, lowest and highest."""
-    mean = [_rounded(mean_of_known(values))]
-    if values.shape[1] == 1:
-        return mean
-    known = np.isfinite(values)
-    low, high = np.where(known, values, np.inf).min(axis=1), np.where(known, values, -np.inf).max(axis=1)
-    return [*mean, _rounded(low), _rounded(high)]
+def _bands(values: npt.NDArray[np.float64], interval: bool = True) -> list[list[float | None]]:
+    """(rows, seeds) -> interquartile mean and, of several seeds, the ends of its 95% interval, as in `curve.png`."""
+    ends = bootstrap_interval(values) if interval and values.shape[1] > 1 else ()
+    return [_rounded(x) for x in (interquartile_mean_of_known(values), *ends)]
 
 
 def _spread(values: npt.NDArray[np.float64]) -> list[float | None]:
-    """(1, seeds) -> mean, lowest, highest."""
-    known = values[np.isfinite(values)]
-    return _rounded(np.array([known.mean(), known.min(), known.max()])) if known.size else []
+    """(1, seeds) -> interquartile mean and the ends of its 95% interval."""
+    known = describe_returns(values)
+    return _rounded([known["iqm"], *known["iqm_interval"]]) if np.isfinite(values).any() else []
 
 
 def _read_weights(file: Path) -> tuple[list[dict[str, Any]], int]:
@@ -198,17 +196,16 @@ def _read_weights(file: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _rollout(folder: Path, links: _Links, room: int) -> tuple[dict[str, str] | None, int]:
-    """The newest episode that `haepo_jax.render` has left, inside the page where there is room for it; its size."""
-    with contextlib.suppress(OSError, ValueError):
-        found = [file for file in (folder / "episode.gif", folder / "episode.html") if file.is_file()]
+    """The newest episode that `haepo_jax.render` has left, in the page where there is room for it; and its size there."""
+    with contextlib.suppress(OSError):
+        found = [file for file in (folder / "episode.gif", folder / "episode.mp4") if file.is_file()]
         if found:
             file = max(found, key=lambda file: file.stat().st_mtime)
+            kind = "image/gif" if file.suffix == ".gif" else "video/mp4"
             size = file.stat().st_size
             if size > room:
                 return {"link": links.to(file.name)}, 0
-            if file.suffix == ".gif":
-                return {"image": f"data:image/gif;base64,{base64.b64encode(file.read_bytes()).decode()}"}, size
-            return {"page": file.read_text(encoding="utf-8")}, size
+            return {kind[:5]: f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"}, size
     return None, 0
 
 

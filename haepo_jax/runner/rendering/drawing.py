@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -226,29 +226,12 @@ DRAWINGS: dict[str, tuple[Draw, int]] = {
 }
 """How a task is drawn, and for how many milliseconds each picture stands; the other flat tasks have nothing to see."""
 
-CAPTION = 18
-LAST_FRAME = 1000
-PALETTE = 64
 
+def pictures(env: Any, states: Any, observations: Any) -> Iterator[Image.Image]:
+    """A picture of each moment of a task in `DRAWINGS`: states and observations as NumPy arrays with a leading axis."""
+    import jax
 
-def gif(frames: Sequence[Image.Image], captions: Sequence[str], milliseconds: int) -> bytes:
-    """An endless GIF with a line of text under each picture; the last one stands for a second."""
-    pictures = [_captioned(frame, text) for frame, text in zip(frames, captions, strict=True)]
-    # One palette for all, from pictures spread over the episode: quantising each by itself makes colours flicker.
-    chosen = [pictures[index] for index in np.linspace(0, len(pictures) - 1, 8).astype(int)]
-    mosaic = Image.new("RGB", (pictures[0].width, 8 * pictures[0].height))
-    for index, picture in enumerate(chosen):
-        mosaic.paste(picture, (0, index * picture.height))
-    palette = mosaic.quantize(PALETTE)
-    small = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    durations = [milliseconds] * (len(small) - 1) + [LAST_FRAME]
-    file = io.BytesIO()
-    small[0].save(file, "GIF", save_all=True, append_images=small[1:], duration=durations, loop=0)
-    return file.getvalue()
-
-
-def _captioned(frame: Image.Image, text: str) -> Image.Image:
-    picture = Image.new("RGB", (max(frame.width, 160), frame.height + CAPTION), WHITE)
-    picture.paste(frame, ((picture.width - frame.width) // 2, 0))
-    ImageDraw.Draw(picture).text((4, frame.height + 3), text, DARK)
-    return picture
+    draw, _ = DRAWINGS[env.name]
+    for index in range(len(jax.tree.leaves(observations)[0])):
+        state, observation = jax.tree.map(operator.itemgetter(index), (states, observations))
+        yield draw(env, state, observation)

@@ -1,4 +1,4 @@
-"""Trains a cohort of trials together: a bracket of successive halving, a population, or just some batches."""
+"""Trains a cohort of trials together: independently, with successive halving, or as a population."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.runner.sweeps import population
+from haepo_jax.runner.sweeps.compiled import Programs, Shape, stack
 from haepo_jax.runner.sweeps.population import Lane
-from haepo_jax.runner.sweeps.program import BatchSize, Programs, Shape, stack
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -37,13 +37,13 @@ class Candidate:
       number: of its trial.
       algorithm: on its environment.
       seed: the first of its seeds.
-      rivals: trials are only compared with those of the same word, such as the environment.
+      env: trials are compared only with those of the same environment.
     """
 
     number: int
     algorithm: Algorithm
     seed: int
-    rivals: str
+    env: str
 
 
 @dataclasses.dataclass
@@ -52,8 +52,8 @@ class Outcome:
 
     Attributes:
       number: of the trial.
-      complete: it trained to its end; else halving stopped it.
-      returns: (S,) final evaluation return per seed.
+      state: `complete`; `stopped` by halving; `failed`: a seed diverged or its return is not finite.
+      returns: (S,) evaluation return per seed; NaN for a seed that diverged.
       env_steps, updates: (S,) done.
       diverged_at: (S,) the update at which a seed was frozen, or -1.
       curve: (P, S) mean training return in each part of the run; NaN where no episode ended in it.
@@ -61,7 +61,7 @@ class Outcome:
     """
 
     number: int
-    complete: bool
+    state: str
     returns: Floats
     env_steps: Ints
     updates: Ints
@@ -105,147 +105,101 @@ class Group:
     repeats its lanes, and the copies are dropped, so that nothing is compiled for it.
     """
 
-    def __init__(
-        self, candidates: Sequence[Candidate], programs: Programs, batch: BatchSize, num_seeds: int, points: int
-    ) -> None:
+    def __init__(self, candidates: Sequence[Candidate], programs: Programs, num_seeds: int) -> None:
         self.candidates = list(candidates)
-        self.programs, self.batch = programs, batch
+        self.programs = programs
         self.num_seeds = num_seeds
         self.total_steps = self.candidates[0].algorithm.total_steps
-        self.later_steps = 0
-        self._points = points
-        self._seconds_per_update: dict[int, float] = {}
-        self._rate = 0.0
-
-        real = len(self.candidates) * num_seeds
-        devices = programs.num_devices
-        # Lanes past the real ones exist where the stack could not be shared equally by the devices otherwise.
-        self._size = -(-real // devices) * devices
-        of_trial = np.resize(np.repeat(np.arange(len(self.candidates)), num_seeds), self._size)
-        seeds = np.array([c.seed for c in self.candidates])[of_trial] + np.resize(
-            np.tile(np.arange(num_seeds), len(candidates)), self._size
-        )
-        self._seeds = seeds.astype(np.uint32)
-        leaves = stack([c.algorithm for c in self.candidates])
-        self._numbers = [leaf[of_trial] for leaf in programs.select(leaves)]
-        self.real = real
-        self.env_steps = np.zeros(real, np.int64)
-        self.updates = np.zeros(real, np.int64)
-        self.diverged_at = np.full(real, -1, np.int64)
-        self._length = np.zeros(real)
-        if batch.size > self._size and not programs.is_compiled(batch.size):
-            batch.size = self._size
-        batch.compile_first(self._numbers)
+        self.real = len(self.candidates) * num_seeds
+        # Lanes past the real ones repeat the first, so that the devices share the stack equally.
+        lanes = np.resize(np.arange(self.real), -(-self.real // programs.num_devices) * programs.num_devices)
+        self._size = len(lanes)
+        first = np.array([candidate.seed for candidate in self.candidates])
+        self._seeds = (first[lanes // num_seeds] + lanes % num_seeds).astype(np.uint32)
+        leaves = stack([candidate.algorithm for candidate in self.candidates])
+        self._numbers = [leaf[lanes // num_seeds] for leaf in programs.select(leaves)]
+        self._updates_per_call = 1
+        programs.compile(self._numbers)
         self._lanes = self._start()
+        self._read()
 
     def lanes_of(self, trials: Sequence[int] | Ints) -> Ints:
         """The lanes of trials, by their places in `candidates`."""
         return (np.asarray(trials, np.int64)[:, None] * self.num_seeds + np.arange(self.num_seeds)).reshape(-1)
 
     def _start(self) -> Lane:
-        size = self.batch.size
-        chunks = [
-            np.resize(np.arange(first, min(first + size, self._size)), size) for first in range(0, self._size, size)
-        ]
-        parts = [self.programs.start([x[chunk] for x in self._numbers], self._seeds[chunk]) for chunk in chunks]
-        if size == self._size:
-            return parts[0]
-        lanes = _take(parts[0], np.resize(np.arange(size), self._size))
-        for chunk, part in zip(chunks[1:], parts[1:], strict=True):
-            lanes = _put(lanes, chunk, part)
+        lanes: Lane | None = None
+        for chunk, indices in self._batches(np.arange(self._size)):
+            started = self.programs.start([x[indices] for x in self._numbers], self._seeds[indices])
+            if lanes is None:
+                lanes = self.programs.place(_take(started, np.resize(np.arange(len(indices)), self._size)))
+            lanes = _put(lanes, self._own(chunk, indices), started)
         placed: Lane = self.programs.place(lanes)
         return placed
 
+    def _batches(self, lanes: Ints) -> list[tuple[Ints, Ints]]:
+        """Lanes in batches: those of each, and the same repeated until the batch is full."""
+        size = self.programs.size
+        chunks = [lanes[first : first + size] for first in range(0, len(lanes), size)]
+        return [(chunk, np.resize(chunk, size)) for chunk in chunks]
+
+    def _own(self, chunk: Ints, indices: Ints) -> Ints:
+        """Where a full batch is written back: its copies past the end of the stack, which drops them."""
+        return np.where(np.arange(len(indices)) < len(chunk), indices, self._size)
+
     # Training.
 
-    def train(self, trials: Sequence[int], share: float, on_call: Callable[[int], None]) -> None:
-        """Trains these trials up to a share of their run; `on_call(steps)` after every compiled call."""
+    def train(self, trials: Sequence[int], share: float, on_call: Callable[[int, float], None]) -> None:
+        """Trains these trials up to a share of their run; `on_call(steps, best training return)` after every call."""
         until = math.ceil(self.total_steps * share - 1e-9)
         lanes = self.lanes_of(trials)
-        while (left := self._unfinished(lanes, until)).size:
-            size = self._size_for(left, until)
-            for first in range(0, len(left), size):
-                on_call(self._call(left[first : first + size], size, until))
-            self._consider_batch_size(size, lanes, until)
+        while (left := lanes[(self.env_steps[lanes] < until) & (self.diverged_at[lanes] < 0)]).size:
+            for chunk, indices in self._batches(self._by_length(left)):
+                on_call(self._call(chunk, indices, until), self._best_training_return())
 
-    def _unfinished(self, lanes: Ints, until: int) -> Ints:
-        left = lanes[(self.env_steps[lanes] < until) & (self.diverged_at[lanes] < 0)]
-        return left[np.argsort(self._length[left], kind="stable")]
+    def _by_length(self, lanes: Ints) -> Ints:
+        return lanes[np.argsort(self._length[lanes], kind="stable")]
 
-    def _call(self, chunk: Ints, size: int, until: int) -> int:
-        """One compiled call on a chunk of lanes; returns the live steps done."""
-        per_update = self._seconds_per_update.get(size)
-        updates = 1 if per_update is None else max(1, int(CALL_SECONDS / per_update))
-        before_steps, before_updates = self.env_steps[chunk].sum(), self.updates[chunk].copy()
+    def _call(self, chunk: Ints, indices: Ints, until: int) -> int:
+        """One compiled call on a batch of lanes; returns the valid steps done."""
+        steps, updates = self.env_steps[chunk].sum(), self.updates[chunk]
         begin = time.perf_counter()
-        whole = size == self._size and len(chunk) == self.real
-        if whole:
-            self._lanes = self.programs.advance(self._numbers, self._lanes, [until] * size, updates)
-        else:
-            indices = np.resize(chunk, size)
-            part = self.programs.place(_take(self._lanes, indices))
-            part = self.programs.advance([x[indices] for x in self._numbers], part, [until] * size, updates)
-            own = np.where(np.arange(size) < len(chunk), indices, self._size)
-            self._lanes = self.programs.place(_put(self._lanes, own, part))
+        batch = self.programs.place(_take(self._lanes, indices))
+        batch = self.programs.advance([x[indices] for x in self._numbers], batch, until, self._updates_per_call)
+        self._lanes = self.programs.place(_put(self._lanes, self._own(chunk, indices), batch))
         self._read()
-        seconds = time.perf_counter() - begin
-        made = int((self.updates[chunk] - before_updates).max())
-        steps = int(self.env_steps[chunk].sum() - before_steps)
-        if made:
-            self._seconds_per_update[size] = seconds / made
-        # Copies work too, but for nothing: the rate is that of the lanes that count.
-        self._rate = steps / seconds
-        return steps
+        if made := int((self.updates[chunk] - updates).max()):
+            self._updates_per_call = max(1, int(CALL_SECONDS * made / (time.perf_counter() - begin)))
+        return int(self.env_steps[chunk].sum() - steps)
 
     def _read(self) -> None:
         """Brings the lanes' counters to the host; waits for the device."""
         state = self._lanes.state
-        self.env_steps = np.asarray(state.env_steps.to_int())[: self.real]
-        self.updates = np.asarray(state.update, np.int64)[: self.real]
-        self.diverged_at = np.asarray(state.health.diverged_at, np.int64)[: self.real]
+        self.env_steps: Ints = np.asarray(state.env_steps.to_int())[: self.real]
+        self.updates: Ints = np.asarray(state.update, np.int64)[: self.real]
+        self.diverged_at: Ints = np.asarray(state.health.diverged_at, np.int64)[: self.real]
         self._length = np.asarray(self._lanes.episode_length, np.float64)[: self.real]
 
-    def _seconds_left(self, lanes: Ints, until: int) -> float:
-        return float(np.maximum(until - self.env_steps[lanes], 0).sum()) / self._rate if self._rate else 0.0
-
-    def _consider_batch_size(self, size: int, lanes: Ints, until: int) -> None:
-        left = self._unfinished(lanes, until)
-        if len(left) >= size and self.updates[lanes].min() > 1:
-            seconds = self._seconds_left(lanes, until) + (self.later_steps / self._rate if self._rate else 0.0)
-            self.batch.measured(size, self._rate, len(left), seconds, self._numbers)
-
-    def _size_for(self, left: Ints, until: int) -> int:
-        """The number of lanes for a call: the batch's, or a smaller one where few lanes are left for long enough.
-
-        Only a CPU's time shrinks with the lanes; an accelerator takes about as long for a few as for many.
-        """
-        size, devices = self.batch.size, self.programs.num_devices
-        small = devices * 2 ** math.ceil(math.log2(-(-len(left) // devices)))
-        if small >= size or self.programs.mesh.devices.flat[0].platform != "cpu":
-            return size
-        cost = 1.5 * self.programs.compile_seconds / max(1, self.programs.compilations)
-        if not self.programs.is_compiled(small):
-            if self._seconds_left(left, until) * (1 - small / size) < cost:
-                return size
-            self.programs.compile(small, self._numbers)
-        return small
+    def _best_training_return(self) -> float:
+        """The best trial's, by the last update of each seed; NaN before an episode has ended in all seeds of one."""
+        known = (np.asarray(self._lanes.curve_count)[: self.real].sum(axis=1) > 0) & (self.diverged_at < 0)
+        returns = np.where(known, np.asarray(self._lanes.episode_return, np.float64)[: self.real], -np.inf)
+        best = float(returns.reshape(-1, self.num_seeds).mean(axis=1).max())
+        return best if math.isfinite(best) else math.nan
 
     # What a trial is worth.
 
     def evaluate(self, trials: Sequence[int]) -> Floats:
-        """The mean evaluation return of each seed: (trials, S)."""
+        """The mean evaluation return of each seed, (trials, S): NaN for one that diverged, whatever it returned before."""
         lanes = self.lanes_of(trials)
-        order = lanes[np.argsort(self._length[lanes], kind="stable")]
         values = np.full(self.real, np.nan)
-        size = self.batch.size
-        for first in range(0, len(order), size):
-            chunk = order[first : first + size]
-            indices = np.resize(chunk, size)
-            part = self.programs.place(_take(self._lanes, indices))
-            values[chunk] = self.programs.evaluate([x[indices] for x in self._numbers], part)[: len(chunk)]
+        for chunk, indices in self._batches(self._by_length(lanes)):
+            batch = self.programs.place(_take(self._lanes, indices))
+            values[chunk] = self.programs.evaluate([x[indices] for x in self._numbers], batch)[: len(chunk)]
+        values[self.diverged_at >= 0] = np.nan
         return values[lanes].reshape(len(trials), self.num_seeds)
 
-    def outcome(self, trial: int, *, complete: bool, returns: Floats, changed: dict[str, list[float]]) -> Outcome:
+    def outcome(self, trial: int, state: str, returns: Floats, changed: dict[str, list[float]]) -> Outcome:
         """A trial's counters and curve as they are now."""
         lanes = self.lanes_of([trial])
         sums = np.asarray(self._lanes.curve_sum, np.float64)[lanes]
@@ -253,14 +207,14 @@ class Group:
         curve = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0).T
         number = self.candidates[trial].number
         counters = (self.env_steps[lanes], self.updates[lanes], self.diverged_at[lanes])
-        return Outcome(number, complete, returns, *counters, curve, changed)
+        return Outcome(number, state, returns, *counters, curve, changed)
 
     # Population-based training.
 
     def mutate(
         self, key: jax.Array, trials: Sequence[int], values: Floats, ranges: dict[str, tuple[float, float]]
     ) -> None:
-        """The worst trials go on from the best, their numbers perturbed; `values` (trials,) says which is which."""
+        """The worst trials continue from the best, their numbers perturbed; `values` (trials,) says which is which."""
         exploit_key, explore_key = jax.random.split(key)
         chosen = np.asarray(_exploit(exploit_key, values.astype(np.float32)))
         source = np.arange(len(self.candidates))
@@ -270,13 +224,11 @@ class Group:
         lanes[: self.real] = self.lanes_of(source)
         self._lanes = self.programs.place(_inherit(self._lanes, lanes))
         places = self._places()
-        for name, (low, high) in ranges.items():
-            if name not in places:
-                continue
+        for name in ranges.keys() & places.keys():
             own = self._numbers[places[name]]
             numbers = own[: self.real : self.num_seeds][source]
             # Each hyperparameter has a key of its own, so that sweeping another changes none of its draws.
-            perturbed = np.asarray(_explore(jax.random.fold_in(explore_key, places[name]), numbers, low, high))
+            perturbed = np.asarray(_explore(jax.random.fold_in(explore_key, places[name]), numbers, *ranges[name]))
             own[: self.real] = np.repeat(np.where(copied, perturbed, numbers), self.num_seeds)
         self._read()
 
@@ -300,65 +252,64 @@ def train_cohort(
     groups: Sequence[Group],
     rules: Rules,
     *,
-    on_call: Callable[[int], None] = lambda steps: None,
+    on_call: Callable[[int, float], None] = lambda steps, training_return: None,
     on_rung: Callable[[int, int, float], None] = lambda number, steps, value: None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
 ) -> None:
-    """Trains every trial of a cohort to its end, or until halving stops it.
+    """Trains every trial of a cohort until it ends, fails, or is stopped by halving.
+
+    A trial fails where a seed diverges or its return is not finite. In population-based training it continues from one
+    of the best; only one that fails in the last round has failed.
 
     Args:
       groups: the trials, by shape.
       rules: halving, population-based training or neither.
-      on_call: told the live steps of every compiled call.
-      on_rung: told every trial's number, live steps and mean return where it was evaluated before the end.
-      on_outcome: told what became of each trial, as soon as that is known.
+      on_call: given the valid steps of every compiled call, and the best training return so far of its group.
+      on_rung: given a trial's number, valid steps and mean return where it was evaluated before the end.
+      on_outcome: given what became of each trial, as soon as that is known.
     """
     active = [(group, trial) for group in groups for trial in range(len(group.candidates))]
     changed: dict[int, dict[str, list[float]]] = {c.number: {} for group in groups for c in group.candidates}
     shares = rules.shares()
     for turn, share in enumerate(shares):
         last = turn == len(shares) - 1
-        values: dict[int, float] = {}
-        per_seed: dict[int, Floats] = {}
+        returns: dict[int, Floats] = {}
         for group in groups:
             trials = [trial for owner, trial in active if owner is group]
             if not trials:
                 continue
             group.train(trials, share, on_call)
-            returns = group.evaluate(trials)
-            for trial, own in zip(trials, returns, strict=True):
-                number = group.candidates[trial].number
-                values[number], per_seed[number] = float(own.mean()), own
+            evaluated = group.evaluate(trials)
+            for trial, own in zip(trials, evaluated, strict=True):
+                number, failed = group.candidates[trial].number, not np.isfinite(own).all()
+                returns[number] = own
                 for name, value in group.numbers(trial, list(rules.pbt_ranges)).items():
                     changed[number].setdefault(name, []).append(value)
-                if last:
-                    on_outcome(group.outcome(trial, complete=True, returns=own, changed=changed[number]))
-                else:
-                    on_rung(number, int(group.env_steps[group.lanes_of([trial])].mean()), values[number])
+                if last or (failed and not rules.pbt_rounds):
+                    on_outcome(group.outcome(trial, "failed" if failed else "complete", own, changed[number]))
+                elif not failed:
+                    on_rung(number, int(group.env_steps[group.lanes_of([trial])].mean()), float(own.mean()))
             if rules.pbt_rounds and not last:
                 key = jax.random.fold_in(jax.random.key(rules.seed), turn)
-                group.mutate(
-                    key,
-                    trials,
-                    np.array([values[group.candidates[trial].number] for trial in trials]),
-                    rules.pbt_ranges,
-                )
+                means = evaluated.mean(axis=1)
+                group.mutate(key, trials, np.where(np.isfinite(means), means, np.nan), rules.pbt_ranges)
         if rules.halving is not None and not last:
-            kept = _kept(active, values, rules.halving)
+            kept = _kept(active, {number: float(own.mean()) for number, own in returns.items()}, rules.halving)
             for group, trial in active:
                 number = group.candidates[trial].number
-                if number not in kept:
-                    on_outcome(group.outcome(trial, complete=False, returns=per_seed[number], changed={}))
+                if number not in kept and np.isfinite(returns[number]).all():
+                    on_outcome(group.outcome(trial, "stopped", returns[number], {}))
             active = [(group, trial) for group, trial in active if group.candidates[trial].number in kept]
 
 
 def _kept(active: Sequence[tuple[Group, int]], values: dict[int, float], eta: int) -> set[int]:
-    """The numbers of the trials that survive a rung: the best of each environment's."""
+    """The numbers of the trials that survive a rung: the best of each environment's, none that failed."""
     kept: set[int] = set()
-    for rivals in {group.candidates[trial].rivals for group, trial in active}:
-        numbers = [c.number for group, trial in active if (c := group.candidates[trial]).rivals == rivals]
-        best = population.survivors([values[number] for number in numbers], eta)
-        kept |= {numbers[int(place)] for place in best}
+    candidates = [group.candidates[trial] for group, trial in active]
+    for env in {candidate.env for candidate in candidates}:
+        numbers = [candidate.number for candidate in candidates if candidate.env == env]
+        known = [values[number] if math.isfinite(values[number]) else math.nan for number in numbers]
+        kept |= {numbers[int(place)] for place in population.survivors(known, eta)}
     return kept
 
 

@@ -7,29 +7,26 @@ import sys
 import time
 from typing import Any, TextIO
 
-from haepo_jax.runner.progress import PLAIN_LINES, duration, live_line, number
+from haepo_jax.messages import duration, number
+from haepo_jax.runner.progress import PLAIN_LINES, live_line
 
 
 class Display:
-    """Trials done, best so far, steps per second and time left."""
+    """Trials and steps done, best return so far, steps per second and time left."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
         self._live: Any = None
         self._task: Any = None
-        self._trials = 0
-        self._done = 0
-        self._best = math.nan
-        self._share_before = 0.0
-        self._share = 0.0
-        self._steps = 0
+        self._trials = self._done = self._steps = self._printed = 0
+        self._best = self._training_best = math.nan
+        self._share = self._share_before = 0.0
         self._begin: float | None = None
-        self._printed = 0
 
     def say(self, text: str) -> None:
         """A line that stays."""
         if self._live is not None:
-            self._live.console.print(text, highlight=False, markup=False)
+            self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
             print(text, file=self._stream, flush=True)
 
@@ -46,14 +43,15 @@ class Display:
         self._done, self._best = done, best
         self._show()
 
-    def advanced(self, steps: int, share: float) -> None:
-        """This worker has done `steps` more live steps, and the sweep the given share of its work."""
+    def advanced(self, steps: int, share: float, training_best: float) -> None:
+        """This worker has done `steps` more steps, and the sweep that share of its work; the best return in training."""
         self._share = max(self._share, min(1.0, share))
+        self._training_best = training_best
         if self._begin is None:
-            # The clock starts after the first call: what came before was compiled.
+            # The clock starts after the first call, in which device and caches warm up.
             self._begin, self._share_before = time.perf_counter(), self._share
-            return
-        self._steps += steps
+        else:
+            self._steps += steps
         self._show()
 
     def _show(self) -> None:
@@ -64,14 +62,16 @@ class Display:
             self.say(self._status())
 
     def _status(self) -> str:
-        parts = [f"{self._done}/{self._trials} trials", f"best {number(self._best)}"]
-        if self._begin is None:
-            return "  ".join(parts)
-        elapsed = time.perf_counter() - self._begin
-        parts.append(f"{self._steps / elapsed:,.0f} steps/s")
-        gained = self._share - self._share_before
-        if gained > 0:
-            parts.append(f"{duration(elapsed * (1 - self._share) / gained)} left")
+        parts = [f"{self._done}/{self._trials} trials", f"{self._share:.0%} of the steps"]
+        if math.isfinite(self._best):
+            parts.append(f"best {number(self._best)}")
+        elif math.isfinite(self._training_best):
+            parts.append(f"best in training {number(self._training_best)}")
+        if self._steps and self._begin is not None:
+            elapsed = time.perf_counter() - self._begin
+            parts.append(f"{self._steps / elapsed:,.0f} steps/s")
+            if (gained := self._share - self._share_before) > 0:
+                parts.append(f"{duration(elapsed * (1 - self._share) / gained)} left")
         return "  ".join(parts)
 
     def close(self) -> None:

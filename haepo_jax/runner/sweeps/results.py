@@ -1,4 +1,4 @@
-"""What a sweep found: arrays for Python, a table on disk, and the command that repeats the best."""
+"""What a sweep found: arrays for Python, a table on disk, and the command that trains a configuration alone."""
 
 from __future__ import annotations
 
@@ -12,33 +12,36 @@ import numpy as np
 import numpy.typing as npt
 
 from haepo_jax.runner.run_dir import json_text, write_atomically
-from haepo_jax.runner.sweeps.settings import SweepPlan
+from haepo_jax.runner.sweeps.plan import SweepPlan
 from haepo_jax.runner.sweeps.space import Values
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
+    import pandas
 
+    from haepo_jax.algorithms.base import Algorithm
+    from haepo_jax.runner.sweeps.builder import Builder
     from haepo_jax.runner.sweeps.study import Study
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-# Optuna's names of a trial's states, which is not imported here: this module is loaded before it is known to be there.
-STATES = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "running"}
+ROUNDING = "rounding differs between one run and many in a batch, so a repeated run drifts apart after a few updates"
+"""Why the best trial, trained again by its command, does not end at the same return."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SweepResult:
     """The trials of a sweep by index: N trials, S seeds each, P curve points. Unknown numbers are NaN, counts -1.
 
     Attributes:
       values: every swept key, (N,): numbers where all are numbers, else objects; None where a trial's algorithm has no
         such key.
-      returns: (N, S) final evaluation return, sampled actions; of a trial that halving stopped, that at its last rung.
-      state: (N,) `complete`, `stopped` by halving, `failed` (its return is not finite), `running` elsewhere.
+      returns: (N, S) final evaluation return, sampled actions; of a trial that halving stopped, that at its last rung;
+        NaN for a seed that diverged.
+      state: (N,) `complete`; `stopped` by halving; `failed`: a seed diverged or its return is not finite; `running`.
       env_steps, updates: (N, S) done.
       diverged_at: (N, S) the update at which a seed was frozen because it was not finite, or -1.
-      curve_steps: (N, P) live steps at the end of each part of the run.
+      curve_steps: (N, P) valid steps at the end of each part of the run.
       curves: (N, P, S) mean training return in each part.
       changed: population-based training: the numbers of each trial after each round.
       number: (N,) of the trial in the study.
@@ -59,14 +62,15 @@ class SweepResult:
     configs: list[Values]
     study: Any
     plan: SweepPlan
+    builder: Builder
 
     @property
     def value(self) -> Floats:
-        """What is maximised: the mean return over a trial's seeds (N,)."""
+        """What is maximised: the mean return over a trial's seeds (N,); NaN for one that failed."""
         return self.returns.mean(axis=1)
 
     def best(self, env: str | None = None) -> int | None:
-        """The index of the best trial that ran to its end, in one environment of several; None: there is none."""
+        """The index of the best complete trial, in one environment of several; None: there is none."""
         ended = (self.state == "complete") & np.isfinite(self.value)
         if env is not None and "env" in self.values:
             ended &= self.values["env"] == env
@@ -78,9 +82,30 @@ class SweepResult:
         found = self.values["env"].tolist() if "env" in self.values else [self.plan.settings.env]
         return list(dict.fromkeys(found))
 
+    def algorithm(self, index: int) -> Algorithm:
+        """A trial's algorithm on its environment, as `hx.train` takes it."""
+        return self.builder(self.configs[index])
+
     def command(self, index: int) -> str:
-        """The command line that trains a trial's configuration by itself, on the same seeds."""
-        return self.plan.command(self.configs[index])
+        """The command line that trains a trial's configuration alone, on the same seeds; a comment that says why where
+        there is none, because its environment or algorithm is a custom object.
+
+        In exact arithmetic it is the same run; rounding differs, so the two drift apart after a few updates.
+        """
+        return self.builder.command(self.configs[index])
+
+    def __repr__(self) -> str:
+        states = ", ".join(f"{(self.state == state).sum()} {state}" for state in dict.fromkeys(self.state.tolist()))
+        best = self.best()
+        found = "" if best is None else f"; best: trial {best}, return {self.value[best]:.4g}, {self.configs[best]}"
+        return f"SweepResult({len(self.configs)} trials of {', '.join(self.values)}: {states}{found})"
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per trial, as in `trials.csv` but for the curves; needs pandas."""
+        import pandas
+
+        rows = [{key: value for key, value in row.items() if not key.startswith("curve")} for row in self.rows()]
+        return pandas.DataFrame(rows).set_index("index")
 
     def rows(self) -> list[dict[str, Any]]:
         """The table: one row per trial."""
@@ -103,35 +128,36 @@ class SweepResult:
         ]
 
 
-def read_results(study: Study) -> SweepResult:
+def read_results(study: Study, builder: Builder) -> SweepResult:
     """The results so far, of all workers."""
-    plan, found = study.plan, sorted(study.by_index().items())
-    trials = [trial for _, trial in found if trial.state.name != "WAITING"]
+    plan = study.plan
+    trials = [trial for _, trial in sorted(study.by_index().items()) if trial.state.name != "WAITING"]
     seeds, points = plan.settings.num_seeds, plan.settings.curve_points
     results = [study.result(trial) or {} for trial in trials]
     configs = [study.values(trial) for trial in trials]
     totals = np.array([config.get("total_steps", plan.settings.total_steps) for config in configs], np.float64)
+
+    def stacked(name: str, shape: tuple[int, ...], missing: float) -> Floats:
+        # None stands for a number that is not finite, which JSON does not have.
+        rows = [np.array(r[name], np.float64).reshape(shape) if name in r else np.full(shape, missing) for r in results]
+        return np.array(rows, np.float64).reshape(len(results), *shape)
+
     return SweepResult(
-        values={
-            dimension.key: _column([config.get(dimension.key) for config in configs]) for dimension in plan.dimensions
-        },
-        returns=_stacked(results, "returns", (seeds,), np.nan),
-        state=np.array([_state(trial) for trial in trials], np.str_),
-        env_steps=_stacked(results, "env_steps", (seeds,), -1).astype(np.int64),
-        updates=_stacked(results, "updates", (seeds,), -1).astype(np.int64),
-        diverged_at=_stacked(results, "diverged_at", (seeds,), -1).astype(np.int64),
+        values={d.key: _column([config.get(d.key) for config in configs]) for d in plan.dimensions},
+        returns=stacked("returns", (seeds,), np.nan),
+        state=np.array([result.get("state", "running") for result in results], np.str_),
+        env_steps=stacked("env_steps", (seeds,), -1).astype(np.int64),
+        updates=stacked("updates", (seeds,), -1).astype(np.int64),
+        diverged_at=stacked("diverged_at", (seeds,), -1).astype(np.int64),
         curve_steps=totals[:, None] * np.arange(1, points + 1) / points,
-        curves=_stacked(results, "curve", (points, seeds), np.nan),
+        curves=stacked("curve", (points, seeds), np.nan),
         changed=[result.get("changed", {}) for result in results],
         number=np.array([trial.number for trial in trials], np.int64),
         configs=configs,
         study=study.optuna,
         plan=plan,
+        builder=builder,
     )
-
-
-def _state(trial: FrozenTrial) -> str:
-    return STATES.get(trial.state.name, "waiting")
 
 
 def _column(values: list[Any]) -> npt.NDArray[Any]:
@@ -142,17 +168,8 @@ def _column(values: list[Any]) -> npt.NDArray[Any]:
     return column
 
 
-def _stacked(results: list[dict[str, Any]], name: str, shape: tuple[int, ...], missing: float) -> Floats:
-    # None stands for a number that is not finite, which JSON does not have.
-    rows = [
-        np.array(result[name], np.float64).reshape(shape) if name in result else np.full(shape, missing)
-        for result in results
-    ]
-    return np.array(rows, np.float64).reshape(len(results), *shape)
-
-
-def write_tables(result: SweepResult, directory: Path) -> None:
-    """Writes `trials.csv`, its lists as JSON, and `trials.parquet`, each in one step."""
+def write_table(result: SweepResult, directory: Path) -> None:
+    """Writes `trials.csv`, its lists as JSON, in one step."""
     rows = result.rows()
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["index"], lineterminator="\n")
@@ -162,19 +179,3 @@ def write_tables(result: SweepResult, directory: Path) -> None:
         for row in rows
     )
     write_atomically(directory / "trials.csv", text.getvalue())
-    write_atomically(directory / "trials.parquet", _parquet(rows))
-
-
-def _parquet(rows: list[dict[str, Any]]) -> bytes:
-    import pyarrow
-    from pyarrow import parquet
-
-    columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
-    for name, column in columns.items():
-        # A column has one type: values of several, such as a number beside the word auto, become text.
-        if len({type(value) for value in column if value is not None}) > 1:
-            columns[name] = [None if value is None else str(value) for value in column]
-    buffer = pyarrow.BufferOutputStream()
-    parquet.write_table(pyarrow.table(columns), buffer)
-    content: bytes = buffer.getvalue().to_pybytes()
-    return content

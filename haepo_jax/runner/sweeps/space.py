@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.algorithms import fields as hp
 from haepo_jax.messages import short
 from haepo_jax.runner.config import ConfigError
 

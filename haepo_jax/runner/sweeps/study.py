@@ -1,12 +1,12 @@
-"""Which trial comes next and who runs it: an Optuna study, shared by any number of workers.
+"""The Optuna study that the workers of a sweep share: which trial comes next, and what became of it.
 
-Every configuration is a trial of the study, those of a grid or a random search too, so Optuna's tools see all of it. A
-configuration has an index, its place in the search. Optuna numbers trials atomically, whatever the storage; the n-th
-trial that is no repetition has index n, so workers need no other agreement about who runs what.
+Every configuration is a trial of the study, including those of a grid or a random search, so Optuna's own tools see the
+whole sweep. A configuration has an index, its place in the search. Optuna numbers trials atomically; the n-th trial that
+is not a repetition has index n, so workers need no other agreement about who runs what.
 
-A worker that dies leaves its trials running. Another worker notices, marks them failed and enqueues their indices again
-as repetitions. Of several trials of one index that have not failed, the one with the lowest number counts and the
-others give way, so it does no harm if two workers repeat the same one at once, or one dies between two steps.
+A worker records a heartbeat for each trial that it runs. When one stops, Optuna marks the trial as failed and its index
+is enqueued again. Of several trials of one index, the one with the lowest number that was not lost counts and the others
+give way, so nothing goes wrong if two workers repeat the same index, or if one dies between two steps.
 """
 
 from __future__ import annotations
@@ -23,19 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.config.arguments import value_text
-from haepo_jax.runner.sweeps.settings import SweepPlan
-from haepo_jax.runner.sweeps.space import Dimension, Interval, Values
+from haepo_jax.runner.sweeps.plan import SweepPlan
+from haepo_jax.runner.sweeps.space import Choice, Dimension, Values
 
-JOURNAL = "study.log"
-_INDEX, _WORKER, _RESULT, _IDENTITY = "index", "worker", "result", "sweep"
+DATABASE = "study.db"
+_INDEX, _RESULT, _IDENTITY = "index", "result", "sweep"
+_STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -50,15 +48,16 @@ class Claimed:
 
 
 class Study:
-    """The study of a sweep, as one worker sees it; `optuna` is Optuna's own."""
+    """The study of a sweep as one worker sees it; `optuna` is Optuna's own object."""
 
     def __init__(self, plan: SweepPlan, storage: Any, name: str) -> None:
         """Opens or creates the study; raises ConfigError where that name holds another sweep."""
         self.plan = plan
-        self.worker = _own_name()
         self._grid = plan.grid() if plan.search == "grid" else []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna warns of what is experimental in its samplers
+        self._storage = storage if isinstance(storage, optuna.storages.RDBStorage) else None
+        self._running: dict[int, int | None] = {}  # this worker's trials: number -> the storage's id
+        self._first_seen: dict[int, float] = {}
+        with _quiet():
             self.optuna = optuna.create_study(
                 study_name=name, storage=storage, sampler=self._sampler(), direction="maximize", load_if_exists=True
             )
@@ -69,11 +68,9 @@ class Study:
             raise ConfigError(
                 f"the study {name!r} is of another sweep: its space or settings differ; choose another run_dir"
             )
-        # Another machine's clock may be wrong, so what counts is how long ago this worker saw a change.
-        self._seen: dict[str, tuple[Any, float]] = {}
 
-    def _sampler(self) -> BaseSampler:
-        # Workers with one seed would all suggest the same; what a seed makes repeatable is a search by one worker.
+    def _sampler(self) -> optuna.samplers.BaseSampler:
+        # With several workers the same seed gives other suggestions: a search repeats with one worker only.
         seed = self.plan.settings.search_seed
         if self.plan.search == "tpe":
             return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
@@ -81,50 +78,62 @@ class Study:
             return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
         return _Planned()
 
-    # Claiming.
+    # Trials and their indices.
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, by number."""
         return self.optuna.get_trials(deepcopy=False)
 
-    def indices(self, trials: Sequence[FrozenTrial]) -> dict[int, int]:
+    @staticmethod
+    def indices(trials: Sequence[FrozenTrial]) -> dict[int, int]:
         """The index of each trial, by number."""
         found, fresh = {}, 0
-        for trial in sorted(trials, key=lambda trial: trial.number):
+        for trial in trials:
             if _INDEX in trial.user_attrs:
                 found[trial.number] = int(trial.user_attrs[_INDEX])
             else:
                 found[trial.number], fresh = fresh, fresh + 1
         return found
 
-    def by_index(self) -> dict[int, FrozenTrial]:
-        """The trial that counts for each index that has one: the first that has not been lost."""
-        trials = self.trials()
+    def by_index(self, trials: Sequence[FrozenTrial] | None = None) -> dict[int, FrozenTrial]:
+        """The trial that counts for each index that has one: the first that was not lost."""
+        trials = self.trials() if trials is None else trials
         indices = self.indices(trials)
         found: dict[int, FrozenTrial] = {}
-        for trial in sorted(trials, key=lambda trial: trial.number):
+        for trial in trials:
             if not _lost(trial) and indices[trial.number] < self.plan.num_configs:
                 found.setdefault(indices[trial.number], trial)
         return found
 
+    def values(self, trial: FrozenTrial) -> Values:
+        """The configuration of a trial; one that was interrupted while it was claimed may miss some keys."""
+        return {d.key: from_optuna(d, trial.params[d.key]) for d in self.plan.dimensions if d.key in trial.params}
+
+    @staticmethod
+    def result(trial: FrozenTrial) -> dict[str, Any] | None:
+        """What `finish` recorded; None for a trial that has not ended."""
+        return trial.user_attrs.get(_RESULT) if trial.state.is_finished() else None
+
+    # Claiming and finishing.
+
     def claim(self, count: int) -> list[Claimed]:
         """At most `count` trials for this worker; none where nothing is left to start."""
-        self.repeat_lost()
         claimed: list[Claimed] = []
-        while len(claimed) < count:
+        with _quiet():
+            self._repeat_lost()
             trials = self.trials()
-            fresh = sum(_INDEX not in trial.user_attrs for trial in trials)
-            waiting = any(trial.state == TrialState.WAITING for trial in trials)
-            if not waiting and fresh >= self.plan.num_configs:
-                break
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            while len(claimed) < count:
+                fresh = sum(_INDEX not in trial.user_attrs for trial in trials)
+                waiting = any(trial.state == TrialState.WAITING for trial in trials)
+                if not waiting and fresh >= self.plan.num_configs:
+                    break
                 trial = self.optuna.ask()
-                trial.set_user_attr(_WORKER, self.worker)
-                index = self.indices(self.trials())[trial.number]
-                counts = self.by_index().get(index)
+                self._start(trial)
+                trials = self.trials()
+                index = self.indices(trials)[trial.number]
+                counts = self.by_index(trials).get(index)
                 if counts is None or counts.number != trial.number:
-                    self.optuna.tell(trial, state=TrialState.FAIL)
+                    self._tell(trial.number, TrialState.FAIL)
                     continue
                 if isinstance(self.optuna.sampler, _Planned):
                     grid = self._grid
@@ -132,58 +141,54 @@ class Study:
                 claimed.append(Claimed(trial, index, self._suggest(trial)))
         return claimed
 
+    def _start(self, trial: Trial) -> None:
+        number = trial.number
+        self._running[number] = None
+        if self._storage is not None:
+            study = self._storage.get_study_id_from_name(self.optuna.study_name)
+            self._running[number] = self._storage.get_trial_id_from_study_id_trial_number(study, number)
+        self._beat()
+        trial.set_user_attr("worker", f"{socket.gethostname()}/{os.getpid()}")
+
     def _suggest(self, trial: Trial) -> Values:
         values: Values = {}
         for dimension in self.plan.dimensions:
             if self.plan.belongs(dimension.key, self.plan.algorithm(values)):
-                # Trial.suggest_* would refuse a list as a category and say so in a warning of its own.
-                suggested = trial._suggest(dimension.key, distribution(dimension))
-                values[dimension.key] = from_optuna(dimension, suggested)
+                values[dimension.key] = from_optuna(dimension, _suggested(trial, dimension))
         return values
 
-    def values(self, trial: FrozenTrial) -> Values:
-        """The configuration of a trial; one that was interrupted while it was claimed may miss some keys."""
-        return {d.key: from_optuna(d, trial.params[d.key]) for d in self.plan.dimensions if d.key in trial.params}
+    def finish(self, claimed: Claimed, value: float, state: str, result: dict[str, Any]) -> bool:
+        """Records how a trial ended: `complete`, `stopped` by halving, or `failed`, of which Optuna is told no value.
 
-    # Results.
-
-    def finish(self, trial: Trial, value: float, result: dict[str, Any], *, complete: bool) -> bool:
-        """Takes a trial's result down for good; False where others gave this worker up and repeat the trial."""
+        Returns False where this worker was taken for dead and others repeat the trial.
+        """
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            trial.set_user_attr(_RESULT, {"value": value, "complete": complete, **result})
-            self._tell(trial.number, value, complete)
+            claimed.trial.set_user_attr(_RESULT, {"value": value, "state": state, **result})
+            return self._tell(claimed.trial.number, _STATES[state], value)
+        self._running.pop(claimed.trial.number, None)
+        return False
+
+    def _tell(self, number: int, state: TrialState, value: float | None = None) -> bool:
+        self._running.pop(number, None)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            self.optuna.tell(number, value if state == TrialState.COMPLETE else None, state)
             return True
         return False
 
-    def _tell(self, number: int, value: float, complete: bool) -> None:
-        if value != value:
-            self.optuna.tell(number, state=TrialState.FAIL)
-        elif complete:
-            self.optuna.tell(number, value)
-        else:
-            self.optuna.tell(number, state=TrialState.PRUNED)
-
-    @staticmethod
-    def result(trial: FrozenTrial) -> dict[str, Any] | None:
-        """What `finish` took down."""
-        result: dict[str, Any] | None = trial.user_attrs.get(_RESULT)
-        return result
-
     # Workers.
 
-    def repeat_lost(self) -> None:
-        """Gives the trials of dead workers back to the study."""
+    def _repeat_lost(self) -> None:
+        """Enqueues the trials of workers whose heartbeat has stopped."""
+        optuna.storages.fail_stale_trials(self.optuna)
+        now = time.monotonic()
         for trial in self.trials():
-            if trial.state == TrialState.RUNNING and not self._alive(trial):
-                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
-                    result = self.result(trial)
-                    if result is None:
-                        self.optuna.tell(trial.number, state=TrialState.FAIL)
-                    else:
-                        self._tell(trial.number, result["value"], result["complete"])
+            # A worker killed between claiming a trial and its first heartbeat: Optuna waits for such a trial forever.
+            if trial.state == TrialState.RUNNING and not trial.params and trial.number not in self._running:
+                since = self._first_seen.setdefault(trial.number, now)
+                if now - since > self.plan.settings.worker_timeout:
+                    self._tell(trial.number, TrialState.FAIL)
         trials = self.trials()
-        indices = self.indices(trials)
-        present = {indices[trial.number] for trial in trials if not _lost(trial)}
+        indices, present = self.indices(trials), set(self.by_index(trials))
         for trial in trials:
             index = indices[trial.number]
             if _lost(trial) and index not in present and index < self.plan.num_configs:
@@ -193,45 +198,36 @@ class Study:
     def others_at_work(self) -> int:
         """How many trials other workers are running."""
         return sum(
-            trial.state == TrialState.RUNNING and trial.user_attrs.get(_WORKER) != self.worker
+            trial.state == TrialState.RUNNING and number not in self._running
             for trial in self.by_index().values()
+            for number in [trial.number]
         )
 
-    def _alive(self, trial: FrozenTrial) -> bool:
-        """Whether the worker of a trial still lives, as far as can be told."""
-        worker = trial.user_attrs.get(_WORKER)
-        if worker == self.worker:
-            return True
-        if worker is not None and (here := _lives_here(worker)) is not None:
-            return here
-        name = worker if worker is not None else f"trial {trial.number}"
-        sign = self.optuna.user_attrs.get(f"worker {worker}")
-        now = time.monotonic()
-        if name not in self._seen or self._seen[name][0] != sign:
-            self._seen[name] = (sign, now)
-        return now - self._seen[name][1] < self.plan.settings.worker_timeout
+    def _beat(self) -> None:
+        for identity in list(self._running.values()):
+            # A storage that cannot be written for a moment costs a heartbeat, not the sweep.
+            with contextlib.suppress(Exception):
+                if self._storage is not None and identity is not None:
+                    self._storage.record_heartbeat(identity)
 
     @contextlib.contextmanager
-    def signs_of_life(self) -> Iterator[None]:
-        """Tells other workers, while it is entered, that this one lives."""
+    def heartbeats(self) -> Iterator[None]:
+        """Keeps the trials that this worker runs alive while entered, and gives back those unfinished at the end."""
         ended = threading.Event()
 
-        def tell() -> None:
-            beat = 0
-            while not ended.is_set():
-                # A storage that cannot be written for a moment costs one sign, not the sweep.
-                with contextlib.suppress(Exception):
-                    self.optuna.set_user_attr(f"worker {self.worker}", beat)
-                beat += 1
-                ended.wait(self.plan.settings.worker_timeout / 4)
+        def beat() -> None:
+            while not ended.wait(self.plan.settings.worker_timeout / 4):
+                self._beat()
 
-        thread = threading.Thread(target=tell, daemon=True)
+        thread = threading.Thread(target=beat, daemon=True)
         thread.start()
         try:
             yield
         finally:
             ended.set()
             thread.join(timeout=5)
+            for number in list(self._running):
+                self._tell(number, TrialState.FAIL)
 
 
 class _Planned(optuna.samplers.RandomSampler):
@@ -239,101 +235,65 @@ class _Planned(optuna.samplers.RandomSampler):
 
     values: Values
 
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
+    def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
         return to_optuna(self.values[param_name])
 
 
 def _lost(trial: FrozenTrial) -> bool:
     """Whether a trial ended without a result because its worker died or gave way."""
-    return trial.state == TrialState.FAIL and _RESULT not in trial.user_attrs
+    result = trial.user_attrs.get(_RESULT)
+    return trial.state == TrialState.FAIL and (result is None or result["state"] != "failed")
 
 
-def distribution(dimension: Dimension) -> BaseDistribution:
-    """A dimension as Optuna knows it."""
-    if not isinstance(dimension, Interval):
-        return CategoricalDistribution([to_optuna(value) for value in dimension.values])
+def _suggested(trial: Trial, dimension: Dimension) -> Any:
+    key = dimension.key
+    if isinstance(dimension, Choice):
+        return trial.suggest_categorical(key, [to_optuna(value) for value in dimension.values])
     if dimension.integer:
-        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+        return trial.suggest_int(key, int(dimension.low), int(dimension.high), log=dimension.log)
+    return trial.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
 
 
 def to_optuna(value: Any) -> Any:
-    """A value as Optuna stores it: lists, which it does not know, as text."""
+    """A value as Optuna stores it: a list, which is not one of its categories, as text."""
     return value_text(value) if isinstance(value, tuple) else value
 
 
 def from_optuna(dimension: Dimension, value: Any) -> Any:
     """The value that `to_optuna` was given."""
-    if isinstance(dimension, Interval):
+    if not isinstance(dimension, Choice):
         return value
-    return next(
-        own for own in dimension.values if to_optuna(own) == value and isinstance(own, bool) == isinstance(value, bool)
-    )
+    return next(v for v in dimension.values if to_optuna(v) == value and isinstance(v, bool) == isinstance(value, bool))
 
 
-# --- Storage ----------------------------------------------------------------------------------------------------------
-
-
-def open_storage(url: str | None, directory: Path | None) -> Any:
-    """Optuna's storage: of a URL, else a journal file in the directory, else memory. Raises ConfigError."""
+def open_storage(url: str | None, directory: Path | None, worker_timeout: int = 60) -> Any:
+    """Optuna's storage: at a URL, else a database in the directory, else memory. Raises ConfigError."""
     if url is None and directory is None:
         return optuna.storages.InMemoryStorage()
+    where = f"storage={short(url)}" if url is not None else f"run_dir={short(str(directory))}"
+    url = f"sqlite:///{directory / DATABASE}" if url is None and directory is not None else str(url)
+    # A worker waits for as long as another writes.
+    connect = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    for attempt in range(10):
+        try:
+            with _quiet():
+                return optuna.storages.RDBStorage(
+                    url,
+                    engine_kwargs=connect,
+                    heartbeat_interval=max(1, worker_timeout // 4),
+                    grace_period=worker_timeout,
+                )
+        except Exception as error:  # database drivers share no base class
+            # Of two workers that create the tables at the same moment one fails, and finds them when it looks again.
+            if attempt == 9 or ("already exists" not in str(error) and "UNIQUE" not in str(error)):
+                raise ConfigError(f"{where} cannot be opened: {one_line(str(error), 160)}") from None
+            time.sleep(0.2)
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Optuna's warnings that a sampler, a heartbeat or a list as a category is experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            if url is not None:
-                return optuna.storages.get_storage(url)
-            assert directory is not None
-            file = directory / JOURNAL
-            _repair(file)
-            return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
-        except Exception as error:  # database drivers share no base class
-            where = f"storage={short(url)}" if url is not None else f"run_dir={short(str(directory))}"
-            raise ConfigError(f"{where} cannot be opened: {one_line(str(error), 160)}") from None
-
-
-def _repair(journal: Path) -> None:
-    """Takes away the part of a line that a crash may have left at the end: what follows it could not be read either."""
-    with contextlib.suppress(FileNotFoundError), journal.open("r+b") as file:
-        lock = JournalFileSymlinkLock(str(journal))
-        lock.acquire()
-        try:
-            content = file.read()
-            if content and not content.endswith(b"\n"):
-                file.truncate(content.rfind(b"\n") + 1)
-        finally:
-            lock.release()
-
-
-# --- Names of workers -------------------------------------------------------------------------------------------------
-
-
-def _own_name() -> str:
-    return f"{_place()}/{os.getpid()}/{_born(os.getpid())}"
-
-
-def _place() -> str:
-    """Where process numbers mean what they mean here: the machine, and its namespace of processes."""
-    try:
-        return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _born(process: int) -> str:
-    """When a process began, in the kernel's ticks; empty where it cannot be told, or has ended but for its parent."""
-    try:
-        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return "" if state in "ZX" else fields[18]
-    except (OSError, IndexError):
-        return ""
-
-
-def _lives_here(worker: str) -> bool | None:
-    """Whether a worker of this machine lives; None for another machine's."""
-    place, process, born = worker.rsplit("/", 2)
-    if place != _place() or not born:
-        return None
-    return _born(int(process)) == born
+        yield

@@ -36,14 +36,15 @@ from typing import Any
 import yaml
 
 import haepo_jax
-from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.algorithms import declared
+from haepo_jax.algorithms.other_names import ELSEWHERE, RENAMED
 from haepo_jax.envs import names
 from haepo_jax.runner.commands.evaluate import EvaluateConfig
 from haepo_jax.runner.commands.plot import PlotConfig
 from haepo_jax.runner.commands.render import RenderConfig
 from haepo_jax.runner.config import ALGORITHM_NAMES, RunConfig, hyperparameter_fields
 from haepo_jax.runner.config.arguments import compose, read_arguments
-from haepo_jax.runner.sweeps.settings import SweepConfig
+from haepo_jax.runner.sweeps.plan import SweepConfig
 
 TRAINING = {"train": RunConfig, "compare": RunConfig, "sweep": SweepConfig}
 READING = {"evaluate": EvaluateConfig, "render": RenderConfig, "plot": PlotConfig}
@@ -133,11 +134,11 @@ WILD = (NUMBERS, WORDS, NESTED, INTERPOLATIONS, FUNCTIONS)
 def env_settings(env: str) -> dict[str, Any]:
     """The names that `env_kwargs` may have for an environment, and their defaults."""
     from haepo_jax.envs import brax, gymnax, tasks
-    from haepo_jax.envs._settings import constructor_settings
+    from haepo_jax.envs.settings import constructor_settings
 
     library, _, task = env.rpartition("/")
     if library == "haepo":
-        return constructor_settings(tasks._TASKS[task])
+        return constructor_settings(tasks.TASKS[task])
     if library == "brax":
         return {"episode_length": 1000, **constructor_settings(brax._registry(env)[task].__init__)}
     inner = gymnax._build(env, ())
@@ -155,6 +156,7 @@ def good_values(field: dataclasses.Field[Any]) -> list[str]:
         "group_size",
         "num_steps",
         "history_batches",
+        "replay_batches",
         "score",
         "squash_actions",
         "state_dependent_std",
@@ -225,7 +227,7 @@ class Writer:
     def __init__(self, seed: int, places: Sequence[str]) -> None:
         self.draw = random.Random(seed)
         self.places = places
-        everything = [hyperparameter for name in hp.ALGORITHMS for hyperparameter in hyperparameter_fields(name)]
+        everything = [hyperparameter for name in declared.ALGORITHMS for hyperparameter in hyperparameter_fields(name)]
         self.words = {field.name for schema in SCHEMAS.values() for field in dataclasses.fields(schema)} | {*everything}
 
     def lines(self) -> Iterator[Line]:
@@ -271,16 +273,18 @@ class Writer:
     def reading(self, command: str) -> Line:
         """Of `evaluate`, `render` or `plot`, on what is no usable run."""
         draw, fields = self.draw, dataclasses.fields(SCHEMAS[command])
-        arguments = [f"run_dir={draw.choice(self.places)}"] if draw.random() < 0.9 else []
+        key = draw.choice(["run_dir=", "run_dir=", ""])  # a directory may be named without its key
+        arguments = [f"{key}{draw.choice(self.places)}"] if draw.random() < 0.9 else []
+        if not key and draw.random() < 0.3:
+            arguments.append(draw.choice(self.places))
         for _ in range(draw.choice([0, 0, 1, 2, 3])):
             field = draw.choice(fields)
             values = [*good_values(field), *bad_values(field), *draw.choice(WILD)]
             kinds = [f"{field.name}={draw.choice(values)}", f"{misspelt(draw, field.name)}={draw.choice(values)}"]
             arguments.append(draw.choices([*kinds, draw.choice(ODDITIES), draw.choice(OPTIONS)], [6, 2, 1, 1])[0])
         draw.shuffle(arguments)
-        return Line(
-            command, tuple(arguments), None if any(argument in ("--help", "-h") for argument in arguments) else 2
-        )
+        answered = {"--help", "-h", "--version"} & {*arguments}
+        return Line(command, tuple(arguments), None if answered else 2)
 
     def environment(self) -> str:
         draw = self.draw
@@ -290,7 +294,7 @@ class Writer:
                 ["CartPole-v1", "Pendulum-v1", "haepo/bandit", "haepo/random_walk", "gymnax/CartPole-v1"]
             )
         if pick < 0.99:
-            return draw.choice(names.GYMNAX)
+            return draw.choice([name for name in names.list_envs() if "/" not in name])
         return "brax/" + draw.choice(["fast", "inverted_pendulum", "reacher"])
 
     def fields(self, command: str, algo: str) -> dict[str, dataclasses.Field[Any]]:
@@ -310,7 +314,12 @@ class Writer:
     def bad(self, command: str, algo: str, env: str, swept: set[str]) -> str:
         """One argument that makes a line of good ones wrong for certain."""
         draw, fields = self.draw, self.fields(command, algo)
-        kind = draw.randrange(6)
+        kind = draw.randrange(7)
+        if kind == 6:
+            foreign = [
+                name for name in (*ELSEWHERE, *RENAMED) if f"algo.{name}" not in fields and name not in self.words
+            ]
+            return f"{draw.choice(['', 'algo.'])}{draw.choice(foreign)}={draw.choice(['1', 'true', 'a', '[1,2]'])}"
         if kind == 0:
             key = draw.choice([*fields, "env", "algo", "env_kwargs"])
             while (
@@ -561,7 +570,9 @@ def fuzz(folder: Path, seed: int, count: int, processes: int = 0) -> Report:
             line = next(lines)
             memory = most_megabytes()
             if number < count:
-                outcome = call(importlib.import_module(f"haepo_jax.{line.command}").main, line.arguments)
+                outcome = call(
+                    importlib.import_module(f"haepo_jax.runner.commands.{line.command}").main, line.arguments
+                )
             else:
                 line = next(one for one in itertools.chain([line], lines) if can_be_spawned(one))
                 outcome = spawn(line, folder)

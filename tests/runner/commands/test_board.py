@@ -17,7 +17,10 @@ import pytest
 import yaml
 
 from haepo_jax.runner.commands import board
+from haepo_jax.runner.plots import curves_figure, read_curve
 from haepo_jax.runner.rendering.board_page import board_page, find
+from haepo_jax.runner.run_dir import RunDir
+from haepo_jax.runner.statistics import bootstrap_interval
 
 CHROMIUM = shutil.which("chromium")
 GIF = (
@@ -85,12 +88,12 @@ def test_a_run_is_read(tmp_path: Path) -> None:
     }  # fmt: skip
     assert first["final"] == [8, 7, 9] and first["steps"] == [1000, 2000, 3000]
     assert first["curves"]["eval_return"] == [[0.5, 10.5, 20.5], [0, 10, 20], [1, 11, 21]]
-    assert first["curves"]["loss"] == [[0.666667] * 3, [0.333333] * 3, [1] * 3]
+    assert first["curves"]["loss"] == [[0.666667] * 3]
     assert first["curves"]["wall_seconds"] == [[0, 0.5, 1]]
     assert first["weights"] == [{"steps": 2000, "alignment": 0.25, "score": [0.5, -1], "return": [3, 5]}]
     assert first["curves"]["alignment of new episodes"] == [[None, 0.25, None]]
     assert first["rollout"]["image"].startswith("data:image/gif;base64,R0lGOD")
-    assert (second["name"], second["status"], second["final"]) == ("über #1?", "not ended", [20, 20, 20])
+    assert (second["name"], second["status"], second["final"]) == ("über #1?", "not ended", [20, None, None])
     assert second["curves"]["eval_return"] == [[0, 10, 20]] and second["rollout"] is None
     for run in (first, second):
         for _, link in run["links"]:
@@ -102,8 +105,21 @@ def test_a_sweep_is_read_trial_by_trial(tmp_path: Path) -> None:
     best, running = read(make_sweep(tmp_path / "sweep"), out=tmp_path / "board.html")
     assert (best["name"], best["status"], best["final"]) == ("sweep trial 0", "complete", [1.5, 1, 2])
     assert best["settings"] == {"env": "haepo/bandit", "algo": "haepo", "algo.learning_rate": 0.01}
-    assert best["steps"] == [50, 100] and best["curves"] == {"episode_return": [[0.5, 1], [0, 1], [1, 1]]}
+    assert best["steps"] == [50, 100] and best["curves"] == {"episode_return": [[0.5, 1], [0, None], [1, None]]}
     assert running["final"] == [] and running["settings"]["algo.learning_rate"] == 0.001
+
+
+def test_the_statistics_are_those_of_the_curve(tmp_path: Path) -> None:
+    returns = np.random.default_rng(0).normal(size=(3, 6))
+    run = make_run(tmp_path / "run", seeds=6)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line, values in zip(lines, returns, strict=True):
+        line["seeds"]["eval_return"] = values.tolist()
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (found,) = read(run, out=tmp_path / "board.html")
+    axes = curves_figure([read_curve(RunDir(run), label="x")]).axes[0]
+    np.testing.assert_allclose(found["curves"]["eval_return"][0], axes.lines[0].get_ydata(), rtol=1e-5)
+    np.testing.assert_allclose(found["curves"]["eval_return"][1:], bootstrap_interval(returns), rtol=1e-5)
 
 
 def test_whatever_is_damaged_the_rest_is_shown(tmp_path: Path) -> None:
@@ -120,7 +136,7 @@ def test_whatever_is_damaged_the_rest_is_shown(tmp_path: Path) -> None:
     (run / "weights.jsonl").write_text('{"score": [1], "return": []}\n{"score": 1}\n')
     (found,) = read(run, out=tmp_path / "board.html")
     assert found["steps"] == [1000, 2000, 3000, None, 5000] and found["settings"] == {}
-    assert found["curves"]["eval_return"][0] == [0.5, 10.5, 20.5, None, 4] and found["final"] == [4, 4, 4]
+    assert found["curves"]["eval_return"][0] == [0.5, 10.5, 20.5, None, 4] and found["final"] == [4, None, None]
     assert found["status"] == "not ended, 6 damaged lines" and found["weights"] == []
     sweep = make_sweep(tmp_path / "sweep")
     (sweep / "trials.csv").write_text(
@@ -208,7 +224,7 @@ def test_in_a_browser_it_draws_filters_and_tells(tmp_path: Path) -> None:
         for k in (1, 2)
     ]
     (run / "weights.jsonl").write_text("".join(json.dumps(line) + "\n" for line in weights))
-    (run / "episode.html").write_text("<body><script>console.log('the episode plays')</script></body>")
+    (run / "episode.gif").write_bytes(GIF)
     page = tmp_path / "board.html"
     page.write_text(board_page([path for path in find(runs)], page)[0])
     found, console = browse(
@@ -234,21 +250,22 @@ def test_in_a_browser_it_draws_filters_and_tells(tmp_path: Path) -> None:
         set("metric", "eval_return"); all("th").find(x => x.textContent === "algo.learning_rate").click();
         found.sorted = text("#body td:nth-child(2)");
         $("toggle").click(); found.none = all("#curves path.curve").length;
-        $("toggle").click(); all("#rollouts button")[0].click();
+        $("toggle").click();
         found.overflow = document.documentElement.scrollWidth > innerWidth;
         return found;
         """,
         tmp_path,
     )
     assert "error" not in console.lower() and "refused" not in console.lower() and "alert" not in console, console
-    assert console.count("the episode plays") == 1 and console.count("CONSOLE") == 1
-    assert (found["curves"], found["bands"], found["images"], found["rows"]) == (2, 2, 0, 4)
+    assert console.count("CONSOLE") == 0
+    assert (found["curves"], found["bands"], found["images"], found["rows"]) == (2, 2, 1, 4)
     assert found["legend"] == [name, "two"] and found["note"] == ["2 without this metric"]
     assert found["labels"] == ["environment steps per seed", "return (evaluation)"]
     assert {"0", "1k", "2k", "3k", "5", "10", "15", "20"} <= set(found["ticks"])
-    assert found["head"][:5] == ["", "run", "state", "final return", "steps"] and "algo.learning_rate" in found["head"]
+    assert found["head"][:3] == ["", "run", "final return"] and found["head"][-3:] == ["status", "steps", "files"]
+    assert "algo.learning_rate" in found["head"][3:-3]
     assert found["tip"].splitlines()[:3] == [
-        name, "environment steps per seed: 3,000", "return (evaluation): 20.5 (seeds 20 to 21)",
+        name, "environment steps per seed: 3,000", "return (evaluation): 20.5 (20 to 21)",
     ]  # fmt: skip
     assert found["near"] == 1
     # The curve ends where the ticks say: at 3,000 steps, and a tenth of the way from 20 to 25.

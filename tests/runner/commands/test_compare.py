@@ -6,7 +6,6 @@ import json
 import math
 import re
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,19 @@ import pytest
 
 from haepo_jax.runner import comparison
 from haepo_jax.runner.commands import compare
+from haepo_jax.runner.comparison_settings import Comparison, read_comparison
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import command_of, compose, read_arguments
 from haepo_jax.runner.errors import Interrupted
 from haepo_jax.runner.run_dir import RunDir
 from haepo_jax.runner.statistics import probability_of_improvement
-
-sys.path.insert(0, str(Path(__file__).parent / "training"))
 from tests.runner.counting_algorithm import Counting
 
 QUICK = ["total_steps=200", "final_eval_episodes=2"]
 
 
-def read(*arguments: str) -> compare.Comparison:
-    return compare.read_comparison(read_arguments(arguments).overrides)
+def read(*arguments: str) -> Comparison:
+    return read_comparison(read_arguments(arguments).overrides)
 
 
 @pytest.fixture
@@ -167,18 +165,18 @@ def test_a_comparison_that_was_ended_goes_on(
     folder = tmp_path / "c"
     arguments = ["env=CartPole-v1", "algo=haepo,ppo", "num_seeds=2", *QUICK, f"run_dir={folder}"]
 
-    whole = compare.train_and_report
+    whole = comparison.train_and_report
 
     def ended_in_the_second(config: RunConfig, argv: Any) -> int:
         if config.algo.name == "ppo":
             raise Interrupted(signal.SIGTERM, "ended")
         return whole(config, argv)
 
-    monkeypatch.setattr(compare, "train_and_report", ended_in_the_second)
+    monkeypatch.setattr(comparison, "train_and_report", ended_in_the_second)
     assert compare.main(arguments) == 128 + signal.SIGTERM
     told = capsys.readouterr().err
     assert "in run 2 of 2" in told and f"run_dir={folder} resume=true" in told
-    monkeypatch.setattr(compare, "train_and_report", whole)
+    monkeypatch.setattr(comparison, "train_and_report", whole)
 
     before = (folder / "haepo" / "metrics.jsonl").read_bytes()
     assert compare.main([*arguments, "algo.learning_rate=0.5", "resume=true"]) == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from haepo_jax.algorithms import hyperparameters as hp
+from haepo_jax.algorithms import declared
 from haepo_jax.runner.config import ConfigError, hyperparameter_fields
 from haepo_jax.runner.config.values import checked_value
 from haepo_jax.runner.entry import entry_point
@@ -51,7 +51,7 @@ def test_the_same_lines_for_the_same_seed(tmp_path: Path) -> None:
 
 def test_values_are_as_good_or_bad_as_they_are_said_to_be() -> None:
     """For every hyperparameter, by the package's own judgment of a value by itself."""
-    for name in hp.ALGORITHMS:
+    for name in declared.ALGORITHMS:
         for key, field in hyperparameter_fields(name).items():
             assert not set(good_values(field)) & set(bad_values(field)), key
             for text in good_values(field):

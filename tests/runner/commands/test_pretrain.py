@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import haepo_jax as hx
-from haepo_jax.algorithms.base import Start
-from haepo_jax.algorithms.trajectory import Batch
+from haepo_jax.algorithms.state import Start
+from haepo_jax.algorithms.trajectory import EpisodeBatch
 from haepo_jax.runner.commands import pretrain, train
 from tests.toy_envs import Drift, trees_equal
 
@@ -30,7 +30,7 @@ def test_only_decisions_count_for_the_supervised_loss() -> None:
         state = algo.init(key)
         steps, returns, lengths, _ = algo.collect(state, key)
         log_probs = algo.sequence_distribution(state.params, steps.observation, steps).log_prob(steps.action)
-        return steps, returns, lengths, log_probs, algo.loss(state.params, Batch(steps, steps.observation, None))
+        return steps, returns, lengths, log_probs, algo.loss(state.params, EpisodeBatch(steps, steps.observation, None))
 
     steps, returns, lengths, log_probs, (loss, metrics) = jax.tree.map(np.asarray, run(jax.random.key(0)))
     assert np.all(returns == 1)

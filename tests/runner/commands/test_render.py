@@ -1,10 +1,8 @@
-"""`python -m haepo_jax.render`: films of flat tasks, a page of physics, one line for the rest."""
+"""`python -m haepo_jax.render`: films of flat tasks and of physics, one line for the rest."""
 
 from __future__ import annotations
 
-import base64
-import json
-import re
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -14,9 +12,9 @@ import pytest
 from PIL import Image
 
 import haepo_jax as hx
-from haepo_jax.envs.names import BRAX, list_envs
+from haepo_jax.envs.names import list_envs, tasks_of
 from haepo_jax.runner.commands import render
-from haepo_jax.runner.rendering import drawing, page
+from haepo_jax.runner.rendering import drawing, film, physics
 
 
 @pytest.fixture(scope="module")
@@ -58,29 +56,50 @@ def test_every_task_of_the_table_is_drawn(name: str) -> None:
     assert picture.mode == "RGB" and 10 < picture.height <= 400 and 10 < picture.width <= 400
     colours = picture.getcolors(1 << 18)
     assert colours is not None and len(colours) >= 2, "something is to be seen"
-    assert drawing.gif([picture, picture], ["one", "two"], milliseconds).startswith(b"GIF89a")
+    assert film.film([picture, picture], ["one", "two"], milliseconds, ".gif").startswith(b"GIF89a")
 
 
-def test_a_page_holds_all_that_it_shows() -> None:
+def test_a_physics_task_is_drawn_where_its_bodies_are() -> None:
     env = hx.make_env("brax/reacher", backend="spring")
     state, _ = jax.device_get(jax.jit(env.reset)(jax.random.key(0)))
-    poses = page.body_poses(state)
-    assert poses is not None and page.can_be_drawn(env)
+    poses = physics.body_poses(state)
+    assert poses is not None and physics.can_be_drawn(env)
     positions, quaternions = (np.stack([x, x, x]) for x in poses)
-    text = page.episode_page(env, '<b>&"', positions, quaternions, np.array([0.0, -1.0, -2.5]))
+    moved = positions.copy()
+    moved[1, 1:] += [0.0, 0.0, 0.1]  # all but the body that the camera follows
+    first, lifted, last = (np.asarray(picture, int) for picture in physics.pictures(env, moved, quaternions))
+    assert first.shape == (physics.HEIGHT, physics.WIDTH, 3)
+    np.testing.assert_array_equal(first, last)
+    changed = (first != lifted).any(axis=-1).mean()
+    assert 0.001 < changed < 0.5, "some of the picture moves, and not all"
 
-    assert not re.search(r"https?:|src=|href=|@import|url\(|\bimport\b|fetch\(|XMLHttpRequest", text)
-    assert "default-src 'none'" in text and "<title>&lt;b&gt;&amp;&quot;</title>" in text
-    found = re.search(r'<script id="scene" type="application/json">(.*?)</script>', text, re.DOTALL)
-    assert found is not None
-    scene = json.loads(found[1])
-    assert scene["title"] == '<b>&"' and scene["seconds"] == pytest.approx(float(env.inner.dt))
-    shown = np.frombuffer(base64.b64decode(scene["poses"]), np.float32).reshape(3, scene["bodies"], 7)
-    np.testing.assert_array_equal(shown[:, 0], np.tile([0, 0, 0, 1, 0, 0, 0], (3, 1)))
-    np.testing.assert_allclose(shown[1, 1:, :3], poses[0], atol=1e-6)
-    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(scene["returns"]), np.float32), [0, -1, -2.5])
-    assert {"plane", "capsule", "sphere"} <= {geom["type"] for geom in scene["geoms"]}
-    assert all(0 <= geom["body"] < scene["bodies"] for geom in scene["geoms"]) and 0.2 <= scene["radius"] < 1
+
+def test_a_camera_sees_what_is_higher_above_and_what_is_nearer_larger() -> None:
+    scene = physics.Scene(hx.make_env("brax/reacher", backend="spring"))
+    scene._radius = 1.0
+    middle, above, right, behind = scene._project(np.array([[0, 0, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0.0]]), np.zeros(3))
+    np.testing.assert_allclose(middle[:2], [physics.WIDTH, physics.HEIGHT])  # in the middle, drawn twice too large
+    assert above[1] < middle[1] and above[0] == pytest.approx(middle[0])
+    assert right[0] > middle[0] and right[1] == pytest.approx(middle[1])
+    assert behind[2] > middle[2] and behind[1] < middle[1]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("imageio_ffmpeg") is None, reason="needs imageio-ffmpeg")
+def test_an_mp4_holds_as_many_pictures_as_the_episode(run: Path, tmp_path: Path) -> None:
+    import imageio_ffmpeg
+
+    assert render.main([f"run_dir={run}", "max_steps=3", f"out={tmp_path}/x.mp4"]) == 0
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "x.mp4"))
+    assert frames == 4 + film.LAST_FRAME // 20 and seconds == pytest.approx(frames * 0.02, abs=0.02)
+
+
+def test_an_mp4_without_its_library(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(film.importlib.util, "find_spec", lambda name: None)
+    assert render.main([f"run_dir={run}", f"out={tmp_path}/x.mp4"]) == 2
+    error = capsys.readouterr().err
+    assert "pip install imageio-ffmpeg" in error and error.count("\n") == 1 and not (tmp_path / "x.mp4").exists()
 
 
 def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +112,7 @@ def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ([f"run_dir={tmp_path}/nowhere"], "is no directory"),
         ([f"run_dir={bandit}"], "haepo/bandit has nothing that can be drawn"),
         ([f"run_dir={run}", "seed=1"], "seed=1 is not in this run"),
-        ([f"run_dir={run}", "out=film.html"], "must end in .gif"),
+        ([f"run_dir={run}", "out=film.html"], "must end in .gif or .mp4"),
         ([f"run_dir={run}", f"out={tmp_path}/no/film.gif"], "there is no directory"),
         ([f"run_dir={run}", f"out={'x' * 5000}/film.gif"], "there is no directory"),
         ([f"run_dir={run}", "max_steps=0"], "max_steps=0 is out of range"),
@@ -105,5 +124,5 @@ def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_every_brax_task_but_fast_has_a_model_to_draw() -> None:
-    assert not page.can_be_drawn(hx.make_env("brax/fast")) and not page.can_be_drawn(hx.make_env("haepo/bandit"))
-    assert "fast" in BRAX
+    assert not physics.can_be_drawn(hx.make_env("brax/fast")) and not physics.can_be_drawn(hx.make_env("haepo/bandit"))
+    assert "fast" in tasks_of("brax")

@@ -18,7 +18,7 @@ from haepo_jax.runner.run_dir import RunDir
 
 ARGUMENTS = [
     "env=haepo/bandit", "num_seeds=2", "seed=5", "total_steps=4000", "algo.num_envs=8", "algo.num_steps=16",
-    "algo.history_batches=2", "algo.group_size=4", "algo.num_minibatches=2", "algo.num_epochs=2",
+    "algo.replay_batches=2", "algo.group_size=4", "algo.num_minibatches=2", "algo.num_epochs=2",
     "algo.log_points=6", "algo.eval_episodes=4", "final_eval_episodes=16", "algo.hidden_sizes=[8]",
 ]  # fmt: skip
 

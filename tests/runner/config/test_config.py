@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import haepo_jax
-from haepo_jax.algorithms import hyperparameters
+from haepo_jax.algorithms.declared import PRESETS
 from haepo_jax.messages import short
 from haepo_jax.runner.commands import plot, train
 from haepo_jax.runner.config import ALGORITHM_NAMES, ConfigError, RunConfig, algorithm_class, hyperparameter_fields
@@ -46,7 +46,23 @@ REFUSED = {
     "key with a prefix too many": (["algo.seed=1"], "did you mean 'seed'?"),
     "another algorithm's hyperparameter": (
         ["algo.credit=prefix"],
-        "algo=haepo has no credit (algo=haepo_episodic has)",
+        "algo=haepo has no credit (algo=haepo_episodic has it)",
+    ),
+    "another library's name": (["algo.lr=1"], "unknown key 'algo.lr'; did you mean 'algo.learning_rate'?"),
+    "another library's name without a prefix": (["gamma=1"], "unknown key 'gamma'; did you mean 'algo.discount'?"),
+    "another library's name of a setting of the run": (["total_timesteps=1"], "did you mean 'total_steps'?"),
+    "another library's name in the wrong place": (["algo.num_updates=1"], "did you mean 'total_steps'?"),
+    "another library's name for what this algorithm lacks": (
+        ["algo.clip_range=0.2"],
+        "unknown key 'algo.clip_range': algo=haepo has no clip_eps (algo=ppo, algo=grpo have it)",
+    ),
+    "infinity for a directory": (
+        ["run_dir=inf"],
+        """run_dir=inf must be a string; for the word, quote it: 'run_dir="inf"'""",
+    ),
+    "null among choices": (
+        ["algo.learning_rate=choice(null,0.01)"],
+        "choice() takes no null; write algo.learning_rate=null,0.01\n",
     ),
     "key like nothing": (["zzzzzz=1"], "unknown key 'zzzzzz' (see --help)"),
     "endless key": (["x" * 10_000 + "=1"], "unknown key"),
@@ -83,7 +99,7 @@ REFUSED = {
     ),
     "sizes of a history that do not divide": (
         ["algo.num_minibatches=3"],
-        "num_envs * history_batches=64 is not a multiple of num_minibatches * group_size=24; the nearest that are: 48 or 72",
+        "num_envs * replay_batches=64 is not a multiple of num_minibatches * group_size=24; the nearest that are: 48 or 72",
     ),
     "options that do not fit": (["algo=haepo_episodic", "algo.score=likelihood"], "needs credit=trajectory"),
     "null for a choice": (
@@ -168,7 +184,7 @@ def test_defaults_come_from_the_hyperparameters() -> None:
     for name in ALGORITHM_NAMES:
         config = composed("env=CartPole-v1", f"algo={name}")
         declared = algorithm_class(name)()
-        changes = hyperparameters.PRESETS.get(name, ("", {}))[1]
+        changes = PRESETS.get(name, ("", {}))[1]
         for key, value in config.algo.hyperparameters.items():
             assert value == changes.get(key, getattr(declared, key)), (name, key)
         assert "total_steps" not in config.algo.hyperparameters
@@ -240,6 +256,9 @@ def test_config_files_are_checked_too() -> None:
 
 
 def test_other_commands_share_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["a", "b/c", "out=x.png"], ["out=x.png", "a", "b/c"]):
+        given = read_arguments(arguments, positional="run_dir").overrides
+        assert compose(given, plot.PlotConfig) == plot.PlotConfig(run_dir=("a", "b/c"), out="x.png")
     overrides = read_arguments(["run_dir=a,b/c", "out=x.png"]).overrides
     assert compose(overrides, plot.PlotConfig) == plot.PlotConfig(run_dir=("a", "b/c"), out="x.png")
     assert compose(read_arguments(["run_dir=a"]).overrides, plot.PlotConfig).run_dir == ("a",)
@@ -339,7 +358,7 @@ def test_a_file_of_settings(
         ("env: CartPole-v1\nnum_seeds: two", [], "--config 'my.yaml': num_seeds='two' must be an integer"),
         ("env: CartPole-v1", ["num_seeds=two"], "error: num_seeds='two' must be an integer"),
         ("env: CartPole-v1", ["num_seeds=1,2"], "several values belong to haepo_jax.compare or haepo_jax.sweep"),
-        ("objects: {env: mine.Env}", [], "--config 'my.yaml' is of a run of a program's own objects"),
+        ("objects: {env: mine.Env}", [], "--config 'my.yaml' belongs to a run of custom objects"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_line(
@@ -368,7 +387,9 @@ def test_a_folder_and_nothing_are_no_files(tmp_path: Path, capsys: pytest.Captur
 def test_multirun_is_told_what_to_type(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([option, "env=CartPole-v1", "algo.learning_rate=choice(1e-3,1e-2)"]) == 2
     told = "python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=choice(1e-3,1e-2)'"
-    assert capsys.readouterr().err == f"error: {option} is Hydra's: several configurations are trained by {told}\n"
+    assert (
+        capsys.readouterr().err == f"error: {option} is an option of Hydra; to train several configurations: {told}\n"
+    )
 
 
 def test_list_envs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -390,7 +411,10 @@ def test_input_is_judged_without_jax(tmp_path: Path) -> None:
         ["env=CartPole-v1", "run_dir=file/below"],
     ]
     script = (
-        "import sys\nfrom haepo_jax.runner.commands.train import main\n"
+        "import sys\nfrom haepo_jax.runner.commands import compare, evaluate, pretrain\n"
+        "from haepo_jax.runner.commands.train import main\n"
+        "assert [command.main(['--help']) for command in (compare, evaluate, pretrain)] == [0, 0, 0]\n"
+        "assert compare.main(['env=CartPole-v1', 'algo=haepo,hapo']) == evaluate.main(['nowhere']) == 2\n"
         f"statuses = [main(command) for command in {commands!r}]\n"
         "heavy = {'jax', 'matplotlib', 'scipy', 'gymnax', 'rich', 'tensorboardX'} & set(sys.modules)\n"
         "assert statuses == [0, 0, 0, 2, 2, 2, 2, 2, 2], statuses\nassert not heavy, heavy\n"

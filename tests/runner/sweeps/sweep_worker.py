@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-import haepo_jax.sweep as command_line
-from haepo_jax.runner.sweeps import run as runs
+from haepo_jax.runner.commands import sweep as command_line
+from haepo_jax.runner.sweeps.builder import Builder
 from tests.runner.sweeps.toy_algorithm import Toy
 
 
@@ -21,14 +21,14 @@ def use_toy(pause: str = "0") -> None:
     start = Path() if pause.replace(".", "").isdigit() else Path(pause)
     seconds = float(pause) if start == Path() else 0.0
 
-    def build(self: runs._Builder, values: dict[str, object]) -> Toy:
+    def build(self: Builder, values: dict[str, object]) -> Toy:
         time.sleep(seconds)
         while not start.exists():
             time.sleep(0.05)
         return Toy(learning_rate=values.get("algo.learning_rate", 0.01), total_steps=self.plan.settings.total_steps)
 
-    runs._Builder.__call__ = build  # type: ignore[assignment]
-    runs._Builder.check = lambda self: None  # type: ignore[method-assign]
+    Builder.__call__ = build  # type: ignore[assignment]
+    Builder.check = lambda self: None  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

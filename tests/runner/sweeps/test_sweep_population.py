@@ -23,7 +23,7 @@ def test_survivors_are_the_best(count: int, eta: int) -> None:
 
 def test_survivors_of_ties_and_nan() -> None:
     assert population.survivors([np.nan, 1.0, 1.0, 1.0, -np.inf, np.nan], 3).tolist() == [1, 2]
-    assert population.survivors([np.nan, np.nan], 2).tolist() == [0]
+    assert population.survivors([np.nan, np.nan], 2).tolist() == []
 
 
 def test_rungs_are_powers_of_eta() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import dataclasses
 import errno
+import io
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,16 +23,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pyarrow import parquet
 
 import haepo_jax as hx
-import haepo_jax.sweep as command_line
-from haepo_jax.algorithms import hyperparameters
+from haepo_jax.algorithms.declared import hyperparameters
+from haepo_jax.envs.base import TimeStep
+from haepo_jax.runner.commands import sweep as command_line
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
 from haepo_jax.runner.sweeps import cohort as cohorts
-from haepo_jax.runner.sweeps import run as runs
-from haepo_jax.runner.sweeps.study import Study, open_storage
+from haepo_jax.runner.sweeps import worker as workers
+from haepo_jax.runner.sweeps.builder import Builder, fingerprint
+from haepo_jax.runner.sweeps.compiled import Programs
+from haepo_jax.runner.sweeps.display import Display
+from haepo_jax.runner.sweeps.plan import read_sweep
+from haepo_jax.runner.sweeps.study import DATABASE, Study, open_storage
+from haepo_jax.spaces import Box, Discrete
 from tests.jobs import Job, ended, environment, run
 from tests.runner.sweeps.sweep_worker import use_toy
 from tests.runner.sweeps.toy_algorithm import Toy
@@ -42,7 +50,7 @@ TOY = {"total_steps": 100, "final_eval_episodes": 3, "curve_points": 4}
 def toy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sweeps are of the toy algorithm; the numbers of the trials trained are put down in the list."""
     for name in ("__call__", "check"):
-        monkeypatch.setattr(runs._Builder, name, getattr(runs._Builder, name))
+        monkeypatch.setattr(Builder, name, getattr(Builder, name))
     use_toy()
     trained: list[int] = []
     original = cohorts.Group.__init__
@@ -76,6 +84,96 @@ def test_from_python(toy: list[int]) -> None:
     )
 
 
+def test_a_result_in_one_line_and_as_a_table(toy: list[int]) -> None:
+    found = hx.sweep("CartPole-v1", "haepo", {"learning_rate": [1e-2, 1e-3, 5.0]}, num_seeds=2, **TOY)
+    assert repr(found).count("\n") == 0 and len(repr(found)) < 200
+    assert "3 trials of algo.learning_rate: 2 complete, 1 failed; best: trial 0" in repr(found)
+    table = found.to_pandas()
+    assert table["state"].tolist() == ["complete", "complete", "failed"] and table.index.tolist() == [0, 1, 2]
+    assert table["algo.learning_rate"].tolist() == [1e-2, 1e-3, 5.0] and table["return"].isna().tolist() == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_a_trial_that_diverged_is_a_failed_trial(
+    toy: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The frozen policy of 1.5 would be ahead of the trial that trains.
+    arguments = ["env=CartPole-v1", "algo.learning_rate=1e-6,1.5", *(f"{key}={value}" for key, value in TOY.items())]
+    assert command_line.main([*arguments, f"run_dir={tmp_path}/a"]) == 0
+    output = capsys.readouterr().out
+    assert "1 trials trained to their end, 1 failed (1 diverged)" in output and "best: trial 0, return -4" in output
+    rows = read_table(tmp_path / "a")
+    assert [row["state"] for row in rows] == ["complete", "failed"] and rows[1]["diverged_at_per_seed"] == [2]
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["states"] == {"complete": 1, "failed": 1}
+    plan = read_sweep(read_arguments(arguments).overrides)
+    study = Study(plan, open_storage(None, tmp_path / "a"), "a")
+    assert [trial.state.name for trial in study.trials()] == ["COMPLETE", "FAIL"]
+
+    arguments[1] = "algo.learning_rate=2,3"
+    for _ in range(2):  # also when it is resumed
+        assert command_line.main([*arguments, f"run_dir={tmp_path}/b"]) == 1
+        output = capsys.readouterr()
+        assert "error: all 2 trials failed; the first diverged at update 2" in output.err and "best:" not in output.out
+
+
+def test_the_figures_mark_what_failed_and_have_no_empty_axes(toy: list[int], tmp_path: Path) -> None:
+    from haepo_jax.runner.sweeps import figures
+
+    space = {"learning_rate": [1e-2, 1e-3, 5.0], "entropy_coef": [0, 0.1]}
+    found = hx.sweep("CartPole-v1", "haepo", space, **{**TOY, "curve_points": 50})
+    every = np.ones(6, bool)
+    figure = figures.returns_figure(found, every)
+    title = figure.get_suptitle()
+    assert "one seed" in title and "mean over" not in title and "sideways" in title
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["complete", "failed"]
+    failed = figure.axes[0].collections[-1].get_offsets()
+    assert len(failed) == 2 and np.all(np.abs(failed[:, 0] - 2) < 0.2)
+    figure.draw_without_rendering()
+    extent = figure._suptitle.get_window_extent()
+    assert extent.x0 >= 0 and extent.x1 <= figure.bbox.width
+    # 50 parts of the run, and an update in fewer than half of them: the line goes through those and they are marked.
+    assert np.isnan(found.curves[0]).any()
+    figure = figures.curves_figure(found, every)
+    for line in figure.axes[0].lines:
+        assert len(line.get_xdata()) > 10 and np.isfinite(np.asarray(line.get_ydata())).all()
+    none = dataclasses.replace(found, curves=np.full_like(found.curves, np.nan))
+    assert figures.curves_figure(none, every) is None
+    diverged = dataclasses.replace(found, state=np.array(["failed"] * 6))
+    assert figures.returns_figure(diverged, every) is None and figures.curves_figure(diverged, every) is None
+
+
+def test_optunas_own_figures_are_drawn_from_the_study(toy: list[int]) -> None:
+    script = (
+        "import haepo_jax as hx; from tests.runner.sweeps.sweep_worker import use_toy; use_toy();"
+        "found = hx.sweep('CartPole-v1', 'haepo', {'learning_rate': 'interval(1e-3,1e-1)', 'kl_coef': [0, 1]},"
+        "num_configs=6, total_steps=100, final_eval_episodes=3);"
+        "import matplotlib; matplotlib.use('agg'); from optuna.visualization import matplotlib as figures;"
+        "assert len(figures.plot_parallel_coordinate(found.study).get_xticks()) == 3"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_progress_within_a_cohort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cohorts, "CALL_SECONDS", 0.0)  # one update a call
+    stream = io.StringIO()
+    plan = read_sweep(
+        read_arguments(["env=CartPole-v1", "algo.kl_coef=0,1", *(f"{k}={v}" for k, v in TOY.items())]).overrides
+    )
+    monkeypatch.setattr(Builder, "__call__", lambda self, values: Toy(total_steps=100))
+    monkeypatch.setattr(Builder, "check", lambda self: None)
+    workers.run(plan, None, Display(stream))
+    before = [line for line in stream.getvalue().splitlines() if line.startswith("0/2 trials")]
+    assert len(before) > 5 and "best -" not in before[-1]
+    assert "best in training" in before[-1] and "% of the steps" in before[-1]
+
+
 def test_an_error_is_raised_before_anything_trains(toy: list[int]) -> None:
     with pytest.raises(ConfigError, match=r"learning_rate=-1.0 is out of range"):
         hx.sweep("CartPole-v1", "haepo", {"learning_rate": "interval(-1,1)"})
@@ -104,21 +202,17 @@ def test_the_command_leaves_tables_figures_and_the_best(
     assert lines[0].startswith("sweeping 9 configurations of 2 seeds (random search) on ")
     assert any("9 trials trained to their end" in line for line in lines) and len(lines) < 30
     command = next(line.strip() for line in lines if line.startswith("  python -m haepo_jax.train "))
-    table = parquet.read_table(tmp_path / "a" / "trials.parquet").to_pylist()
-    with (tmp_path / "a" / "trials.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["index"] for row in table] == list(range(9)) == [int(row["index"]) for row in rows]
-    for row, text in zip(table, rows, strict=True):
-        assert row["state"] == text["state"] == "complete"
-        assert row["return"] == float(text["return"]) == pytest.approx(np.mean(row["return_per_seed"]))
-        assert json.loads(text["return_per_seed"]) == row["return_per_seed"]
+    table = read_table(tmp_path / "a")
+    assert [row["index"] for row in table] == list(range(9))
+    for row in table:
+        assert row["state"] == "complete" and row["return"] == pytest.approx(np.mean(row["return_per_seed"]))
         assert np.shape(row["curve_return_per_seed"]) == (2, 4) and len(row["curve_steps"]) == 4
-        assert row["algo.learning_rate"] == float(text["algo.learning_rate"])
     best = max(table, key=lambda row: row["return"])
+    assert "rounding differs" in lines[lines.index(f"  {command}") + 1]
     assert f"algo.learning_rate={best['algo.learning_rate']}" in command
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert summary["best"]["CartPole-v1"]["command"] == command and summary["states"] == {"complete": 9}
-    for name in ("returns", "parallel", "curves", "importance"):
+    for name in ("returns", "curves"):
         assert (tmp_path / "a" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
     trained = list(toy)
@@ -150,12 +244,8 @@ def test_an_interrupted_sweep_runs_nothing_twice(
     with monkeypatch.context() as patch:
         patch.setattr(cohorts.Group, "evaluate", interrupt)
         assert command_line.main(arguments) == 130
-    with (tmp_path / "a" / "trials.csv").open() as file:
-        assert sorted(row["state"] for row in csv.DictReader(file)) == ["complete"] * 4 + ["running"] * 4
-    plan = runs.read_sweep(read_arguments(arguments).overrides)
-    # What ran in this process is its own: as a worker that died it would have another name.
-    monkeypatch.setattr("haepo_jax.runner.sweeps.study._own_name", lambda: "the next process")
-    monkeypatch.setattr("haepo_jax.runner.sweeps.study._lives_here", lambda name: False)
+    assert [row["state"] for row in read_table(tmp_path / "a")] == ["complete"] * 4
+    plan = read_sweep(read_arguments(arguments).overrides)
     toy.clear()
     assert command_line.main(arguments) == 0
     study = Study(plan, open_storage(None, tmp_path / "a"), "a")
@@ -170,11 +260,10 @@ def test_halving_and_population_from_the_command(
 ) -> None:
     assert command_line.main([*ARGUMENTS[:-1], "halving=3", f"run_dir={tmp_path}/h"]) == 0
     assert "1 trials trained to their end, 8 stopped early" in capsys.readouterr().out
-    rows = parquet.read_table(tmp_path / "h" / "trials.parquet").to_pylist()
+    rows = read_table(tmp_path / "h")
     assert sorted(row["state"] for row in rows) == ["complete"] + ["stopped"] * 8
     assert command_line.main([*ARGUMENTS[:-1], "pbt=true", "pbt_rounds=3", f"run_dir={tmp_path}/p"]) == 0
-    rows = parquet.read_table(tmp_path / "p" / "trials.parquet").to_pylist()
-    assert all(len(json.loads(row["pbt_values"])["learning_rate"]) == 3 for row in rows)
+    assert all(len(row["pbt_values"]["learning_rate"]) == 3 for row in read_table(tmp_path / "p"))
 
 
 def test_tpe_learns_between_cohorts(toy: list[int]) -> None:
@@ -197,6 +286,7 @@ def start_worker(directory: Path, seconds: float) -> subprocess.Popen[str]:
         str(seconds),
         *ARGUMENTS[:-1],
         "cohort=2",
+        "worker_timeout=5",
     ]
     return subprocess.Popen(
         [*command, f"run_dir={directory}"],
@@ -214,10 +304,9 @@ def test_two_processes_complete_one_study(kill: bool, tmp_path: Path) -> None:
     workers = [start_worker(directory, 20.0 if kill else 0.2), start_worker(directory, 0.2)]
     if kill:
         deadline = time.monotonic() + 240
-        while '"worker"' not in (directory / "study.log").read_text() if (directory / "study.log").exists() else True:
+        while len(claims(directory, workers[0].pid)) < 1:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        time.sleep(1.0)
         workers[0].send_signal(signal.SIGKILL)
     outputs = [process.communicate(timeout=300)[0] for process in workers]
     assert [process.returncode for process in workers] == [-9 if kill else 0, 0], outputs
@@ -234,12 +323,13 @@ def test_the_processes_of_a_job_complete_one_study(killed: int | None, tmp_path:
     go = tmp_path / "go"
     seconds = "0.2,0.2" if killed is None else ",".join("300" if index == killed else str(go) for index in range(2))
     script = str(Path(__file__).with_name("sweep_worker.py"))
-    with Job([script, seconds, *ARGUMENTS[:-1], "cohort=2", "distributed=true", f"run_dir={directory}"]) as job:
+    with Job(
+        [script, seconds, *ARGUMENTS[:-1], "cohort=2", "worker_timeout=5", "distributed=true", f"run_dir={directory}"]
+    ) as job:
         if killed is not None:
-            claim = re.compile(rf'"worker":\s*"[^"]*/{job.processes[killed].pid}/')
             deadline = time.monotonic() + 240
-            # Two, its cohort: one that is killed while it claims a trial is given up only after worker_timeout.
-            while not (file := directory / "study.log").exists() or len(claim.findall(file.read_text())) < 2:
+            # Two, its cohort: the other worker finds whatever is left.
+            while len(claims(directory, job.processes[killed].pid)) < 2:
                 assert time.monotonic() < deadline and job.processes[killed].poll() is None, job.output(killed)
                 time.sleep(0.1)
             job.processes[killed].kill()
@@ -256,11 +346,34 @@ def test_without_a_job_around_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def read_table(directory: Path) -> list[dict[str, Any]]:
+    """The rows of `trials.csv`; numbers and lists are JSON in it."""
+
+    def read(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+    with (directory / "trials.csv").open() as file:
+        return [{key: read(text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+def claims(directory: Path, process: int) -> list[Any]:
+    """The trials that a process has claimed, as the study's database has them."""
+    if not (directory / DATABASE).exists():
+        return []
+    with contextlib.closing(sqlite3.connect(directory / DATABASE)) as database, contextlib.suppress(sqlite3.Error):
+        query = "select trial_id from trial_user_attributes where key = 'worker' and value_json like ?"
+        return database.execute(query, (f'%/{process}"',)).fetchall()
+    return []
+
+
 def assert_each_once(directory: Path) -> None:
     """Every trial of the shared study has ended, and none twice."""
-    rows = parquet.read_table(directory / "trials.parquet").to_pylist()
+    rows = read_table(directory)
     assert [row["index"] for row in rows] == list(range(9)) and {row["state"] for row in rows} == {"complete"}
-    plan = runs.read_sweep(read_arguments([*ARGUMENTS, f"run_dir={directory}"]).overrides)
+    plan = read_sweep(read_arguments([*ARGUMENTS, f"run_dir={directory}"]).overrides)
     trials = Study(plan, open_storage(None, directory), "shared").trials()
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     assert len(complete) == 9 and len({trial.params["algo.learning_rate"] for trial in complete}) == 9, (
@@ -269,7 +382,7 @@ def assert_each_once(directory: Path) -> None:
 
 
 SMALL = {
-    "total_steps": 600, "num_envs": 8, "num_steps": 8, "history_batches": 2, "group_size": 4, "num_minibatches": 2,
+    "total_steps": 600, "num_envs": 8, "num_steps": 8, "replay_batches": 2, "group_size": 4, "num_minibatches": 2,
     "num_epochs": 1, "hidden_sizes": (4,), "eval_episodes": 0,
 }  # fmt: skip
 
@@ -279,12 +392,11 @@ def test_a_trial_of_haepo_is_the_same_configuration_alone() -> None:
     env = hx.make_env("haepo/random_walk", length=4, horizon=8)
     rates = [1e-3, 1e-2, 3e-2]
     algorithms = [hx.HAEPO(env, learning_rate=rate, **SMALL) for rate in rates]
-    programs = cohorts.Programs(
-        algorithms[0], varying=runs._Builder.varying(_NoEnv(), algorithms[0]), points=2, episodes=4
-    )
+    varying = [path[0].name != "env" for path, _ in jax.tree_util.tree_leaves_with_path(algorithms[0])]
+    programs = Programs(algorithms[0], varying=varying, points=2, episodes=4, size=6)
     members = [cohorts.Candidate(n, algorithm, 5, "") for n, algorithm in enumerate(algorithms)]
-    group = cohorts.Group(members, programs, cohorts.BatchSize(programs, 6, fixed=True), 2, 2)
-    group._lanes = programs.advance(group._numbers, group._lanes, [600] * 6, 3)
+    group = cohorts.Group(members, programs, 2)
+    group._lanes = programs.advance(group._numbers, group._lanes, 600, 3)
     step = jax.jit(lambda algorithm, state: algorithm.train_step(state)[0])
     state = jax.jit(lambda algorithm, key: algorithm.init(key))(algorithms[1], jax.random.key(6))
     for _ in range(3):
@@ -297,16 +409,8 @@ def test_a_trial_of_haepo_is_the_same_configuration_alone() -> None:
         np.testing.assert_allclose(ours[lane], single, rtol=1e-4, atol=1e-6)
 
 
-class _NoEnv:
-    class plan:
-        dimensions = ()
-
-
 def test_a_sweep_of_haepo_and_numbers_of_its_environment() -> None:
-    settings = {
-        f"algo.{key}" if key in hyperparameters.HAEPO.__dataclass_fields__ else key: value
-        for key, value in SMALL.items()
-    }
+    settings = {f"algo.{key}" if key in hyperparameters("haepo") else key: value for key, value in SMALL.items()}
     settings = {
         key.removeprefix("algo.") if key == "algo.total_steps" else key: value for key, value in settings.items()
     }
@@ -319,12 +423,98 @@ def test_a_sweep_of_haepo_and_numbers_of_its_environment() -> None:
     assert np.all(found.env_steps >= 600) and np.isfinite(found.curves).any()
 
 
-def test_an_algorithm_and_an_environment_of_ones_own() -> None:
+@dataclasses.dataclass(frozen=True)
+class Corridor:
+    """A custom environment: one number, and a step to the right that is rewarded with it."""
+
+    reward: float = 1.0
+    name: str = "corridor"
+    horizon: int = 4
+    observation_space: Any = Box(0.0, 4.0, (1,))
+    action_space: Any = Discrete(2)
+
+    def reset(self, key: Any) -> Any:
+        return jnp.float32(0.0), jnp.zeros(1)
+
+    def step(self, key: Any, state: Any, action: Any) -> Any:
+        state = state + action
+        return TimeStep(state, state[None], self.reward * action, state >= 2, jnp.bool_(False))
+
+
+def test_a_custom_environment() -> None:
+    settings = {key: value for key, value in SMALL.items() if key != "hidden_sizes"}
+    found = hx.sweep(
+        Corridor(), "haepo", {"learning_rate": [1e-2, 3e-2]}, hidden_sizes=(4,), final_eval_episodes=8, **settings
+    )
+    assert found.envs == ["corridor"] and np.all(found.env_steps >= 600)
+    command = found.command(0)
+    assert command.startswith("# no command line: the environment is a custom object") and "hx.train" in command
+    assert found.algorithm(1).learning_rate == 3e-2 and found.algorithm(1).env.name == "corridor"
+    with pytest.raises(ConfigError, match="env_kwargs.reward= cannot be set beside"):
+        hx.sweep(Corridor(), "haepo", {"env_kwargs.reward": [1, 2]})
+
+
+def test_two_custom_environments_are_two_sweeps(toy: list[int], tmp_path: Path) -> None:
+    arguments = {"space": {"learning_rate": [1e-2, 1e-3]}, "run_dir": str(tmp_path / "a"), **TOY}
+    hx.sweep(Corridor(), **arguments)
+    hx.sweep(Corridor(), **arguments)
+    assert len(toy) == 2, "the same environment, so the same sweep: resumed"
+    with pytest.raises(ConfigError, match="of another sweep"):
+        hx.sweep(Corridor(reward=2.0), **arguments)
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert summary["best"]["corridor"]["command"].startswith("# no command line")
+
+
+def test_fingerprints_are_of_what_an_object_is() -> None:
+    class Plain:
+        def __init__(self, size: int) -> None:
+            self.size, self.function = size, lambda: size
+
+    assert fingerprint(Plain(1)) == fingerprint(Plain(1)) != fingerprint(Plain(2))
+    short, long = (hx.make_env("haepo/random_walk", length=length) for length in (3, 5))
+    assert fingerprint(short) != fingerprint(long) == fingerprint(hx.make_env("haepo/random_walk", length=5))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Warm(hx.PPO):
+    """A custom algorithm: a subclass with a hyperparameter of its own."""
+
+    warmth: float = hyperparameters.leaf(0.5, "how warm it is", within=hyperparameters.NOT_NEGATIVE)
+
+
+class Unregistered(hx.PPO):
+    """What jax does not know as a pytree."""
+
+
+def test_a_custom_algorithm() -> None:
     env = hx.make_env("haepo/random_walk", length=3, horizon=8)
-    algorithm = hx.HAEPO(env, history_decay=0.5, **SMALL)
-    found = hx.sweep(None, algorithm, {"learning_rate": [1e-2]}, final_eval_episodes=8)
-    assert found.returns.shape == (1, 1) and found.env_steps[0, 0] >= 600
-    assert found.values["algo.learning_rate"].tolist() == [1e-2]
+    small = {"total_steps": 600, "num_envs": 8, "num_steps": 8, "num_epochs": 1, "hidden_sizes": (4,)}
+    algorithm = Warm(env, discount=0.5, **small)
+    found = hx.sweep(None, algorithm, {"warmth": [0.1, 0.2], "num_minibatches": 2}, final_eval_episodes=8)
+    assert found.returns.shape == (2, 1) and np.all(found.env_steps >= 600)
+    assert found.values["algo.warmth"].tolist() == [0.1, 0.2]
+    again = found.algorithm(1)
+    assert type(again) is Warm and (again.discount, again.warmth, again.num_minibatches) == (0.5, 0.2, 2)
+    assert found.command(0).startswith("# no command line: the algorithm or environment is a custom object")
+    for space, message in [({"larning_rate": [1, 2]}, "unknown key"), ({"learning_rate": [1e-3, -1]}, "out of range"),
+                           ({"num_minibatches": [2, 3]}, "cannot set up Warm"), ({"algo.kl": [1, 2]}, "hyperparameter 'kl'")]:  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            hx.sweep(None, algorithm, space)
+    with pytest.raises(ConfigError, match="Unregistered is not a pytree: put @jax.tree_util.register_dataclass"):
+        hx.sweep(None, Unregistered(env, **small), {"learning_rate": [1e-3, 1e-2]})
+
+
+def test_an_algorithm_that_the_command_line_can_make() -> None:
+    algorithm = hx.EpisodicHAEPO(
+        "haepo/random_walk", total_steps=300, num_envs=8, group_size=4, num_minibatches=1, hidden_sizes=(4,),
+        entropy_coef=0.25,
+    )  # fmt: skip
+    found = hx.sweep(None, algorithm, {"learning_rate": [1e-2]}, num_seeds=2, final_eval_episodes=8)
+    assert found.returns.shape == (1, 2)
+    config = compose(read_arguments(shlex.split(found.command(0))[3:]).overrides, RunConfig)
+    assert config.algo.name == "haepo_episodic" and config.num_seeds == 2 and config.env == "haepo/random_walk"
+    assert config.algo.hyperparameters["entropy_coef"] == 0.25 and config.algo.hyperparameters["learning_rate"] == 1e-2
 
 
 def test_the_toy_is_an_algorithm_that_vmaps() -> None:
@@ -349,9 +539,9 @@ def test_a_disk_that_fails_ends_a_sweep_in_one_line(
 
     arguments = ["env=CartPole-v1", "algo.kl_coef=0,1", *(f"{key}={value}" for key, value in TOY.items())]
     with monkeypatch.context() as failing:
-        failing.setattr(runs, "write_tables", full)
+        failing.setattr(workers, "write_table", full)
         assert command_line.main([*arguments, f"run_dir={directory}"]) == 1
     error = capsys.readouterr().err
-    expected = "has vanished while the sweep" if vanishes else "trials.csv: No space left on device; the same command"
+    expected = "was removed during the sweep" if vanishes else "trials.csv: No space left on device; the same command"
     assert expected in error and error.count("\n") == 1
     assert vanishes or command_line.main([*arguments, f"run_dir={directory}"]) == 0

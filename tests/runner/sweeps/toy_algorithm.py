@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.algorithms.base import Health, TrainState
+from haepo_jax.algorithms.state import Health, TrainState
 from haepo_jax.counting import StepCount
 
 

@@ -1,0 +1,155 @@
+"""Is it the softmax or the replay? HAEPO's softmax over histories beside PPO's clip, both on the same replay buffer.
+
+    python experiments/replay/run.py [tasks=cartpole,pendulum]
+
+Everything is equal but the bound: batches, replay, epochs, minibatches, learning rate, entropy, gradient clipping, networks and
+evaluation. Nothing is tuned, on any task. What is stored in `results.json` is not trained again, so the command can be stopped
+and started at any time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shlex
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import haepo_jax as hx
+from haepo_jax.runner.comparison import machine
+from haepo_jax.runner.run_dir import write_atomically
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "claims")]
+
+from catalogue import TASKS  # noqa: E402
+from report import median_interval, scores, steps_to_threshold  # noqa: E402
+from tables import fill_in, markdown  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results.json"
+DOCUMENT = Path(__file__).parent / "README.md"
+SEEDS = range(200, 220)
+"""Apart from those that any default was chosen on."""
+POINTS = 80
+
+SHARED: dict[str, Any] = {
+    "num_envs": 8, "num_steps": 32, "num_epochs": 4, "learning_rate": 2e-3, "entropy_coef": 0.01, "max_grad_norm": 1.0,
+}  # fmt: skip
+BOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "softmax": ("HAEPO", {"group_size": 4}),
+    "softmax, no KL": ("HAEPO", {"group_size": 4, "kl_coef": 0.0}),
+    "clip": ("PPO", {"clip_around": "behaviour"}),
+    "clip around current": ("PPO", {"clip_around": "current"}),
+    "clip, V-trace": ("PPO", {"clip_around": "behaviour", "advantage_estimator": "vtrace"}),
+}
+"""What bounds an update. KL 0.3, temperature 0.3 and history decay 0.95 are HAEPO's defaults, a range of 0.2 is PPO's."""
+REPLAY: dict[int, tuple[str, ...]] = {8: tuple(TASKS), 32: ("cartpole", "pendulum", "mountain_car_continuous")}
+"""Batches kept, and the tasks. Minibatches are of 128 steps: twice as many of them an epoch as batches are kept."""
+
+
+def jobs(tasks: list[str]) -> list[tuple[str, str, int]]:
+    """(task, bound, batches kept), in the order in which they are trained."""
+    return [
+        (task, bound, kept) for kept, known in REPLAY.items() for task in known if task in tasks for bound in BOUNDS
+    ]
+
+
+def name_of(task: str, bound: str, kept: int) -> str:
+    return f"{task}, {kept} batches, {bound}"
+
+
+def train(task_name: str, bound: str, kept: int) -> dict[str, Any]:
+    """All seeds in one compiled program."""
+    task, (kind, own) = TASKS[task_name], BOUNDS[bound]
+    algo = getattr(hx, kind)(
+        hx.make_env(task.env, **task.env_kwargs), total_steps=task.total_steps, replay_batches=kept,
+        num_minibatches=2 * kept, log_points=POINTS, eval_episodes=16, **SHARED, **own,
+    )  # fmt: skip
+    begin = time.perf_counter()
+    _, metrics = jax.jit(jax.vmap(algo.train))(jax.vmap(jax.random.key)(np.array(SEEDS, np.uint32)))
+    returns = np.asarray(metrics["eval_return"], np.float64)
+    return {
+        "eval_return": [[float(f"{x:.4g}") if np.isfinite(x) else None for x in row] for row in returns],
+        "env_steps": metrics["env_steps"].to_int()[0].tolist(),
+        "seconds": round(time.perf_counter() - begin, 1),
+    }
+
+
+def as_result(task: str, found: dict[str, Any]) -> dict[str, Any]:
+    """A stored job in the form that the functions of `claims/report.py` take."""
+    rows = [found["env_steps"]] * len(found["eval_return"])
+    return {"task": vars(TASKS[task]), "eval_return": found["eval_return"], "env_steps": rows}
+
+
+def difference(first: Any, second: Any, resamples: int = 4000) -> tuple[float, float]:
+    """95% percentile bootstrap interval of median(first) - median(second), steps that may be inf: those count as the largest
+    finite number of either, so that an interval is conservative where seeds never arrive."""
+    both = np.concatenate([first, second])
+    worst = np.max(both[np.isfinite(both)], initial=0.0)
+    generator = np.random.default_rng(0)
+    medians = [
+        np.quantile(generator.choice(np.minimum(x, 2 * worst), (resamples, len(x))), 0.5, axis=1, method="higher")
+        for x in (first, second)
+    ]
+    low, high = np.quantile(medians[0] - medians[1], [0.025, 0.975])
+    return float(low), float(high)
+
+
+def table(results: dict[str, Any]) -> str:
+    """Thousands of steps to the threshold, seeds that arrived and mean score; and where the softmax differs from the clip."""
+    rows = []
+    for kept, known in REPLAY.items():
+        for task in known:
+            cells, steps = [], {}
+            for bound in BOUNDS:
+                found = results["runs"].get(name_of(task, bound, kept))
+                if found is None:
+                    cells.append("")
+                    continue
+                result = as_result(task, found)
+                steps[bound] = steps_to_threshold(result)
+                median = median_interval(steps[bound])[0]
+                text = f"{median / 1000:.1f}" if np.isfinite(median) else f"> {TASKS[task].total_steps / 1000:.0f}"
+                reached = int(np.isfinite(steps[bound]).sum())
+                cells.append(f"{text}, {reached}/{len(steps[bound])}, {scores(result).mean():.2f}")
+            if not steps:
+                continue
+            clear = ""
+            if {"softmax", "clip"} <= steps.keys():
+                low, high = difference(steps["softmax"], steps["clip"])
+                clear = "softmax" if high < 0 else "clip" if low > 0 else "neither"
+                clear += f" ({low / 1000:+.1f} to {high / 1000:+.1f})"
+            rows.append([f"{task}, {kept} batches", *cells, clear])
+    return markdown(["task, replay", *BOUNDS, "earlier: softmax or clip"], rows)
+
+
+def main(argv: list[str]) -> int:
+    """Trains what is missing and writes the table; returns the exit status."""
+    chosen = dict(argument.partition("=")[::2] for argument in argv)
+    tasks = chosen.get("tasks", ",".join(TASKS)).split(",")
+    if set(chosen) - {"tasks"} or set(tasks) - set(TASKS):
+        print(f"error: {' '.join(argv)}: write tasks= and some of {','.join(TASKS)}, or nothing", file=sys.stderr)
+        return 2
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
+    results |= {
+        "command": shlex.join(["python", "experiments/replay/run.py"]),
+        "seeds": list(SEEDS),
+        "machine": machine(),
+        "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "gymnax", "brax")},
+    }
+    missing = [job for job in jobs(tasks) if name_of(*job) not in results["runs"]]
+    for number, job in enumerate(missing, start=1):
+        print(f"[{number}/{len(missing)}] {name_of(*job)}", flush=True)
+        results["runs"][name_of(*job)] = {**train(*job), "date": datetime.date.today().isoformat()}
+        write_atomically(RESULTS, json.dumps(results, separators=(",", ":")) + "\n")
+    fill_in(DOCUMENT, "replay", table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,181 @@
+"""What algorithms there are and what hyperparameters they declare, read from their source without importing jax.
+
+`import jax` takes longer than a command line may take to show its help or refuse a misspelt key. So this module parses
+the file of an algorithm's class and of the classes that it inherits from, keeps the fields made by `static` and `leaf`
+and the `check` methods, and evaluates those in the namespace of `fields`, which needs no jax.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import dataclasses
+import functools
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from haepo_jax.algorithms import fields
+
+ALGORITHMS: dict[str, str] = {
+    "haepo": "haepo_jax.algorithms.haepo:HAEPO",
+    "haepo_episodic": "haepo_jax.algorithms.episodic:EpisodicHAEPO",
+    "ppo": "haepo_jax.algorithms.ppo:PPO",
+    "grpo": "haepo_jax.algorithms.grpo:GRPO",
+    "dpo": "haepo_jax.algorithms.dpo:DPO",
+    "supervised": "haepo_jax.algorithms.supervised:Supervised",
+}
+"""The algorithms by name, each as `module:Class`; a custom one is named by that itself."""
+
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "haepo_explore": ("haepo", {"surprisal_bonus": 0.01, "normalize_rewards": False}),
+    "haepo_paper": (
+        "haepo_episodic",
+        {"credit": "trajectory", "score": "likelihood", "temperature": 1.0, "normalize": "standardize"},
+    ),
+    "ppo_continuous": (
+        "ppo",
+        {"num_epochs": 10, "num_minibatches": 8, "discount": 0.95, "entropy_coef": 0.0},
+    ),
+    "ppo_minatar": (
+        "ppo",
+        {"num_envs": 64, "num_minibatches": 8, "learning_rate": 5e-3, "entropy_coef": 0.01},
+    ),
+}
+"""Named settings: the algorithm each one is of, and what it changes."""
+
+
+class Declaration(Protocol):
+    """The hyperparameters of an algorithm class without the rest of it: a frozen dataclass with the class's name and
+    docstring, and its `check`."""
+
+    __dataclass_fields__: dict[str, dataclasses.Field[Any]]
+
+    def __init__(self, **hyperparameters: Any) -> None: ...
+
+    def check(self) -> None:
+        """Raises HyperparameterError at the first value that cannot be used."""
+
+
+def declaration(name: str) -> type[Declaration]:
+    """The hyperparameters that an algorithm's class declares; jax is not imported.
+
+    Args:
+      name: of an algorithm or a preset, or `module:Class`.
+
+    Raises:
+      KeyError: there is no algorithm of this name.
+      ImportError: there is no such module, no such class in it, or it is not an algorithm's.
+      HyperparameterError: a declaration uses a name that `fields` does not have.
+    """
+    name = PRESETS[name][0] if name in PRESETS else name
+    where = name if ":" in name else ALGORITHMS[name]
+    module, _, cls = where.partition(":")
+    found = _declared(module, cls)
+    if found is object:
+        raise ImportError(f"there is no class {cls} in {module}")
+    if not issubclass(found, _declared("haepo_jax.algorithms.base", "Algorithm")):
+        # Seen before the module is imported, so the name of an algorithm in a file cannot run code of any other kind.
+        raise ImportError(f"{module}:{cls} is no subclass of haepo_jax.algorithms.base.Algorithm")
+    return cast(type[Declaration], found)
+
+
+def hyperparameters(name: str) -> dict[str, dataclasses.Field[Any]]:
+    """The hyperparameters of an algorithm or preset by name; their `metadata` has kind, range and description."""
+    declared = dataclasses.fields(declaration(name))  # type: ignore[arg-type]
+    return {field.name: field for field in declared if "kind" in field.metadata}
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The hyperparameters' values where none are given, by name."""
+    return {key: field.default for key, field in hyperparameters(name).items()} | (
+        PRESETS[name][1] if name in PRESETS else {}
+    )
+
+
+def load(name: str) -> type[Any]:
+    """The class of an algorithm or preset itself, or of `module:Class`; imports jax."""
+    name = PRESETS[name][0] if name in PRESETS else name
+    module, _, cls = (name if ":" in name else ALGORITHMS[name]).partition(":")
+    declaration(name)
+    return cast(type[Any], getattr(importlib.import_module(module), cls))
+
+
+@functools.cache
+def _declared(module: str, name: str) -> type:
+    """The declaration of a class by its module and name; `object` for what is no class in a Python file."""
+    tree = _tree(module)
+    if tree is None:
+        return object
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+    if not classes:
+        return _declared(*imported) if (imported := _imports(tree, module).get(name)) else object
+    node = classes[-1]
+    bases = tuple(base for base in (_base(expression, tree, module) for expression in node.bases) if base is not object)
+    body: list[ast.stmt] = [statement for statement in node.body if _is_declaration(statement)]
+    stub = ast.ClassDef(
+        name, [ast.Name(f"_base{i}", ast.Load()) for i in range(len(bases))], [], body or [ast.Pass()], []
+    )
+    source = ast.fix_missing_locations(ast.Module([stub], []))
+    namespace = {**vars(fields), **{f"_base{i}": base for i, base in enumerate(bases)}}
+    try:
+        exec(compile(source, module, "exec", __future__.annotations.compiler_flag), namespace)
+    except NameError as error:
+        raise fields.HyperparameterError(
+            f"{module}:{name} cannot be read without importing it: {error}; a declaration may use names of "
+            "haepo_jax.algorithms.fields alone"
+        ) from None
+    found = cast(type, namespace[name])
+    found.__doc__ = ast.get_docstring(node)
+    return dataclasses.dataclass(frozen=True, kw_only=True)(found)
+
+
+def _is_declaration(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.AnnAssign):
+        return isinstance(statement.value, ast.Call)
+    if isinstance(statement, ast.Assign):  # a switch of the class, which `check` may read
+        return isinstance(statement.value, ast.Constant)
+    return isinstance(statement, ast.FunctionDef) and statement.name == "check"
+
+
+def _base(expression: ast.expr, tree: ast.Module, module: str) -> type:
+    """The declaration behind a base class, as it is written: `Base`, or `package.Base`."""
+    imports = _imports(tree, module)
+    if isinstance(expression, ast.Name):
+        own = any(isinstance(node, ast.ClassDef) and node.name == expression.id for node in tree.body)
+        return _declared(module, expression.id) if own or expression.id in imports else object
+    if isinstance(expression, ast.Attribute) and isinstance(expression.value, ast.Name):
+        package = ".".join(filter(None, imports.get(expression.value.id, ("", ""))))
+        for where in ALGORITHMS.values():  # `hx.PPO`: the package's own names are loaded on first use
+            if package == "haepo_jax" and where.endswith(f":{expression.attr}"):
+                return _declared(*where.split(":"))
+        return _declared(package, expression.attr) if package else object
+    return object
+
+
+def _imports(tree: ast.Module, module: str) -> dict[str, tuple[str, str]]:
+    """What a module imports at its top: the name there -> (module, name in it), the latter empty for a module."""
+    found: dict[str, tuple[str, str]] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.asname or alias.name: (alias.name, "") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parent = "." * node.level + (node.module or "")
+            source = importlib.util.resolve_name(parent, module.rpartition(".")[0]) if node.level else parent
+            found |= {alias.asname or alias.name: (source, alias.name) for alias in node.names}
+    return found
+
+
+@functools.cache
+def _tree(module: str) -> ast.Module | None:
+    """The syntax tree of a module, None where it is not a Python file; raises ImportError where there is none."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError) as error:
+        raise ImportError(f"there is no module {module!r}: {error}") from None
+    if spec is None:
+        raise ImportError(f"there is no module {module!r}")
+    if spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))

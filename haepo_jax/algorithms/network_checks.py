@@ -1,0 +1,96 @@
+"""Whether a custom policy or value function puts out what the environment's spaces need; checked at construction."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from haepo_jax.action_outputs import action_size
+from haepo_jax.distributions import is_distribution
+from haepo_jax.networks import Policy
+from haepo_jax.spaces import Box, Discrete, Leaf, MultiDiscrete, Space, frozen_space, map_space
+
+
+def check_networks(env: Any, policy: Any, value: Any) -> None:
+    """Raises ValueError, in one line, for a network whose output is not of the shape that the spaces of `env` need."""
+    spaces = frozen_space(env.observation_space), frozen_space(env.action_space)
+    fault = policy and _policy_fault(policy, *spaces)
+    if fault:
+        raise ValueError(f"policy= does not fit {env.name}: {fault}")
+    fault = value and _value_fault(value, spaces[0])
+    if fault:
+        raise ValueError(f"value= does not fit {env.name}: {fault}")
+
+
+@functools.lru_cache(maxsize=256)
+def _policy_fault(policy: Policy, observation_space: Space, action_space: Space) -> str:
+    output = _output(policy, observation_space)
+    if output is None or is_distribution(output):
+        return ""
+    try:
+        faults: list[str] = []
+        map_space(lambda part, given: faults.append(_part_fault(part, given)), action_space, output)
+        return next(filter(None, faults), "")
+    except (TypeError, KeyError, ValueError, IndexError):
+        wanted = map_space(_wanted, action_space)
+        return f"its output must have the structure of the action space, {wanted}, and is {_shapes(output)}"
+
+
+@functools.lru_cache(maxsize=256)
+def _value_fault(value: Policy, observation_space: Space) -> str:
+    output = _output(value, observation_space)
+    if output is None or getattr(output, "shape", None) == ():
+        return ""
+    return f"its output must be a scalar, of shape (), and is {_shapes(output)}"
+
+
+def _output(network: Policy, observation_space: Space) -> Any:
+    """The shapes of a network's output for one observation; None where the space alone does not tell."""
+    observation = map_space(lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype), observation_space)
+
+    def run(key: jax.Array, observation: Any) -> Any:
+        params, carry = network.init(key, observation)
+        return network.apply(params, carry, observation, jnp.bool_(True))[1]
+
+    try:
+        return jax.eval_shape(run, jax.random.key(0), observation)
+    except Exception:  # a fault of the network's own comes again in `init`, with the user's own traceback
+        return None
+
+
+def _part_fault(part: Leaf, output: Any) -> str:
+    if is_distribution(output):
+        return ""
+    if isinstance(part, Box):
+        if isinstance(output, tuple | list) and len(output) == 2:
+            mean, log_std = output
+            if mean.shape == part.shape and log_std.size in (1, mean.size):
+                return ""
+        return f"for {_named(part)} its output must be {_wanted(part)}, and is {_shapes(output)}"
+    if getattr(output, "shape", None) == (action_size(part),):
+        return ""
+    return f"for {_named(part)} its output must be {_wanted(part)}, and is {_shapes(output)}"
+
+
+def _wanted(part: Leaf) -> str:
+    if isinstance(part, Box):
+        return f"a pair of mean and log-std of shape {part.shape}"
+    return f"logits of shape ({action_size(part)},)"
+
+
+def _named(part: Leaf) -> str:
+    if isinstance(part, Discrete):
+        return f"{part.n} discrete actions"
+    return f"MultiDiscrete{part.sizes}" if isinstance(part, MultiDiscrete) else f"a Box of shape {part.shape}"
+
+
+def _shapes(output: Any) -> Any:
+    """An output's arrays by their shapes, in its own structure."""
+    if isinstance(output, tuple | list):
+        return "(" + ", ".join(str(_shapes(part)) for part in output) + ")"
+    if hasattr(output, "items"):
+        return "{" + ", ".join(f"{name!r}: {_shapes(part)}" for name, part in output.items()) + "}"
+    return f"of shape {output.shape}" if hasattr(output, "shape") else type(output).__name__

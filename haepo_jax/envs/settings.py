@@ -1,0 +1,60 @@
+"""Checks of the keyword arguments of `make_env`, in one line each and without jax."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from haepo_jax.messages import did_you_mean, short
+
+LARGEST = float.fromhex("0x1.fffffep127")
+"""The largest number in 32 bits."""
+
+
+def constructor_settings(factory: Callable[..., Any]) -> dict[str, Any]:
+    """The named keyword arguments of `factory` and their defaults (None where there is none)."""
+    return {
+        name: None if parameter.default is parameter.empty else parameter.default
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+
+def check_settings(env: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse settings that `defaults` does not name, or whose type differs from the default's.
+
+    Raises:
+        ValueError: a name is unknown; near matches and all valid names are in the message.
+        TypeError: a value has the wrong type.
+    """
+    for name, value in given.items():
+        if name not in defaults:
+            valid = ", ".join(defaults) or "none"
+            raise ValueError(f"{env} has no setting {name!r}{did_you_mean(name, defaults, 3)} (settings: {valid})")
+        check_type(f"{env}: {name}", value, defaults[name])
+
+
+def check_type(what: str, value: Any, default: Any) -> None:
+    """Refuse a `value` of another kind than a bool, int, float or str `default`; other defaults accept anything."""
+    if isinstance(default, bool):
+        expected, fits = "true or false", isinstance(value, bool)
+    elif isinstance(default, Integral):
+        expected, fits = "an integer", isinstance(value, Integral) and not isinstance(value, bool)
+        if fits and abs(int(value)) >= 2**31:
+            raise ValueError(f"{what} does not fit in 32 bits, got {short(value)}")
+    elif isinstance(default, Real):
+        expected, fits = "a number", isinstance(value, Real) and not isinstance(value, bool)
+        if fits and LARGEST < abs(value) < math.inf:
+            raise ValueError(f"{what} does not fit in 32 bits, got {short(value)}")
+    elif isinstance(default, str):
+        expected, fits = "a string", isinstance(value, str)
+    else:
+        return
+    if not fits:
+        raise TypeError(f"{what} must be {expected}, got {short(value)}")
+
+
+def freeze(value: Any) -> Any:
+    """Lists, as config files give them, become tuples, so that equal settings hash equal."""
+    return tuple(freeze(item) for item in value) if isinstance(value, list | tuple) else value

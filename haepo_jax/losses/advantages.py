@@ -1,0 +1,165 @@
+"""Advantage estimation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from haepo_jax.losses._checks import Checks
+from haepo_jax.losses.numerics import bounded_exp, select
+
+
+def generalized_advantage_estimation(
+    rewards: ArrayLike,
+    values: ArrayLike,
+    bootstrap_values: ArrayLike,
+    terminated: ArrayLike,
+    truncated: ArrayLike,
+    *,
+    discount: ArrayLike,
+    gae_lambda: ArrayLike,
+) -> tuple[jax.Array, jax.Array]:
+    """Advantages of a segment and the targets of the value function (Schulman 2016, arXiv 1506.02438, eq. 16; PPO's eq.
+    11 and 12).
+
+        delta[t] = r[t] + gamma (1 - terminated[t]) bootstrap[t] - v[t]
+        A[t] = delta[t] + gamma lambda (1 - terminated[t] or truncated[t]) A[t+1]
+
+    A terminated step is worth nothing after its reward; a truncated one is worth the value of the observation it was
+    cut off at.
+
+    Args:
+      rewards: (T, ...), reward of each step, time first; integers are cast.
+      values: (T, ...), value of the observation acted on; floating point.
+      bootstrap_values: (T, ...), value of the observation that follows each step, before any reset: the next step's
+        value, or that of the final observation where an episode ends. It is not read where ``terminated``.
+      terminated: (T, ...), bool or 0/1: the episode came to its natural end with this step.
+      truncated: (T, ...), bool or 0/1: the episode was cut off after this step.
+      discount: scalar gamma in [0, 1].
+      gae_lambda: scalar lambda in [0, 1].
+
+    Returns:
+      Advantages and value targets (advantage + value), each (T, ...), at least float32, without gradient.
+
+    Raises:
+      TypeError: values are not floating point, or another array not a real number.
+      ValueError: shapes differ, or a number is out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from haepo_jax.losses import generalized_advantage_estimation
+      >>> advantages, targets = generalized_advantage_estimation(
+      ...     rewards=jnp.array([1.0, 1.0, 1.0]),
+      ...     values=jnp.array([0.0, 0.0, 0.0]),
+      ...     bootstrap_values=jnp.array([0.0, 9.0, 10.0]),
+      ...     terminated=jnp.array([False, True, False]),
+      ...     truncated=jnp.array([False, False, True]),
+      ...     discount=0.5,
+      ...     gae_lambda=1.0,
+      ... )
+      >>> print(advantages)  # 1 + 0.5 * 1; then 1, as nothing follows the end; then 1 + 0.5 * 10
+      [1.5 1.  6. ]
+    """
+    check = Checks("generalized_advantage_estimation")
+    baseline = check.floats("values", values, min_ndim=1)
+    like = "the shape of values"
+    reward = check.floats("rewards", rewards, baseline.shape, like=like, integers=baseline.dtype)
+    following = check.floats("bootstrap_values", bootstrap_values, baseline.shape, like=like)
+    ended = check.mask("terminated", terminated, baseline.shape, like=like)
+    cut = ended | check.mask("truncated", truncated, baseline.shape, like=like)
+    gamma = check.number("discount", discount, low=0, high=1)
+    lam = check.number("gae_lambda", gae_lambda, low=0, high=1)
+
+    deltas = reward + gamma * select(~ended, following) - baseline
+
+    def step(advantage: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        delta, last = now
+        advantage = (delta + gamma * lam * select(~last, advantage)).astype(delta.dtype)
+        return advantage, advantage
+
+    advantages = jax.lax.scan(step, jnp.zeros_like(deltas[0]), (deltas, cut), reverse=True)[1]
+    return jax.lax.stop_gradient((advantages, advantages + baseline))
+
+
+def vtrace(
+    log_ratio: ArrayLike,
+    rewards: ArrayLike,
+    values: ArrayLike,
+    bootstrap_values: ArrayLike,
+    terminated: ArrayLike,
+    truncated: ArrayLike,
+    *,
+    discount: ArrayLike,
+    vtrace_lambda: ArrayLike = 1.0,
+    clip_rho: ArrayLike = 1.0,
+    clip_c: ArrayLike = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """V-trace: advantages and value targets of a segment that another policy collected (Espeholt 2018, arXiv 1802.01561,
+    eq. 1 and remark 2).
+
+        rho[t] = min(clip_rho, ratio[t])      c[t] = lambda min(clip_c, ratio[t])      ratio[t] = exp(log_ratio[t])
+        delta[t] = rho[t] (r[t] + gamma (1 - terminated[t]) bootstrap[t] - v[t])
+        target[t] - v[t] = delta[t] + gamma c[t] (1 - terminated[t] or truncated[t]) (target[t+1] - v[t+1])
+        A[t] = r[t] + gamma (1 - terminated[t]) (bootstrap[t] + lambda (1 - truncated[t]) (target[t+1] - v[t+1])) - v[t]
+
+    The advantage lacks the ratio of its own step, which the losses here apply themselves; IMPALA's actor gradient is rho[t]
+    A[t] times that of the log-probability. Where the policies are equal, both are those of
+    ``generalized_advantage_estimation``.
+
+    Args:
+      log_ratio: (T, ...), log-probability of each action under the policy whose value is wanted, less that under the
+        policy that took it (nats); time first; floating point.
+      rewards, values, bootstrap_values, terminated, truncated: (T, ...), as for ``generalized_advantage_estimation``.
+      discount: scalar gamma in [0, 1].
+      vtrace_lambda: scalar lambda in [0, 1].
+      clip_rho: scalar >= 0, the bound on rho: it sets which policy's value is the fixed point.
+      clip_c: scalar >= 0, the bound on c: it sets how far corrections reach back.
+
+    Returns:
+      Advantages and value targets, each (T, ...), at least float32, without gradient.
+
+    Raises:
+      TypeError: log-ratios or values are not floating point, or another array not a real number.
+      ValueError: shapes differ, or a number is out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from haepo_jax.losses import vtrace
+      >>> advantages, targets = vtrace(
+      ...     log_ratio=jnp.log(jnp.array([0.5, 2.0])),
+      ...     rewards=jnp.array([1.0, 1.0]),
+      ...     values=jnp.array([0.0, 0.0]),
+      ...     bootstrap_values=jnp.array([0.0, 0.0]),
+      ...     terminated=jnp.array([False, True]),
+      ...     truncated=jnp.array([False, False]),
+      ...     discount=1.0,
+      ... )
+      >>> print(targets)  # 0.5 * 1 + 0.5 * 1; then 1, the ratio 2 counting as 1
+      [1. 1.]
+      >>> print(advantages)
+      [2. 1.]
+    """
+    check = Checks("vtrace")
+    baseline = check.floats("values", values, min_ndim=1)
+    like = "the shape of values"
+    ratio = bounded_exp(check.floats("log_ratio", log_ratio, baseline.shape, like=like))
+    reward = check.floats("rewards", rewards, baseline.shape, like=like, integers=True)
+    following = check.floats("bootstrap_values", bootstrap_values, baseline.shape, like=like)
+    ended = check.mask("terminated", terminated, baseline.shape, like=like)
+    cut = ended | check.mask("truncated", truncated, baseline.shape, like=like)
+    gamma = check.number("discount", discount, low=0, high=1)
+    lam = check.number("vtrace_lambda", vtrace_lambda, low=0, high=1)
+    rho = jnp.minimum(ratio, check.number("clip_rho", clip_rho, low=0))
+    kept = gamma * lam * jnp.minimum(ratio, check.number("clip_c", clip_c, low=0))
+
+    errors = reward + gamma * select(~ended, following) - baseline
+
+    def step(correction: jax.Array, now: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        delta, c, last = now
+        after = select(~last, correction)
+        return (delta + c * after).astype(delta.dtype), after
+
+    after = jax.lax.scan(step, jnp.zeros_like(errors[0]), (rho * errors, kept, cut), reverse=True)[1]
+    targets = baseline + rho * errors + kept * after
+    return jax.lax.stop_gradient((errors + gamma * lam * after, targets))

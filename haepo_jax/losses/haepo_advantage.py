@@ -1,0 +1,121 @@
+"""HAEPO on advantages, for segments of trajectories: the form that `haepo_jax.HAEPO` trains with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from haepo_jax.losses._checks import Checks
+from haepo_jax.losses.numerics import centre, decayed_sum, masked_mean, select, standardize_all
+from haepo_jax.losses.weights import WeightFunction, alignment, effective_fraction, total, weigh
+
+
+def haepo_advantage_loss(
+    log_probs: ArrayLike,
+    behaviour_log_probs: ArrayLike,
+    advantages: ArrayLike,
+    is_first: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    history_decay: ArrayLike = 0.95,
+    temperature: ArrayLike = 1.0,
+    entropy_coef: ArrayLike = 0.0,
+    kl_coef: ArrayLike = 0.0,
+    policy_entropy: ArrayLike = 0.0,
+    policy_kl: ArrayLike = 0.0,
+    weight_function: WeightFunction | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """HAEPO on advantages: at every step the histories of a group compete for the credit of what follows.
+
+    HAEPO (arXiv 2508.18884) weighs whole trajectories by their histories. Here every step of K trajectory segments is
+    weighed, each with the behaviour policy that took it, which may differ between members. With the advantages A^
+    standardised over all valid steps, h the history decay, and first/last the ends of an episode inside a segment:
+
+        s[t,k] = h (1 - first[t,k]) s[t-1,k] + l[t,k] - l_behaviour[t,k]       w[t,k] = softmax_k(s[t,k] / tau)
+        c[t,k] = A^[t,k] - h (1 - last[t,k]) A^[t+1,k]
+        J = tau K^2 / (K - 1) sum_{t,k} w[t,k] (c[t,k] - cbar[t]) / N          loss = -J - entropy_coef * H + kl_coef * KL
+
+    cbar[t] is the group's mean and N the number of valid steps. The credits c telescope: where the policies are equal
+    (all w = 1/K), a member's gradient is A^[t] times that of its log-probability, whatever h, less what the group's other
+    members give as a baseline; with A^ from generalised advantage estimation and h = gamma lambda, c are temporal-difference
+    residuals. So h sets how much of its history a step answers for, not how credit is assigned. Once the policy has
+    moved, the weights of histories that it has made likelier or unlikelier than others saturate within about tau nats,
+    and with them the gradient: tau is the size of the trust region. tau, h, the advantages and the behaviour policy are
+    constants of the differentiation.
+
+    Args:
+      log_probs: (T, ..., K), log-probability (nats) of each action under the policy being optimised; time first, then
+        groups, then members.
+      behaviour_log_probs: (T, ..., K), the same under the policy that took the step.
+      advantages: (T, ..., K), for example of ``generalized_advantage_estimation``; standardised here.
+      is_first: (T, ..., K), bool or 0/1: the step is the first of its episode, so no history precedes it.
+      mask: (T, ..., K), bool or 0/1: steps to learn from; default all. A masked step adds nothing to its history and
+        earns nothing, NaN included.
+      history_decay: scalar h in [0, 1]; 0: each step for itself.
+      temperature: scalar tau > 0.
+      weight_function: weights in place of the softmax; see ``weights.WeightFunction``. ``None``: the softmax.
+      entropy_coef: scalar, weight of H in the loss.
+      kl_coef: scalar, weight of KL in the loss.
+      policy_entropy: the policy's entropy: a scalar (a mean over valid steps), or (T, ..., K), averaged over valid steps.
+      policy_kl: KL(reference || theta): shaped as ``policy_entropy``.
+
+    Returns:
+      The loss, a scalar in at least float32, and metrics, scalars without gradient: "loss"; "objective" (J); "entropy"
+      (H); "kl" (KL); "ess", effective sample size of w as a fraction of K, and "max_weight", the largest w, means over
+      steps and groups; "alignment", Spearman's rank correlation of weight and credit inside a group, likewise.
+
+    Raises:
+      TypeError: log-probabilities are not floating point, or another array not a real number.
+      ValueError: shapes differ, a number is out of range, or a group has a single member.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from haepo_jax.losses import haepo_advantage_loss
+      >>> log_probs = jnp.log(jnp.full((1, 2), 0.5))  # one step of two members
+      >>> grad = jax.grad(lambda l: haepo_advantage_loss(l, log_probs, jnp.array([[3.0, 1.0]]), jnp.ones((1, 2)))[0])
+      >>> print(grad(log_probs))  # the standardised advantages are 1 and -1
+      [[-1.  1.]]
+    """
+    check = Checks("haepo_advantage_loss")
+    like = "the shape of log_probs"
+    current = check.floats("log_probs", log_probs, min_ndim=2)
+    shape, size = current.shape, current.shape[-1]
+    if size < 2:
+        raise ValueError(f"haepo_advantage_loss: a group needs 2 members at least, got shape {shape}")
+    live = check.mask("mask", mask, shape, like=like)
+    first = check.mask("is_first", is_first, shape, like=like)
+
+    def constant(name: str, value: ArrayLike, integers: Any = None) -> jax.Array:
+        array = check.floats(name, value, shape, like=like, integers=integers)
+        return jax.lax.stop_gradient(select(live, array))
+
+    behaviour = constant("behaviour_log_probs", behaviour_log_probs)
+    advantage = constant("advantages", advantages, integers=current.dtype)
+    decay = check.number("history_decay", history_decay, low=0, high=1)
+    tau = check.number("temperature", temperature, low=0, open_low=True)
+
+    kept = jnp.where(first, 0, decay)  # what of the history before it a step keeps
+    scores = decayed_sum(select(live, current) - behaviour, kept)
+    weights, _ = weigh(weight_function, scores, jnp.ones_like(live), tau)
+
+    standard = standardize_all(advantage, live)
+    following = jnp.concatenate([kept[1:] * standard[1:], jnp.zeros_like(standard[:1])])
+    credit = centre(select(live, standard) - following, jnp.ones_like(live))
+    num_live = jnp.maximum(jnp.sum(live, dtype=weights.dtype), 1)
+    terms = {
+        "objective": tau * size**2 / (size - 1) * jnp.sum(weights * credit) / num_live,
+        "entropy": masked_mean(
+            check.average("policy_entropy", policy_entropy, shape, scores.dtype, whole=True, like=like), live
+        ),
+        "kl": masked_mean(check.average("policy_kl", policy_kl, shape, scores.dtype, whole=True, like=like), live),
+    }
+    spread = {
+        "ess": jnp.mean(effective_fraction(weights, jnp.ones_like(live))),
+        "max_weight": jnp.mean(jnp.max(weights, axis=-1)),
+        "alignment": jnp.mean(alignment(scores, credit, jnp.ones_like(live))),
+    }
+    return total(check, terms, spread, entropy_coef, kl_coef)

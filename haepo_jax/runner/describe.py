@@ -1,0 +1,121 @@
+"""An algorithm object as settings, for `config.yaml`, and whether it is the one that a run was trained by."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from haepo_jax import algorithms
+from haepo_jax.algorithms import declared
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.envs import make_env
+from haepo_jax.envs.objects import PlainEnvironment
+from haepo_jax.losses.weights import Auto
+from haepo_jax.messages import short
+from haepo_jax.networks import LinenPolicy, NNXPolicy
+from haepo_jax.runner.config import AlgoConfig, ConfigError, OwnConfig, RunConfig
+from haepo_jax.runner.config.values import from_dict
+from haepo_jax.runner.resume import flat
+
+NOT_THE_POLICYS = frozenset({"algo.log_points", "algo.eval_episodes"})
+"""Hyperparameters that change neither the train state nor how it is trained."""
+
+
+def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
+    """The settings that make this algorithm, if there are such; otherwise a description of its parts.
+
+    Args:
+      algo: the algorithm, on its environment.
+      settings: those of the run beside it; `seed`, `num_seeds`, `run_dir` and the like.
+
+    Raises:
+      ConfigError: where settings cannot be used.
+    """
+    names = {where.partition(":")[2]: name for name, where in declared.ALGORITHMS.items()}
+    numbers, objects = {}, {"algorithm": _qualified(type(algo)), "env": _qualified(_unwrapped(algo.env))}
+    for field in dataclasses.fields(algo):
+        value = getattr(algo, field.name)
+        if field.name in ("env", "total_steps") or (value is None and "kind" not in field.metadata):
+            continue
+        try:
+            numbers[field.name] = _plain(value)
+        except TypeError:
+            objects[field.name] = _qualified(_unwrapped(value))
+    class_name = type(algo).__name__
+    name = names.get(class_name, "")
+    common = {"total_steps": algo.total_steps, **settings}
+    env = str(getattr(algo.env, "name", type(algo.env).__name__))
+    if type(algo) is getattr(algorithms, class_name, None) and not {"policy", "value"} & {*objects}:
+        try:
+            config = from_dict({"env": env, "algo": {"name": name, **numbers}, **common}, RunConfig)
+            if _equal(make_env(config.env), algo.env) and len(objects) == 2:
+                return config
+        except (ValueError, TypeError, ImportError):  # the environment has no such name, or a schedule is a function
+            pass
+    config = OwnConfig(env=env, algo=AlgoConfig(name or class_name, numbers), env_kwargs={}, objects=objects, **common)
+    config.check()
+    return config
+
+
+def check_trained_by(algorithm: Algorithm, config: RunConfig, run_dir: str) -> None:
+    """Raises ConfigError where a run with these settings was not trained by such an algorithm.
+
+    Compared are the environment's name, hyperparameters, and the names of custom classes, wherever they are defined.
+    """
+    if not isinstance(algorithm, Algorithm):
+        raise ConfigError(f"algorithm={short(algorithm)} is not an algorithm, such as hx.HAEPO('CartPole-v1')")
+    theirs, ours = (_identity(one) for one in (config, describe(algorithm, {})))
+    for key in {**theirs, **ours}:
+        if theirs.get(key) != ours.get(key):
+            was, given = short(theirs.get(key)), short(ours.get(key))
+            raise ConfigError(f"the run in {short(run_dir)} has {key}={was}, but the algorithm given has {key}={given}")
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    values = {
+        key: value
+        for key, value in flat(config).items()
+        if key in ("env", "algo") or (key.startswith("algo.") and key not in NOT_THE_POLICYS)
+    }
+    objects = config.objects if isinstance(config, OwnConfig) else {}
+    values |= {f"objects.{name}": kind.rpartition(".")[2] for name, kind in objects.items()}
+    if config.algo.name in declared.PRESETS:  # a preset is its algorithm with other defaults
+        values["algo"] = declared.PRESETS[config.algo.name][0]
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """A number, a switch, a word or a list of them, as a file holds it; raises TypeError for anything else."""
+    if isinstance(value, Auto):
+        return "auto"
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return np.asarray(value).tolist()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError
+
+
+def _unwrapped(value: Any) -> Any:
+    """What the user gave, in place of what has been put around it."""
+    if isinstance(value, PlainEnvironment):
+        return value.holder.value
+    if isinstance(value, LinenPolicy):
+        return value.module
+    return value.create if isinstance(value, NNXPolicy) else value
+
+
+def _qualified(value: Any) -> str:
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two pytrees are alike in structure and numbers."""
+    structures: list[Any] = [jax.tree.structure(one), jax.tree.structure(other)]
+    alike = bool(structures[0] == structures[1])
+    return alike and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))

@@ -1,0 +1,154 @@
+"""Many episodes of a run's policies: playing them, their statistics, a table, a histogram and a JSON document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.running import EVALUATION_SEED
+from haepo_jax.algorithms.state import TrainState
+from haepo_jax.runner.config import RunConfig
+from haepo_jax.runner.errors import disk_errors
+from haepo_jax.runner.loading import load_run, seed_lane, warn_of_checkpoint
+from haepo_jax.runner.plots import histogram_figure, write_figure
+from haepo_jax.runner.progress import number
+from haepo_jax.runner.run_dir import RunDir, json_text, write_atomically
+from haepo_jax.runner.statistics import describe_returns
+
+CHUNK = 1000
+"""Episodes played side by side for each seed."""
+
+Array = npt.NDArray[np.float64]
+
+
+def load_seeds(
+    directory: RunDir, checkpoint: str, seed: int | None
+) -> tuple[Algorithm, RunConfig, list[int], TrainState]:
+    """The algorithm and the settings of a run, its seeds (or the one asked for) and their train states, whose leaves have
+    the seeds as their first axis. Raises as `haepo_jax.load` does."""
+    algorithm, run, states = load_run(directory, checkpoint, warn_of_checkpoint)
+    if seed is None:
+        return algorithm, run, run.seed_numbers, states
+    index = seed_lane(run, seed)
+    return algorithm, run, [seed], jax.tree.map(lambda x: x[index : index + 1], states)
+
+
+def play(
+    algorithm: Algorithm, states: TrainState, episodes: int, episode_seed: int | None
+) -> dict[str, dict[str, Array]]:
+    """Plays episodes with sampled and with greedy actions; every seed meets the same episodes.
+
+    Args:
+      algorithm: whose `evaluate` plays them.
+      states: train states whose leaves have the seeds as their first axis.
+      episodes: how many per seed and kind of action.
+      episode_seed: of the episodes; None: the first `CHUNK` are those of the evaluation at the end of a run.
+
+    Returns:
+      Under "sampled" and "greedy" the arrays "return" and "length", (seeds, episodes) each.
+    """
+    key = jax.random.key(EVALUATION_SEED if episode_seed is None else episode_seed)
+
+    size = min(CHUNK, episodes)
+
+    @jax.jit
+    def chunk(states: TrainState, key: jax.Array) -> dict[str, Any]:
+        def both(state: TrainState) -> dict[str, Any]:
+            return {
+                kind: algorithm.evaluate(state, episodes=size, greedy=greedy, key=key)
+                for kind, greedy in (("sampled", False), ("greedy", True))
+            }
+
+        return jax.vmap(both)(states)
+
+    parts = [
+        jax.device_get(chunk(states, jax.random.fold_in(key, index) if index else key))
+        for index in range(-(-episodes // size))
+    ]
+    # The last chunk may be too large: an episode does not depend on how many others are played beside it.
+    return dict(jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :episodes].astype(np.float64), *parts))
+
+
+def summarise(returns: Array, seeds: list[int]) -> list[dict[str, Any]]:
+    """Statistics of returns (seeds, episodes), one row per seed, whose interval resamples episodes.
+
+    Where there are several seeds, a last row describes the means of the seeds, and its interval resamples seeds; its
+    `min` and `max` are over episodes, as in every other row.
+    """
+    rows = [{"seed": seed, **describe_returns(values)} for seed, values in zip(seeds, returns, strict=True)]
+    if len(seeds) > 1:
+        known = returns[np.isfinite(returns)]
+        extremes = {"min": float(known.min()), "max": float(known.max())} if len(known) else {}
+        rows.append({"seed": None, **describe_returns(returns.mean(axis=1)), **extremes})
+    return rows
+
+
+def document(
+    run: RunConfig,
+    seeds: list[int],
+    states: TrainState,
+    played: dict[str, dict[str, Array]],
+    *,
+    command: str,
+    checkpoint: str,
+    episodes: int,
+    episode_seed: int | None,
+) -> dict[str, Any]:
+    """What `evaluation.json` holds: what was played, the statistics of `summarise`, and every return and length."""
+    return {
+        "command": command,
+        "env": run.env,
+        "algo": run.algo.name,
+        "checkpoint": checkpoint,
+        "env_steps_per_seed": np.atleast_1d(states.env_steps.to_int()).tolist(),
+        "seeds": seeds,
+        "episodes": episodes,
+        "episode_seed": episode_seed,
+        **{
+            kind: {
+                "statistics": summarise(values["return"], seeds),
+                "return": values["return"].tolist(),
+                "length": values["length"].astype(int).tolist(),
+            }
+            for kind, values in played.items()
+        },
+    }
+
+
+def write(directory: RunDir, document: dict[str, Any], played: dict[str, dict[str, Array]]) -> None:
+    """Writes evaluation.json and evaluation.png; raises RunError where the disk is full."""
+    several = " per seed" if len(document["seeds"]) > 1 else ""
+    title = f"{document['algo']} on {document['env']}, {document['episodes']:,} episodes{several}"
+    with disk_errors(directory.path, "evaluation"):
+        write_atomically(directory.path / "evaluation.json", json_text(document) + "\n")
+        figure = histogram_figure({kind: values["return"] for kind, values in played.items()}, title)
+        write_figure(figure, directory.path / "evaluation.png")
+
+
+def report(document: dict[str, Any], played: dict[str, dict[str, Array]]) -> str:
+    """The tables of statistics as text."""
+    steps = document["env_steps_per_seed"]
+    lines = [
+        f"{document['algo']} on {document['env']}, {document['checkpoint']} checkpoint, "
+        f"after {sum(steps) // len(steps):,} steps{' per seed' if len(steps) > 1 else ''}"
+    ]
+    for kind, values in played.items():
+        lines += ["", f"{kind} actions, {document['episodes']:,} episodes{' per seed' if len(steps) > 1 else ''}"]
+        lines.append(f"  {'seed':>8} {'mean':>10} {'IQM':>10} {'95% interval':>22} {'min':>10} {'max':>10}")
+        for row in document[kind]["statistics"]:
+            name = "all" if row["seed"] is None else str(row["seed"])
+            low, high = row["iqm_interval"]
+            interval = "-" if np.isnan([low, high]).any() else f"{number(low)} to {number(high)}"
+            cells = [number(row[key]) for key in ("mean", "iqm", "min", "max")]
+            lines.append(f"  {name:>8} {cells[0]:>10} {cells[1]:>10} {interval:>22} {cells[2]:>10} {cells[3]:>10}")
+            if row["not_finite"]:
+                lines.append(f"  {'':>8} {row['not_finite']} returns are not finite and are left out")
+        lines.append(f"  mean length {number(float(values['length'].mean()))} steps")
+    lines += ["", "IQM: interquartile mean over episodes; its 95% interval resamples them. min, max: over episodes."]
+    if len(steps) > 1:
+        lines.append("all: mean, IQM and interval over the means of the seeds, which the interval resamples.")
+    return "\n".join(lines)
