@@ -20,6 +20,7 @@ ELSEWHERE = {
     "hosts": "test_several_processes_train_one_run",
     "a2c": "tests/test_a2c_example.py",
     "reinforce": "tests/test_reinforce.py",
+    "llm": "tests/llm/test_language_page.py",
 }
 """Marked blocks that are not run where they stand, and what runs them."""
 

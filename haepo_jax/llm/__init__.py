@@ -1,21 +1,21 @@
-"""HAEPO for pretrained language models: an adapter to Tunix, Google's post-training library in JAX (extra `llm`).
+"""HAEPO for pretrained language models, on the models and the sampler of Tunix, Google's post-training library in JAX
+(extra `llm`).
 
-In a script that trains with Tunix's GRPO, two names change; reward functions, data and everything else stay:
+`python -m haepo_jax.llm` fine-tunes a folder in Hugging Face format and writes one. In a program of one's own:
 
-    from haepo_jax.llm import HAEPOConfig, HAEPOLearner
+    from haepo_jax.llm import Learner, LLMConfig, load_tokenizer, read_folder
 
-    learner = HAEPOLearner(cluster, HAEPOConfig(num_generations=8, beta=0.04), reward_fns=[reward])
-    learner.train(dataset)
+    folder = read_folder("SmolLM2-135M")
+    learner = Learner(LLMConfig(learning_rate=2e-5), folder, load_tokenizer(folder), prompt_length=64)
+    completions = learner.sample(prompts, key)  # group_size times each prompt of prompts_per_step
+    batches, metrics = learner.learn([learner.batch(completions, rewards)])
 
 A completion is a trajectory, the completions of one prompt are a group, and the loss is `haepo_jax.haepo_loss` on sums
-of token log-probabilities. Model, sampling, reference, optimiser, sharding and checkpoints are Tunix's. Without a
-script, `python -m haepo_jax.llm` fine-tunes a folder in Hugging Face format, and writes one.
+of token log-probabilities, or `haepo_jax.grpo_loss`. Only public functions of Tunix are called.
 
-Tried, on CPU with Tunix 0.1.7: Qwen 2, Qwen 3 and Llama models of two layers and 30,000 parameters, with weights and
-tokenizer made and trained on the spot and loaded as a downloaded folder is; the folders written give the same logits in
-`transformers`; one device, and two simulated ones. Not tried: a downloaded checkpoint of any size (no model of 0.5
-billion parameters was run), an accelerator, and vLLM or SGLang for sampling. Refused: published Llama 3 folders,
-because Tunix 0.1.7 computes their rotary embeddings with another theta and without scaling; and mixtures of experts.
+Tried on CPU with Tunix 0.1.7: SmolLM2-135M, whose logits agree with those of `transformers` to 1e-3; and Qwen 2, Qwen 3 and
+Llama models of two layers made on the spot. Not tried: larger models and accelerators. Refused: scaled rotary embeddings
+(Llama 3.1), which Tunix does not compute, and mixtures of experts.
 """
 
 from __future__ import annotations
@@ -25,15 +25,12 @@ from importlib import util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from haepo_jax.llm.learner import HAEPOConfig as HAEPOConfig
-    from haepo_jax.llm.learner import HAEPOLearner as HAEPOLearner
-    from haepo_jax.llm.rollout import Rollout as Rollout
+    from haepo_jax.llm.folder import load_tokenizer as load_tokenizer
+    from haepo_jax.llm.folder import read_folder as read_folder
+    from haepo_jax.llm.learner import Learner as Learner
+    from haepo_jax.llm.settings import LLMConfig as LLMConfig
 
-_HOMES = {
-    "HAEPOConfig": "haepo_jax.llm.learner",
-    "HAEPOLearner": "haepo_jax.llm.learner",
-    "Rollout": "haepo_jax.llm.rollout",
-}
+_HOMES = {"Learner": "learner", "LLMConfig": "settings", "load_tokenizer": "folder", "read_folder": "folder"}
 
 __all__ = list(_HOMES)
 
@@ -50,4 +47,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'haepo_jax.llm' has no attribute {name!r}")
     if not has_tunix():
         raise ImportError(NEEDS_TUNIX)
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(f"haepo_jax.llm.{_HOMES[name]}"), name)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from haepo_jax.llm import NEEDS_TUNIX, has_tunix
-from haepo_jax.llm.settings import LLMConfig, load_reward, read_data, settings_text
+from haepo_jax.llm.settings import LLMConfig, load_rewards, read_data, settings_text
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import compose, peek, read_arguments
 from haepo_jax.runner.config.help import help_text
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 HELP = """\
-Fine-tunes a language model, by HAEPO or by Tunix's own GRPO, on the rewards that a function of yours gives completions.
+Fine-tunes a language model, by HAEPO, GRPO or GSPO, on the rewards that functions of yours give completions.
 
 usage: python -m haepo_jax.llm model=<folder> data=<file.jsonl> reward=<module:function> run_dir=<folder> [key=value]
 
-  python -m haepo_jax.llm model=Qwen2.5-0.5B-Instruct data=sums.jsonl reward=rewards:correct run_dir=runs/sums
+  python -m haepo_jax.llm model=SmolLM2-135M data=sums.jsonl reward=rewards:correct run_dir=runs/sums
   python -m haepo_jax.llm run_dir=runs/sums resume=true steps=200
 
-The reward function takes two lists of texts, prompts and completions, and columns of the data by the name of its other
+A reward function takes two lists of texts, prompts and completions, and columns of the data by the name of its other
 arguments, and returns a number for each completion:
 
   def correct(prompts, completions, answer):
@@ -44,14 +44,12 @@ settings (key, default, meaning):
 {settings}
 
 A run leaves in its directory: model/, the fine-tuned folder, in the format of the first; completions.jsonl, every
-prompt and completion with its reward; metrics.jsonl, a row per update; TensorBoard events; config.yaml; summary.json;
-and checkpoints, from which it goes on with resume=true if it was ended. Settings that cannot be used, and rewards that
-cannot, end with exit status 2.
-
-Published Llama 3 folders are refused: Tunix 0.1.7 does not compute their rotary embeddings as they were trained.
+prompt and completion with its reward; eval.jsonl, the same for the held-out prompts; metrics.jsonl, a row per step;
+TensorBoard events; config.yaml; summary.json; and checkpoints, from which resume=true continues a run that was ended.
+Invalid settings, and rewards that are no finite numbers, exit with a one-line error (status 2).
 """
 
-FREE = {"run_dir", "resume", "reward", "checkpoint_steps", "keep_checkpoints", "tensorboard", "dry_run", "micro_batch"}
+FREE = {"run_dir", "resume", "reward", "checkpoint_steps", "keep_checkpoints", "tensorboard", "dry_run", "eval_steps"}
 """Settings that a resumed run may change; steps may grow, too."""
 
 
@@ -64,29 +62,30 @@ def main(argv: list[str]) -> int:
     if arguments.show_config:
         print(settings_text(config), end="")
         return 0
-    goes_on = directory is not None
+    resumed = directory is not None
     data = read_data(config.data)
-    reward = load_reward(config.reward, data)
+    eval_data = read_data(config.eval_data, "eval_data") if config.eval_data else []
+    rewards = load_rewards(config.reward, data)
     if not has_tunix():
         raise ConfigError(NEEDS_TUNIX)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it says at each import that there is no PyTorch
 
     from haepo_jax.llm import run
 
-    plan = run.prepare(config, data)
+    plan = run.prepare(config, data, eval_data, rewards)
     place = RunConfig(run_dir=config.run_dir)  # all that these functions ask of it
     if config.dry_run:
-        if not goes_on:
+        if not resumed:
             check_run_dir(place)
         print("the settings are usable; dry_run=true stops here")
         return 0
     command = shlex.join(["python", "-m", "haepo_jax.llm", *argv])
-    run.fine_tune(plan, directory or create_run_dir(place), reward, goes_on=goes_on, command=command)
+    run.fine_tune(plan, directory or create_run_dir(place), resumed=resumed, command=command)
     return 0
 
 
 def _compose(overrides: Sequence[Override]) -> tuple[LLMConfig, RunDir | None]:
-    """The settings, and the directory of the run that goes on, if one does; raises ConfigError."""
+    """The settings, and the directory of the run to resume, if any; raises ConfigError."""
     overrides = list(overrides)
     resume, run_dir = (peek(overrides, LLMConfig, key) for key in ("resume", "run_dir"))
     directory = existing_run(resume, run_dir or None) if resume != "false" else None

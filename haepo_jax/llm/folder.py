@@ -1,8 +1,7 @@
-"""Model folders in Hugging Face format: checked in full, loaded by Tunix, and written back in the format they came in.
+"""Model folders in Hugging Face format: checked, loaded into Tunix's models, and written back as they came.
 
-A folder holds `config.json`, one or more `*.safetensors` and `tokenizer.json`. Tunix reads the weights; it has no
-reader for `config.json` and no writer for anything but merged LoRA weights, so both are here. What its loader would
-meet with a traceback, or would not notice, is refused before with one line.
+A folder holds `config.json`, one or more `*.safetensors` and `tokenizer.json`. Tunix's models are public, its readers and
+the names that they map are not, so those are here. Whatever does not fit is refused with one line before it is loaded.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,33 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.flax
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
-from tunix.utils.torch_utils import torch_key_to_jax_key
 
 from haepo_jax.messages import first_line, short
 from haepo_jax.runner.config import ConfigError
 
-FAMILIES = {"qwen2": ("qwen2", "Qwen2"), "qwen3": ("qwen3", "Qwen3"), "llama": ("llama3", "Llama3")}
-"""The `model_type`s of `config.json`, with the module of `tunix.models` and the class that serve them."""
-
-FIXED_THETA = ("qwen3", "llama")
-"""Those whose rotary embeddings Tunix 0.1.7 computes with its own theta, whatever its configuration says."""
+FAMILIES = {"qwen2": ("qwen2", "Qwen2"), "qwen3": ("qwen3", "Qwen3"), "llama": ("qwen2", "Qwen2")}
+"""The `model_type`s of `config.json`, with the module of `tunix.models` and the class that compute them. A Llama is a
+Qwen 2 without attention biases; Tunix's own Llama 3 has a fixed `rope_theta`."""
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+LAYER = r"model\.layers\.(\d+)\."
+NAMES = {
+    r"model\.embed_tokens\.weight": "embedder.input_embedding",
+    r"model\.norm\.weight": "final_norm.w",
+    r"lm_head\.weight": "lm_head.w",
+    LAYER + r"self_attn\.([qkvo]_proj)\.weight": r"layers.\1.attn.\2.w",
+    LAYER + r"self_attn\.([qkv])_proj\.bias": r"layers.\1.attn.\2_bias",
+    LAYER + r"self_attn\.([qk]_norm)\.weight": r"layers.\1.attn.\2.w",
+    LAYER + r"mlp\.((?:gate|up|down)_proj)\.weight": r"layers.\1.mlp.\2.kernel",
+    LAYER + r"(input_layernorm|post_attention_layernorm)\.weight": r"layers.\1.\2.w",
+}
+"""Patterns of a tensor's name in the file, and its path in Tunix's model."""
+
+
+class Fixed(nnx.Variable):  # type: ignore[type-arg]
+    """A variable that is neither trained nor written: the biases that a Llama does not have, which are 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +60,6 @@ class ModelFolder:
       config: Tunix's `ModelConfig`.
       context: the largest number of tokens that the model was made for.
       tensors: the weight files by name, each with its tensors' names and shapes.
-      uniform: whether the tensors of every file share one dtype, as Tunix's fast loader takes for granted.
     """
 
     path: Path
@@ -55,16 +67,18 @@ class ModelFolder:
     config: Any
     context: int
     tensors: dict[str, dict[str, tuple[int, ...]]]
-    uniform: bool
 
-    @property
-    def key_of(self) -> Callable[[str], tuple[str, Any]]:
-        """Maps a tensor's name to its path in the Tunix model and what was done to it: (permutation, shape) or None.
+    def key_of(self, name: str) -> str | None:
+        """The path in the model of a tensor; None where the model has none of that name."""
+        if self.model_type == "llama" and name.endswith(".bias"):
+            return None
+        return next((re.sub(p, path, name) for p, path in NAMES.items() if re.fullmatch(p, name)), None)
 
-        Raises ValueError for a tensor that the model does not have.
-        """
-        mapping = _module(self.model_type, "params")._get_key_and_transform_mapping(self.config)
-        return lambda name: torch_key_to_jax_key(mapping, name)
+    def abstract(self) -> nnx.Module:
+        """The model without its numbers."""
+        cls = getattr(_module(self.model_type), FAMILIES[self.model_type][1])
+        model: nnx.Module = nnx.eval_shape(lambda: cls(self.config, rngs=nnx.Rngs(params=0)))
+        return model
 
 
 def read_folder(name: str, dtype: str = "float32") -> ModelFolder:
@@ -84,26 +98,39 @@ def read_folder(name: str, dtype: str = "float32") -> ModelFolder:
             f"model={short(name)}: config.json has model_type={short(model_type)}; there are: {', '.join(FAMILIES)}"
         )
     config, context = _model_config(name, values, dtype)
-    tensors, uniform = _read_headers(path)
-    folder = ModelFolder(path, model_type, config, context, tensors, uniform)
+    folder = ModelFolder(path, model_type, config, context, _read_headers(path))
     _check_shapes(folder)
     return folder
 
 
 def load_model(folder: ModelFolder, mesh: jax.sharding.Mesh) -> nnx.Module:
-    """The model with the folder's weights, in the dtype that `read_folder` was given."""
-    model: nnx.Module = _module(folder.model_type, "params").create_model_from_safe_tensors(
-        str(folder.path),
-        folder.config,
-        mesh,
-        dtype=getattr(folder.config, "param_dtype", None) or jnp.float32,
-        mode="auto" if folder.uniform else "original",
-    )
+    """The model with the folder's weights, in the dtype that `read_folder` was given, laid out over the mesh as the model
+    says."""
+    model = folder.abstract()
+    variables = {_dotted(path): variable for path, variable in nnx.to_flat_state(nnx.state(model))}
+    placed = nnx.to_pure_dict(nnx.get_named_sharding(nnx.state(model), mesh))
+    shardings = {_dotted(path): sharding for path, sharding in flatten_dict(placed).items()}
+    for shard in folder.tensors:
+        with safe_open(folder.path / shard, "flax") as opened:
+            for name in folder.tensors[shard]:
+                if (key := folder.key_of(name)) in variables:
+                    value, variable = np.asarray(opened.get_tensor(name)), variables[key]
+                    value = (value.T if _flips(name, value.ndim) else value).reshape(variable.shape)
+                    variable.set_value(jax.device_put(value.astype(variable.dtype), shardings[key]))
+    if folder.model_type == "llama":
+        for layer in model.layers:  # type: ignore[attr-defined]
+            for name in ("q_bias", "k_bias", "v_bias"):
+                bias = getattr(layer.attn, name)
+                setattr(layer.attn, name, Fixed(jnp.zeros(bias.shape, bias.dtype)))
     return model
 
 
 def load_tokenizer(folder: ModelFolder) -> Any:
-    """The folder's tokenizer, as `transformers` loads it; raises ConfigError where it does not fit the model."""
+    """The folder's tokenizer, as `transformers` loads it; raises ConfigError where it does not fit the model.
+
+    Tunix takes every token equal to the padding for padding. Where the folder pads with its end token, which chats hold
+    in their midst, the tokenizer returned pads with another special token, if it has one.
+    """
     import transformers
 
     name = str(folder.path)
@@ -122,6 +149,9 @@ def load_tokenizer(folder: ModelFolder) -> Any:
         )
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"model={short(name)}: the tokenizer has no eos_token, so no completion could end")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        special = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
+        tokenizer.pad_token = special[-1] if special else tokenizer.eos_token
     return tokenizer
 
 
@@ -151,18 +181,15 @@ def save_model(model: nnx.Module, folder: ModelFolder, out: Path, lora_scale: fl
             if file.is_file() and file.suffix != ".safetensors":
                 shutil.copy(file, temporary / file.name)
         for shard in folder.tensors:
-            before = safetensors.flax.load_file(folder.path / shard)
-            after = {}
-            for name, tensor in before.items():
-                try:
-                    key, transform = folder.key_of(name)
-                except ValueError:
-                    after[name] = tensor  # not a weight of the model
-                    continue
-                after[name] = _undo(np.asarray(weight(key)), transform, tensor.shape).astype(tensor.dtype)
+            tensors: dict[str, Any] = dict(safetensors.flax.load_file(folder.path / shard))
+            for name, before in tensors.items():
+                if (key := folder.key_of(name)) is not None:  # else not a weight of the model
+                    after = np.asarray(weight(key))
+                    after = after.reshape(before.shape[::-1]).T if _flips(name, before.ndim) else after
+                    tensors[name] = np.ascontiguousarray(after).astype(before.dtype)
             with safe_open(folder.path / shard, "np") as opened:
                 metadata = opened.metadata()
-            safetensors.flax.save_file(after, temporary / shard, metadata)
+            safetensors.flax.save_file(tensors, temporary / shard, metadata)
         temporary.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)
@@ -171,17 +198,13 @@ def save_model(model: nnx.Module, folder: ModelFolder, out: Path, lora_scale: fl
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _undo(value: np.ndarray[Any, Any], transform: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """The tensor of `shape` that `transform` made `value` of."""
-    permutation = transform[0] if transform is not None else None
-    if permutation is None:
-        return np.ascontiguousarray(value.reshape(shape))
-    permuted = value.reshape([shape[axis] for axis in permutation])
-    return np.ascontiguousarray(permuted.transpose(np.argsort(permutation)))
+def _flips(name: str, ndim: int) -> bool:
+    """Whether a tensor is (out, in) in the file and (in, out) in the model."""
+    return ndim == 2 and not name.endswith("embed_tokens.weight")
 
 
-def _module(model_type: str, which: str) -> Any:
-    return importlib.import_module(f"tunix.models.{FAMILIES[model_type][0]}.{which}")
+def _module(model_type: str) -> Any:
+    return importlib.import_module(f"tunix.models.{FAMILIES[model_type][0]}.model")
 
 
 def _model_config(name: str, values: dict[str, Any], dtype: str) -> tuple[Any, int]:
@@ -207,7 +230,7 @@ def _model_config(name: str, values: dict[str, Any], dtype: str) -> tuple[Any, i
         "use_sliding_window": False,
         "rope_type": "default",
     }
-    if values["model_type"] in FIXED_THETA:
+    if values["model_type"] == "qwen3":  # Tunix 0.1.7 has it as a constant there
         computed["rope_theta"] = 1_000_000
     for key, only in computed.items():
         if values.get(key, only) != only:
@@ -227,13 +250,10 @@ def _model_config(name: str, values: dict[str, Any], dtype: str) -> tuple[Any, i
         "rope_theta": number("rope_theta", float),
         "norm_eps": number("rms_norm_eps", float, 1e-6),
         "use_tied_embedding": tied,
-        "weight_tying": tied,
         "dtype": DTYPES[dtype],
         "param_dtype": DTYPES[dtype],
     }
-    cls = _module(values["model_type"], "model").ModelConfig
-    known = {field.name for field in dataclasses.fields(cls)}
-    config = cls(**{key: value for key, value in fields.items() if key in known})
+    config = _module(values["model_type"]).ModelConfig(**fields)
     return config, number("max_position_embeddings", default=2048)
 
 
@@ -249,41 +269,36 @@ def _read_json(path: Path, file: str) -> dict[str, Any]:
     return values
 
 
-def _read_headers(path: Path) -> tuple[dict[str, dict[str, tuple[int, ...]]], bool]:
-    """The names and shapes of every weight file's tensors, and whether each file has one dtype."""
-    tensors, uniform = {}, True
+def _read_headers(path: Path) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The names and shapes of every weight file's tensors."""
+    tensors = {}
     for file in sorted(path.glob("*.safetensors")):
         try:
             with safe_open(file, "np") as opened:
-                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-                tensors[file.name] = {name: tuple(part.get_shape()) for name, part in slices.items()}
-                uniform &= len({part.get_dtype() for part in slices.values()}) <= 1
+                tensors[file.name] = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"model={short(str(path))}: {file.name} cannot be read: {first_line(error)}") from None
     if not tensors:
         raise ConfigError(f"model={short(str(path))} has no weights: there is no *.safetensors in it")
-    return tensors, uniform
+    return tensors
 
 
 def _check_shapes(folder: ModelFolder) -> None:
     """Raises ConfigError where the weights are not those of the model that config.json describes."""
-    cls = getattr(_module(folder.model_type, "model"), FAMILIES[folder.model_type][1])
-    abstract = nnx.eval_shape(lambda: cls(folder.config, rngs=nnx.Rngs(params=0)))
-    missing = {_dotted(path): variable.shape for path, variable in nnx.to_flat_state(nnx.state(abstract))}
+    missing = {
+        _dotted(path): tuple(variable.shape) for path, variable in nnx.to_flat_state(nnx.state(folder.abstract()))
+    }
+    if folder.model_type == "llama":
+        missing = {key: shape for key, shape in missing.items() if not key.endswith("_bias")}
     where = f"model={short(str(folder.path))}"
     for name, shape in (item for file in folder.tensors.values() for item in file.items()):
-        try:
-            key, transform = folder.key_of(name)
-        except ValueError:
-            continue
-        wanted = missing.pop(key, None)
+        wanted = missing.pop(folder.key_of(name) or "", None)
         if wanted is None:
             continue
-        permutation, reshape = transform or (None, None)
-        got = tuple(shape[axis] for axis in permutation) if permutation and len(shape) == len(permutation) else shape
-        if reshape is not None and int(np.prod(got)) == int(np.prod(reshape)):
-            got = tuple(reshape)
-        if got != tuple(wanted):
+        # Heads are an axis of their own in the model, outermost among the outputs of q, k and v and the inputs of o.
+        split = -1 if name.endswith("o_proj.weight") else 1
+        matrix = (int(np.prod(wanted[:split])), int(np.prod(wanted[split:])))
+        if (shape[::-1] if _flips(name, len(shape)) else shape) != (matrix if len(shape) == 2 else wanted):
             raise ConfigError(f"{where}: {name} has shape {shape}, which is not what config.json describes")
     if missing:
         raise ConfigError(f"{where}: the weights lack {len(missing)} tensors of the model, first {min(missing)}")

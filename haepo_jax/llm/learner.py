@@ -1,259 +1,322 @@
-"""HAEPO in Tunix: a configuration and a learner that take the place of `GRPOConfig` and `GRPOLearner`."""
+"""What a fine-tuning run computes: completions, their log-probabilities, updates. Nothing here touches disk or clock."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
-from tunix.rl import algo_core, common, function_registry
-from tunix.rl import utils as rl_utils
-from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner, TrainExample
-from tunix.rl.rl_cluster import Mode, RLCluster, Role
-from tunix.rl.rl_learner import MetricFn, RewardFn
+from jax.sharding import NamedSharding, PartitionSpec
+from tunix.generate.sampler import CacheConfig, Sampler
+from tunix.rl import algo_core, common
 
-from haepo_jax.losses import haepo_loss
+from haepo_jax.llm.folder import ModelFolder, load_model
+from haepo_jax.llm.settings import LLMConfig
+from haepo_jax.losses import grpo_loss, haepo_loss
 from haepo_jax.losses.numerics import k3
-from haepo_jax.losses.returns import NORMALIZATIONS
-from haepo_jax.losses.weights import Temperature
 
-SCORES = ("log_ratio", "mean_log_ratio", "likelihood", "mean_likelihood")
+LORA_MODULES = ".*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
-@dataclasses.dataclass(kw_only=True)
-class HAEPOConfig(GRPOConfig):
-    """HAEPO's settings, beside those of Tunix's `GRPOConfig` that keep their meaning: `num_generations` (the group),
-    `num_iterations`, `beta` (weight of the KL penalty to the reference; 0: no reference is asked) and `reward_manager`.
+Array = Any  # jax's or NumPy's
 
-    Those that belong to GRPO's loss (`epsilon`, `loss_algo`, `loss_agg_mode`, `kl_loss_mode`) are accepted, so that a
-    script need not be changed, and are not used.
+
+class Batch(NamedTuple):
+    """Completions of a batch of prompts, those of one prompt side by side. B completions of at most T tokens.
 
     Attributes:
-      score: what the softmax over a group's completions is taken of, sums over tokens l: "log_ratio", sum (l - l_old),
-        whose gradient in the first iteration is REINFORCE with the group's mean as baseline, every token counting the
-        same; "mean_log_ratio", the same over the completion's length, which is the logarithm of GSPO's sequence ratio;
-        "likelihood", sum l, the paper's, and "mean_likelihood", the same over the length.
-      weight_temperature: tau of that softmax, above 0, or "auto" (see `haepo_jax.plackett_luce_weights`). The
-        temperature at which tokens are sampled is the rollout's.
-      normalize: of the rewards within a group: "none", "center", "standardize" or "rank".
-      entropy_coef: weight of the mean entropy of the tokens' distributions.
+      prompt_ids: (B, P), padded at the left.
+      completion_ids: (B, T), padded at the right.
+      mask: (B, T), whether the token belongs to the completion, its end token included.
+      rewards: (B,).
+      behaviour: (B, T), log-probabilities of the tokens under the policy that sampled them; unknown while `fresh`.
+      reference: (B, T), those under the model as it was; None without a KL penalty.
+      fresh: (B,), whether the current policy is still the one that sampled.
     """
 
-    algo_variant: str = "haepo"
-    advantage_estimator: str = "haepo"
-    policy_loss_fn: str = "haepo"
-    score: str = "log_ratio"
-    weight_temperature: Temperature = 1.0
-    normalize: str = "standardize"
-    entropy_coef: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, options in (("score", SCORES), ("normalize", NORMALIZATIONS)):
-            if getattr(self, name) not in options:
-                raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
+    prompt_ids: Array
+    completion_ids: Array
+    mask: Array
+    rewards: Array
+    behaviour: Array
+    reference: Array | None
+    fresh: Array
 
 
-class HAEPOLearner(GRPOLearner[HAEPOConfig]):
-    """Tunix's learner with HAEPO's loss: takes what `GRPOLearner` takes, and trains in the same way.
+class State(NamedTuple):
+    """What training changes: the trained parameters, and the optimiser's state."""
 
-    It differs where a sum of log-probabilities is less forgiving than a mean over tokens: the end token, an action like
-    any other, is part of its completion (Tunix's sampler cuts it off), and the old policy's log-probabilities are taken
-    at the temperature that the tokens were sampled at. Groups stay whole: a micro-batch is made of prompts with all
-    their completions, and sequence packing, which would mix them, is refused.
-
-    Tried with Tunix's own rollout and with actor and rollout on one mesh. That rollout takes the same random numbers in
-    every step; `haepo_jax.llm.Rollout` (`ClusterConfig(rollout_engine=...)`) takes fresh ones.
-
-    Raises:
-      ValueError: `max_seq_token_per_tpu` is set.
-    """
-
-    def __init__(
-        self,
-        rl_cluster: RLCluster,
-        algo_config: HAEPOConfig,
-        reward_fns: RewardFn | list[RewardFn],
-        metric_fns: Sequence[MetricFn] | None = None,
-        data_shuffle_seed: int | None = None,
-    ) -> None:
-        if rl_cluster.cluster_config.training_config.max_seq_token_per_tpu is not None:
-            raise ValueError("HAEPO needs whole groups: max_seq_token_per_tpu must be None (no sequence packing)")
-        super().__init__(rl_cluster, algo_config, reward_fns, metric_fns, data_shuffle_seed)
-        rl_cluster.actor_trainer.with_rl_metrics_to_log(
-            {name: np.mean for name in ("kl", "entropy", "ess", "max_weight", "alignment")}
-        )
-
-    def _generate_and_compute_advantage(self, training_input: dict[str, Any], mode: Mode = Mode.TRAIN) -> TrainExample:
-        """Samples every prompt's completions and has them rewarded: one example a completion, groups side by side."""
-        cluster, config = self.rl_cluster, self.algo_config
-        pad, eos = cluster.rollout.pad_id(), cluster.rollout.eos_id()
-        limit = cluster.get_rollout_config(mode).max_tokens_to_generate
-        prompts = [str(prompt) for prompt in training_input["prompts"]]
-        columns = {key: value for key, value in training_input.items() if key != "prompts"}
-
-        output = cluster.generate(prompts, mode=mode, micro_batch_size=self._rollout_micro_batch_size * self.group_size)
-        tokens = [with_end(row, eos, limit) for row in output.tokens]
-        completions = np.full((len(tokens), limit), pad, np.int32)
-        for row, ids in zip(completions, tokens, strict=True):
-            row[: len(ids)] = ids
-        # By length, not by `!= pad`: where the tokenizer pads with its end token, the end counts.
-        lengths = np.array([len(ids) for ids in tokens])
-        mask = np.arange(limit) < lengths[:, None]
-        prompt_ids, completion_ids = jnp.asarray(output.left_padded_prompt_tokens), jnp.asarray(completions)
-
-        chunk = self._compute_logps_micro_batch_size * self.group_size
-        reference = None
-        if config.beta != 0.0:
-            reference = cluster.get_ref_per_token_logps(prompt_ids, completion_ids, pad, eos, micro_batch_size=chunk)
-        # In a single iteration the old policy is the current one, which the loss then takes for it.
-        old = self._log_probs(prompt_ids, completion_ids, chunk) if config.num_iterations > 1 else None
-
-        rewards = self._compute_rewards(prompts=prompts, completions=output.text, mode=mode, **columns)
-        for statistic in (np.mean, np.max, np.min):  # under the names that GRPOLearner gives them
-            name = statistic.__name__
-            metrics = {f"rewards/score/{name}": rewards, f"completions/{name}_length": lengths}
-            cluster.buffer_metrics({key: (statistic(x), np.mean) for key, x in metrics.items()}, mode=mode)
-        for metric_fn in self.metric_fns:
-            found = metric_fn(prompts=prompts, completions=output.text, rewards=rewards, advantages=rewards, **columns)
-            cluster.buffer_metrics(found, mode=mode)
-        return TrainExample(
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_ids != pad,
-            completion_ids=completion_ids,
-            completion_mask=jnp.asarray(mask),
-            advantages=jnp.asarray(rewards, jnp.float32),
-            ref_per_token_logps=reference,
-            old_per_token_logps=old,
-        )
-
-    @property
-    def group_size(self) -> int:
-        """Completions of one prompt."""
-        return self.algo_config.num_generations
-
-    def _log_probs(self, prompt_ids: jax.Array, completion_ids: jax.Array, chunk: int) -> jax.Array:
-        """The current policy's log-probabilities, (B, T), at the temperature of the rollout."""
-        cluster = self.rl_cluster
-        graph, state = nnx.split(cluster.actor_trainer.model)
-        with cluster.cluster_config.role_to_mesh[Role.ACTOR]:
-            parts = [
-                common.compute_per_token_logps(
-                    graph,
-                    state,
-                    prompt_ids[part],
-                    completion_ids[part],
-                    pad_id=cluster.rollout.pad_id(),
-                    eos_id=cluster.rollout.eos_id(),
-                    temperature=self.algo_config.temperature,
-                )
-                for part in rl_utils.chunk_slices_by_size(len(prompt_ids), chunk)
-            ]
-        return jnp.concatenate(parts)
+    params: Any
+    opt_state: Any
 
 
-def with_end(tokens: np.ndarray[Any, Any], eos_id: int, limit: int) -> np.ndarray[Any, Any]:
-    """The tokens of a completion with the end token that Tunix's sampler cuts off; at `limit` tokens there was none."""
-    if len(tokens) >= limit or (len(tokens) and tokens[-1] == eos_id):
-        return tokens[:limit]
-    return np.append(tokens, eos_id)
+class Completions(NamedTuple):
+    """What was sampled: the texts, and the first three arrays of `Batch`."""
+
+    texts: list[str]
+    prompt_ids: Array
+    completion_ids: Array
+    mask: Array
 
 
-@function_registry.default_registry.register("advantage_estimator", "haepo")
-def _raw_rewards(rewards: Any, num_generations: int) -> Any:
-    """HAEPO's loss normalises the rewards itself."""
-    del num_generations
-    return rewards
-
-
-@function_registry.register_policy_loss_fn("haepo")
-def policy_loss(
-    model: nnx.Module, train_example: TrainExample, algo_config: HAEPOConfig, pad_id: int, eos_id: int, **_: Any
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`haepo_jax.haepo_loss` of a batch of completions, (B, T), of which each `num_generations` in a row are a group.
-
-    The loss is the mean over groups, and the metrics are those of `haepo_loss`.
-    """
-    log_probs, logits = common.compute_per_token_logps(
-        *nnx.split(model),
-        train_example.prompt_ids,
-        train_example.completion_ids,
-        pad_id=pad_id,
-        eos_id=eos_id,
-        stop_gradient=False,
-        return_logits=True,
-        temperature=algo_config.temperature,  # type: ignore[attr-defined]  # GRPOLearner sets it
-    )
-    entropies = algo_core.compute_entropy_from_logits(logits.astype(jnp.float32))
-    return loss_of_log_probs(
-        log_probs,
-        train_example.completion_mask,
-        train_example.advantages,
-        algo_config,
-        old_log_probs=train_example.old_per_token_logps,
-        reference_log_probs=train_example.ref_per_token_logps,
-        entropies=entropies if algo_config.entropy_coef else jax.lax.stop_gradient(entropies),
-    )
-
-
-def loss_of_log_probs(
-    log_probs: jax.Array,
-    mask: jax.Array,
-    rewards: jax.Array,
-    config: HAEPOConfig,
-    *,
-    old_log_probs: jax.Array | None,
-    reference_log_probs: jax.Array | None,
-    entropies: jax.Array,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """HAEPO's loss of token log-probabilities: sums over tokens, groups along the leading axis.
+class Learner:
+    """Samples completions and learns from them.
 
     Args:
-      log_probs: (B, T), of the tokens under the policy being optimised, B a multiple of `config.num_generations`.
-      mask: (B, T), whether the token belongs to the completion, its end token included.
-      rewards: (B,), raw.
       config: the settings.
-      old_log_probs: (B, T), under the policy that sampled; None: the current one, without gradient.
-      reference_log_probs: (B, T), under the reference; None: no penalty. The penalty is the k3 estimate of
-        KL(theta || reference), because the tokens come from the policy being trained, not from the reference.
-      entropies: (B, T), of the tokens' distributions.
-
-    Returns:
-      The loss and the metrics of `haepo_loss`.
+      folder: the model's.
+      tokenizer: that belongs to it.
+      prompt_length: tokens of the longest prompt. All batches have one shape, so each program is compiled once.
     """
-    live = mask.astype(bool)
-    # Selected before anything is computed, so that what stands beside a completion reaches no gradient.
-    log_probs = jnp.where(live, log_probs, 0.0).astype(jnp.float32)
 
-    def total(x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(live, x, 0.0), axis=-1).reshape(-1, config.num_generations)
+    def __init__(self, config: LLMConfig, folder: ModelFolder, tokenizer: Any, prompt_length: int) -> None:
+        self.config, self._prompt_length = config, prompt_length
+        # Every device along the axis that weights and batches are sharded over.
+        self.mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 1), ("fsdp", "tp"))
+        with self.mesh:
+            base = load_model(folder, self.mesh)
+            self.model = base if config.lora_rank is None else with_lora(base, config)
+        size = prompt_length + config.max_new_tokens
+        cache = CacheConfig(size, folder.config.num_layers, folder.config.num_kv_heads, folder.config.head_dim)
+        self.sampler = Sampler(self.model, tokenizer, cache)
+        self._ids = ids = {"pad_id": self.sampler.tokenizer.pad_id(), "eos_id": self.sampler.tokenizer.eos_id()}
+        # Variables of their own, which hold the same arrays: the first model's get new ones.
+        trained = nnx.Param if config.lora_rank is None else nnx.LoRAParam
+        graph, params, *rest = nnx.split(self.model, trained, ...)
+        params, self._rest = _copied((params, rest))
+        reference_graph, self._reference = _copied(nnx.split(base)) if config.kl_coef else (None, None)
+        clip = optax.clip_by_global_norm(config.max_grad_norm)
+        optimizer = optax.chain(clip, optax.adam(config.learning_rate))
+        # Everything stays where it is put here, so that no program is compiled for another layout.
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        self._place = NamedSharding(self.mesh, PartitionSpec("fsdp" if self.rows % self.mesh.size == 0 else None))
+        layout = jax.tree.map(lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole, params)
+        moments = optax.tree.map_params(
+            optimizer, lambda _, where: where, jax.eval_shape(optimizer.init, params), layout,
+            transform_non_params=lambda _: whole,
+        )  # fmt: skip
+        params = jax.device_put(params, layout)
+        self.state = State(params, jax.jit(optimizer.init, out_shardings=moments)(params))
+        self._update = make_update(graph, optimizer, config, ids, (State(layout, moments), self._place, whole))
+
+        @jax.jit
+        def reference(state: Any, *tokens: jax.Array) -> jax.Array:
+            def log_probs(some: list[jax.Array]) -> jax.Array:
+                model = nnx.merge(reference_graph, state)
+                return token_log_probs(model, some[0], some[1], config.sampling_temperature, **ids)[0]
+
+            split = [x.reshape(-1, min(self.rows, len(x)), x.shape[1]) for x in tokens]
+            return jax.lax.map(log_probs, split).reshape(tokens[1].shape)
+
+        self._reference_log_probs = reference
+
+    @property
+    def rows(self) -> int:
+        """Completions that are computed at a time."""
+        return (self.config.micro_batch or self.config.prompts_per_step) * self.config.group_size
+
+    def sample(self, prompts: Sequence[str], key: jax.Array | None) -> Completions:
+        """A completion of each prompt: sampled, or the greedy one where `key` is None."""
+        ids, limit, parts = self._ids, self.config.max_new_tokens, []
+        for start in range(0, len(prompts), self.rows):
+            part = list(prompts[start : start + self.rows])
+            output = self.sampler(
+                part + [part[-1]] * (self.rows - len(part)),
+                max_generation_steps=limit,
+                max_prompt_length=self._prompt_length,
+                temperature=self.config.sampling_temperature,
+                top_p=None if key is None else 1.0,  # None is greedy
+                seed=None if key is None else jax.random.fold_in(key, start),
+            )
+            tokens = [with_end(row, ids["eos_id"], limit) for row in output.tokens[: len(part)]]
+            lengths = np.array([len(row) for row in tokens])
+            padded = [np.pad(row, (0, limit - len(row)), constant_values=ids["pad_id"]) for row in tokens]
+            # By length, not by `!= pad`: where the tokenizer pads with its end token, the end counts.
+            mask = np.arange(limit) < lengths[:, None]
+            parts.append(
+                (output.text[: len(part)], output.padded_prompt_tokens[: len(part)], np.array(padded, np.int32), mask)
+            )
+        texts, *arrays = zip(*parts, strict=True)
+        return Completions([text for some in texts for text in some], *map(np.concatenate, arrays))
+
+    def batch(self, completions: Completions, rewards: np.ndarray[Any, Any]) -> Batch:
+        """What an update takes. The reference's log-probabilities are computed, once, where there is a penalty; those of
+        the policy that sampled are left to the first update, which computes them anyway."""
+        _, prompt_ids, completion_ids, mask = completions
+        reference = None
+        if self.config.kl_coef:
+            with self.mesh:
+                ids = jax.device_put((prompt_ids, completion_ids), self._place)
+                reference = self._reference_log_probs(self._reference, *ids)
+        fresh, unknown = np.ones(len(mask), bool), np.zeros(mask.shape, np.float32)
+        batch = Batch(prompt_ids, completion_ids, mask, rewards.astype(np.float32), unknown, reference, fresh)
+        placed: Batch = jax.device_put(batch, self._place)
+        return placed
+
+    def blank(self) -> Batch:
+        """A batch of the shapes of every batch."""
+        count, config = self.config.prompts_per_step * self.config.group_size, self.config
+        ids = [np.zeros((count, length), np.int32) for length in (self._prompt_length, config.max_new_tokens)]
+        zeros = np.zeros(ids[1].shape, np.float32)
+        reference = zeros if config.kl_coef else None
+        batch = Batch(ids[0], ids[1], zeros > 0, zeros[:, 0], zeros, reference, zeros[:, 0] > 0)
+        return Batch(*jax.device_put(batch, self._place))
+
+    def learn(self, batches: list[Batch]) -> tuple[list[Batch], list[dict[str, jax.Array]]]:
+        """`num_iterations` passes over the batches, the newest, which is the last, first. Returns the batches, now with the
+        newest one's behaviour log-probabilities, and the metrics of each update."""
+        batches = list(batches)
+        metrics: list[dict[str, jax.Array]] = []
+        with self.mesh:
+            for _ in range(self.config.num_iterations):
+                for place in reversed(range(len(batches))):
+                    self.state, log_probs, found = self._update(*self.state, self._rest, batches[place])
+                    if not metrics:
+                        known = jax.device_put(np.zeros(len(log_probs), bool), self._place)
+                        batches[place] = batches[place]._replace(behaviour=log_probs, fresh=known)
+                    metrics.append(found)
+        self.restore(self.state)
+        return batches, metrics
+
+    def restore(self, state: State) -> None:
+        """Continues from a state."""
+        self.state = state
+        nnx.update(self.model, _copied(state.params))
+
+
+def make_update(
+    graph: Any, optimizer: optax.GradientTransformation, config: LLMConfig, ids: dict[str, int], layout: Any
+) -> Callable[[Any, Any, Any, Batch], tuple[State, jax.Array, dict[str, jax.Array]]]:
+    """A compiled function of the state's two parts, the parameters that are not trained and a batch, which returns the new state, the
+    tokens' log-probabilities before it, (B, T), and metrics, laid out over the devices as `layout` says. Micro-batches are
+    accumulated; groups stay whole."""
+    parts = config.prompts_per_step // (config.micro_batch or config.prompts_per_step)
+
+    def loss_of(params: Any, rest: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+        model = nnx.merge(graph, params, *rest)
+        temperature = config.sampling_temperature
+        log_probs, logits = token_log_probs(model, batch.prompt_ids, batch.completion_ids, temperature, **ids)
+        entropies = algo_core.compute_entropy_from_logits(logits)
+        loss, metrics = batch_loss(config, batch, log_probs, entropies)
+        return loss, (jax.lax.stop_gradient(log_probs), metrics)
+
+    @functools.partial(jax.jit, donate_argnames="opt_state", out_shardings=layout)
+    def update(params: Any, opt_state: Any, rest: Any, batch: Batch) -> tuple[State, jax.Array, dict[str, jax.Array]]:
+        def accumulate(total: Any, part: Batch) -> tuple[Any, Any]:
+            grads, found = jax.grad(loss_of, has_aux=True)(params, rest, part)
+            return jax.tree.map(lambda x, y: x + y / parts, total, grads), found
+
+        split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        grads, (log_probs, metrics) = jax.lax.scan(accumulate, zeros, split)
+        changes, opt_state = optimizer.update(grads, opt_state, params)
+        metrics = jax.tree.map(jnp.mean, metrics) | {"grad_norm": optax.global_norm(grads)}
+        return State(optax.apply_updates(params, changes), opt_state), log_probs.reshape(batch.mask.shape), metrics
+
+    return update
+
+
+def batch_loss(
+    config: LLMConfig, batch: Batch, log_probs: jax.Array, entropies: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of `config.algo`, the mean over groups, and its metrics.
+
+    HAEPO's takes sums over tokens (`mean_`: means), GRPO's and GSPO's are `haepo_jax.grpo_loss`. The KL penalty is in all
+    of them the k3 estimate of KL(current || reference), because the tokens come from the policy being trained.
+
+    Args:
+      config: the settings.
+      batch: the completions; while it is fresh, the behaviour policy is the current one.
+      log_probs: (B, T), of the tokens under the policy being optimised.
+      entropies: (B, T), of the tokens' distributions.
+    """
+    # Selected before anything is computed, so that what stands beside a completion reaches no gradient.
+    log_probs = jnp.where(batch.mask, log_probs, 0.0)
+    behaviour = jnp.where(batch.fresh[:, None], jax.lax.stop_gradient(log_probs), batch.behaviour)
+    entropies = jnp.where(batch.mask, entropies if config.entropy_coef else jax.lax.stop_gradient(entropies), 0.0)
+    rewards = batch.rewards.reshape(-1, config.group_size)
+    shared: dict[str, Any] = {"kl_coef": config.kl_coef, "entropy_coef": config.entropy_coef}
+
+    if config.algo != "haepo":
+
+        def time_first(x: jax.Array) -> jax.Array:  # (T, groups, members)
+            return jnp.moveaxis(x.reshape(*rewards.shape, -1), -1, 0)
+
+        return grpo_loss(
+            time_first(log_probs),
+            time_first(behaviour),
+            rewards,
+            time_first(batch.mask),
+            reference_log_probs=None if batch.reference is None else time_first(batch.reference),
+            ratio="trajectory" if config.algo == "gspo" else "step",
+            clip_eps=config.clip_eps,
+            policy_entropy=time_first(entropies),
+            **shared,
+        )
+
+    def total(x: jax.Array) -> jax.Array:  # (groups, members)
+        return jnp.sum(jnp.where(batch.mask, x, 0.0), axis=-1).reshape(rewards.shape)
 
     lengths = total(jnp.ones_like(log_probs))
 
     def mean(x: jax.Array) -> jax.Array:  # over a group's tokens
         return jnp.sum(total(x), axis=-1) / jnp.maximum(jnp.sum(lengths, axis=-1), 1)
 
-    history = log_probs
-    if config.score.endswith("log_ratio"):
-        old = log_probs if old_log_probs is None else old_log_probs.astype(jnp.float32)
-        # Subtracted token by token: the difference of two long sums would lose digits.
-        history = log_probs - jax.lax.stop_gradient(old)
-    kl = jnp.zeros(len(lengths))
-    if reference_log_probs is not None:
-        kl = mean(k3(jnp.where(live, reference_log_probs, 0.0).astype(jnp.float32) - log_probs))
     return haepo_loss(
-        total(history),  # of log-ratios too, where it is the score as it stands
-        rewards.reshape(-1, config.num_generations),
-        score="mean_likelihood" if config.score.startswith("mean") else "likelihood",
+        # Subtracted token by token: the difference of two long sums would lose digits.
+        total(log_probs - behaviour if config.score.endswith("log_ratio") else log_probs),
+        rewards,
+        score="mean_likelihood" if config.score.startswith("mean") else "likelihood",  # of the ratios, too
         lengths=lengths,
-        temperature=config.weight_temperature,
+        temperature=config.temperature,
         normalize=config.normalize,
-        entropy_coef=config.entropy_coef,
-        kl_coef=config.beta,
         policy_entropy=mean(entropies),
-        policy_kl=kl,
+        policy_kl=0.0 if batch.reference is None else mean(k3(jnp.where(batch.mask, batch.reference, 0.0) - log_probs)),
+        **shared,
     )
+
+
+def token_log_probs(
+    model: Any, prompt_ids: jax.Array, completion_ids: jax.Array, temperature: float, *, pad_id: int, eos_id: int
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities of a completion's tokens, (B, T), and the logits, (B, T, V), at the temperature of the sampling.
+
+    Tunix's `compute_per_token_logps` returns the same; it also computes the logits of every token of the prompts, which at
+    50,000 tokens is most of the memory.
+    """
+    ids, positions, mask, _ = common.process_ids(prompt_ids, completion_ids, pad_id, eos_id)
+    model(ids, positions, None, mask, output_hidden_states=True)  # its own logits are not used, so not computed
+    sown: Any = nnx.pop(model, nnx.Intermediate)
+    (hidden,) = sown["all_hidden_states"].get_value()
+    hidden = hidden[:, -completion_ids.shape[1] - 1 : -1]
+    logits = model.embedder.decode(hidden) if model.config.use_tied_embedding else model.lm_head(hidden)
+    logits = logits.astype(jnp.float32) / temperature
+    return common.selective_log_softmax(logits, completion_ids), logits
+
+
+def with_end(tokens: np.ndarray[Any, Any], eos_id: int, limit: int) -> np.ndarray[Any, Any]:
+    """The tokens of a completion with the end token that Tunix's sampler cuts off; at `limit` tokens there was none."""
+    return tokens[:limit] if len(tokens) >= limit else np.append(tokens, eos_id)
+
+
+def with_lora(model: nnx.Module, config: LLMConfig) -> nnx.Module:
+    """A module that shares the model's weights and adds low-rank ones, which start at 0, to every projection."""
+    import qwix
+
+    assert config.lora_rank is not None
+    provider = qwix.LoraProvider(
+        module_path=LORA_MODULES, rank=config.lora_rank, alpha=config.lora_scale * config.lora_rank
+    )
+    inputs = model.get_model_input()  # type: ignore[attr-defined]
+    adapted: nnx.Module = qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(config.seed), **inputs)
+    return adapted
+
+
+def _copied(tree: Any) -> Any:
+    """The same arrays in variables of their own."""
+    return jax.tree.map(lambda x: x, tree)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, POSITIVE, Range, leaf
@@ -26,19 +29,26 @@ class LLMConfig:
     data: str = setting(
         "", str, 'JSON lines, each {"prompt": text or a list of chat messages, ...columns for the reward} (required)'
     )
-    reward: str = setting("", str, "module:function, called with lists of prompts and completions (required)")
-    algo: str = setting("haepo", str, "HAEPO, or Tunix's own GRPO", choices=("haepo", "grpo"))
+    reward: str = setting(
+        "", str, "module:function, or a weighted sum such as 'rewards:right + 0.1*rewards:short' (required)"
+    )
+    eval_data: str = setting("", str, "held-out prompts, as in data: their greedy completions are rewarded, too")
+    eval_steps: int = setting(10, int, "steps from one evaluation to the next", within=COUNT)
+    algo: str = setting("haepo", str, "the loss", choices=("haepo", "grpo", "gspo"))
     run_dir: str = setting("", str, "where the results go; the fine-tuned folder is <run_dir>/model (required)")
     resume: str = setting(
-        "false", str, "go on with the run in run_dir from its newest checkpoint; auto: or start",
+        "false", str, "resume the run in run_dir from its newest checkpoint; auto: or start",
         choices=("false", "true", "auto")
     )  # fmt: skip
     seed: int = setting(0, int, "of the prompts' order, the sampling and LoRA's start", within=Range(0, 2**31 - 1))
-    steps: int = setting(100, int, "batches of prompts to train on", within=COUNT)
+    steps: int = setting(100, int, "batches of prompts to sample and learn from", within=COUNT)
     prompts_per_step: int = setting(8, int, "prompts in a batch", within=COUNT)
     group_size: int = setting(8, int, "completions of each prompt", within=Range(2, 2**31 - 1))
+    replay_batches: int = setting(
+        1, int, "batches that a step learns from: the newest and those kept from the steps before", within=COUNT
+    )
     num_iterations: int = setting(
-        1, int, "updates on each batch; in the first one a log_ratio weighs all completions alike", within=COUNT
+        1, int, "updates on each of them in a step; in a batch's first one a log_ratio weighs all alike", within=COUNT
     )
     micro_batch: int | None = setting(
         None, int, "prompts whose groups are computed at a time, to save memory; null: all", within=COUNT
@@ -59,8 +69,8 @@ class LLMConfig:
         "standardize", str, "haepo: how rewards are normalised in their group",
         choices=("standardize", "center", "rank", "none")
     )  # fmt: skip
-    entropy_coef: float = leaf(0.0, "haepo: weight of the mean entropy over tokens", within=NOT_NEGATIVE)
-    clip_eps: float = leaf(0.2, "grpo: the ratio's clip range", within=NOT_NEGATIVE)
+    entropy_coef: float = leaf(0.0, "weight of the mean entropy over tokens", within=NOT_NEGATIVE)
+    clip_eps: float = leaf(0.2, "grpo, gspo: the ratio's clip range", within=NOT_NEGATIVE)
     lora_rank: int | None = setting(
         None, int, "train low-rank additions of this rank; null: every weight", within=COUNT
     )
@@ -82,11 +92,6 @@ class LLMConfig:
             raise ConfigError(
                 f"prompts_per_step={self.prompts_per_step} is not a multiple of micro_batch={self.micro_batch}"
             )
-        if self.algo == "grpo" and self.num_iterations > 1 and self.sampling_temperature != 1:
-            raise ConfigError(
-                f"num_iterations={self.num_iterations} with algo=grpo needs sampling_temperature=1: "
-                "Tunix takes GRPO's old log-probabilities at temperature 1"
-            )
         if self.lora_alpha is not None and self.lora_rank is None:
             raise ConfigError(f"lora_alpha={self.lora_alpha:g} needs lora_rank=")
 
@@ -106,25 +111,25 @@ def settings_text(config: LLMConfig) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One line of the data: the prompt, text or chat messages, and the other columns."""
+    """One line of the data: where it stands, the prompt (a text or chat messages) and the other columns."""
 
-    line: int
+    where: str
     prompt: Any
     columns: dict[str, Any]
 
 
-def read_data(name: str) -> list[Prompt]:
-    """The prompts of a file of JSON lines; raises ConfigError, which names the line."""
+def read_data(name: str, key: str = "data") -> list[Prompt]:
+    """The prompts of the file of JSON lines that the setting `key` names; raises ConfigError, which names the line."""
     try:
         lines = Path(name).read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"data={short(name)} cannot be read: {one_line(str(reason), 200)}") from None
+        raise ConfigError(f"{key}={short(name)} cannot be read: {one_line(str(reason), 200)}") from None
     prompts = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        where = f"data={short(name)}, line {number}"
+        where = f"{key}={short(name)}, line {number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -135,9 +140,9 @@ def read_data(name: str) -> list[Prompt]:
                 f'{where}: {short(line)} has no prompt; a line is {{"prompt": "...", ...}}, the prompt a text or a '
                 'list of {"role": ..., "content": ...}'
             )
-        prompts.append(Prompt(number, prompt, row))
+        prompts.append(Prompt(where, prompt, row))
     if not prompts:
-        raise ConfigError(f"data={short(name)} is empty: there is no prompt in it")
+        raise ConfigError(f"{key}={short(name)} is empty: there is no prompt in it")
     return prompts
 
 
@@ -149,14 +154,69 @@ def _is_chat(prompt: Any) -> bool:
     )
 
 
-RewardFunction = Callable[..., Sequence[float]]
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """One of the user's reward functions, with its weight and the columns of the data that it takes."""
+
+    name: str
+    weight: float
+    function: Callable[..., Sequence[float]]
+    columns: list[str]
+
+    def __call__(
+        self, texts: Sequence[str], completions: Sequence[str], prompts: Sequence[Prompt], step: int
+    ) -> np.ndarray[Any, Any]:
+        """A finite number for each completion; raises ConfigError, which shows the completion that is at fault."""
+        where = f"reward={self.name} in step {step}"
+
+        def call(some: slice) -> list[Any]:
+            columns = {key: [prompt.columns.get(key) for prompt in prompts[some]] for key in self.columns}
+            return list(self.function(list(texts[some]), list(completions[some]), **columns))
+
+        try:
+            found = call(slice(None))
+        except Exception as error:  # whatever it raises is the user's
+            for i, completion in enumerate(completions):
+                try:
+                    call(slice(i, i + 1))
+                except Exception as alone:
+                    raise ConfigError(f"{where}: it raised {describe(alone)} for {short(completion)}") from None
+            raise ConfigError(f"{where}: it raised {describe(error)}, for no completion alone") from None
+        if len(found) != len(texts):
+            raise ConfigError(f"{where}: it returned {len(found)} values for {len(texts)} completions")
+        values = np.zeros(len(found))
+        for i, (value, completion) in enumerate(zip(found, completions, strict=True)):
+            with contextlib.suppress(TypeError, ValueError, OverflowError):
+                values[i] = float(value)
+                if math.isfinite(values[i]):
+                    continue
+            raise ConfigError(
+                f"{where}: it returned {short(value)} for {short(completion)}; a reward is a finite number"
+            )
+        return values
 
 
-def load_reward(name: str, data: list[Prompt]) -> tuple[RewardFunction, list[str]]:
-    """The reward function of `module:function`, and the columns of the data that it takes; raises ConfigError.
+def load_rewards(text: str, data: list[Prompt]) -> list[Reward]:
+    """The reward functions of `module:function` or of a weighted sum of such; raises ConfigError.
 
     A module may lie in the working directory.
     """
+    rewards: list[Reward] = []
+    for term in text.split("+"):
+        weight, _, name = term.strip().rpartition("*")
+        try:
+            number = float(weight) if weight else 1.0
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ConfigError(f"reward={short(text)}: the weight {short(weight)} must be a number")
+        if any(name.strip() == other.name for other in rewards):
+            raise ConfigError(f"reward={short(text)} names {name.strip()} twice")
+        rewards.append(_load_reward(name.strip(), number, data))
+    return rewards
+
+
+def _load_reward(name: str, weight: float, data: list[Prompt]) -> Reward:
     module, _, function = name.partition(":")
     if not module or not function:
         raise ConfigError(f"reward={short(name)} must be module:function, such as rewards:exact_match")
@@ -178,7 +238,7 @@ def load_reward(name: str, data: list[Prompt]) -> tuple[RewardFunction, list[str
         raise ConfigError(
             f"reward={short(name)} must take (prompts, completions) and columns of the data by name: {error}"
         ) from None
-    return found, columns
+    return Reward(name, weight, found, columns)
 
 
 def describe(error: BaseException) -> str:

@@ -40,6 +40,14 @@ def late(prompts, completions, place):
         raise ZeroDivisionError("no luck\\nat all")
     return letters(prompts, completions)
 
+def short(prompts, completions):
+    return [float(len(completion) < 8) for completion in completions]
+
+def picky(prompts, completions):
+    if any("e" in completion for completion in completions):
+        raise ValueError("no e, please")
+    return [1.0 for _ in completions]
+
 def few(prompts, completions): return [1.0]
 def nan(prompts, completions): return [0.0] * (len(completions) - 1) + [float("nan")]
 def words(prompts, completions): return ["good" for _ in completions]
@@ -76,7 +84,7 @@ def weights(path: Path) -> dict[str, jax.Array]:
     return found
 
 
-@pytest.mark.parametrize("algo", ["haepo", "grpo"])
+@pytest.mark.parametrize("algo", ["haepo", "grpo", "gspo"])
 def test_fine_tuning_raises_the_reward(files: Path, model_folder: Path, algo: str) -> None:
     """With the settings of a run on the command line; the folder that it writes loads as the first one did."""
     assert main(arguments(model_folder, algo=algo, tensorboard="true")) == 0
@@ -100,15 +108,17 @@ def test_fine_tuning_raises_the_reward(files: Path, model_folder: Path, algo: st
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(files: Path, model_folder: Path) -> None:
-    """Two updates a step, groups computed in two parts, and LoRA: every place that has something to remember."""
+    """Three batches replayed, two updates on each, groups computed in two parts, LoRA and evaluation: every place that has
+    something to keep."""
     shared = {
-        "num_iterations": 2, "micro_batch": 2, "lora_rank": 2, "temperature": "auto", "steps": 6, "checkpoint_steps": 1,
+        "num_iterations": 2, "replay_batches": 3, "micro_batch": 2, "lora_rank": 2, "temperature": "auto", "steps": 6,
+        "checkpoint_steps": 1, "eval_data": "prompts.jsonl", "eval_steps": 2,
     }  # fmt: skip
     assert main(arguments(model_folder, run_dir="whole", **shared)) == 0
     command = [sys.executable, "-m", "haepo_jax.llm", *arguments(model_folder, run_dir="killed", **shared)]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
-    while not (files / "killed" / "checkpoints" / "actor" / "4").exists() and time.monotonic() < deadline:
+    while not (files / "killed" / "checkpoints" / "4").exists() and time.monotonic() < deadline:
         assert run.poll() is None, run.communicate()[1]
         time.sleep(0.01)
     run.send_signal(signal.SIGKILL)
@@ -119,7 +129,39 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(files: Path, model_folder: P
     assert any(bool((one[name] != tensor).any()) for name, tensor in weights(model_folder).items())
     for name, tensor in one.items():
         np.testing.assert_array_equal(tensor, other[name])
-    assert (files / "whole" / "completions.jsonl").read_text() == (files / "killed" / "completions.jsonl").read_text()
+    for file in ("completions.jsonl", "eval.jsonl"):
+        assert (files / "whole" / file).read_text() == (files / "killed" / file).read_text()
+    assert [row["updates"] for row in rows(files / "killed" / "metrics.jsonl")] == [2, 4, 6, 6, 6, 6]
+
+
+def test_rewards_are_summed_and_prompts_are_held_out(
+    files: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = [{"prompt": "A module", "place": 0}, {"prompt": "The name", "place": 1}]
+    (files / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
+    settings = {"reward": "2*judge:letters+0.5*judge:short", "eval_data": "held_out.jsonl", "eval_steps": 2, "steps": 5}
+    assert main(arguments(model_folder, **settings)) == 0
+    for file in ("completions.jsonl", "eval.jsonl"):
+        for row in rows(files / "run" / file):
+            assert row["reward"] == pytest.approx(2 * row["judge:letters"] + 0.5 * row["judge:short"])
+    evaluated = rows(files / "run" / "eval.jsonl")
+    assert [row["step"] for row in evaluated] == [0, 0, 2, 2, 4, 4, 5, 5]
+    assert {row["prompt"] for row in evaluated} == {"A module", "The name"}
+    summary = json.loads((files / "run" / "summary.json").read_text())
+    assert summary["eval_last"] == pytest.approx(np.mean([row["reward"] for row in evaluated[-2:]]))
+    out = capsys.readouterr().out
+    assert "after 2 steps  held-out reward" in out and "tokens/s" in out and "left" in out
+
+
+def test_kept_batches_change_what_is_learned_and_not_what_is_sampled_first(files: Path, model_folder: Path) -> None:
+    for count in (1, 2):
+        assert main(arguments(model_folder, run_dir=f"run{count}", replay_batches=count, steps=3)) == 0
+    one, other = (rows(files / f"run{count}" / "completions.jsonl") for count in (1, 2))
+    texts = [[row["completion"] for row in found] for found in (one, other)]
+    assert texts[0][:64] == texts[1][:64] and texts[0][64:] != texts[1][64:]
+    metrics = rows(files / "run2" / "metrics.jsonl")
+    assert [row["updates"] for row in metrics] == [1, 2, 2]
+    assert metrics[0]["ess"] == pytest.approx(1, abs=1e-4) and metrics[2]["ess"] < 0.999
 
 
 def test_a_run_can_be_extended_and_keeps_its_settings(
@@ -144,8 +186,9 @@ def test_a_run_can_be_extended_and_keeps_its_settings(
         ("few", "reward=judge:few in step 0: it returned 1 values for 32 completions"),
         ("nan", "in step 0: it returned nan for '"),
         ("words", "in step 0: it returned 'good' for '"),
-        ("raises", "in step 0: it raised KeyError: 'what'"),
+        ("raises", "in step 0: it raised KeyError: 'what' for '"),
         ("exits", "in step 0: it raised StopIteration"),
+        ("picky", "in step 0: it raised ValueError: no e, please for '"),
     ],
 )
 def test_a_reward_that_cannot_be_used_is_one_line(
@@ -163,7 +206,10 @@ def test_a_reward_that_fails_later_loses_nothing(
     assert main(arguments(model_folder, run_dir="whole", steps=5)) == 0
     assert main(arguments(model_folder, steps=5, reward="judge:late")) == 2
     error = capsys.readouterr().err
-    assert "in step 3: it raised ZeroDivisionError: no luck; every step before it is kept, to go on: " in error
+    assert (
+        "in step 3: it raised ZeroDivisionError: no luck, for no completion alone; every step before it is kept, to go on: "
+        in error
+    )
     assert main(["run_dir=run", "resume=true", "reward=judge:letters"]) == 0
     for name, tensor in weights(files / "whole" / "model").items():
         np.testing.assert_array_equal(tensor, weights(files / "run" / "model")[name])
@@ -188,7 +234,7 @@ def test_a_signal_ends_a_run_after_a_checkpoint(files: Path, model_folder: Path)
     assert run.returncode == 128 + signal.SIGTERM
     assert "python -m haepo_jax.llm run_dir=run resume=true" in error and "Traceback" not in error
     step = int(error.rsplit("ended after ", 1)[1].split()[0])
-    assert (files / "run" / "checkpoints" / "actor" / str(step)).exists()
+    assert (files / "run" / "checkpoints" / str(step)).exists()
 
 
 def test_prompts_that_are_too_long_and_a_dry_run(

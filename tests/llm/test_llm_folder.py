@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("tunix", reason="needs the extra llm")
 
+import optax
 import safetensors.flax
 from flax import nnx
 
@@ -68,6 +69,34 @@ def test_weights_are_written_where_hugging_face_has_them(tmp_path: Path) -> None
     assert after["model.layers.1.mlp.down_proj.weight"][4, 50] == 9.0
 
 
+def test_a_llama_is_a_qwen_2_without_biases(tmp_path: Path) -> None:
+    """Whose rotary base is the folder's, whose biases are 0, are not trained, and are not written."""
+    shared = {"tie_word_embeddings": False, "rope_theta": 1e5}
+    llama, qwen2 = (tiny_model.make_folder(tmp_path / name, name, **shared) for name in ("llama", "qwen2"))
+    tensors = tensors_of(qwen2)
+    biases = {name: jnp.zeros_like(tensor) for name, tensor in tensors.items() if name.endswith(".bias")}
+    assert len(biases) == 6
+    safetensors.flax.save_file(tensors_of(llama) | biases, qwen2 / "model.safetensors")
+    folder, model = load(llama)
+    np.testing.assert_array_equal(tiny_model.logits(model, TOKENS), tiny_model.logits(load(qwen2)[1], TOKENS))
+    (tmp_path / "other").mkdir()
+    other = tiny_model.make_folder(tmp_path / "other" / "llama", "llama", tie_word_embeddings=False, rope_theta=1e4)
+    assert abs(tiny_model.logits(model, TOKENS) - tiny_model.logits(load(other)[1], TOKENS)).max() > 1e-4
+    optimizer = nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param)
+    grads = nnx.grad(lambda model: tiny_model.logits(model, TOKENS).std())(model)
+    optimizer.update(model, grads)
+    attention: Any = model.layers[0].attn  # type: ignore[attr-defined]
+    assert not any(jnp.any(bias[...]) for bias in (attention.q_bias, attention.k_bias, attention.v_bias))
+    assert not any("bias" in path for path, _ in nnx.to_flat_state(grads))
+    folders.save_model(model, folder, tmp_path / "out")
+    after = tensors_of(tmp_path / "out")
+    assert after.keys() == tensors_of(llama).keys() and not any("bias" in name for name in after)
+    moved = (
+        after["model.layers.0.self_attn.q_proj.weight"] - tensors_of(llama)["model.layers.0.self_attn.q_proj.weight"]
+    )
+    assert jnp.max(jnp.abs(moved)) > 0.05
+
+
 def test_lora_is_added_to_the_weights(tmp_path: Path, model_folder: Path) -> None:
     from haepo_jax.llm.run import _with_lora
     from haepo_jax.llm.settings import LLMConfig
@@ -86,13 +115,12 @@ def test_lora_is_added_to_the_weights(tmp_path: Path, model_folder: Path) -> Non
 
 
 def test_mixed_dtypes_are_read_right(tmp_path: Path) -> None:
-    """Tunix's fast loader takes one dtype a file for granted."""
+    """A file may hold tensors of several."""
     source = tiny_model.make_folder(tmp_path / "in")
     tensors = tensors_of(source)
     wanted = tiny_model.logits(load(source)[1], TOKENS)
     tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(jnp.bfloat16)
     safetensors.flax.save_file(tensors, source / "model.safetensors")
-    assert not folders.read_folder(str(source)).uniform
     np.testing.assert_array_equal(tiny_model.logits(load(source)[1], TOKENS), wanted)
 
 
@@ -102,7 +130,8 @@ def test_mixed_dtypes_are_read_right(tmp_path: Path) -> None:
         ("qwen2", {"rope_theta": 5e5, "tie_word_embeddings": False}),
         ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 3e4}, "rms_norm_eps": 1e-2}),
         ("qwen3", {"head_dim": 16, "rms_norm_eps": 1e-2}),
-        ("llama", {"num_key_value_heads": 1, "rms_norm_eps": 1e-2}),
+        ("llama", {"num_key_value_heads": 1, "rms_norm_eps": 1e-2, "rope_theta": 1e5}),
+        ("llama", {"tie_word_embeddings": True, "head_dim": 16, "rope_theta": 1e4}),
     ],
 )
 def test_transformers_computes_the_same(tmp_path: Path, model_type: str, changes: dict[str, Any]) -> None:
@@ -178,13 +207,28 @@ def test_a_tokenizer_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("model_type", "changes", "message"),
     [
-        ({"rope_theta": 500000.0}, "has rope_theta=500000.0, but Tunix computes llama with rope_theta=1000000"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "has rope_type='llama3', but Tunix computes"),
+        (
+            "qwen3",
+            {"rope_theta": 500000.0},
+            "has rope_theta=500000.0, but Tunix computes qwen3 with rope_theta=1000000",
+        ),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "has rope_type='llama3', but Tunix computes",
+        ),
+        (
+            "llama",
+            {"attention_bias": True},
+            "has attention_bias=True, but Tunix computes llama with attention_bias=False",
+        ),
     ],
 )
-def test_what_tunix_would_compute_otherwise_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    path = tiny_model.make_folder(tmp_path / "model", "llama", **changes)
+def test_what_tunix_would_compute_otherwise_is_refused(
+    tmp_path: Path, model_type: str, changes: dict[str, Any], message: str
+) -> None:
+    path = tiny_model.make_folder(tmp_path / "model", model_type, **changes)
     with pytest.raises(ConfigError, match=message):
         folders.read_folder(str(path))

@@ -47,12 +47,15 @@ ARGUMENTS = ["model=m", "data=prompts.jsonl", "reward=judge:right", "run_dir=r"]
     ("changes", "message"),
     [
         (["data=''"], "data= is missing"),
-        (["algo=ppo"], "algo='ppo' must be one of haepo, grpo"),
+        (["algo=ppo"], "algo='ppo' must be one of haepo, grpo, gspo"),
         (["scores=likelihood"], "unknown key 'scores'; did you mean 'score'?"),
         (["group_size=1"], "group_size=1 is out of range"),
         (["prompts_per_step=6", "micro_batch=4"], "prompts_per_step=6 is not a multiple of micro_batch=4"),
         (["lora_alpha=2"], "lora_alpha=2 needs lora_rank="),
-        (["algo=grpo", "num_iterations=2", "sampling_temperature=0.7"], "needs sampling_temperature=1"),
+        (["eval_data=nowhere.jsonl"], "eval_data='nowhere.jsonl' cannot be read: No such file or directory"),
+        (["reward=judge:right+x*judge:any_column"], "the weight 'x' must be a number"),
+        (["reward=judge:right+0.5*judge:right"], "names judge:right twice"),
+        (["reward=judge:right+judge:unknown"], "reward='judge:unknown' must take (prompts, completions) and columns"),
         (["data=nowhere.jsonl"], "data='nowhere.jsonl' cannot be read: No such file or directory"),
         (["reward=judge"], "reward='judge' must be module:function"),
         (["reward=nowhere:f"], "reward='nowhere:f' cannot be imported: ModuleNotFoundError"),
@@ -97,9 +100,10 @@ def test_data_and_the_columns_that_a_reward_takes(files: Path) -> None:
     chat = '{"prompt": [{"role": "user", "content": "hello"}], "colour": 3}\n'
     (files / "prompts.jsonl").write_text(GOOD + "\n" + chat)
     data = settings.read_data("prompts.jsonl")
-    assert [(prompt.line, prompt.columns) for prompt in data] == [(1, {"answer": "two"}), (3, {"colour": 3})]
-    assert settings.load_reward("judge:right", data)[1] == ["answer"]
-    assert settings.load_reward("judge:any_column", data)[1] == ["answer", "colour"]
+    assert [prompt.columns for prompt in data] == [{"answer": "two"}, {"colour": 3}]
+    assert data[1].where == "data='prompts.jsonl', line 3"
+    one, other = settings.load_rewards("2*judge:right + judge:any_column", data)
+    assert (one.weight, one.columns, other.weight, other.columns) == (2.0, ["answer"], 1.0, ["answer", "colour"])
 
 
 def test_without_tunix_one_line_says_what_to_install(
@@ -109,7 +113,7 @@ def test_without_tunix_one_line_says_what_to_install(
     assert "pip install 'haepo-jax[llm]'" in refusal(capsys, *ARGUMENTS)
     monkeypatch.setattr(llm, "has_tunix", lambda: False)
     with pytest.raises(ImportError, match="pip install"):
-        llm.HAEPOLearner  # noqa: B018
+        llm.Learner  # noqa: B018
 
 
 def test_help_and_settings_are_shown_without_tunix_or_jax(files: Path) -> None:

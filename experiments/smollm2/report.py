@@ -1,0 +1,119 @@
+"""The tables and the figure of what `run.py` has stored: `python experiments/smollm2/report.py`.
+
+Reward of the greedy completions of held-out prompts, against generated tokens, seconds and the KL to the start; which
+answers are distinct, so that collapse shows; and the best and the worst completions as text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+REPORT = HERE / "results" / "README.md"
+SEARCH_SEED = 1000
+TARGETS = {"sums": 0.5, "json": 0.9}
+"""The held-out reward whose price in tokens is compared."""
+
+Results = dict[tuple[str, str], list[dict[str, Any]]]
+
+
+def read(folder: Path = HERE / "results") -> Results:
+    """The runs that are reported, by task and method."""
+    found: Results = defaultdict(list)
+    for file in sorted(folder.glob("*.json")):
+        result = json.loads(file.read_text())
+        if result["seed"] != SEARCH_SEED:
+            found[result["task"], result["method"]].append(result)
+    return dict(found)
+
+
+def tokens_to(result: dict[str, Any], target: float) -> float | None:
+    """Generated tokens at the first evaluation that reached the target; None: none did."""
+    return next((point["tokens"] for point in result["eval"] if point["reward"] >= target), None)
+
+
+def table(results: Results, task: str) -> str:
+    """One row a method, means over its seeds."""
+    head = ["method", "learning rate", "updates", "reward before", "after (worst to best seed)"]
+    head += [f"tokens to {TARGETS[task]:g}", "seconds", "KL", "entropy", "distinct"]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for (name, method), runs in results.items():
+        if name != task:
+            continue
+        last = [run["eval"][-1] for run in runs]
+        ends = [point["reward"] for point in last]
+        reached = [tokens for tokens in (tokens_to(run, TARGETS[task]) for run in runs) if tokens is not None]
+        mean = {key: sum(point[key] for point in last) / len(last) for key in ("seconds", "kl", "entropy", "distinct")}
+        price = f"{sum(reached) / len(reached):,.0f} ({len(reached)} of {len(runs)})" if reached else "never"
+        cells = [method, f"{runs[0]['learning_rate']:g}", str(runs[0]["updates"])]
+        cells += [
+            f"{runs[0]['eval'][0]['reward']:.3f}",
+            f"{sum(ends) / len(ends):.3f} ({min(ends):.3f} to {max(ends):.3f})",
+        ]
+        cells += [
+            price,
+            f"{mean['seconds']:.0f}",
+            f"{mean['kl']:.3f}",
+            f"{mean['entropy']:.2f}",
+            f"{mean['distinct']:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def completions(results: Results, task: str) -> str:
+    """The worst and the best completions of each method's first seed."""
+    lines = []
+    for (name, method), runs in results.items():
+        if name == task:
+            for kind, rows in runs[0]["completions"].items():
+                texts = (json.dumps(row["completion"], ensure_ascii=False) for row in rows)
+                lines.append(f"- {method}, {kind}: {', '.join(f'`{text}`' for text in texts)}")
+    return "\n".join(lines)
+
+
+def draw(results: Results, out: Path) -> None:
+    """Held-out reward against tokens, seconds and KL; a row of panels for each task."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = sorted({task for task, _ in results})
+    figure, panels = plt.subplots(len(names), 3, figsize=(12, 3.5 * len(names)), squeeze=False, layout="constrained")
+    for row, task in zip(panels, names, strict=True):
+        for panel, axis in zip(row, ("tokens", "seconds", "kl"), strict=True):
+            for (name, method), runs in results.items():
+                if name == task:
+                    curves = list(zip(*(run["eval"] for run in runs), strict=False))
+                    x, y = (
+                        [sum(p[key] for p in points) / len(points) for points in curves] for key in (axis, "reward")
+                    )
+                    style = "-" if method.endswith("_replay") else "--"
+                    panel.plot(x, y, style, label=method)
+            panel.set(xlabel=axis, ylabel="held-out reward", title=task)
+    panels[0, 0].legend(fontsize=7)
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+def report(results: Results) -> str:
+    """The whole page."""
+    parts = ["# SmolLM2-135M: HAEPO, GRPO and GSPO, with and without replay\n"]
+    parts.append("Made by `python experiments/smollm2/report.py`; how the runs are made stands in `run.py`.\n")
+    parts.append("![Held-out reward against tokens, seconds and KL](curves.png)\n")
+    for task in sorted({task for task, _ in results}):
+        parts += [f"## {task}\n", table(results, task), "", completions(results, task), ""]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    found = read()
+    if not found:
+        raise SystemExit("there are no results yet: see run.py")
+    draw(found, REPORT.with_name("curves.png"))
+    REPORT.write_text(report(found))
+    print(f"wrote {REPORT}")

@@ -1,0 +1,66 @@
+"""Two tasks that SmolLM2-135M can almost do, with rewards that can be verified: data files, and reward functions."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+NAMES = ["Ada", "Bob", "Carla", "Dan", "Emma", "Felix", "Grace", "Henry", "Ines", "Jack", "Kim", "Leo", "Mia", "Noah"]
+TOWNS = ["Paris", "London", "Berlin", "Madrid", "Rome", "Vienna", "Oslo", "Lisbon", "Athens", "Dublin"]
+HELD_OUT = 64
+MAX_NEW_TOKENS = {"sums": 5, "json": 28}
+
+
+def sums() -> Iterator[dict[str, Any]]:
+    """Two numbers below 100, after one example."""
+    for a, b in itertools.product(range(1, 100), repeat=2):
+        yield {"prompt": f"2 + 3 = 5\n{a} + {b} =", "answer": str(a + b)}
+
+
+def records() -> Iterator[dict[str, Any]]:
+    """A person's name, age and town as JSON with given keys, after one example that has the keys in another order."""
+    for name, age, town in itertools.product(NAMES, range(20, 80, 3), TOWNS):
+        prompt = (
+            'Text: Zoe lives in Prague and is 19.\nKeys: town, age\nJSON: {"town": "Prague", "age": 19}\n'
+            f"Text: {name} is {age} and lives in {town}.\nKeys: name, town, age\nJSON:"
+        )
+        yield {"prompt": prompt, "answer": {"name": name, "town": town, "age": age}}
+
+
+TASKS = {"sums": sums, "json": records}
+
+
+def write(folder: Path) -> None:
+    """`<task>.jsonl` and `<task>_held_out.jsonl`, which have no prompt in common, always the same."""
+    for task, rows in TASKS.items():
+        shuffled = list(rows())
+        random.Random(0).shuffle(shuffled)
+        for name, some in ((task, shuffled[HELD_OUT:]), (f"{task}_held_out", shuffled[:HELD_OUT])):
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+
+
+def right_sum(prompts: list[str], completions: list[str], answer: list[str]) -> list[float]:
+    """Whether the completion begins with the right number."""
+    return [float(completion.split()[:1] == [right]) for completion, right in zip(completions, answer, strict=True)]
+
+
+def right_json(prompts: list[str], completions: list[str], answer: list[dict[str, Any]]) -> list[float]:
+    """0.2 for a first line that is a JSON object, the rest for the share of the keys that have the right value, and none
+    for keys that were not asked for."""
+    return [_judged(completion, right) for completion, right in zip(completions, answer, strict=True)]
+
+
+def _judged(completion: str, right: dict[str, Any]) -> float:
+    try:
+        found = json.loads(completion.strip().split("\n")[0])
+    except (ValueError, RecursionError):
+        return 0.0
+    if not isinstance(found, dict):
+        return 0.0
+    if not found.keys() <= right.keys():
+        return 0.2
+    return 0.2 + 0.8 * sum(found.get(key) == value for key, value in right.items()) / len(right)

@@ -1,0 +1,70 @@
+"""The experiment on SmolLM2: its tasks, that every run's settings can be used, and what is reported of results."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from haepo_jax.llm.settings import LLMConfig, load_rewards, read_data
+from haepo_jax.runner.config.arguments import compose, read_arguments
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "smollm2"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.delitem(importlib.sys.modules, "run", raising=False)  # type: ignore[attr-defined]
+    return {name: importlib.import_module(name) for name in ("tasks", "run", "report")}
+
+
+def test_the_tasks_hold_out_prompts_and_judge(scripts: dict[str, Any], tmp_path: Path) -> None:
+    tasks = scripts["tasks"]
+    tasks.write(tmp_path)
+    for task in tasks.TASKS:
+        train, held_out = (read_data(str(tmp_path / f"{task}{end}.jsonl")) for end in ("", "_held_out"))
+        assert len(held_out) == 64 and not {p.prompt for p in train} & {p.prompt for p in held_out}
+        (reward,) = load_rewards(scripts["run"].REWARDS[task], train)
+        assert reward.columns == ["answer"]
+    assert tasks.right_sum([""] * 3, ["25\n2", " 2 5", ""], ["25"] * 3) == [1.0, 0.0, 0.0]
+    right = {"name": "Ada", "town": "Rome", "age": 36}
+    texts = [json.dumps(right), f"{json.dumps(right)}\nmore", '{"name": "Ada"}', '{"who": "Ada"}', "[1]", "{oh"]
+    assert tasks.right_json(texts, texts, [right] * 6) == pytest.approx([1, 1, 0.2 + 0.8 / 3, 0.2, 0, 0])
+
+
+def point(step: int, reward: float) -> dict[str, Any]:
+    return {
+        "step": step, "reward": reward, "solved": reward, "tokens": 100 * step, "seconds": 9.0 * step, "kl": 0.1 * step,
+        "entropy": 1.0, "distinct": 0.5,
+    }  # fmt: skip
+
+
+def test_every_run_can_be_run_and_is_reported(
+    scripts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan from its first run to its last, with results made up as it asks for them."""
+    run, report = scripts["run"], scripts["report"]
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    names = []
+    for job in run.jobs():
+        arguments = ["model=m", "data=d", "run_dir=r", *job.arguments()]
+        config = compose(read_arguments(arguments).overrides, LLMConfig)
+        assert config.replay_batches == (4 if job.method.endswith("_replay") else 1)
+        names.append(job.name)
+        best = job.learning_rate == 3e-5 and job.updates == 1
+        points = [point(0, 0.1), point(12, 0.9 if best else 0.4), point(24, 0.95)]
+        texts = {kind: [{"completion": "25", "reward": 1.0}] for kind in ("worst", "best")}
+        result = {**job._asdict(), "eval": points, "completions": texts}
+        (tmp_path / f"{job.name}.json").write_text(json.dumps(result))
+    assert len(names) == len(set(names)) == 2 * 8 * (4 + 3)
+    assert all("-3e-05-1" in name for name in names if "-1000-" not in name), "what did best in the search"
+    results = report.read(tmp_path)
+    assert len(results) == 16 and all(len(runs) == 3 for runs in results.values())
+    text = report.report(results)
+    assert text.count("| 0.950 (0.950 to 0.950) | 1,200 (3 of 3) |") == 16 and '`"25"`' in text
+    report.draw(results, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
