@@ -70,8 +70,23 @@ def test_several_processes_train_one_run(page: str, tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "hosts" / "summary.json").exists()
 
 
+EXAMPLES = {path.name for path in (ROOT / "examples").glob("*.py")}
+TESTED = {
+    "a2c.py": "test_a2c_example.py",
+    "reinforce.py": "test_reinforce.py",
+    "smollm2.py": "llm/test_smollm2.py",
+    "sweep_workers.py": "test_sweep_workers.py",
+}
+"""Examples with a test of their own: they train for long, or need what is not installed here."""
+
+
+@pytest.mark.parametrize("example", sorted(TESTED))
+def test_an_example_has_its_own_test(example: str) -> None:
+    assert example in EXAMPLES and example.removesuffix(".py") in (ROOT / "tests" / TESTED[example]).read_text()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("example", [path.name for path in sorted((ROOT / "examples").glob("*.py"))])
+@pytest.mark.parametrize("example", sorted(EXAMPLES - {*TESTED}))
 def test_an_example_runs(example: str, tmp_path: Path) -> None:
     lines = (ROOT / "examples" / example).read_text().splitlines()
     assert len(lines) <= 50

@@ -1,7 +1,7 @@
 """Starts workers of one sweep through Hydra's launchers, such as submitit's for SLURM (pip install
 hydra-submitit-launcher; `submitit_local` starts them on this machine):
 
-    python experiments/sweep_workers.py -m hydra/launcher=submitit_slurm hydra.launcher.gpus_per_node=1 'worker=range(8)' \
+    python examples/sweep_workers.py -m hydra/launcher=submitit_slurm hydra.launcher.gpus_per_node=1 'worker=range(8)' \
         'sweep="env=CartPole-v1 algo.learning_rate=tag(log,interval(1e-4,1e-2)) num_configs=512 run_dir=/shared/sweep"'
 
 Each job is one worker of the study in `run_dir`, so they start when the queue lets them, in any number, and none minds if

@@ -10,7 +10,7 @@ import pytest
 
 from tests.jobs import run
 
-FILE = Path(__file__).parents[2] / "experiments" / "sweep_workers.py"
+FILE = Path(__file__).parents[1] / "examples" / "sweep_workers.py"
 
 
 @pytest.mark.slow
