@@ -260,7 +260,7 @@ def collect_segment(
     horizon = min(int(env.horizon), 2**31 - 1)
     packs = num_steps * len(alive) <= PACK_UP_TO
 
-    def step(before: RolloutState, time: jax.Array) -> tuple[RolloutState, Segment]:
+    def step(before: RolloutState, time: jax.Array) -> tuple[RolloutState, Any]:
         keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, time)
         stepped = one_step(before.state, before.observation, before.carry, before.is_first, alive, keys)
         invalid = ~(jnp.isfinite(stepped.transition.reward) & finite_observations(stepped.observation, 1))
@@ -354,7 +354,9 @@ class _Packed:
 def _packed(tree: Any) -> _Packed:
     leaves, structure = jax.tree.flatten(tree)
     rows: list[jax.Array] = []
-    flags, rest, kinds = [], [], []
+    flags: list[jax.Array] = []
+    rest: list[jax.Array] = []
+    kinds: list[tuple[str, Any]] = []
     for x in leaves:
         if x.dtype == bool and x.ndim == 1 and len(flags) < 32:
             kinds.append(("flag", len(flags)))
