@@ -13,9 +13,7 @@
 A completion is a trajectory, the completions of one prompt are a group, and the loss is `haepo_jax.haepo_loss` on sums
 of token log-probabilities, or `haepo_jax.grpo_loss`. Only public functions of Tunix are called.
 
-Tried on CPU with Tunix 0.1.7: SmolLM2-135M, whose logits agree with those of `transformers` to 1e-3; and Qwen 2, Qwen 3 and
-Llama models of two layers made on the spot. Not tried: larger models and accelerators. Refused: scaled rotary embeddings
-(Llama 3.1), which Tunix does not compute, and mixtures of experts.
+Tried on CPU with Tunix 0.1.7: SmolLM2-135M, and Qwen 2, Qwen 3 and Llama models of two layers; no accelerator.
 """
 
 from __future__ import annotations

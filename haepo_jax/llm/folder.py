@@ -126,11 +126,7 @@ def load_model(folder: ModelFolder, mesh: jax.sharding.Mesh) -> nnx.Module:
 
 
 def load_tokenizer(folder: ModelFolder) -> Any:
-    """The folder's tokenizer, as `transformers` loads it; raises ConfigError where it does not fit the model.
-
-    Tunix takes every token equal to the padding for padding. Where the folder pads with its end token, which chats hold
-    in their midst, the tokenizer returned pads with another special token, if it has one.
-    """
+    """The folder's tokenizer, as `transformers` loads it; raises ConfigError where it does not fit the model."""
     import transformers
 
     name = str(folder.path)
@@ -149,6 +145,7 @@ def load_tokenizer(folder: ModelFolder) -> Any:
         )
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"model={short(name)}: the tokenizer has no eos_token, so no completion could end")
+    # Tunix takes every token equal to the padding for padding, and chats hold the end token in their midst.
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         special = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
         tokenizer.pad_token = special[-1] if special else tokenizer.eos_token

@@ -184,7 +184,7 @@ class Learner:
         return batches, metrics
 
     def restore(self, state: State) -> None:
-        """Continues from a state."""
+        """Takes a state, such as a checkpoint's."""
         self.state = state
         nnx.update(self.model, _copied(state.params))
 
@@ -224,10 +224,8 @@ def make_update(
 def batch_loss(
     config: LLMConfig, batch: Batch, log_probs: jax.Array, entropies: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of `config.algo`, the mean over groups, and its metrics.
-
-    HAEPO's takes sums over tokens (`mean_`: means), GRPO's and GSPO's are `haepo_jax.grpo_loss`. The KL penalty is in all
-    of them the k3 estimate of KL(current || reference), because the tokens come from the policy being trained.
+    """The loss of `config.algo`, the mean over groups, and its metrics. The KL penalty is in all of them the k3 estimate of
+    KL(current || reference), because the tokens come from the policy being trained.
 
     Args:
       config: the settings.

@@ -20,10 +20,10 @@ from absl import logging
 from haepo_jax.llm.folder import ModelFolder, load_tokenizer, read_folder, save_model
 from haepo_jax.llm.learner import Batch, Completions, Learner
 from haepo_jax.llm.settings import LLMConfig, Prompt, Reward, describe, settings_text
+from haepo_jax.messages import duration
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.devices import device_errors
 from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
-from haepo_jax.runner.progress import duration
 from haepo_jax.runner.resume import resume_command
 from haepo_jax.runner.run_dir import AppendedFile, RunDir, json_text, write_atomically
 from haepo_jax.runner.signals import StopSignals
@@ -137,7 +137,6 @@ class _Run:
             return
         for name in ("completions", "metrics", "eval"):
             file = directory.path / f"{name}.jsonl"
-            # What was evaluated before the first step that is done again is evaluated again.
             self._files[name] = AppendedFile.continued(file, lambda row: row["step"] < done)
         if config.tensorboard:
             from tensorboardX import SummaryWriter
