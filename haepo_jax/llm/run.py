@@ -79,8 +79,8 @@ def prepare(config: LLMConfig, data: list[Prompt], eval_data: list[Prompt], rewa
         longest = max(longest, length)
         return dataclasses.replace(prompt, prompt=text)
 
-    seen = [[as_seen(prompt) for prompt in some] for some in (data, eval_data)]
-    return Plan(config, folder, tokenizer, *seen, longest, rewards)
+    trained, held_out = ([as_seen(prompt) for prompt in some] for some in (data, eval_data))
+    return Plan(config, folder, tokenizer, trained, held_out, longest, rewards)
 
 
 def fine_tune(plan: Plan, directory: RunDir, *, resumed: bool, command: str) -> None:
