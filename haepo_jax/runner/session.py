@@ -145,7 +145,7 @@ def warn(text: str) -> None:
 def _of_last_checkpoint(directory: RunDir, sentence: str) -> str:
     """A sentence with the newest checkpoint's path; nothing where there is none."""
     found = Checkpoints(directory.checkpoints).all()
-    return sentence.replace("{}", str(found[-1].path)) if found else ""
+    return sentence.replace("{}", str(found[-1].path), 1) if found else ""
 
 
 def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
