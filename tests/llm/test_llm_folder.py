@@ -98,12 +98,12 @@ def test_a_llama_is_a_qwen_2_without_biases(tmp_path: Path) -> None:
 
 
 def test_lora_is_added_to_the_weights(tmp_path: Path, model_folder: Path) -> None:
-    from haepo_jax.llm.run import _with_lora
+    from haepo_jax.llm.learner import with_lora
     from haepo_jax.llm.settings import LLMConfig
 
     folder, model = load(model_folder)
     config = LLMConfig(lora_rank=3, lora_alpha=6.0)
-    adapted: Any = _with_lora(model, config)
+    adapted: Any = with_lora(model, config)
     np.testing.assert_allclose(tiny_model.logits(adapted, TOKENS), tiny_model.logits(model, TOKENS), atol=1e-5)
     key = jax.random.key(0)
     for _, variable in nnx.to_flat_state(nnx.state(adapted, nnx.LoRAParam)):
