@@ -182,10 +182,14 @@ def test_decayed_sums_equal_their_definition(way: Callable[..., jax.Array], reve
     for t in reversed(range(length)) if reverse else range(length):
         total = decay[t].astype(np.float64) * total + x[t]
         expected[t] = total
-    np.testing.assert_allclose(way(x, decay, start, reverse=reverse), expected, rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(
+        way(*map(jnp.asarray, (x, decay, start)), reverse=reverse), expected, rtol=2e-5, atol=2e-6
+    )
 
     weights = rng.normal(size=x.shape)
-    gradient = jax.grad(lambda x: jnp.sum(way(x, decay, start, reverse=reverse) * weights))(x)
+    gradient = jax.grad(lambda x: jnp.sum(way(x, *map(jnp.asarray, (decay, start)), reverse=reverse) * weights))(
+        jnp.asarray(x)
+    )
     change = np.zeros_like(expected)
     total = np.zeros(5)
     for t in range(length) if reverse else reversed(range(length)):
