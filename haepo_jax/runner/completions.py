@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,11 @@ from haepo_jax.algorithms.running import EVALUATION_SEED
 from haepo_jax.algorithms.state import TrainState
 from haepo_jax.losses import plackett_luce_weights
 from haepo_jax.rollout import Trajectory, collect_episodes, environment_keys
-from haepo_jax.runner.loggers import TensorBoardLogger
 from haepo_jax.runner.observers import Observer, Row, RunInfo
 from haepo_jax.runner.run_dir import AppendedFile, RunDir, json_text
+
+if TYPE_CHECKING:
+    from haepo_jax.runner.loggers import TensorBoardLogger
 
 
 def play_and_score(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ FOLDER = Path(__file__).parents[2] / "experiments" / "smollm2"
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.syspath_prepend(str(FOLDER))
-    monkeypatch.delitem(importlib.sys.modules, "run", raising=False)  # type: ignore[attr-defined]
+    for name in ("tasks", "run", "report"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return {name: importlib.import_module(name) for name in ("tasks", "run", "report")}
 
 

@@ -20,7 +20,7 @@ from haepo_jax.runner.evaluation import EvaluationSize, final_size, row_size
 from haepo_jax.runner.observers import Observer
 from haepo_jax.runner.program import Program
 from haepo_jax.runner.run import run
-from haepo_jax.runner.signals import interruptibly
+from haepo_jax.runner.signals import StopSignals, interruptibly
 from tests.runner.counting_algorithm import Counting
 from tests.runner.test_loop import Recorder, run_counting, settings
 
@@ -133,13 +133,14 @@ def test_a_signal_during_an_evaluation_ends_the_run(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("haepo_jax.runner.run.build", lambda config: Counting(total_steps=20))
     begin: list[float] = []
 
-    def stop() -> int | None:
-        if told and not begin:
-            begin.append(time.perf_counter())
-        return 2 if told else None
+    class Stop(StopSignals):
+        def __call__(self) -> int | None:
+            if told and not begin:
+                begin.append(time.perf_counter())
+            return 2 if told else None
 
     with pytest.raises(Interrupted, match="interrupted at"):
-        run(settings(), Path("nowhere"), [Watch()], stop=stop)
+        run(settings(), Path("nowhere"), [Watch()], stop=Stop(lambda: None))
     assert time.perf_counter() - begin[0] < 1.5 and waiting == [True]
     assert told == [what == "final_evaluation"]
 
