@@ -1,5 +1,6 @@
 """What the adapters share: importing libraries that may be missing, and the form of their environments."""
 
+import abc
 import contextlib
 import dataclasses
 import importlib
@@ -19,7 +20,7 @@ _CONFIG: Any = jax.config  # whose flags are not typed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LibraryEnvironment(Replaceable):
+class LibraryEnvironment(Replaceable, abc.ABC):
     """The base of the adapters, which add `_reset` and `_step` in the library's own dtypes.
 
     Its leaves are `params`, so `env.replace(params=...)` vmaps. `horizon` is fixed when the environment is made: params with
@@ -46,13 +47,13 @@ class LibraryEnvironment(Replaceable):
                 action = jnp.asarray(action, self.action_space.dtype)
             return finish_step(self.name, state, *self._step(key, state, action))
 
+    @abc.abstractmethod
     def _reset(self, key: Array) -> tuple[PyTree, PyTree]:
         """(state, observation)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _step(self, key: Array, state: Any, action: Array) -> tuple[PyTree, PyTree, Any, Any, Any]:
         """(state, observation, reward, terminated, truncated), the last of which may also hold where terminated does."""
-        raise NotImplementedError
 
 
 def load(name: str, library: str, module: str) -> Any:
