@@ -19,8 +19,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from haepo_jax.messages import number
 from haepo_jax.runner.config import ConfigError
-from haepo_jax.runner.progress import number
 from haepo_jax.runner.run_dir import RunDir, write_atomically
 from haepo_jax.runner.statistics import bootstrap_interval, interquartile_mean_of_known
 

@@ -18,7 +18,7 @@ from haepo_jax.messages import duration, number
 from haepo_jax.runner.config import ConfigError, hyperparameter_fields
 from haepo_jax.runner.config.arguments import value_text
 from haepo_jax.runner.devices import describe_device, device_errors
-from haepo_jax.runner.evaluation import final_size
+from haepo_jax.runner.program import final_size
 from haepo_jax.runner.run_dir import json_text, write_atomically
 from haepo_jax.runner.sweeps.builder import Builder, custom_of
 from haepo_jax.runner.sweeps.cohort import Candidate, Group, Outcome, Rules, group_candidates, train_cohort
@@ -223,13 +223,11 @@ class _Worker:
                 return
 
     def _announce(self) -> None:
-        device, fallback = describe_device(local=True)
+        device = describe_device(local=True)
         plan = self._plan
         seeds = f" of {plan.settings.num_seeds} seeds" if plan.settings.num_seeds > 1 else ""
         what = f"{plan.num_configs} configurations{seeds} ({plan.search} search)"
         self._display.say(f"sweeping {what} on {device} (JAX {jax.__version__})")
-        if fallback:
-            self._display.say(f"note: {fallback}")
 
     def _ended(self) -> tuple[int, float]:
         """How many trials have ended, and the best return of those that trained to their end."""

@@ -14,7 +14,7 @@ import pytest
 
 from haepo_jax.runner import comparison
 from haepo_jax.runner.commands import compare
-from haepo_jax.runner.comparison_settings import Comparison, read_comparison
+from haepo_jax.runner.comparison import Comparison, read_comparison
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import command_of, compose, read_arguments
 from haepo_jax.runner.errors import Interrupted
@@ -34,7 +34,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that compile in no time; each algorithm's returns are its own."""
     strides = {"haepo": 20, "ppo": 10, "grpo": 10, "dpo": 15}
     monkeypatch.setattr(
-        "haepo_jax.runner.run.build",
+        "haepo_jax.runner.loop.build",
         lambda config: Counting(
             total_steps=config.total_steps, stride=strides[config.algo.name], start=strides[config.algo.name]
         ),
