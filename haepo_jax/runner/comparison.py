@@ -195,19 +195,16 @@ def _report(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
 def read_result(algo: str, env: str, directory: RunDir) -> dict[str, Any]:
     """One algorithm on one environment, from the summary of its run; raises ConfigError."""
     summary = directory.read_summary()
-    try:
-        returns = np.array(summary["final_return_per_seed"], np.float64)
-        described = describe_returns(returns)
-        return {
-            "algo": algo,
-            "env": env,
-            **{key: summary[key] for key in KEPT},
-            "final_return_per_seed": returns.tolist(),
-            **{key: described[key] for key in ("iqm", "iqm_interval", "mean")},
-            "run_dir": directory.path.name,
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{str(directory.summary)!r} is no summary of a run that ended ({error!r})") from None
+    returns = np.array(summary["final_return_per_seed"], np.float64)
+    described = describe_returns(returns)
+    return {
+        "algo": algo,
+        "env": env,
+        **{key: summary[key] for key in KEPT},
+        "final_return_per_seed": returns.tolist(),
+        **{key: described[key] for key in ("iqm", "iqm_interval", "mean")},
+        "run_dir": directory.path.name,
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -245,29 +242,29 @@ def _known(values: Sequence[float]) -> npt.NDArray[np.float64]:
 
 def table(results: Sequence[dict[str, Any]], improvement: dict[str, Any]) -> str:
     """Markdown that also reads well as plain text: one table per environment."""
-    ours, over = improvement["of"], improvement["over"]
-    header = "algorithm|final return, IQM|95% interval|mean|worst to best seed|steps per seed|steps/s, all seeds|time"
-    names = header.split("|") + ([f"P({ours} is better)"] if over else [])
+    over, better = improvement["over"], f"P({improvement['of']} is better)"
     parts = []
     for env in dict.fromkeys(result["env"] for result in results):
-        rows, seeds = [names], 0
+        rows, seeds = [], 0
         for result in (result for result in results if result["env"] == env):
             returns, seeds = _known(result["final_return_per_seed"]), len(result["seeds"])
-            row = [
-                result["algo"],
-                number(result["iqm"]),
-                _interval(result["iqm_interval"]),
-                number(result["mean"]),
-                _interval([returns.min(), returns.max()] if len(returns) else [np.nan]),
-                f"{int(np.mean(result['env_steps_per_seed'])):,}",
-                number(result["env_steps_per_second"]),
-                duration(result["wall_seconds"]),
-            ]
-            rows.append([*row, _probability(over.get(result["algo"], {}).get(env))] if over else row)
+            row = {
+                "algorithm": result["algo"],
+                "final return, IQM": number(result["iqm"]),
+                "95% interval": _interval(result["iqm_interval"]),
+                "mean": number(result["mean"]),
+                "worst to best seed": _interval([returns.min(), returns.max()] if len(returns) else [np.nan]),
+                "steps per seed": f"{int(np.mean(result['env_steps_per_seed'])):,}",
+                "steps/s, all seeds": number(result["env_steps_per_second"]),
+                "time": duration(result["wall_seconds"]),
+            }
+            if over:
+                row[better] = _probability(over[result["algo"]][env]) if result["algo"] in over else ""
+            rows.append(row)
         parts.append(f"### {env}, {seeds} seed{'s' if seeds > 1 else ''}\n\n{_aligned(rows)}")
     overall = [f"{name} {_probability(chances['all'])}" for name, chances in over.items() if "all" in chances]
     if overall:
-        parts.append(f"P({ours} is better) over all environments: than {'; than '.join(overall)}.")
+        parts.append(f"{better} over all environments: than {'; than '.join(overall)}.")
     parts += [
         f"{result['algo']} on {result['env']}: seed {seed['seed']} diverged in update {seed['update']}."
         for result in results
@@ -284,17 +281,16 @@ def _interval(limits: Sequence[float]) -> str:
     return "-" if np.isnan(limits).any() else f"{number(limits[0])} to {number(limits[1])}"
 
 
-def _probability(value: dict[str, Any] | None) -> str:
-    if value is None:
-        return ""
+def _probability(value: dict[str, Any]) -> str:
     low, high = value["interval"]
     interval = "" if np.isnan([low, high]).any() else f" ({low:.2f} to {high:.2f})"
     return "-" if np.isnan(value["probability"]) else f"{value['probability']:.2f}{interval}"
 
 
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    # Names to the left, numbers to the right.
-    rows = [rows[0], ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])], *rows[1:]]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+def _aligned(rows: list[dict[str, str]]) -> str:
+    """A table whose columns stand under each other: names to the left, numbers to the right."""
+    cells = [[*rows[0]], *([*row.values()] for row in rows)]
+    first, *widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [[row[0].ljust(first), *map(str.rjust, row[1:], widths)] for row in cells]
+    lines.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in widths)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

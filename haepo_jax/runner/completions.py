@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,6 @@ from haepo_jax.losses import plackett_luce_weights
 from haepo_jax.rollout import Trajectory, collect_episodes, environment_keys
 from haepo_jax.runner.observers import Observer, Row, RunInfo
 from haepo_jax.runner.run_dir import RunDir, append_record, json_text, keep_rows
-
-if TYPE_CHECKING:
-    from haepo_jax.runner.loggers import TensorBoardLogger
 
 
 def play_and_score(
@@ -55,15 +52,15 @@ def play_and_score(
 
 
 class CompletionLogger(Observer):
-    """Writes `completions.jsonl`, a line for each completion, and a table of them as TensorBoard text.
+    """Writes `completions.jsonl`, a line for each completion.
 
     At every row but the first, the policy of the row before (of the first seed) completes new prompts. Since then
     training has changed the completions' log-likelihoods from `log_likelihood` to `log_likelihood_after`, and `weight` is
     the Plackett-Luce weight of that change within the group of one prompt. A task without tokens has none.
     """
 
-    def __init__(self, directory: RunDir, prompts: int, tensorboard: TensorBoardLogger | None) -> None:
-        self._file, self._prompts, self._tensorboard = directory.path / "completions.jsonl", prompts, tensorboard
+    def __init__(self, directory: RunDir, prompts: int) -> None:
+        self._file, self._prompts = directory.path / "completions.jsonl", prompts
         self._before: TrainState | None = None
 
     def on_start(self, info: RunInfo) -> None:
@@ -98,8 +95,6 @@ class CompletionLogger(Observer):
             lines = self._lines(*jax.device_get(self._play(self._before, state)))
             place = {"row": row.index, "env_steps": row.mean_steps}
             append_record(self._file, "".join(json_text(place | line) + "\n" for line in lines))
-            if self._tensorboard is not None:
-                self._tensorboard.text("completions", _markdown(lines), row.mean_steps)
         self._before = state
 
     def _lines(
@@ -116,9 +111,3 @@ class CompletionLogger(Observer):
             }
             for k in range(len(weights))
         ]
-
-
-def _markdown(lines: list[dict[str, Any]]) -> str:
-    rows = [" | ".join(f"`{v}`" if isinstance(v, str) else f"{v:.3f}" for v in line.values()) for line in lines]
-    head = [" | ".join(name.replace("_", " ") for name in lines[0]), " | ".join("---" for _ in lines[0])]
-    return "\n".join(f"| {line} |" for line in [*head, *rows])

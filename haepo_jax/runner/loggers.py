@@ -19,12 +19,11 @@ def loggers_of(config: RunConfig, directory: RunDir, command: str) -> list[Obser
     """The loggers that a run's settings ask for; `command` is for the summary."""
     from haepo_jax.runner.completions import CompletionLogger
 
-    tensorboard = TensorBoardLogger(directory) if config.tensorboard else None
-    made: list[Observer] = [FileLogger(directory, command), CurveLogger(directory, tensorboard)]
-    if tensorboard is not None:
-        made.append(tensorboard)
+    made: list[Observer] = [FileLogger(directory, command), CurveLogger(directory)]
+    if config.tensorboard:
+        made.append(TensorBoardLogger(directory))
     if config.completions:
-        made.append(CompletionLogger(directory, config.completions, tensorboard))
+        made.append(CompletionLogger(directory, config.completions))
     if config.wandb:
         made.append(WandbLogger(directory))
     return made
@@ -94,19 +93,6 @@ class TensorBoardLogger(Observer):
         values = [Summary.Value(tag=_tag(name), simple_value=value) for name, value in _scalars(row).items()]
         self._write(step=row.mean_steps, summary=Summary(value=values))
 
-    def text(self, tag: str, markdown: str, step: int) -> None:
-        """Text for TensorBoard's text page."""
-        from tensorboardX.summary import text
-
-        self._write(step=step, summary=text(tag, markdown))
-
-    def image(self, tag: str, png: bytes, step: int) -> None:
-        """A picture for TensorBoard's image page."""
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        value = Summary.Value(tag=tag, image=Summary.Image(encoded_image_string=png))
-        self._write(step=step, summary=Summary(value=[value]))
-
     def _write(self, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
@@ -158,19 +144,16 @@ class WandbLogger(Observer):
 
 
 class CurveLogger(Observer):
-    """Draws `curve.png` when the run has ended, for TensorBoard too."""
+    """Draws `curve.png` when the run has ended."""
 
-    def __init__(self, directory: RunDir, tensorboard: TensorBoardLogger | None) -> None:
-        self._directory, self._tensorboard = directory, tensorboard
+    def __init__(self, directory: RunDir) -> None:
+        self._directory = directory
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        from haepo_jax.runner.plots import curves_figure, figure_png, read_curve
+        from haepo_jax.runner.plots import curves_figure, read_curve, write_figure
 
         try:
             curve = read_curve(self._directory, label=summary["algo"])
         except ConfigError:  # a run may diverge before its first row
             return
-        png = figure_png(curves_figure([curve], title=f"{summary['algo']} on {summary['env']}"))
-        write_atomically(self._directory.curve, png)
-        if self._tensorboard is not None:
-            self._tensorboard.image("curve", png, summary["env_steps"])
+        write_figure(curves_figure([curve], title=f"{summary['algo']} on {summary['env']}"), self._directory.curve)

@@ -202,30 +202,29 @@ def _not_finite(cause: int) -> list[str]:
     return [name for bit, name in enumerate(CAUSES) if cause >> bit & 1]
 
 
+@dataclasses.dataclass
 class _Loop:
     """The loop over rows. Seconds are measured where the host waits for the device, so they are the device's.
 
     How it is cut into compiled calls, and at which of them it is broken off and resumed, changes no row and no update.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        observers: Sequence[Observer],
-        saver: Saver | None,
-        stop: StopSignals,
-        processes: Processes,
-        position: LoopState,
-        state: TrainState,
-        about: dict[str, Any],
-        env: str,
-    ) -> None:
-        self._program, self._observers, self._saver, self._stop = program, observers, saver, stop
-        self._processes, self._about, self._env = processes, about, env
-        self._total: int = program.algorithm.total_steps
-        self.state, self._at, self._position = state, Counters.read(state), position
+    program: Program
+    observers: Sequence[Observer]
+    saver: Saver | None
+    stop: StopSignals
+    processes: Processes
+    position: LoopState
+    state: TrainState
+    about: dict[str, Any]  # what every checkpoint says of the run
+    env: str
+
+    def __post_init__(self) -> None:
+        position = self.position
+        self._at = Counters.read(self.state)
         if not position.steps:
             position.steps = position.logged_steps = sum(self._at.env_steps)
+        self._total: int = self.program.algorithm.total_steps
         # The return of the row that was logged at exactly this state.
         self._return: float | None = None
         self._begin = time.perf_counter() - position.run_seconds
@@ -235,11 +234,11 @@ class _Loop:
     @property
     def moment(self) -> Any:
         """What tells this moment of the run from every other."""
-        return self._position.rows, self._at.update, self._at.diverged_at
+        return self.position.rows, self._at.update, self._at.diverged_at
 
     def run(self) -> dict[str, Any]:
         """Trains to the end; returns the loop's part of the summary."""
-        program, position, points = self._program, self._position, self._program.algorithm.log_points
+        program, position, points = self.program, self.position, self.program.algorithm.log_points
         # A run may have been broken off between the last update of a row and the row.
         while position.ended != self._total and (position.until is not None or self._at.before(self._total)):
             if position.until is None:
@@ -256,12 +255,12 @@ class _Loop:
         run_seconds = self._clock()
         # Written while the policy is evaluated.
         self._save()
-        self._processes.meet()
+        self.processes.meet()
         begin = time.perf_counter()
         final = self._listening(lambda: program.final_evaluation(self.state), final=True)
         final_seconds = time.perf_counter() - begin
-        if self._saver is not None:
-            self._saver.wait()
+        if self.saver is not None:
+            self.saver.wait()
         self._leave_if_asked()
         return self._results(final, run_seconds, final_seconds)
 
@@ -269,14 +268,14 @@ class _Loop:
         """Where the next compiled call ends so that it takes about SLICE_SECONDS, judged by those before; the first call
         makes one update."""
         behind = self._at.behind or 0
-        steps, seconds = behind - self._first[0], self._position.train_seconds - self._first[1]
+        steps, seconds = behind - self._first[0], self.position.train_seconds - self._first[1]
         return behind + max(1, int(steps / seconds * SLICE_SECONDS) if seconds else 1)
 
     def _advance(self, until: int) -> None:
         """One compiled call, and a checkpoint where one is due."""
-        position, before = self._position, self._at
+        position, before = self.position, self._at
         with self._timed("train_seconds"):
-            self.state, latest = interruptibly(lambda: self._program.advance(self.state, until))
+            self.state, latest = interruptibly(lambda: self.program.advance(self.state, until))
             self._at = Counters.read(self.state)
             # A seed's metrics before its first update are 0 on the device, and not known.
             advanced = np.array(self._at.update) > np.array(before.update)
@@ -286,23 +285,23 @@ class _Loop:
                 for name, value in latest.items()
             }
         position.steps, self._return = sum(self._at.env_steps), None
-        for observer in self._observers:
+        for observer in self.observers:
             observer.on_slice(self.state, self._at.env_steps)
         self._warn(before)
-        if self._saver is not None and self._saver.due(position.steps // self._program.num_seeds):
+        if self.saver is not None and self.saver.due(position.steps // self.program.num_seeds):
             self._save()
         self._leave_if_asked()
 
     def _log(self) -> None:
         """A row: an evaluation, and what the last update of each seed said. An observer may end the run with it."""
-        at, position = self._at, self._position
+        at, position = self._at, self.position
         with self._timed("eval_seconds"):
             evaluation = {name: value.astype(np.float64).tolist() for name, value in self._evaluate().items()}
         metrics = position.metrics | evaluation
         for name in {*EPISODE_MEANS} & {*metrics} if "episodes" in metrics else ():
             # A compiled function gives no NaN for the mean of no episodes, so as not to stop `jax_debug_nans`.
             metrics[name] = np.where(np.array(metrics["episodes"]) == 0, np.nan, metrics[name]).tolist()
-        if getattr(self._program.algorithm, "on_nan", "stop") == "skip":
+        if getattr(self.program.algorithm, "on_nan", "stop") == "skip":
             metrics["skipped_updates"] = [float(count) for count in at.skipped]
         (seconds_before, steps_before), now = self._last_row, self._clock()
         speed = (position.steps - steps_before) / (now - seconds_before)
@@ -310,24 +309,24 @@ class _Loop:
         self._last_row, self._return = (now, position.steps), row.mean_return
         position.rows, position.logged_steps = position.rows + 1, position.steps
         ended = False
-        for observer in self._observers:
+        for observer in self.observers:
             observer.on_row(row)
             ended |= bool(observer.on_state(row, sharding.own_copy(self.state)))
         if ended and at.before(self._total):
             position.ended = self._total
-        if self._saver is not None and self._return > (
+        if self.saver is not None and self._return > (
             -np.inf if position.best_return is None else position.best_return
         ):
             position.best_return = self._return
             with self._timed("checkpoint_seconds"):
-                self._saver.hold(sharding.own_copy(self.state), self._progress(), self.moment)
-        if self._processes.meet(int(position.ended == self._total))[0]:
+                self.saver.hold(sharding.own_copy(self.state), self._progress(), self.moment)
+        if self.processes.meet(int(position.ended == self._total))[0]:
             position.ended = self._total
 
     def _evaluate(self) -> dict[str, np.ndarray[Any, Any]]:
         """The evaluation at a row. One that would make evaluation longer than the training, counted in environment steps,
         is left out, except at the end of the run."""
-        program, position = self._program, self._position
+        program, position = self.program, self.position
         if position.eval_steps > position.steps and self._at.before(self._total):
             return program.not_evaluated()
         values = self._listening(lambda: program.evaluate(self.state), final=False)
@@ -337,10 +336,10 @@ class _Loop:
 
     def _listening(self, function: Callable[[], T], *, final: bool) -> T:
         """An evaluation, which may take long: it is announced, and a signal ends it at once, after a checkpoint."""
-        size = self._program.final_size if final else self._program.row_size
-        for observer in self._observers if size.episodes else ():
+        size = self.program.final_size if final else self.program.row_size
+        for observer in self.observers if size.episodes else ():
             observer.on_evaluation(final)
-        if not self._processes.alone:  # the others would wait for their part of it
+        if not self.processes.alone:  # the others would wait for their part of it
             return interruptibly(function)
         return interruptibly(function, self._leave_if_asked)
 
@@ -348,7 +347,7 @@ class _Loop:
         self, final: dict[str, np.ndarray[Any, Any]], run_seconds: float, final_seconds: float
     ) -> dict[str, Any]:
         """The loop's part of the summary, from the final evaluation (see `Program.final_evaluation`) and the clocks."""
-        at, position, program = self._at, self._position, self._program
+        at, position, program = self._at, self.position, self.program
         # (seeds, episodes), of which there may be none
         means = {k: v.mean(1, np.float64) if v.size else np.full(len(v), np.nan) for k, v in final.items()}
         return {
@@ -381,39 +380,39 @@ class _Loop:
 
     def _clock(self) -> float:
         """The seconds of the run so far."""
-        self._position.run_seconds = time.perf_counter() - self._begin
-        return self._position.run_seconds
+        self.position.run_seconds = time.perf_counter() - self._begin
+        return self.position.run_seconds
 
     @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         """Adds the seconds that pass to one of the position's clocks."""
         begin = time.perf_counter()
         yield
-        setattr(self._position, name, getattr(self._position, name) + time.perf_counter() - begin)
+        setattr(self.position, name, getattr(self.position, name) + time.perf_counter() - begin)
 
     def _progress(self) -> dict[str, Any]:
         """What a checkpoint of this moment says beside the arrays."""
         self._clock()
-        return {**self._about, "return": self._return, "position": dataclasses.asdict(self._position)}
+        return {**self.about, "return": self._return, "position": dataclasses.asdict(self.position)}
 
     def _save(self, *, wait: bool = False) -> None:
-        if self._saver is not None:
-            steps = self._position.steps // self._program.num_seeds
+        if self.saver is not None:
+            steps = self.position.steps // self.program.num_seeds
             with self._timed("checkpoint_seconds"):
-                self._saver.save(sharding.own_copy(self.state), steps, self._progress(), self.moment)
+                self.saver.save(sharding.own_copy(self.state), steps, self._progress(), self.moment)
             if wait:
-                self._saver.wait()
+                self.saver.wait()
 
     def _leave_if_asked(self) -> None:
         # The first process's clock is everyone's, so that all come to the same end of the next call.
-        signum, self._position.train_seconds = self._processes.meet(self._stop() or 0, self._position.train_seconds)
+        signum, self.position.train_seconds = self.processes.meet(self.stop() or 0, self.position.train_seconds)
         if signum:
             self._save(wait=True)
-            raise Interrupted(signum, f"interrupted at {self._position.steps // self._program.num_seeds:,} steps")
+            raise Interrupted(signum, f"interrupted at {self.position.steps // self.program.num_seeds:,} steps")
 
     def _warn(self, before: Counters) -> None:
         """Tells of what went wrong since `before`: each frozen seed, and the first update and episode left out."""
-        at, texts, seeds = self._at, [], self._program.seeds
+        at, texts, seeds = self._at, [], self.program.seeds
         if at.behind is not None:
             new = [seed for seed in at.divergences(seeds) if seed not in before.divergences(seeds)]
             texts += [f"{divergence_text(seed)}; it stays as it was before, the others continue" for seed in new]
@@ -424,8 +423,8 @@ class _Loop:
             )
         if sum(at.invalid_episodes) and not sum(before.invalid_episodes):
             texts.append(
-                f"{self._env} gave an observation or reward that is not finite; such episodes are left out and counted"
+                f"{self.env} gave an observation or reward that is not finite; such episodes are left out and counted"
             )
-        for observer in self._observers:
+        for observer in self.observers:
             for text in texts:
                 observer.on_warning(text)

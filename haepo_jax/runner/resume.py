@@ -22,19 +22,17 @@ FREE = frozenset({
 
 
 def compose_run(arguments: Arguments) -> RunConfig:
-    """The settings of a training run: of a new one, or with `resume` of the one in `run_dir` with the changes that are
-    allowed. Raises ConfigError."""
+    """The settings of a training run: of a new one, or with `resume` of the one in `run_dir` with some changed. Raises
+    ConfigError."""
     overrides = list(arguments.overrides)
     directory = existing_run(*(peek(overrides, RunConfig, key) for key in ("resume", "run_dir")))
-    # Whether there are several processes is not the run's to say but that of those who start them.
-    saved = None if directory is None else dataclasses.replace(directory.read_config(), distributed=False)
     if arguments.settings is not None:
-        config = compose(overrides, RunConfig, arguments.settings, f"--config {short(arguments.file)}: ")
-    else:
-        config = compose(overrides, RunConfig, None if saved is None else saved.to_dict())
-    if saved is not None and directory is not None:
-        allowed(flat(saved), flat(config), directory)
-    return config
+        return compose(overrides, RunConfig, arguments.settings, f"--config {short(arguments.file)}: ")
+    if directory is None:
+        return compose(overrides, RunConfig)
+    # Whether there are several processes is not the run's to say but that of those who start them.
+    saved = dataclasses.replace(directory.read_config(), distributed=False)
+    return compose(overrides, RunConfig, saved.to_dict())
 
 
 def existing_run(resume: str, run_dir: str | None) -> RunDir | None:

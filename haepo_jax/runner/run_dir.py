@@ -9,7 +9,6 @@ import errno
 import fcntl
 import itertools
 import json
-import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -268,14 +267,5 @@ def flush_to_disk(path: Path) -> None:
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """JSON in which a number that is not finite is null, as it is in every reader."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    finite = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    return json.dumps(finite, indent=indent, allow_nan=False)

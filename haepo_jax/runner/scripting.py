@@ -149,8 +149,7 @@ def train(
         # The rows before a resumed run's are there, too.
         rows = directory.read_metrics()
         if final is None:
-            text = f"{ended_text(directory, summary)}; nothing was trained, its result is returned"
-            observers[-1].on_warning(text)
+            observers[-1].on_warning(f"{ended_text(directory, summary)}; nothing was trained, its result is returned")
         state = final or load_run(directory, "last", warn, algo)[2]
     if len(numbers) == 1 and state.update.ndim == 0:
         state = jax.tree.map(lambda x: x[None], state)
@@ -203,6 +202,8 @@ class _Callback(Observer):
 
 
 class _Warnings(Observer):
+    """In place of the display."""
+
     def on_warning(self, text: str) -> None:
         warnings.warn(text, stacklevel=2)
 

@@ -171,9 +171,9 @@ def _last(checkpoints: Checkpoints, then: str = "") -> str:
 
 def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
     """Which update was not finite, the likely cause and where the last finite state is, in one line."""
-    first = summary["diverged"][0]
+    first, invalid = summary["diverged"][0], sum(summary["invalid_episodes_per_seed"])
     every = f"every seed diverged, seed {first['seed']}" if len(summary["seeds"]) > 1 else "diverged"
-    if invalid := sum(summary["invalid_episodes_per_seed"]):
+    if invalid:
         cause = f"the environment, which gave an observation or reward that is not finite in {invalid} episodes"
     else:
         rate = summary["hyperparameters"]["learning_rate"]
