@@ -344,7 +344,7 @@ class Saver:
     killed before then resumes from a checkpoint before that row, and meets it again.
 
     Args:
-      checkpoints: where they go.
+      checkpoints: where they go; None: nothing is saved.
       keep: how many of the last ones stay; the best by return stays beside them.
       steps: environment steps per seed from one to the next; None: not by steps. Likewise `minutes`.
       flush_first: files that must be on the disk before a checkpoint that counts on them.
@@ -352,7 +352,7 @@ class Saver:
 
     def __init__(
         self,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints | None,
         *,
         keep: int = 3,
         steps: int | None = None,
@@ -367,7 +367,8 @@ class Saver:
 
     def prepare(self) -> None:
         """Imports orbax in the background: that takes more than a second, which can pass while a program is compiled."""
-        self._pool.submit(importlib.import_module, "orbax.checkpoint")
+        if self._checkpoints is not None:
+            self._pool.submit(importlib.import_module, "orbax.checkpoint")
 
     def start(self, steps: int, saved: Any = None) -> None:
         """Begins to count intervals at `steps` per seed; `saved` is the moment that the newest checkpoint holds."""
@@ -375,7 +376,8 @@ class Saver:
 
     def hold(self, state: Any, progress: dict[str, Any], moment: Any) -> None:
         """Copies the state with the best return so far."""
-        self._best = Snapshot(to_arrays(state), progress, moment)
+        if self._checkpoints is not None:
+            self._best = Snapshot(to_arrays(state), progress, moment)
 
     def due(self, steps: int) -> bool:
         """Whether a checkpoint is due at `steps`, and the one before has been written. Raises what that one raised."""
@@ -388,21 +390,23 @@ class Saver:
     def save(self, state: Any, steps: int, progress: dict[str, Any], moment: Any) -> None:
         """Writes the state of all seeds, and the best one before it, in the background; what has been saved already is not
         saved again."""
+        if self._checkpoints is None:
+            return
         self.wait()
         copies = [] if self._best is None else [self._best]
         if moment != self._saved and not (copies and copies[0].moment == moment):
             copies.append(Snapshot(to_arrays(state), progress, moment))
         if copies:
-            self._writing = self._pool.submit(self._write, copies)
+            self._writing = self._pool.submit(self._write, self._checkpoints, copies)
         self._best = None
         self.start(steps, moment)
 
-    def _write(self, copies: list[Snapshot]) -> None:
+    def _write(self, checkpoints: Checkpoints, copies: list[Snapshot]) -> None:
         for file in self._flush_first:
             flush_to_disk(file)
         for copy in copies:
-            self._checkpoints.write(copy.arrays, copy.progress)
-        self._checkpoints.prune(self._keep)
+            checkpoints.write(copy.arrays, copy.progress)
+        checkpoints.prune(self._keep)
 
     def wait(self) -> None:
         """Until everything is on the disk; raises CheckpointError or OSError where that failed."""

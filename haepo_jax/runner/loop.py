@@ -60,12 +60,10 @@ def run(
       Interrupted: `stop` gave a signal; there is a last checkpoint.
       OSError: an observer cannot write.
     """
-    begun = time.perf_counter()
+    begun, saver = time.perf_counter(), saver or Saver(None)
     with contextlib.ExitStack() as stack:
-        for observer in observers:
-            stack.callback(observer.close)
-        if saver is not None:
-            stack.callback(saver.close)
+        for close in [*(observer.close for observer in observers), saver.close]:
+            stack.callback(close)
         device = describe_device()
         algorithm = build(config) if algorithm is None else algorithm
         mesh = mesh_of(config, algorithm)
@@ -85,8 +83,7 @@ def run(
             observer.on_start(info)
             for text in _changes(earlier, about, steps, config, algorithm) if earlier else ():
                 observer.on_warning(text)
-        if saver is not None:
-            saver.prepare()
+        saver.prepare()
         processes.meet()
         with device_errors("take fewer seeds or environments"):
             final = final_size(config.final_eval_episodes, algorithm)
@@ -99,8 +96,7 @@ def run(
             position.compile_seconds += program.compile_seconds
             position.resumed_from += [steps] if earlier else []
             loop = _Loop(program, observers, saver, stop, processes, position, state, about, config.env)
-            if saver is not None:
-                saver.start(steps, loop.moment if checkpoint else None)
+            saver.start(steps, loop.moment if checkpoint else None)
             processes.meet()
             results = loop.run()
         summary = {
@@ -211,7 +207,7 @@ class _Loop:
 
     program: Program
     observers: Sequence[Observer]
-    saver: Saver | None
+    saver: Saver
     stop: StopSignals
     processes: Processes
     position: LoopState
@@ -259,8 +255,7 @@ class _Loop:
         begin = time.perf_counter()
         final = self._listening(lambda: program.final_evaluation(self.state), final=True)
         final_seconds = time.perf_counter() - begin
-        if self.saver is not None:
-            self.saver.wait()
+        self.saver.wait()
         self._leave_if_asked()
         return self._results(final, run_seconds, final_seconds)
 
@@ -288,7 +283,7 @@ class _Loop:
         for observer in self.observers:
             observer.on_slice(self.state, self._at.env_steps)
         self._warn(before)
-        if self.saver is not None and self.saver.due(position.steps // self.program.num_seeds):
+        if self.saver.due(position.steps // self.program.num_seeds):
             self._save()
         self._leave_if_asked()
 
@@ -314,9 +309,7 @@ class _Loop:
             ended |= bool(observer.on_state(row, sharding.own_copy(self.state)))
         if ended and at.before(self._total):
             position.ended = self._total
-        if self.saver is not None and self._return > (
-            -np.inf if position.best_return is None else position.best_return
-        ):
+        if self._return > (-np.inf if position.best_return is None else position.best_return):
             position.best_return = self._return
             with self._timed("checkpoint_seconds"):
                 self.saver.hold(sharding.own_copy(self.state), self._progress(), self.moment)
@@ -395,19 +388,17 @@ class _Loop:
         self._clock()
         return {**self.about, "return": self._return, "position": dataclasses.asdict(self.position)}
 
-    def _save(self, *, wait: bool = False) -> None:
-        if self.saver is not None:
-            steps = self.position.steps // self.program.num_seeds
-            with self._timed("checkpoint_seconds"):
-                self.saver.save(sharding.own_copy(self.state), steps, self._progress(), self.moment)
-            if wait:
-                self.saver.wait()
+    def _save(self) -> None:
+        steps = self.position.steps // self.program.num_seeds
+        with self._timed("checkpoint_seconds"):
+            self.saver.save(sharding.own_copy(self.state), steps, self._progress(), self.moment)
 
     def _leave_if_asked(self) -> None:
         # The first process's clock is everyone's, so that all come to the same end of the next call.
         signum, self.position.train_seconds = self.processes.meet(self.stop() or 0, self.position.train_seconds)
         if signum:
-            self._save(wait=True)
+            self._save()
+            self.saver.wait()
             raise Interrupted(signum, f"interrupted at {self.position.steps // self.program.num_seeds:,} steps")
 
     def _warn(self, before: Counters) -> None:

@@ -12,7 +12,7 @@ from haepo_jax.messages import short
 from haepo_jax.runner.checkpoints import Checkpoint
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import Arguments, compose, peek, value_text
-from haepo_jax.runner.run_dir import RunDir
+from haepo_jax.runner.run_dir import RunDir, refusing
 
 FREE = frozenset({
     "run_dir", "resume", "dry_run", "distributed", "tensorboard", "wandb", "final_eval_episodes", "checkpoint_steps",
@@ -42,17 +42,12 @@ def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
     if run_dir is None:
         raise ConfigError(f"resume={resume} needs run_dir=<the directory of the run>")
     directory = RunDir(Path(run_dir))
-    try:
+    with refusing(run_dir):
         if directory.holds_run():
             return directory
-        exists = directory.path.exists()
-        if exists and not directory.path.is_dir():
-            raise ConfigError(f"run_dir={short(run_dir)} is a file, not a directory")
-    except OSError as error:
-        raise ConfigError(f"run_dir={short(run_dir)} cannot be read: {error}") from None
     if resume == "true":
-        what = "holds no run" if exists else "does not exist"
-        raise ConfigError(f"run_dir={short(run_dir)} {what}: there is nothing to resume (resume=auto starts a run)")
+        name = short(run_dir)
+        raise ConfigError(f"run_dir={name} holds no run: there is nothing to resume (resume=auto starts a run)")
     return None
 
 

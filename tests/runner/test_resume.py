@@ -94,10 +94,10 @@ def test_resume_without_a_run(counting: Runs, tmp_path: Path, capsys: pytest.Cap
     for arguments, message in [
         (
             ["resume=true"],
-            f"run_dir='{tmp_path}/new' does not exist: there is nothing to resume (resume=auto starts a run)",
+            f"run_dir='{tmp_path}/new' holds no run: there is nothing to resume (resume=auto starts a run)",
         ),
         ([f"run_dir={tmp_path}/empty", "resume=true"], "holds no run"),
-        ([f"run_dir={tmp_path}/file", "resume=true"], "is a file"),
+        ([f"run_dir={tmp_path}/file", "resume=true"], "holds no run"),
         (["run_dir=null", "resume=auto"], "resume=auto needs run_dir="),
         (["resume=perhaps"], "resume='perhaps' must be one of false, true, auto"),
         (["resume=auto"], "env= is missing"),
