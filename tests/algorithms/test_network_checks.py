@@ -55,7 +55,9 @@ def controls(lever: Any = (2,), dials: Any = (5,), sliders: Any = Parts(((2,), (
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("network", [Pair, GRU])
 def test_logits_of_another_number_of_actions(network: Any, outputs: int) -> None:
-    wanted = rf"policy= does not fit CartPole-v1: for 2 discrete actions .*logits of shape \(2,\).* of shape \({outputs},\)"
+    wanted = (
+        rf"policy= does not fit CartPole-v1: for 2 discrete actions .*logits of shape \(2,\).* of shape \({outputs},\)"
+    )
     with pytest.raises(ValueError, match=wanted) as error:
         hx.PPO("CartPole-v1", policy=network(outputs))
     assert "\n" not in str(error.value)
@@ -65,7 +67,9 @@ def test_logits_of_another_number_of_actions(network: Any, outputs: int) -> None
 @pytest.mark.parametrize("algorithm", ["HAEPO", "PPO"])
 @pytest.mark.parametrize("network", [Pair, GRU])
 def test_a_value_that_is_no_scalar(network: Any, algorithm: str) -> None:
-    with pytest.raises(ValueError, match=r"value= does not fit CartPole-v1: .*scalar, of shape \(\), .* of shape \(1,\)"):
+    with pytest.raises(
+        ValueError, match=r"value= does not fit CartPole-v1: .*scalar, of shape \(\), .* of shape \(1,\)"
+    ):
         getattr(hx, algorithm)("CartPole-v1", policy=network(2), value=network(1))
 
 
@@ -84,7 +88,10 @@ def test_a_continuous_action_needs_a_mean_and_a_log_std(shapes: Any) -> None:
     [
         (controls(lever=(3,)), "for 2 discrete actions its output must be logits of shape (2,), and is of shape (3,)"),
         (controls(dials=(6,)), "for MultiDiscrete(2, 3) its output must be logits of shape (5,), and is of shape (6,)"),
-        (controls(sliders=Parts(((3,), (3,)))), "for a Box of shape (2,) its output must be a pair of mean and log-std"),
+        (
+            controls(sliders=Parts(((3,), (3,)))),
+            "for a Box of shape (2,) its output must be a pair of mean and log-std",
+        ),
         (controls(sliders=(2,)), "for a Box of shape (2,) its output must be a pair of mean and log-std"),
         (Constant(Pairs((("lever", (2,)),))), "its output must have the structure of the action space"),
         (Constant((9,)), "its output must have the structure of the action space"),
