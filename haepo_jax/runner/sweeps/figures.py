@@ -56,6 +56,8 @@ def returns_figure(result: SweepResult, here: Bools) -> Figure | None:
         if isinstance(dimension, Interval):
             where = np.array([np.nan if v is None else v for v in result.values[key]], np.float64)
             axes.set_xscale("log" if dimension.log else "linear")
+            # The whole interval: the marks of failed trials do not widen the axis by themselves.
+            axes.set_xlim(dimension.low, dimension.high)
         else:
             order = {v: float(index) for index, v in enumerate(dimension.values)}
             where = np.array([order.get(v, np.nan) for v in result.values[key]])

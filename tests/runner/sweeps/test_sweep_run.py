@@ -147,6 +147,17 @@ def test_the_figures_mark_what_failed_and_have_no_empty_axes(toy: list[int], tmp
     assert figures.returns_figure(diverged, every) is None and figures.curves_figure(diverged, every) is None
 
 
+def test_what_failed_is_inside_the_axes_of_an_interval(toy: list[int]) -> None:
+    from haepo_jax.runner.sweeps import figures
+
+    found = hx.sweep("CartPole-v1", "haepo", {"learning_rate": "tag(log,interval(1e-6,9))"}, num_configs=8, **TOY)
+    assert {"complete", "failed"} == set(found.state)
+    axes = figures.returns_figure(found, np.ones(8, bool)).axes[0]
+    marks = np.concatenate([np.asarray(points.get_offsets()) for points in axes.collections])
+    low, high = axes.get_xlim()
+    assert len(marks) == 8 and (marks[:, 0] >= low).all() and (marks[:, 0] <= high).all()
+
+
 def test_optunas_own_figures_are_drawn_from_the_study(toy: list[int]) -> None:
     script = (
         "import haepo_jax as hx; from tests.runner.sweeps.sweep_worker import use_toy; use_toy();"
