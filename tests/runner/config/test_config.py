@@ -102,7 +102,7 @@ REFUSED = {
     ),
     "sizes of a history that do not divide": (
         ["algo.num_minibatches=3"],
-        "num_envs * replay_batches=64 is not a multiple of num_minibatches * group_size=24; the nearest that are: 48 or 72",
+        "num_envs * replay_batches=64 is not a multiple of num_minibatches * group_size=12; the nearest that are: 60 or 72",
     ),
     "options that do not fit": (["algo=haepo_episodic", "algo.score=likelihood"], "needs credit=trajectory"),
     "null for a choice": (
