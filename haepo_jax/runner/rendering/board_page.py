@@ -29,7 +29,7 @@ TRIALS = "trials.csv"
 EMBEDDED_BYTES = 16_000_000
 """How much of recorded episodes a page holds; what is beyond is a link."""
 
-_LINKS = ("metrics.jsonl", "summary.json", "curve.png", "config.yaml", "weights.jsonl", "completions.jsonl")
+_LINKS = ("metrics.jsonl", "summary.json", "curve.png", "config.yaml", "completions.jsonl")
 _SWEEP_LINKS = (TRIALS, "summary.json", "curves.png", "returns.png", "parallel.png", "sweep.json")
 _RETURNS = frozenset({"eval_return", "eval_return_greedy", "episode_return"})
 """The metrics that have an interval: to bootstrap those of every metric would take a large page minutes."""
@@ -86,11 +86,6 @@ def _read_run(folder: Path, name: str, out: Path) -> dict[str, Any]:
     axis = "env_steps" if any("env_steps" in row for row in rows) else "update"
     steps = _numbers([row.get(axis) for row in rows])[:, 0]
     curves = _curves(rows)
-    weights, damaged_weights = _read_weights(folder / "weights.jsonl")
-    if weights:
-        # Beside the metrics of the row that each line belongs to.
-        fresh = {line["steps"]: line["alignment"] for line in weights}
-        curves["alignment of new episodes"] = [_rounded(_numbers([fresh.get(x) for x in steps])[:, 0])]
     final = _numbers([summary.get("final_return_per_seed")])
     if not np.isfinite(final).any():
         best = curves.get("eval_return") or curves.get("episode_return") or curves.get("reward") or [[]]
@@ -98,8 +93,8 @@ def _read_run(folder: Path, name: str, out: Path) -> dict[str, Any]:
     status = ["ended" if summary else "not ended"]
     if diverged := summary.get("diverged"):
         status.append(f"{len(diverged)} diverged")
-    if lost := damaged + damaged_weights:
-        status.append(f"{lost} damaged line{'s' if lost > 1 else ''}")
+    if damaged:
+        status.append(f"{damaged} damaged line{'s' if damaged > 1 else ''}")
     return {
         "name": name,
         "status": ", ".join(status),
@@ -108,7 +103,6 @@ def _read_run(folder: Path, name: str, out: Path) -> dict[str, Any]:
         "final": _spread(final),
         "steps": _rounded(steps),
         "curves": curves,
-        "weights": weights,
         "links": _links(folder, _LINKS, out),
     }
 
@@ -134,7 +128,6 @@ def _read_sweep(folder: Path, name: str, out: Path) -> list[dict[str, Any]]:
                 "final": _spread(_numbers([returns])),
                 "steps": _rounded(_numbers(steps[: len(curve)])[:, 0]),
                 "curves": {"episode_return": _bands(curve)},
-                "weights": [],
                 "links": links,
                 "rollout": None,
             }
@@ -163,21 +156,6 @@ def _spread(values: Array) -> list[float | None]:
     """(1, seeds) -> interquartile mean and the ends of its 95% interval."""
     known = describe_returns(values)
     return _rounded([known["iqm"], *known["iqm_interval"]]) if np.isfinite(values).any() else []
-
-
-def _read_weights(file: Path) -> tuple[list[dict[str, Any]], int]:
-    lines, damaged = _read_lines(file)
-    weights = []
-    for line in lines:
-        score, returns = (_numbers([line.get(key)])[0] for key in ("score", "return"))
-        steps, alignment = _rounded(_numbers([[line.get("env_steps"), line.get("alignment")]])[0])
-        if len(score) != len(returns) or steps is None:
-            damaged += 1
-            continue
-        pairs = np.stack([score, returns])
-        score, returns = pairs[:, np.isfinite(pairs).all(axis=0)]
-        weights.append({"steps": steps, "alignment": alignment, "score": _rounded(score), "return": _rounded(returns)})
-    return weights, damaged
 
 
 def _rollout(folder: Path, out: Path, room: int) -> tuple[dict[str, str] | None, int]:
