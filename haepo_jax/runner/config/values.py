@@ -59,7 +59,9 @@ def _checked(values: Mapping[str, Any], fields: Mapping[str, Any], algo: str | N
     for key in values:
         if key not in fields:
             raise _unknown_key(f"{prefix}{key}", algo, {} if algo else fields)
-    return {key: checked_value(f"{prefix}{key}", field, values.get(key, field.default)) for key, field in fields.items()}
+    return {
+        key: checked_value(f"{prefix}{key}", field, values.get(key, field.default)) for key, field in fields.items()
+    }
 
 
 def find_field(key: str, algo: str | None, fields: Mapping[str, dataclasses.Field[Any]]) -> dataclasses.Field[Any]:

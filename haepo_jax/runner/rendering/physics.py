@@ -1,7 +1,7 @@
 """Tasks of Brax and MuJoCo Playground as pictures, drawn with Pillow.
 
-MuJoCo's own renderer needs OpenGL, which containers and cluster nodes often lack. Shapes here are convex hulls with a
-shadow: enough to see what a policy does. Height fields are not drawn.
+MuJoCo's own renderer needs OpenGL, which containers and cluster nodes often lack. Here a shape is its convex hull with a
+shadow, enough to see what a policy does. Height fields are not drawn.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Array = npt.NDArray[np.float64]
 
 PLANE, SPHERE, CAPSULE, ELLIPSOID, CYLINDER, BOX, MESH = 0, 2, 3, 4, 5, 6, 7  # mjtGeom
 LAST_VISIBLE_GROUP = 2
-"""By MuJoCo's convention, groups above are for collision and not for the eye."""
+"""By MuJoCo's convention, higher groups are for collisions and not displayed."""
 DEFAULT_COLOUR, OUR_COLOUR = (0.5, 0.5, 0.5), (0.88, 0.52, 0.2)
 SKY, FLOOR, GRID, SHADOW = (232, 238, 243), (205, 213, 219), (182, 192, 200), (165, 175, 184)
 
 WIDTH, HEIGHT, SAMPLES = 360, 270, 2
 FOCAL = 1.9
-"""Of a lens, in halves of the picture's width."""
+"""Focal length, in halves of the picture's width."""
 ELEVATION = np.radians(28)
 
 
@@ -37,7 +37,7 @@ def body_poses(state: Any, observation: Any = None) -> tuple[Any, Any]:
 
 
 def can_be_drawn(env: Any) -> bool:
-    """Whether it is a physics task with a MuJoCo model, as are all of Brax's and Playground's but Brax's `fast`."""
+    """Whether it is a physics task with a MuJoCo model: all of Brax's and Playground's but Brax's `fast`."""
     return isinstance(env, PhysicsEnv) and _mujoco_model(env) is not None
 
 
@@ -49,7 +49,7 @@ class Scene:
     """The visible shapes of a task, seen by a camera that follows the first body."""
 
     def __init__(self, env: PhysicsEnv) -> None:
-        # Where and how large the shapes are comes from the model that the episode was played with.
+        # Places and sizes of the shapes are those of the model that the episode was played with.
         model, mujoco_model = env.params, _mujoco_model(env)
         self._bodies = int(mujoco_model.nbody)
         self._floor: float | None = None
@@ -74,7 +74,7 @@ class Scene:
         self._centre = np.zeros(3)
 
     def picture(self, positions: Array, quaternions: Array) -> Image.Image:
-        """One picture of the bodies, at poses from `body_poses`. The first decides how far away the camera is."""
+        """One picture of the bodies, at poses from `body_poses`. The first sets the distance of the camera."""
         if len(positions) == self._bodies - 1:  # Brax leaves the world out
             positions = np.concatenate([np.zeros((1, 3)), positions])
             quaternions = np.concatenate([[[1.0, 0, 0, 0]], quaternions])
@@ -112,7 +112,7 @@ class Scene:
         return np.stack([x, y, depth], axis=-1)
 
     def _draw_floor(self, draw: ImageDraw.ImageDraw, target: Array) -> None:
-        """A square that goes with the camera, and lines that stay where they are."""
+        """A square that moves with the camera, and grid lines that do not."""
         assert self._radius is not None and self._floor is not None
         low, high = target[:2] - 2.5 * self._radius, target[:2] + 2.5 * self._radius
 
@@ -163,7 +163,7 @@ def _rotations(quaternions: Array) -> Any:
 
 
 def _hull(points: Array) -> Array:
-    """The corners of the points' convex hull; in the plane one after the other around it. All where there is no hull."""
+    """The corners of the points' convex hull, in the plane in order around it; all points where there is no hull."""
     from scipy.spatial import ConvexHull, QhullError
 
     try:

@@ -340,7 +340,11 @@ def test_a_file_of_settings(
         ("num_sedes: 3", ["env=CartPole-v1"], "--config 'my.yaml': unknown key 'num_sedes'; did you mean 'num_seeds'?"),
         ("env: CartPol-v1", [], "--config 'my.yaml': unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'?"),
         ("env: CartPole-v1\nalgo: {lerning_rate: 1}", [], "did you mean 'algo.learning_rate'?"),
-        ("env: CartPole-v1\nalgo: {name: [1]}", [], "--config 'my.yaml': algo={'name': [1]} must be an algorithm's name"),
+        (
+            "env: CartPole-v1\nalgo: {name: [1]}",
+            [],
+            "--config 'my.yaml': algo={'name': [1]} must be an algorithm's name",
+        ),
         ("env: CartPole-v1\nalgo: 3", [], "--config 'my.yaml': algo=3 must be an algorithm's name, or its name and"),
         ("env: CartPole-v1\nnum_seeds: two", [], "--config 'my.yaml': num_seeds='two' must be an integer"),
         ("env: CartPole-v1", ["num_seeds=two"], "error: num_seeds='two' must be an integer"),
