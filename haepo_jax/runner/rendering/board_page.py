@@ -241,7 +241,7 @@ def _settings(config: Any, prefix: str = "") -> dict[str, Any]:
 def _shown(value: Any) -> Any:
     """A number as it is, to sort and colour by, anything else as text."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if number else json.dumps(value, default=str).strip('"')
+    return value if number or isinstance(value, str) else json.dumps(value, default=str).strip('"')
 
 
 def _cell(text: str) -> Any:

@@ -105,6 +105,26 @@ def test_a_sweep_is_read_trial_by_trial(tmp_path: Path) -> None:
     assert running["final"] == [] and running["settings"]["algo.learning_rate"] == 0.001
 
 
+def test_the_run_of_a_language_model_is_read(tmp_path: Path) -> None:
+    """Which has steps, one value per row, and texts."""
+    run = tmp_path / "run"
+    run.mkdir()
+    rows = [{"step": step, "reward": 0.5 * step, "loss": 1.0} for step in range(3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [{"step": i // 8, "prompt": "1 + 1 =", "completion": f' "é\n{i}', "reward": 0.25} for i in range(40)]
+    (run / "completions.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    (run / "eval.jsonl").write_text(
+        json.dumps({"step": 3, "prompt": "2 + 2 =", "completion": " 4", "reward": 1.0}) + "\n{"
+    )
+    (found,) = read(run, out=tmp_path / "board.html")
+    assert (found["axis"], found["steps"], found["final"]) == ("step", [0, 1, 2], [1, None, None])
+    assert found["curves"] == {"reward": [[0, 0.5, 1]], "loss": [[1, 1, 1]]}
+    assert len(found["completions"]) == 17
+    assert found["completions"][-2] == ["completions", 4, "1 + 1 =", ' "é\n39', 0.25]
+    assert found["completions"][-1] == ["eval", 3, "2 + 2 =", " 4", 1]
+    assert [text for text, _ in found["links"]] == ["metrics", "completions", "eval", "folder"]
+
+
 def test_the_statistics_are_those_of_the_curve(tmp_path: Path) -> None:
     returns = np.random.default_rng(0).normal(size=(3, 6))
     run = make_run(tmp_path / "run", seeds=6)
@@ -216,6 +236,9 @@ def test_in_a_browser_it_draws_filters_and_tells(tmp_path: Path) -> None:
     run = make_run(runs / "two")
     make_sweep(runs / "sweep")
     (run / "episode.gif").write_bytes(GIF)
+    (run / "completions.jsonl").write_text(
+        json.dumps({"env_steps": 5, "prompt": name, "completion": "a\n b", "reward": 0.123456})
+    )
     page = tmp_path / "board.html"
     page.write_text(board_page([path for path in find(runs)], page)[0])
     found, console = browse(
@@ -233,7 +256,8 @@ def test_in_a_browser_it_draws_filters_and_tells(tmp_path: Path) -> None:
         const places = new Map(all("#curves text").map(x => [x.textContent, [+x.getAttribute("x"), +x.getAttribute("y")]]));
         found.end = [end.x, end.y], found.x = places.get("3K")[0], found.y = [places.get("15")[1], places.get("20")[1]];
         found.tip = $("tip").hidden ? "" : $("tip").textContent, found.near = all("path.near").length;
-        set("filter", "rate=0.5 ppo"); found.filtered = text("#body td:nth-child(2)"), found.count = $("count").textContent;
+        found.texts = text("#texts td");
+        set("filter", "rate=0.5 ppo"); found.said = $("said").hidden; found.filtered = text("#body td:nth-child(2)"), found.count = $("count").textContent;
         set("filter", ""); set("metric", "ess"); found.ess = text("#curves text.label")[1];
         set("colour", "algo.learning_rate"); found.coloured = text("#legend span:not(.note)");
         set("metric", "eval_return"); all("th").find(x => x.textContent === "algo.learning_rate").click();
@@ -260,6 +284,7 @@ def test_in_a_browser_it_draws_filters_and_tells(tmp_path: Path) -> None:
     # The curve ends where the ticks say: at 3,000 steps, and a tenth of the way from 20 to 25.
     fifteen, twenty = found["y"]
     assert found["end"] == pytest.approx([found["x"], twenty - 4 + (twenty - fifteen) / 10], abs=1)
+    assert found["texts"] == ["two", "completions", "5", name, "a\n b", "0.1235"] and found["said"]
     assert found["filtered"] == [name] and found["count"] == "1 of 4 runs shown"
     assert found["ess"] == "effective sample size, share of group"
     assert found["coloured"] == ["algo.learning_rate = 0.1", "algo.learning_rate = 0.5"]
