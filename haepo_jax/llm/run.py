@@ -149,8 +149,7 @@ class _Run:
             self._evaluate(done)
             began = time.monotonic()
             for step in range(done, config.steps):
-                signum = stop()
-                if signum is not None:
+                if (signum := stop()) is not None:
                     raise Interrupted(signum, f"ended after {step} of {config.steps} steps")
                 row = self._step(step)
                 self.done = step + 1
@@ -282,17 +281,18 @@ class _Run:
             file.unlink(missing_ok=True)
 
     def _summary(self, command: str) -> dict[str, Any]:
-        rows = self.directory.read_metrics()
+        def mean(rows: list[dict[str, Any]]) -> float:
+            return float(np.mean([row["reward"] for row in rows]))
+
+        rows, config = self.directory.read_metrics(), self.config
         tenth = max(1, len(rows) // 10)
-        summary: dict[str, Any] = {key: getattr(self.config, key) for key in ("algo", "model", "steps")}
-        for name, some in (("reward_first", rows[:tenth]), ("reward_last", rows[-tenth:])):
-            summary[name] = float(np.mean([row["reward"] for row in some]))
+        summary: dict[str, Any] = {"algo": config.algo, "model": config.model, "steps": config.steps}
+        summary |= {"reward_first": mean(rows[:tenth]), "reward_last": mean(rows[-tenth:])}
         for total in ("updates", "tokens", "seconds_sampling", "seconds_reward", "seconds_learning"):
             summary[total] = sum(row[total] for row in rows)
-        if self.plan.eval_data:
+        if count := len(self.plan.eval_data):
             rows = [json.loads(line) for line in (self.directory.path / "eval.jsonl").read_text().splitlines()]
-            for name, step in (("eval_first", rows[0]["step"]), ("eval_last", rows[-1]["step"])):
-                summary[name] = float(np.mean([row["reward"] for row in rows if row["step"] == step]))
+            summary |= {"eval_first": mean(rows[:count]), "eval_last": mean(rows[-count:])}
         return summary | {"command": command}
 
     def close(self) -> None:
