@@ -167,7 +167,8 @@ class Learner:
     def learn(self, batches: list[Batch]) -> tuple[list[Batch], list[dict[str, jax.Array]]]:
         """`num_iterations` epochs over the batches, from the newest, which is the last, to the oldest. Returns the batches,
         now with the newest one's behaviour log-probabilities, and the metrics of each update."""
-        batches, metrics = list(batches), []
+        batches = list(batches)
+        metrics: list[dict[str, jax.Array]] = []
         with self.mesh:
             for _ in range(self.config.num_iterations):
                 for place in reversed(range(len(batches))):
