@@ -70,13 +70,13 @@ class Camera(NamedTuple):
         y = SAMPLES * HEIGHT / 2 - scale * (offset @ np.cross(right, forward))
         return np.stack([x, y, depth], axis=-1)
 
-    def pixels(self, points: Any) -> list[tuple[float, float]]:
-        """(n, 3) in the world -> pixels as Pillow takes them."""
-        return [(float(x), float(y)) for x, y, _ in self.project(np.asarray(points))]
+    def pixels(self, points: Any) -> list[float]:
+        """(n, 3) in the world -> x and y of each in turn, as Pillow takes them."""
+        return self.project(np.asarray(points))[:, :2].ravel().tolist()
 
-    def outline(self, points: Array) -> list[tuple[float, float]]:
-        """The corners of the convex hull of what `project` gives, in pixels."""
-        return [(float(x), float(y)) for x, y in _hull(self.project(points)[:, :2])]
+    def outline(self, points: Array) -> list[float]:
+        """The same of the corners of their convex hull in the picture."""
+        return _hull(self.project(points)[:, :2]).ravel().tolist()
 
 
 def pictures(env: PhysicsEnv, positions: Array, quaternions: Array) -> Iterator[Image.Image]:
