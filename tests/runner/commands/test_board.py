@@ -257,7 +257,8 @@ def test_in_a_browser_it_draws_filters_and_tells(tmp_path: Path) -> None:
         found.end = [end.x, end.y], found.x = places.get("3K")[0], found.y = [places.get("15")[1], places.get("20")[1]];
         found.tip = $("tip").hidden ? "" : $("tip").textContent, found.near = all("path.near").length;
         found.texts = text("#texts td");
-        set("filter", "rate=0.5 ppo"); found.said = $("said").hidden; found.filtered = text("#body td:nth-child(2)"), found.count = $("count").textContent;
+        set("filter", "rate=0.5 ppo"); found.said = $("said").hidden;
+        found.filtered = text("#body td:nth-child(2)"), found.count = $("count").textContent;
         set("filter", ""); set("metric", "ess"); found.ess = text("#curves text.label")[1];
         set("colour", "algo.learning_rate"); found.coloured = text("#legend span:not(.note)");
         set("metric", "eval_return"); all("th").find(x => x.textContent === "algo.learning_rate").click();
