@@ -159,21 +159,22 @@ class Group:
             indices = np.resize(chunk, self.programs.size)
             yield indices, np.where(np.arange(len(indices)) < len(chunk), indices, self._size)
 
-    def train(self, share: float, on_call: Callable[[int, float], None]) -> None:
-        """Trains the active trials up to a share of their run; `on_call(steps, best training return)` after every call."""
+    def train(self, share: float, on_call: Callable[[int], None]) -> None:
+        """Trains the active trials up to a share of their run; `on_call(steps)` after every call."""
         until = math.ceil(self.total_steps * share - 1e-9)
         lanes = self.lanes_of(self.active)
         while (left := lanes[(self.env_steps[lanes] < until) & (self.diverged_at[lanes] < 0)]).size:
             for indices, back in self._batches(self._by_length(left)):
                 steps, updates, begin = self.env_steps.sum(), self.updates, time.perf_counter()
-                batch = self.programs.place(take(self._lanes, indices))
-                limits = StepCount.of(until), jnp.int32(self._updates_per_call)
-                batch = self.programs("advance", [x[indices] for x in self._numbers], batch, *limits)
+                batch = self._run("advance", indices, StepCount.of(until), jnp.int32(self._updates_per_call))
                 self._lanes = self.programs.place(put(self._lanes, back, batch))
                 self._read()
                 if made := int((self.updates - updates).max()):
                     self._updates_per_call = max(1, int(CALL_SECONDS * made / (time.perf_counter() - begin)))
-                on_call(int(self.env_steps.sum() - steps), self._best_training_return())
+                on_call(int(self.env_steps.sum() - steps))
+
+    def _run(self, program: str, indices: Ints, *limits: Any) -> Any:
+        return self.programs(program, [x[indices] for x in self._numbers], take(self._lanes, indices), *limits)
 
     def _by_length(self, lanes: Ints) -> Ints:
         return lanes[np.argsort(self._length[lanes], kind="stable")]
@@ -186,21 +187,13 @@ class Group:
         self.diverged_at: Ints = np.asarray(state.health.diverged_at, np.int64)[: self.real]
         self._length = np.asarray(self._lanes.episode_length, np.float64)[: self.real]
 
-    def _best_training_return(self) -> float:
-        """The best trial's, by the last update of each seed; NaN before an episode has ended in all seeds of one."""
-        known = (np.asarray(self._lanes.curve_count)[: self.real].sum(axis=1) > 0) & (self.diverged_at < 0)
-        returns = np.where(known, np.asarray(self._lanes.episode_return, np.float64)[: self.real], -np.inf)
-        best = float(returns.reshape(-1, self.num_seeds).mean(axis=1).max())
-        return best if math.isfinite(best) else math.nan
-
     def evaluate(self) -> Floats:
         """The mean evaluation return of each seed of the active trials, (trials, S); NaN for one that diverged, whatever
         it returned before."""
         lanes = self.lanes_of(self.active)
         values = np.full(self._size + 1, np.nan)
         for indices, back in self._batches(self._by_length(lanes)):
-            batch = self.programs.place(take(self._lanes, indices))
-            values[back] = self.programs("evaluate", [x[indices] for x in self._numbers], batch)
+            values[back] = self._run("evaluate", indices)
         return np.where(self.diverged_at < 0, values[: self.real], np.nan)[lanes].reshape(-1, self.num_seeds)
 
     def result(self, place: int, returns: Floats) -> dict[str, Any]:
@@ -216,11 +209,13 @@ class Group:
         } | ({"pbt_values": self.changed[place]} if self.changed[place] else {})
 
     def note_numbers(self, names: Iterable[str]) -> None:
-        """Adds the current values of these hyperparameters, those that are one number, to `changed`."""
-        for name in {*names} & self.programs.places.keys():
-            own = self._numbers[self.programs.places[name]][: self.real : self.num_seeds]
-            for changed, value in zip(self.changed, own, strict=True):
+        """Adds the current values of these hyperparameters to `changed`."""
+        for name in names:
+            for changed, value in zip(self.changed, self._number(name)[: self.real : self.num_seeds], strict=True):
                 changed.setdefault(name, []).append(float(value))
+
+    def _number(self, name: str) -> npt.NDArray[Any]:
+        return self._numbers[self.programs.places[name]]
 
     def mutate(self, key: jax.Array, values: Floats, ranges: Mapping[str, tuple[float, float]]) -> None:
         """The worst trials continue from the best, their numbers perturbed; `values` (trials,) says which is which."""
@@ -230,13 +225,12 @@ class Group:
         lanes = np.arange(self._size)
         lanes[: self.real] = self.lanes_of(source)
         self._lanes = self.programs.place(inherit(self._lanes, lanes))
-        places = self.programs.places
-        for name in ranges.keys() & places.keys():
-            own = self._numbers[places[name]]
-            numbers = own[: self.real : self.num_seeds][source]
+        for name, bounds in ranges.items():
+            numbers = self._number(name)[: self.real : self.num_seeds][source]
             # Each hyperparameter has a key of its own, so that sweeping another changes none of its draws.
-            perturbed = np.asarray(explore(jax.random.fold_in(explore_key, places[name]), numbers, *ranges[name]))
-            own[: self.real] = np.repeat(np.where(copied, perturbed, numbers), self.num_seeds)
+            own_key = jax.random.fold_in(explore_key, self.programs.places[name])
+            perturbed = np.where(copied, np.asarray(explore(own_key, numbers, *bounds)), numbers)
+            self._number(name)[: self.real] = np.repeat(perturbed, self.num_seeds)
         self._read()
 
 
@@ -245,7 +239,7 @@ def train_cohort(
     settings: SweepConfig,
     ranges: Mapping[str, tuple[float, float]],
     *,
-    on_call: Callable[[int, float], None] = lambda steps, training_return: None,
+    on_call: Callable[[int], None] = lambda steps: None,
     on_rung: Callable[[int, int, float], None] = lambda number, steps, value: None,
     on_end: Callable[[int, str, dict[str, Any]], None] = lambda number, state, result: None,
 ) -> None:
@@ -258,7 +252,7 @@ def train_cohort(
       groups: the trials, by shape.
       settings: of the sweep, for halving and population-based training.
       ranges: the hyperparameters that population-based training perturbs, each with its lowest and highest value.
-      on_call: given the valid steps of every compiled call, and the best training return so far of its group.
+      on_call: given the valid steps of every compiled call.
       on_rung: given a trial's number, valid steps and mean return where it was evaluated before the end.
       on_end: given a trial's number, its state (`complete`, `stopped` by halving, or `failed`) and its `Group.result`, as
         soon as they are known.
@@ -270,8 +264,9 @@ def train_cohort(
         for group in groups:
             group.train(share, on_call)
             evaluated = group.evaluate()
+            own_ranges = {name: ranges[name] for name in ranges if name in group.programs.places}
             if settings.pbt:
-                group.note_numbers(ranges)
+                group.note_numbers(own_ranges)
             for place, own in zip([*group.active], evaluated, strict=True):
                 number, failed = group.trials[place].number, not np.isfinite(own).all()
                 returns[number] = own
@@ -283,7 +278,7 @@ def train_cohort(
                     on_rung(number, int(steps), float(own.mean()))
             if settings.pbt and not last:
                 key = jax.random.fold_in(jax.random.key(settings.search_seed), turn)
-                group.mutate(key, evaluated.mean(axis=1), ranges)
+                group.mutate(key, evaluated.mean(axis=1), own_ranges)
         if settings.halving is not None and not last:
             _halve(groups, returns, settings.halving, on_end)
 

@@ -18,7 +18,7 @@ class Display:
         self._stream = sys.stdout if stream is None else stream
         self._live: Any = None
         self._trials = self._done = self._steps = self._printed = 0
-        self._best = self._training_best = math.nan
+        self._best = math.nan
         self._share = self._share_before = 0.0
         self._begin: float | None = None
 
@@ -42,9 +42,9 @@ class Display:
         self._done, self._best = done, best
         self._show()
 
-    def advanced(self, steps: int, share: float, training_best: float) -> None:
-        """This worker has done `steps` more steps, and the sweep that share of its work; the best return in training."""
-        self._share, self._training_best = max(self._share, min(1.0, share)), training_best
+    def advanced(self, steps: int, share: float) -> None:
+        """This worker has done `steps` more steps, and all workers that share of the sweep."""
+        self._share = max(self._share, min(1.0, share))
         if self._begin is None:
             # The clock starts after the first call, in which device and caches warm up.
             self._begin, self._share_before = time.perf_counter(), self._share
@@ -56,8 +56,6 @@ class Display:
         parts = [f"{self._done}/{self._trials} trials", f"{self._share:.0%} of the steps"]
         if math.isfinite(self._best):
             parts.append(f"best {number(self._best)}")
-        elif math.isfinite(self._training_best):
-            parts.append(f"best in training {number(self._training_best)}")
         if self._steps and self._begin is not None:
             elapsed, gained = time.perf_counter() - self._begin, self._share - self._share_before
             parts.append(f"{self._steps / elapsed:,.0f} steps/s")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,8 +24,6 @@ from haepo_jax.counting import StepCount
 from haepo_jax.unbatched import any_in_batch, hold_finished
 
 AXIS = "lanes"
-MEMORY_SHARE = 0.8
-"""How much of a device's memory a program may take."""
 
 
 @jax.tree_util.register_dataclass
@@ -39,20 +36,18 @@ class Lane:
       curve_sum, curve_count: (points,) float32, the sum and number of the training returns of the updates that ended in
         each of `points` equal parts of the run.
       episode_length: () float32, mean of the last update in which an episode ended; 0 before the first.
-      episode_return: () float32, likewise.
     """
 
     state: TrainState
     curve_sum: jax.Array
     curve_count: jax.Array
     episode_length: jax.Array
-    episode_return: jax.Array
 
 
 def start(algorithm: Algorithm, seed: jax.Array, points: int) -> Lane:
     """A lane before its first update, with a learning curve of `points`. Its key is that of `train` with that seed."""
     state = algorithm.init(jax.random.key(seed))
-    return Lane(state, jnp.zeros(points), jnp.zeros(points), jnp.zeros(()), jnp.zeros(()))
+    return Lane(state, jnp.zeros(points), jnp.zeros(points), jnp.zeros(()))
 
 
 def advance(algorithm: Algorithm, lane: Lane, until: StepCount, updates: jax.Array) -> Lane:
@@ -89,7 +84,6 @@ def _record(algorithm: Algorithm, lane: Lane, state: TrainState, metrics: dict[s
         curve_sum=lane.curve_sum.at[part].add(jnp.where(known, value, 0.0)),
         curve_count=lane.curve_count.at[part].add(known.astype(jnp.float32)),
         episode_length=jnp.where(jnp.isfinite(length) & ended, length, lane.episode_length),
-        episode_return=jnp.where(known, value, lane.episode_return),
     )
 
 
@@ -122,11 +116,10 @@ class Programs:
     """`start`, `advance` and `evaluate` of one shape, compiled ahead of time for a fixed number of lanes.
 
     With several devices each holds an equal share of the lanes and runs its own loop over them: no device waits for
-    another within a call. The number of lanes is halved for as long as a program does not fit the memory.
+    another within a call.
 
     Attributes:
-      asked: lanes in one call, a multiple of the number of devices.
-      size: the same, or fewer where they do not fit the memory.
+      size: lanes in one call, a multiple of the number of devices.
       places: where each hyperparameter that is one number stands among those that vary.
     """
 
@@ -139,15 +132,11 @@ class Programs:
         ]
         self.mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
         self.num_devices = self.mesh.devices.size
-        self.asked = self.size = -(-size // self.num_devices) * self.num_devices
+        self.size = -(-size // self.num_devices) * self.num_devices
         varying = self.numbers([example])
         names = [path[0].name if len(path) == 1 else "" for (path, _), v in zip(paths, self._varying, strict=True) if v]
         self.places = {n: i for i, (n, leaf) in enumerate(zip(names, varying, strict=True)) if n and leaf.ndim == 1}
-        while True:
-            self._compiled = self._compile(varying, points, episodes)
-            if self.size == self.num_devices or _memory(self._compiled["advance"]) <= self._memory_limit():
-                break
-            self.size = max(1, self.size // 2 // self.num_devices) * self.num_devices
+        self._compiled = self._compile(varying, points, episodes)
 
     def numbers(self, algorithms: Sequence[Algorithm]) -> Numbers:
         """The leaves of algorithms that vary between trials, each stacked along a first axis."""
@@ -194,21 +183,3 @@ class Programs:
         share, everywhere = PartitionSpec(AXIS), PartitionSpec()
         specs = (everywhere, share, share, *(everywhere,) * limits)
         return jax.shard_map(over, mesh=self.mesh, in_specs=specs, out_specs=share, check_vma=False)
-
-    def _memory_limit(self) -> float:
-        """Bytes of a device that a program may take."""
-        device = self.mesh.devices.flat[0]
-        limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
-        if limit is None:
-            # The CPU devices of one process share the host's memory.
-            limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / self.num_devices
-        return float(limit) * MEMORY_SHARE
-
-
-def _memory(program: Any) -> int:
-    """Bytes that a compiled program takes on each device, as the compiler estimates; 0 where it gives no estimate."""
-    analysis = program.memory_analysis()
-    if analysis is None:
-        return 0
-    used = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-    return int(used - analysis.alias_size_in_bytes)

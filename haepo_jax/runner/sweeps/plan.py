@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import util
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,7 @@ class SweepConfig:
     )
     pbt_rounds: int = setting(10, int, "how often it does so, evenly spaced in steps", within=hp.Range(2, 10_000))
     batch_size: int | None = setting(
-        None, int, "configurations in one compiled call; null: as many as pay off and fit the memory", within=hp.COUNT
+        None, int, "configurations in one compiled call; null: as many as pay off", within=hp.COUNT
     )
     cohort: int | None = setting(
         None, int, "configurations a worker takes at once; null: all for halving and pbt, else a few batches",
@@ -90,21 +90,6 @@ class SweepConfig:
     distributed: bool = setting(False, bool, "several hosts: each process of the cluster job is a worker of one study")
     dry_run: bool = setting(False, bool, "check everything, then exit without training")
 
-    def check(self) -> None:
-        """Raises ConfigError where settings do not go together."""
-        if self.distributed and self.run_dir is None:
-            raise ConfigError("distributed=true needs run_dir=: a directory that every process reaches")
-        if self.halving is not None and self.pbt:
-            raise ConfigError("halving= stops the worst trials and pbt=true continues them: choose one")
-        if self.pbt and self.search in ("tpe", "cmaes"):
-            raise ConfigError(
-                f"pbt=true needs its whole population at once, but search={self.search} learns from trials that ended"
-            )
-        if self.pbt and self.cohort is not None and self.cohort < 4:
-            raise ConfigError(
-                f"cohort={self.cohort} is too small for pbt=true: a worst quarter needs at least 4 trials"
-            )
-
 
 @dataclasses.dataclass(frozen=True)
 class SweepPlan:
@@ -113,6 +98,7 @@ class SweepPlan:
     Attributes:
       settings: of the sweep; `settings.env` and `settings.algo` hold the first of several.
       dimensions: what is swept; keys that are compiled in come first.
+      compiled: the keys of which two values need two compilations. Of `env_kwargs` only the environment knows.
       bases: the settings under each algorithm's name.
       fields: the hyperparameters under each algorithm's name; those of a custom one need not say their type and range.
       env, algorithm: custom objects in place of the named ones, or None.
@@ -121,6 +107,7 @@ class SweepPlan:
 
     settings: SweepConfig
     dimensions: tuple[Dimension, ...]
+    compiled: tuple[str, ...]
     bases: dict[str, SweepConfig]
     fields: dict[str, Fields]
     env: Any = None
@@ -154,27 +141,26 @@ class SweepPlan:
         name: str = values.get("algo", self.settings.algo.name)
         return name
 
-    def has(self, algorithm: str, key: str) -> bool:
-        """Whether an algorithm has this key; all have the keys of the run."""
-        return not key.startswith("algo.") or key.removeprefix("algo.") in self.fields[algorithm]
+    def own(self, values: Values, algorithm: str) -> Values:
+        """The values of the keys that an algorithm has; all have the keys of the run."""
+        fields = self.fields[algorithm]
+        return {k: v for k, v in values.items() if not k.startswith("algo.") or k.removeprefix("algo.") in fields}
 
     @functools.cached_property
     def grid(self) -> list[Values]:
         """Every combination of the listed values, the last key varying fastest; each algorithm has only its own keys."""
+        listed = {d.key: d.values for d in self.dimensions if isinstance(d, Choice)}
         found = []
         for name in self.bases:
-            own = [d for d in self.dimensions if isinstance(d, Choice) and self.has(name, d.key)]
-            values = itertools.product(*((name,) if d.key == "algo" else d.values for d in own))
-            found += [dict(zip((d.key for d in own), combination, strict=True)) for combination in values]
+            axes = self.own(listed | ({"algo": (name,)} if "algo" in listed else {}), name)
+            found += [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
         return found
 
     def drawn(self, index: int) -> Values:
         """The configuration of an index in a random search: the same whoever asks and whatever was drawn before."""
         random = np.random.default_rng([self.settings.search_seed, index])
-        return self._own({dimension.key: dimension.draw(random) for dimension in self.dimensions})
-
-    def _own(self, values: Values) -> Values:
-        return {key: value for key, value in values.items() if self.has(self.algorithm_of(values), key)}
+        values = {dimension.key: dimension.draw(random) for dimension in self.dimensions}
+        return self.own(values, self.algorithm_of(values))
 
     def planned(self, index: int) -> Values:
         """The configuration of an index in a grid or random search."""
@@ -184,27 +170,19 @@ class SweepPlan:
         """Configurations to check before anything trains: both ends of every key's range, and one for each combination of
         values that are compiled in. Where the search learns from the results, a random search stands in for it."""
         for end in (0, -1):
-            yield self._own({d.key: d.ends()[end] for d in self.dimensions})
-        compiled = [dimension.key for dimension in self.dimensions if self.compiled_in(dimension.key)]
+            values = {dimension.key: dimension.ends()[end] for dimension in self.dimensions}
+            yield self.own(values, self.algorithm_of(values))
         seen = set()
-        for index in range(self.num_configs):
-            values = self.planned(index)
-            combination = tuple(values.get(key) for key in compiled)
+        for values in map(self.planned, range(self.num_configs)):
+            combination = tuple(values.get(key) for key in self.compiled)
             if combination not in seen:
                 seen.add(combination)
                 yield values
 
-    def compiled_in(self, key: str) -> bool:
-        """Whether two values of a key need two compilations. Of `env_kwargs` only the environment knows."""
-        return _compiled_in(key, self.fields)
-
-    def number(self, dimension: Dimension) -> tuple[str, tuple[float, float]] | None:
-        """The hyperparameter that a dimension varies without recompiling, such as `learning_rate`, and its bounds; None
-        if it is none."""
-        bounds, key = dimension.bounds(), dimension.key
-        if bounds is None or not key.startswith("algo.") or self.compiled_in(key):
-            return None
-        return key.removeprefix("algo."), bounds
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """The hyperparameters that are varied without recompiling, such as `learning_rate`, and the bounds of each."""
+        numbers = [d for d in self.dimensions if d.key.startswith("algo.") and d.key not in self.compiled]
+        return {d.key.removeprefix("algo."): bounds for d in numbers if (bounds := d.bounds()) is not None}
 
     def run_config(self, values: Values) -> RunConfig:
         """A configuration as the settings of a training run, but for what is custom; raises ConfigError."""
@@ -217,20 +195,12 @@ class SweepPlan:
         return from_dict(merged, RunConfig)
 
 
-def _compiled_in(key: str, fields: Mapping[str, Fields]) -> bool:
-    name = key.removeprefix("algo.")
-    if name == key:
-        return key in ("env", "algo", "total_steps")
-    return any(own[name].metadata.get("static", False) for own in fields.values() if name in own)
-
-
 def read_sweep(overrides: Iterable[Override], env: Any = None, algorithm: Any = None) -> SweepPlan:
     """The sweep that is asked for; raises ConfigError at the first setting that cannot be used.
 
     Args:
       overrides: the command line.
-      env: a custom environment, which the settings name only to be complete; None: they name it.
-      algorithm: a custom algorithm, likewise.
+      env, algorithm: custom objects in place of those that the command line names, or None.
     """
     missing = [name for name in PACKAGES if util.find_spec(name) is None]
     if missing:
@@ -244,56 +214,47 @@ def read_sweep(overrides: Iterable[Override], env: Any = None, algorithm: Any = 
         check_form(override)
         if sum(other.key_or_group == override.key_or_group for other in overrides) > 1:
             raise ConfigError(f"{override.key_or_group} is given twice: a key that is swept takes one list of values")
-    names = _algorithms(swept, fixed)
+    named = [override for override in swept if override.key_or_group == "algo"]
+    if named:
+        names = list(dict.fromkeys(choices(named[0])))
+    else:
+        names = [compose([o for o in fixed if o.key_or_group == "algo"], SweepConfig).algo.name]
     fields: dict[str, Fields] = {name: hyperparameter_fields(name) for name in names}
     numbers: Values = {}
     if algorithm is not None:
         own = {f.name: f for f in dataclasses.fields(algorithm) if f.name not in NOT_HYPERPARAMETERS}
         fields = dict.fromkeys(names, own)
-        for override in (override for override in fixed if override.key_or_group.startswith("algo.")):
-            field, value = _custom_field(override.key_or_group, own), override.value()
-            numbers[field.name] = (
-                checked_value(override.key_or_group, field, value) if "kind" in field.metadata else value
-            )
-        fixed = [override for override in fixed if not override.key_or_group.startswith("algo.")]
+        for override in [override for override in fixed if override.key_or_group.startswith("algo.")]:
+            fixed.remove(override)
+            field, value = _field(override.key_or_group, fields, custom=True), override.value()
+            known = "kind" in field.metadata
+            numbers[field.name] = checked_value(override.key_or_group, field, value) if known else value
     bases = {}
     for name in names:
-        named = read_arguments([f"algo={name}"]).overrides
-        bases[name] = compose([*own_overrides(fixed, name, names), *named], SweepConfig)
-    dimensions = [_checked_dimension(override, fields, custom=algorithm is not None) for override in swept]
-    dimensions.sort(key=lambda dimension: not _compiled_in(dimension.key, fields))
-    plan = SweepPlan(bases[names[0]], tuple(dimensions), bases, fields, env, algorithm, numbers)
-    if not plan.envs[0]:
+        of_name = read_arguments([f"algo={name}"]).overrides
+        bases[name] = compose([*own_overrides(fixed, name, names), *of_name], SweepConfig)
+    dimensions = [_dimension(override, fields, custom=algorithm is not None) for override in swept]
+    static = {key for own in fields.values() for key, field in own.items() if field.metadata.get("static", False)}
+    keys = {"env", "algo", "total_steps", *(f"algo.{key}" for key in static)}
+    dimensions.sort(key=lambda dimension: dimension.key not in keys)
+    compiled = tuple(dimension.key for dimension in dimensions if dimension.key in keys)
+    plan = SweepPlan(bases[names[0]], tuple(dimensions), compiled, bases, fields, env, algorithm, numbers)
+    if not (first := plan.envs[0]):
         raise ConfigError("env= is missing: name an environment, for example env=CartPole-v1 (--list-envs lists them)")
-    bases = {name: dataclasses.replace(base, env=plan.envs[0]) for name, base in bases.items()}
-    shown = plan.envs[0] if env is None else str(getattr(env, "name", type(env).__name__))
+    shown = first if env is None else str(getattr(env, "name", type(env).__name__))
+    bases = {name: dataclasses.replace(base, env=first) for name, base in bases.items()}
     plan = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, env=shown), bases=bases)
-    _check_search(plan)
-    for values in plan.samples():
-        plan.run_config(values)
+    _check(plan)
     return plan
 
 
-def _algorithms(swept: Sequence[Override], fixed: Sequence[Override]) -> tuple[str, ...]:
-    for override in swept:
-        if override.key_or_group == "algo":
-            return tuple(dict.fromkeys(choices(override)))
-    return (compose([o for o in fixed if o.key_or_group == "algo"], SweepConfig).algo.name,)
-
-
-def _checked_dimension(override: Override, fields: Mapping[str, Fields], *, custom: bool) -> Dimension:
+def _dimension(override: Override, fields: Mapping[str, Fields], *, custom: bool) -> Dimension:
     """One swept key with every value, or both ends of its interval, held against its range."""
     key = override.key_or_group
     if key == "algo":
         return Choice("algo", tuple(fields))
-    settings = {f.name: f for f in dataclasses.fields(SweepConfig)}
-    head, _, rest = key.partition(".")
-    if custom and head == "algo":
-        field = _custom_field(key, next(iter(fields.values())))
-    else:
-        owner = next((name for name, own in fields.items() if rest in own), next(iter(fields)))
-        field = find_field(key, owner, settings)
-    if head in settings and not (key in SWEEPABLE or (rest and head in ("algo", "env_kwargs"))):
+    field = _field(key, fields, custom=custom)
+    if key not in SWEEPABLE and not key.startswith(("algo.", "env_kwargs.")):
         raise ConfigError(f"{key} cannot be swept; what can: {', '.join(SWEEPABLE)}, algo.<key> and env_kwargs.<name>")
     kind = field.metadata.get("kind", dict)
     if override.is_interval_sweep() and kind not in (int, float, dict):
@@ -306,24 +267,31 @@ def _checked_dimension(override: Override, fields: Mapping[str, Fields], *, cust
             checked_value(key, field, end)
         return dimension
     checked = [checked_value(key, field, value) for value in dimension.values]
-    if key == "env":
-        checked = [resolve_env(name) for name in checked]
+    checked = [resolve_env(name) for name in checked] if key == "env" else checked
     return Choice(key, tuple(dict.fromkeys(checked)))
 
 
-def _custom_field(key: str, known: Fields) -> dataclasses.Field[Any]:
-    if (name := key.removeprefix("algo.")) not in known:
-        raise ConfigError(f"the algorithm has no hyperparameter {short(name)}; it has {', '.join(known)}")
-    return known[name]
+def _field(key: str, fields: Mapping[str, Fields], *, custom: bool) -> dataclasses.Field[Any]:
+    """What a key sets: a setting of the sweep, or a hyperparameter of one of the algorithms; raises ConfigError."""
+    name = key.removeprefix("algo.")
+    owner = next((owner for owner, own in fields.items() if name in own), next(iter(fields)))
+    if not custom or name == key:
+        return find_field(key, owner, {f.name: f for f in dataclasses.fields(SweepConfig)})
+    if name not in fields[owner]:
+        raise ConfigError(f"the algorithm has no hyperparameter {short(name)}; it has {', '.join(fields[owner])}")
+    return fields[owner][name]
 
 
-def _check_search(plan: SweepPlan) -> None:
-    """Raises ConfigError where the search does not go with what is swept."""
-    search, intervals = plan.search, [d for d in plan.dimensions if isinstance(d, Interval)]
+def _check(plan: SweepPlan) -> None:
+    """Raises ConfigError where settings do not go together, or not with what is swept."""
+    settings, search = plan.settings, plan.search
+    intervals = [dimension for dimension in plan.dimensions if isinstance(dimension, Interval)]
     if not plan.dimensions:
         raise ConfigError(
             "nothing is swept: give a key several values, such as 'algo.learning_rate=tag(log,interval(1e-4,1e-2))'"
         )
+    if settings.distributed and settings.run_dir is None:
+        raise ConfigError("distributed=true needs run_dir=: a directory that every process reaches")
     if search == "grid" and intervals:
         raise ConfigError(
             f"search=grid cannot list the values of {intervals[0].key}=interval(...): use choice or search=random"
@@ -331,15 +299,23 @@ def _check_search(plan: SweepPlan) -> None:
     size = math.prod(len(dimension.values) for dimension in plan.dimensions if isinstance(dimension, Choice))
     if search == "grid" and size > LARGEST_GRID:
         raise ConfigError(f"the grid has {size:,} configurations: use search=random with num_configs=")
-    if len(plan.envs) > 1 and search in ("tpe", "cmaes"):
+    if search in ("tpe", "cmaes") and len(plan.envs) > 1:
         raise ConfigError(
             f"search={search} compares returns, which differ in scale between environments: sweep one, or use random"
         )
     if search == "cmaes" and len(intervals) < 2:
         raise ConfigError("search=cmaes needs at least two keys with an interval(...); tpe takes any space")
-    if plan.settings.pbt and plan.num_configs < 4:
-        raise ConfigError(f"pbt=true needs at least 4 configurations, and there are {plan.num_configs}")
-    if plan.settings.pbt and not any(map(plan.number, plan.dimensions)):
-        raise ConfigError(
-            "pbt=true needs a numeric hyperparameter to perturb, such as algo.learning_rate=interval(...)"
-        )
+    if settings.pbt:
+        size = plan.num_configs if settings.cohort is None else settings.cohort
+        if settings.halving is not None:
+            raise ConfigError("halving= stops the worst trials and pbt=true continues them: choose one")
+        if search in ("tpe", "cmaes"):
+            raise ConfigError(f"pbt=true needs its whole population at once: search={search} learns from ended trials")
+        if size < 4:
+            raise ConfigError(f"pbt=true needs at least 4 configurations at once, and there are {size}")
+        if not plan.ranges():
+            raise ConfigError(
+                "pbt=true needs a numeric hyperparameter to perturb, such as algo.learning_rate=interval(...)"
+            )
+    for values in plan.samples():
+        plan.run_config(values)

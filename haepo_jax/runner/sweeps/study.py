@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import json
 import os
 import socket
@@ -35,11 +36,9 @@ from haepo_jax.runner.sweeps.plan import SweepPlan
 from haepo_jax.runner.sweeps.space import Choice, Dimension, Values
 
 DATABASE = "study.db"
-STATES = {
-    TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped", TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-}  # fmt: skip
-_INDEX, _RESULT, _IDENTITY = "index", "result", "sweep"
+STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL} | {
+    "running": TrialState.RUNNING
+}
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -57,17 +56,7 @@ class Study:
 
     @_quiet()
     def __init__(self, plan: SweepPlan, identity: str, storage: Any, name: str) -> None:
-        """Opens or creates the study.
-
-        Args:
-          plan: the sweep.
-          identity: what two workers must have in common.
-          storage: Optuna's.
-          name: of the study.
-
-        Raises:
-          ConfigError: the study of that name has another identity.
-        """
+        """Opens or creates the study of that name; raises ConfigError if it holds a sweep of another identity."""
         self.plan, self._storage = plan, storage
         self._running: dict[int, Trial] = {}  # this worker's trials
         # With several workers the same seed gives other suggestions: a search repeats with one worker only.
@@ -80,11 +69,11 @@ class Study:
         self.optuna = optuna.create_study(
             study_name=name, storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
         )
-        if self.optuna.user_attrs.get(_IDENTITY, identity) != identity:
+        if self.optuna.user_attrs.get("sweep", identity) != identity:
             raise ConfigError(
                 f"the study {name!r} is of another sweep: its space or settings differ; choose another run_dir"
             )
-        self.optuna.set_user_attr(_IDENTITY, identity)
+        self.optuna.set_user_attr("sweep", identity)
 
     # Trials and their indices.
 
@@ -93,23 +82,18 @@ class Study:
         return self.optuna.get_trials(deepcopy=False)
 
     @staticmethod
-    def indices(trials: Sequence[FrozenTrial]) -> dict[int, int]:
-        """The index of each trial, by number."""
-        found, fresh = {}, 0
-        for trial in trials:
-            repeated = trial.user_attrs.get(_INDEX)
-            found[trial.number] = fresh if repeated is None else int(repeated)
-            fresh += repeated is None
-        return found
+    def indices(trials: Sequence[FrozenTrial]) -> list[int]:
+        """The index of each trial."""
+        fresh = itertools.count()
+        return [int(trial.user_attrs["index"]) if _repeats(trial) else next(fresh) for trial in trials]
 
-    def by_index(self, trials: Sequence[FrozenTrial] | None = None) -> dict[int, FrozenTrial]:
+    def by_index(self) -> dict[int, FrozenTrial]:
         """The trial that counts for each index that has one: the first that was not lost."""
-        trials = self.trials() if trials is None else trials
-        indices, count = self.indices(trials), self.plan.num_configs
+        trials, count = self.trials(), self.plan.num_configs
         found: dict[int, FrozenTrial] = {}
-        for trial in trials:
-            if indices[trial.number] < count and not _lost(trial):
-                found.setdefault(indices[trial.number], trial)
+        for index, trial in zip(self.indices(trials), trials, strict=True):
+            if index < count and not _lost(trial):
+                found.setdefault(index, trial)
         return found
 
     def values(self, trial: FrozenTrial) -> Values:
@@ -119,12 +103,16 @@ class Study:
     @staticmethod
     def state(trial: FrozenTrial) -> str:
         """`complete`, `stopped` by halving, `failed` or `running`."""
-        return STATES[trial.state]
+        return next(name for name, state in STATES.items() if state == trial.state)
 
     @staticmethod
     def result(trial: FrozenTrial) -> dict[str, Any]:
         """What `finish` recorded; empty for a trial that has not ended."""
-        return trial.user_attrs.get(_RESULT, {}) if trial.state.is_finished() else {}
+        return trial.user_attrs.get("result", {}) if trial.state.is_finished() else {}
+
+    def others_at_work(self) -> int:
+        """How many trials other workers are running."""
+        return sum(t.state == TrialState.RUNNING and t.number not in self._running for t in self.by_index().values())
 
     # Claiming and finishing.
 
@@ -133,31 +121,42 @@ class Study:
         """At most `count` trials for this worker: the configuration of each number; none if nothing is left to start."""
         claimed: dict[int, Values] = {}
         self._repeat_lost()
-        trials = self.trials()
         while len(claimed) < count:
-            fresh = sum(_INDEX not in trial.user_attrs for trial in trials)
-            if fresh >= self.plan.num_configs and not any(trial.state == TrialState.WAITING for trial in trials):
+            trials = self.trials()
+            waiting = any(trial.state == TrialState.WAITING for trial in trials)
+            if not waiting and sum(not _repeats(trial) for trial in trials) >= self.plan.num_configs:
                 break
             trial = self.optuna.ask()
             self._running[trial.number] = trial
             self._beat()
             trial.set_user_attr("worker", f"{socket.gethostname()}/{os.getpid()}")
-            trials = self.trials()
-            index = self.indices(trials)[trial.number]
-            if (counts := self.by_index(trials).get(index)) is None or counts.number != trial.number:
-                self._tell(trial.number, TrialState.FAIL)
+            index = self.indices(self.trials())[trial.number]
+            counts = self.by_index().get(index)
+            if counts is None or counts.number != trial.number:
+                self._tell(trial.number, "failed")
                 continue
             if isinstance(self.optuna.sampler, _Planned):
                 self.optuna.sampler.values = self.plan.planned(index)
-            claimed[trial.number] = self._suggest(trial)
+            values = claimed[trial.number] = {}
+            for dimension in self.plan.dimensions:
+                if self.plan.own({dimension.key: None}, self.plan.algorithm_of(values)):
+                    values[dimension.key] = from_optuna(dimension, _suggest(trial, dimension))
         return claimed
 
-    def _suggest(self, trial: Trial) -> Values:
-        values: Values = {}
-        for dimension in self.plan.dimensions:
-            if self.plan.has(self.plan.algorithm_of(values), dimension.key):
-                values[dimension.key] = from_optuna(dimension, _suggested(trial, dimension))
-        return values
+    def _repeat_lost(self) -> None:
+        """Enqueues the trials of workers whose heartbeat has stopped."""
+        optuna.storages.fail_stale_trials(self.optuna)
+        oldest = datetime.datetime.now() - datetime.timedelta(seconds=self.plan.settings.worker_timeout)
+        for trial in self.trials():
+            # A worker killed between claiming a trial and its first heartbeat: Optuna waits for such a trial forever.
+            unheard = trial.state == TrialState.RUNNING and not trial.params and trial.number not in self._running
+            if unheard and trial.datetime_start is not None and trial.datetime_start < oldest:
+                self._tell(trial.number, "failed")
+        trials, present = self.trials(), {*self.by_index()}
+        for index, trial in zip(self.indices(trials), trials, strict=True):
+            if _lost(trial) and index not in present and index < self.plan.num_configs:
+                self.optuna.enqueue_trial(trial.params, user_attrs={"index": index})
+                present.add(index)
 
     def report(self, number: int, steps: int, value: float) -> None:
         """Records the return of one of this worker's trials at a rung."""
@@ -173,54 +172,19 @@ class Study:
         plain = json.loads(
             text, parse_float=lambda digits: float(f"{float(digits):.8g}"), parse_constant=lambda _: None
         )
-        ended = next(theirs for theirs, ours in STATES.items() if ours == state)
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            self._running[number].set_user_attr(_RESULT, plain)
-            return self._tell(number, ended, float(np.mean(plain["return_per_seed"])) if state == "complete" else None)
-        self._running.pop(number)
-        return False
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._running[number].set_user_attr("result", plain)
+        return self._tell(number, state, float(np.mean(plain["return_per_seed"])) if state == "complete" else None)
 
-    def _tell(self, number: int, state: TrialState, value: float | None = None) -> bool:
-        self._running.pop(number)
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            self.optuna.tell(number, value, state)
-            return True
-        return False
+    def _tell(self, number: int, state: str, value: float | None = None) -> bool:
+        self._running.pop(number, None)
+        try:
+            self.optuna.tell(number, value, STATES[state])
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):  # another worker has told it already
+            return False
+        return True
 
-    # Workers.
-
-    def _repeat_lost(self) -> None:
-        """Enqueues the trials of workers whose heartbeat has stopped."""
-        optuna.storages.fail_stale_trials(self.optuna)
-        oldest = datetime.datetime.now() - datetime.timedelta(seconds=self.plan.settings.worker_timeout)
-        for trial in self.trials():
-            # A worker killed between claiming a trial and its first heartbeat: Optuna waits for such a trial forever.
-            mine, begun = trial.number in self._running, trial.datetime_start or oldest
-            if trial.state == TrialState.RUNNING and not trial.params and not mine and begun < oldest:
-                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
-                    self.optuna.tell(trial.number, state=TrialState.FAIL)
-        trials = self.trials()
-        indices, present = self.indices(trials), {*self.by_index(trials)}
-        for trial in trials:
-            index = indices[trial.number]
-            if _lost(trial) and index not in present and index < self.plan.num_configs:
-                self.optuna.enqueue_trial(trial.params, user_attrs={_INDEX: index})
-                present.add(index)
-
-    def others_at_work(self) -> int:
-        """How many trials other workers are running."""
-        running = [trial for trial in self.by_index().values() if trial.state == TrialState.RUNNING]
-        return sum(trial.number not in self._running for trial in running)
-
-    def _beat(self) -> None:
-        if not isinstance(self._storage, optuna.storages.RDBStorage):
-            return
-        # A storage that cannot be written for a moment costs a heartbeat, not the sweep.
-        with contextlib.suppress(Exception):
-            study = self._storage.get_study_id_from_name(self.optuna.study_name)
-            for number in [*self._running]:
-                trial = self._storage.get_trial_id_from_study_id_trial_number(study, number)
-                self._storage.record_heartbeat(trial)
+    # Heartbeats.
 
     @contextlib.contextmanager
     def heartbeats(self) -> Iterator[None]:
@@ -239,7 +203,14 @@ class Study:
             ended.set()
             thread.join(timeout=5)
             for number in [*self._running]:
-                self._tell(number, TrialState.FAIL)
+                self._tell(number, "failed")
+
+    def _beat(self) -> None:
+        # A storage that cannot be written for a moment costs a heartbeat, not the sweep; one in memory has none.
+        with contextlib.suppress(Exception):
+            study = self._storage.get_study_id_from_name(self.optuna.study_name)
+            for number in [*self._running]:
+                self._storage.record_heartbeat(self._storage.get_trial_id_from_study_id_trial_number(study, number))
 
 
 class _Planned(optuna.samplers.RandomSampler):
@@ -251,18 +222,22 @@ class _Planned(optuna.samplers.RandomSampler):
         return to_optuna(self.values[param_name])
 
 
+def _repeats(trial: FrozenTrial) -> bool:
+    """Whether a trial repeats a lost one, whose index it has."""
+    return "index" in trial.user_attrs
+
+
 def _lost(trial: FrozenTrial) -> bool:
     """Whether a trial ended without a result because its worker died or gave way; in the result of one that failed a return
     is not finite."""
-    return trial.state == TrialState.FAIL and None not in trial.user_attrs.get(_RESULT, {}).get("return_per_seed", [])
+    return trial.state == TrialState.FAIL and None not in trial.user_attrs.get("result", {}).get("return_per_seed", [])
 
 
-def _suggested(trial: Trial, dimension: Dimension) -> Any:
-    key = dimension.key
+def _suggest(trial: Trial, dimension: Dimension) -> Any:
     if isinstance(dimension, Choice):
-        return trial.suggest_categorical(key, [to_optuna(value) for value in dimension.values])
+        return trial.suggest_categorical(dimension.key, [to_optuna(value) for value in dimension.values])
     suggest: Any = trial.suggest_int if dimension.integer else trial.suggest_float
-    return suggest(key, *dimension.bounds(), log=dimension.log)
+    return suggest(dimension.key, *dimension.bounds(), log=dimension.log)
 
 
 def to_optuna(value: Any) -> Any:
@@ -286,13 +261,12 @@ def open_storage(url: str | None, directory: Path | None, worker_timeout: int = 
     keywords: dict[str, Any] = {"heartbeat_interval": max(1, worker_timeout // 4), "grace_period": worker_timeout}
     if url.startswith("sqlite"):
         keywords["engine_kwargs"] = {"connect_args": {"timeout": 60}}  # a worker waits for as long as another writes
-    for attempts_left in reversed(range(10)):
+    while True:
         try:
             with _quiet():
                 return optuna.storages.RDBStorage(url, **keywords)
         except Exception as error:  # database drivers share no base class
             # Of two workers that create the tables at the same moment one fails, and finds them when it looks again.
-            if not attempts_left or ("already exists" not in str(error) and "UNIQUE" not in str(error)):
+            if "already exists" not in str(error) and "UNIQUE" not in str(error):
                 raise ConfigError(f"{where} cannot be opened: {one_line(str(error), 160)}") from None
             time.sleep(0.2)
-    raise AssertionError

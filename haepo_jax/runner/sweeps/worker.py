@@ -242,22 +242,21 @@ class _Worker:
             trial = Trial(trial_number, algorithm, seed, values.get("env", settings.env))
             by_shape.setdefault(shape_of(algorithm), []).append(trial)
         groups = [Group(own, self._compiled(shape, own), settings.num_seeds) for shape, own in by_shape.items()]
-        numbers = dict(filter(None, map(plan.number, plan.dimensions)))
         before, _ = self._ended()
         expected = sum(group.total_steps * group.real for group in groups) * share_of_steps(settings)
         done = 0
 
-        def on_call(steps: int, training_return: float) -> None:
+        def on_call(steps: int) -> None:
             nonlocal done
             done += steps
             share = (before + len(claimed) * min(1.0, done / expected)) / plan.num_configs
-            self._display.advanced(steps, share, training_return)
+            self._display.advanced(steps, share)
 
         def on_end(trial_number: int, state: str, result: dict[str, Any]) -> None:
             study.finish(trial_number, state, result)
             self._display.ended(*self._ended())
 
-        train_cohort(groups, settings, numbers, on_call=on_call, on_rung=study.report, on_end=on_end)
+        train_cohort(groups, settings, plan.ranges(), on_call=on_call, on_rung=study.report, on_end=on_end)
 
     def _compiled(self, shape: Any, trials: list[Trial]) -> Programs:
         """The programs of a shape: for no more lanes than its first group has, and again if a later one has many more."""
@@ -267,7 +266,7 @@ class _Worker:
             most if settings.batch_size is None else settings.batch_size * settings.num_seeds,
             len(trials) * settings.num_seeds,
         )
-        if shape not in self._programs or self._programs[shape].asked * 2 <= size:
+        if shape not in self._programs or self._programs[shape].size * 2 <= size:
             example = trials[0].algorithm
             self._programs[shape] = Programs(
                 example,

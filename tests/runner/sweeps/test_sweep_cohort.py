@@ -173,20 +173,6 @@ def test_a_population_continues_without_those_that_diverge() -> None:
     assert all(outcomes[number].changed["learning_rate"][-1] < 1 for number in range(3)), "they copied the others"
 
 
-def test_a_batch_that_does_not_fit_the_memory_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
-    needed: list[int] = []
-    original = Programs._compile
-
-    def compile_and_note(self: Any, *arguments: Any) -> Any:
-        needed.append(self.size)
-        return original(self, *arguments)
-
-    monkeypatch.setattr(Programs, "_compile", compile_and_note)
-    monkeypatch.setattr(Programs, "_memory_limit", lambda self: 1e9 if self.size <= 2 else 1.0)
-    outcomes, _ = train([group_of(trials(), 8)])
-    assert needed == [8, 4, 2] and len(outcomes) == 5
-
-
 DEVICES = """
 import sys; sys.path.insert(0, sys.argv[1])
 import json, jax, numpy as np
