@@ -285,37 +285,32 @@ def _field(key: str, fields: Mapping[str, Fields], *, custom: bool) -> dataclass
 def _check(plan: SweepPlan) -> None:
     """Raises ConfigError where settings do not go together, or not with what is swept."""
     settings, search = plan.settings, plan.search
-    intervals = [dimension for dimension in plan.dimensions if isinstance(dimension, Interval)]
-    if not plan.dimensions:
-        raise ConfigError(
-            "nothing is swept: give a key several values, such as 'algo.learning_rate=tag(log,interval(1e-4,1e-2))'"
-        )
-    if settings.distributed and settings.run_dir is None:
-        raise ConfigError("distributed=true needs run_dir=: a directory that every process reaches")
-    if search == "grid" and intervals:
-        raise ConfigError(
-            f"search=grid cannot list the values of {intervals[0].key}=interval(...): use choice or search=random"
-        )
+    intervals = [dimension.key for dimension in plan.dimensions if isinstance(dimension, Interval)]
     size = math.prod(len(dimension.values) for dimension in plan.dimensions if isinstance(dimension, Choice))
-    if search == "grid" and size > LARGEST_GRID:
-        raise ConfigError(f"the grid has {size:,} configurations: use search=random with num_configs=")
-    if search in ("tpe", "cmaes") and len(plan.envs) > 1:
-        raise ConfigError(
-            f"search={search} compares returns, which differ in scale between environments: sweep one, or use random"
-        )
-    if search == "cmaes" and len(intervals) < 2:
-        raise ConfigError("search=cmaes needs at least two keys with an interval(...); tpe takes any space")
-    if settings.pbt:
-        size = plan.num_configs if settings.cohort is None else settings.cohort
-        if settings.halving is not None:
-            raise ConfigError("halving= stops the worst trials and pbt=true continues them: choose one")
-        if search in ("tpe", "cmaes"):
-            raise ConfigError(f"pbt=true needs its whole population at once: search={search} learns from ended trials")
-        if size < 4:
-            raise ConfigError(f"pbt=true needs at least 4 configurations at once, and there are {size}")
-        if not plan.ranges():
-            raise ConfigError(
-                "pbt=true needs a numeric hyperparameter to perturb, such as algo.learning_rate=interval(...)"
-            )
+    learns = search in ("tpe", "cmaes")
+    wrong = {
+        "nothing is swept: give a key several values, such as 'algo.learning_rate=tag(log,interval(1e-4,1e-2))'":
+            not plan.dimensions,
+        "distributed=true needs run_dir=: a directory that every process reaches":
+            settings.distributed and settings.run_dir is None,
+        f"search=grid cannot list the values of {''.join(intervals[:1])}=interval(...): use choice or search=random":
+            search == "grid" and intervals,
+        f"the grid has {size:,} configurations: use search=random with num_configs=":
+            search == "grid" and size > LARGEST_GRID,
+        f"search={search} compares returns, which differ in scale between environments: sweep one, or use random":
+            learns and len(plan.envs) > 1,
+        "search=cmaes needs at least two keys with an interval(...); tpe takes any space":
+            search == "cmaes" and len(intervals) < 2,
+        "halving= stops the worst trials and pbt=true continues them: choose one":
+            settings.pbt and settings.halving is not None,
+        f"pbt=true needs its whole population at once, but search={search} learns from trials that have ended":
+            settings.pbt and learns,
+        "pbt=true needs a numeric hyperparameter to perturb, such as algo.learning_rate=interval(...)":
+            settings.pbt and not plan.ranges(),
+    }  # fmt: skip
+    for text in (text for text, applies in wrong.items() if applies):
+        raise ConfigError(text)
+    if settings.pbt and (size := min(plan.num_configs, settings.cohort or plan.num_configs)) < 4:
+        raise ConfigError(f"pbt=true needs at least 4 configurations at once, and there are {size}")
     for values in plan.samples():
         plan.run_config(values)

@@ -159,12 +159,8 @@ def _report(result: SweepResult, directory: Path, display: Display, seconds: flo
     write_atomically(directory / "summary.json", json_text(summary, indent=2) + "\n")
     figures = write_figures(result, directory)
 
-    counts = [f"{states.get('complete', 0)} trials trained to their end"]
-    counts += [f"{states['stopped']} stopped early"] if "stopped" in states else []
-    if "failed" in states:
-        diverged = int((result.diverged_at >= 0).any(axis=1).sum())
-        counts.append(f"{states['failed']} failed{f' ({diverged} diverged)' if diverged else ''}")
-    display.say(f"{', '.join(counts)}: {steps:,} steps, here {duration(seconds)}")
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    display.say(f"{len(result.configs)} trials: {counts}; {steps:,} steps, here {duration(seconds)}")
     for env, index in found:
         where = f" on {env}" if len(result.envs) > 1 else ""
         spread = result.returns[index]

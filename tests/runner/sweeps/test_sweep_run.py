@@ -106,7 +106,7 @@ def test_a_trial_that_diverged_is_a_failed_trial(
     arguments = ["env=CartPole-v1", "algo.learning_rate=1e-6,1.5", *(f"{key}={value}" for key, value in TOY.items())]
     assert command_line.main([*arguments, f"run_dir={tmp_path}/a"]) == 0
     output = capsys.readouterr().out
-    assert "1 trials trained to their end, 1 failed (1 diverged)" in output and "best: trial 0, return -4" in output
+    assert "2 trials: 1 complete, 1 failed" in output and "best: trial 0, return -4" in output
     rows = read_table(tmp_path / "a")
     assert [row["state"] for row in rows] == ["complete", "failed"] and rows[1]["diverged_at_per_seed"] == [2]
     assert json.loads((tmp_path / "a" / "summary.json").read_text())["states"] == {"complete": 1, "failed": 1}
@@ -200,7 +200,7 @@ def test_the_command_leaves_tables_figures_and_the_best(
     assert command_line.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("sweeping 9 configurations of 2 seeds (random search) on ")
-    assert any("9 trials trained to their end" in line for line in lines) and len(lines) < 30
+    assert any("9 trials: 9 complete" in line for line in lines) and len(lines) < 30
     command = next(line.strip() for line in lines if line.startswith("  python -m haepo_jax.train "))
     table = read_table(tmp_path / "a")
     assert [row["index"] for row in table] == list(range(9))
@@ -217,7 +217,7 @@ def test_the_command_leaves_tables_figures_and_the_best(
 
     trained = list(toy)
     assert command_line.main(arguments) == 0, "once more: there is nothing left to run"
-    assert toy == trained and "9 trials trained to their end" in capsys.readouterr().out
+    assert toy == trained and "9 trials: 9 complete" in capsys.readouterr().out
     assert command_line.main([*ARGUMENTS, f"run_dir={tmp_path}/a", "algo.kl_coef=1"]) == 2
     error = capsys.readouterr().err
     assert "another sweep" in error and error.count("\n") == 1
@@ -251,7 +251,7 @@ def test_halving_and_population_from_the_command(
     toy: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command_line.main([*ARGUMENTS[:-1], "halving=3", f"run_dir={tmp_path}/h"]) == 0
-    assert "1 trials trained to their end, 8 stopped early" in capsys.readouterr().out
+    assert "9 trials: 1 complete, 8 stopped" in capsys.readouterr().out
     rows = read_table(tmp_path / "h")
     assert sorted(row["state"] for row in rows) == ["complete"] + ["stopped"] * 8
     assert command_line.main([*ARGUMENTS[:-1], "pbt=true", "pbt_rounds=3", f"run_dir={tmp_path}/p"]) == 0
