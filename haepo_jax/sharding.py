@@ -1,6 +1,6 @@
 """One run over several devices: its environments are shared out, its parameters are on all of them.
 
-A sweep shares out its trials instead, which needs no communication; see `haepo_jax.runner.sweeps.compiled`. Here every device
+A sweep shares out its trials instead, which needs no communication; see `haepo_jax.runner.sweeps.lanes`. Here every device
 plays its share of an update's episodes, and XLA puts the sums and softmaxes over trajectories together from all of
 them, so that the mathematics is that of one device.
 

@@ -52,14 +52,14 @@ class HAEPO(SegmentAlgorithm):
 
     num_envs: int = static(8, int, "environments that run side by side", within=COUNT)
     num_steps: int = static(32, int, "steps of each environment in one update", within=COUNT)
-    num_epochs: int = static(16, int, "epochs over the replay buffer in each update", within=COUNT)
-    num_minibatches: int = static(1, int, "minibatches per epoch", within=COUNT)
+    num_epochs: int = static(4, int, "epochs over the replay buffer in each update", within=COUNT)
+    num_minibatches: int = static(16, int, "minibatches per epoch", within=COUNT)
     learning_rate: Scheduled = leaf(2e-3, "Adam's step size", within=NOT_NEGATIVE, scheduled=True)
     replay_batches: int = static(
         8, int, "batches that an update learns from: its own, and those of the updates before it", within=COUNT
     )
     group_size: int = static(
-        8, int, "segments that are weighed against each other, drawn anew in every epoch", within=Range(2, 2**31 - 1)
+        4, int, "segments that are weighed against each other, drawn anew in every epoch", within=Range(2, 2**31 - 1)
     )
     temperature: Scheduled = leaf(
         0.3, "of the softmax over a group: how far the policy may move", within=POSITIVE, scheduled=True

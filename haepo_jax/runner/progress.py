@@ -48,9 +48,8 @@ class Progress(Observer):
         import jax
 
         self._info, config, total = info, info.config, info.config.total_steps
-        name = config.algo.class_name if config.algo.name == config.algo.class_name.lower() else config.algo.name
         seeds = f"{config.num_seeds} seeds, " if config.num_seeds > 1 else ""
-        self._print(f"training {name} on {config.env}, {seeds}on {info.device} (JAX {jax.__version__})")
+        self._print(f"training {config.algo.name} on {config.env}, {seeds}on {info.device} (JAX {jax.__version__})")
         if info.resumed_from is not None:
             self._printed = info.resumed_from * PLAIN_LINES // total
             place = f"at {info.resumed_from:,} of {total:,} steps"
