@@ -297,9 +297,9 @@ def test_the_default_network_has_an_output_for_every_space(space: Any, output: A
 
 
 def test_what_needs_continuous_actions_says_so() -> None:
-    with pytest.raises(hx.HyperparameterError, match="squash_actions=true needs continuous actions, and those of Cart"):
+    with pytest.raises(hx.HyperparameterError, match="squash_actions=true requires continuous actions, but Cart"):
         hx.PPO("CartPole-v1", squash_actions=True)
-    with pytest.raises(hx.HyperparameterError, match="state_dependent_std=true needs continuous"):
+    with pytest.raises(hx.HyperparameterError, match="state_dependent_std=true requires continuous"):
         hx.HAEPO("CartPole-v1", state_dependent_std=True)
-    with pytest.raises(hx.HyperparameterError, match="needs bounded actions, and those of toy/slider have no bounds"):
+    with pytest.raises(hx.HyperparameterError, match="requires bounded actions, but those of toy/slider are unbounded"):
         hx.HAEPO(Slider((-np.inf, np.inf)), squash_actions=True)

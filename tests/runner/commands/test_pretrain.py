@@ -83,8 +83,8 @@ def test_what_a_training_starts_from() -> None:
 def test_what_it_cannot_start_from() -> None:
     start = Start(hx.Supervised(TASK, **SMALL).init(jax.random.key(0)).params, None)
     for options, message in (
-        ({"hidden_sizes": (16,)}, r"another network: .*kernel.* is \(8, 4\) there and \(16, 4\) here"),
-        ({"network": "lstm"}, "another network: .* missing"),
+        ({"hidden_sizes": (16,)}, r"different network: .*kernel.* is \(8, 4\), but must be \(16, 4\)"),
+        ({"network": "lstm"}, "different network: .* missing"),
         ({"normalize_observations": True}, "observations that were not normalised, and these are"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -124,7 +124,7 @@ def test_from_demonstrations_to_another_training(tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     for wrong, message in (
         ([*grouped, f"init_from={first}"], "is no directory"),
-        (["algo.network=lstm", f"init_from={tmp_path / 'gone'}"], "has another network"),
+        (["algo.network=lstm", f"init_from={tmp_path / 'gone'}"], "has a different network"),
         (["algo=supervised", f"init_from={tmp_path}"], "init_from="),
     ):
         assert train.main([*ENV, *NETWORK, *FEW, *wrong, f"run_dir={tmp_path / 'wrong'}"]) == 2
