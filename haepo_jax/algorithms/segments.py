@@ -30,7 +30,7 @@ from haepo_jax.losses.numerics import decayed_sum
 from haepo_jax.networks import ActorCritic, each_step
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.rollout import RolloutState, Segment, collect_segment, environment_keys, start_environments
-from haepo_jax.sharding import share_out
+from haepo_jax.sharding import shard_environments
 
 
 @jax.tree_util.register_dataclass
@@ -311,7 +311,7 @@ class SegmentAlgorithm(Algorithm):
             orders = orders % filled
 
         def gradients_of(params: Any, indices: jax.Array) -> tuple[Any, Metrics]:
-            minibatch = share_out(jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), batch))
+            minibatch = shard_environments(jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), batch))
             return jax.grad(self.loss, has_aux=True)(params, minibatch)
 
         return run_epochs(self, state, gradients_of, orders, getattr(self, "target_kl", None))
