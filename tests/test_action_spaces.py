@@ -241,7 +241,7 @@ def test_a_policy_may_return_a_distribution_of_its_own() -> None:
 
 
 def test_no_mask_for_a_distribution() -> None:
-    with pytest.raises(TypeError, match="returned a TanhGaussian, which no mask can change"):
+    with pytest.raises(TypeError, match="returned a TanhGaussian, which cannot be masked"):
         action_distribution(Discrete(2), TanhGaussian(DiagonalGaussian(jnp.zeros(2), jnp.zeros(2))), jnp.ones(2, bool))
 
 

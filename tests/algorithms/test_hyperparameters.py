@@ -104,7 +104,7 @@ def test_a_misspelt_name_is_a_type_error() -> None:
 def test_an_environment_that_does_not_exist_or_fit() -> None:
     with pytest.raises(ValueError, match="CartPole-v1"):
         hx.HAEPO("CartPol-v1")
-    with pytest.raises(TypeError, match="object is no environment"):
+    with pytest.raises(TypeError, match="object is not an environment"):
         hx.HAEPO(object())
 
 
