@@ -30,7 +30,7 @@ class StepCount:
     def __lt__(self, other: StepCount) -> jax.Array:
         return (self.high < other.high) | ((self.high == other.high) & (self.low < other.low))
 
-    def share_of(self, total: int) -> jax.Array:
+    def fraction_of(self, total: int) -> jax.Array:
         """The count as a fraction of `total`, float32, at most 1."""
         share = self.high.astype(jnp.float32) * (2.0**32 / total) + self.low.astype(jnp.float32) / float(total)
         return jnp.minimum(share, 1.0)

@@ -102,8 +102,7 @@ def as_policy(policy: Any) -> Policy:
         an object with `init` and `apply`, which is returned unchanged.
 
     Raises:
-      TypeError: for anything else, including an NNX instance: it holds one set of weights, but every seed needs its
-      own.
+      TypeError: for anything else, including an NNX instance, which holds one set of weights, while seeds need several.
     """
     if isinstance(policy, nn.Module):
         return LinenPolicy(policy)

@@ -57,11 +57,11 @@ def shard_environments(tree: Any) -> Any:
     return jax.tree.map(constrain, tree)
 
 
-def whole(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of replicated arrays, such as parameters."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def own_copy(tree: Any) -> Any:
+def local_copy(tree: Any) -> Any:
     """The copy of replicated arrays on the first device of this process."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)

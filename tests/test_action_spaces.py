@@ -255,7 +255,7 @@ def test_a_dict_action_with_masks_trains(name: str, squashed: bool) -> None:
     settings = SMALL | {"learning_rate": 1e-2, "squash_actions": squashed, "state_dependent_std": squashed}
     algorithm = getattr(hx, name)(Controls(), **settings | ({"num_steps": 4} if name == "PPO" else {}))
     state, history = jax.jit(algorithm.train)(jax.random.key(0))
-    assert int(state.health.invalid_episodes) == 0, "an invalid action was taken"
+    assert int(state.status.invalid_episodes) == 0, "an invalid action was taken"
     assert np.all(np.isfinite(history["loss"]))
     first = float(np.mean(algorithm.evaluate(algorithm.init(jax.random.key(0)), episodes=512)["return"]))
     last = float(np.mean(algorithm.evaluate(state, episodes=512)["return"]))

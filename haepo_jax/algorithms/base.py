@@ -32,7 +32,7 @@ from haepo_jax.algorithms.fields import (
 from haepo_jax.algorithms.network_checks import check_networks
 from haepo_jax.algorithms.optimizers import clip_by_global_norm
 from haepo_jax.algorithms.other_names import SignatureOfInit, check_keywords
-from haepo_jax.algorithms.state import Health, Metrics, Start, TrainState, check_fits, keep_finite
+from haepo_jax.algorithms.state import InitialPolicy, Metrics, TrainingStatus, TrainState, check_fits, keep_finite
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.envs import make_env
@@ -233,7 +233,7 @@ class Algorithm(abc.ABC):
 
     # Initialisation, training and evaluation.
 
-    def init(self, key: jax.Array, start: Start | None = None) -> TrainState:
+    def init(self, key: jax.Array, start: InitialPolicy | None = None) -> TrainState:
         """A new train state from a typed PRNG key (`jax.random.key(seed)`).
 
         `start` initialises the policy and a fixed reference policy, for example `algo.init(key, policy.start)` with a
@@ -251,7 +251,7 @@ class Algorithm(abc.ABC):
             normalize = any(isinstance(part, Box) for part in space_leaves(self.env.action_space))
         normalizer = RunningStatistics.of(observation) if normalize else None
         if start is not None:
-            check_fits(start, Start(self.policy_params(params), normalizer))
+            check_fits(start, InitialPolicy(self.policy_params(params), normalizer))
             params, normalizer = self.with_policy_params(params, start.params), start.normalizer
         state = TrainState(
             params=params,
@@ -262,7 +262,7 @@ class Algorithm(abc.ABC):
             key=run_key,
             update=jnp.int32(0),
             env_steps=StepCount.of(0),
-            health=Health.new(),
+            status=TrainingStatus.new(),
         )
         return dataclasses.replace(state, extra=self.init_extra(state))
 
@@ -278,7 +278,7 @@ class Algorithm(abc.ABC):
         """`TrainState.extra` at the start of a run; `state` has all other fields."""
         return None
 
-    def train(self, key: jax.Array, start: Start | None = None) -> tuple[TrainState, dict[str, Any]]:
+    def train(self, key: jax.Array, start: InitialPolicy | None = None) -> tuple[TrainState, dict[str, Any]]:
         """Runs the whole training; under `jax.jit` one compiled program. See `init` for `start`.
 
         Returns:

@@ -23,7 +23,7 @@ def advance(algorithm: Algorithm, state: TrainState, until: StepCount) -> tuple[
     none."""
 
     def unfinished(state: TrainState) -> jax.Array:
-        return (state.env_steps < until) & ~state.health.diverged
+        return (state.env_steps < until) & ~state.status.diverged
 
     def step(loop: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         return hold_finished(unfinished(loop[0]), train_step(loop[0]), loop)

@@ -184,7 +184,7 @@ class SegmentAlgorithm(Algorithm):
 
     def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """One update: collect segments, update the replay buffer, compute targets, run the epochs."""
-        now = self.scheduled(state.env_steps.share_of(self.total_steps))
+        now = self.scheduled(state.env_steps.fraction_of(self.total_steps))
         collect_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.update))
 
         # Collect num_steps steps of every environment with the current policy, the behaviour policy of this segment.

@@ -14,7 +14,7 @@ from haepo_jax.normalization import RunningStatistics
 Metrics = dict[str, jax.Array]
 
 CAUSES = ("the loss", "the gradients", "the parameters after the step", "the optimiser's state")
-"""The meaning of the bits of `Health.cause`: bit i is set if the i-th was not finite."""
+"""The meaning of the bits of `TrainingStatus.cause`: bit i is set if the i-th was not finite."""
 
 
 EPISODE_MEANS = ("episode_return", "episode_length")
@@ -23,7 +23,7 @@ EPISODE_MEANS = ("episode_return", "episode_length")
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Health:
+class TrainingStatus:
     """Non-finite updates and episodes of a run; all () int32.
 
     Attributes:
@@ -39,7 +39,7 @@ class Health:
     invalid_episodes: jax.Array
 
     @classmethod
-    def new(cls) -> Health:
+    def new(cls) -> TrainingStatus:
         """The initial value."""
         return cls(jnp.int32(0), jnp.int32(-1), jnp.int32(0), jnp.int32(0))
 
@@ -63,7 +63,7 @@ class TrainState:
       key: typed PRNG key of the run, constant; updates and environments fold their index into it.
       update: () int32, number of updates done.
       env_steps: number of valid environment steps done.
-      health: non-finite updates and episodes so far.
+      status: non-finite updates and episodes so far, and whether the run has diverged.
     """
 
     params: Any
@@ -74,10 +74,10 @@ class TrainState:
     key: jax.Array
     update: jax.Array
     env_steps: StepCount
-    health: Health
+    status: TrainingStatus
 
 
-class Start(NamedTuple):
+class InitialPolicy(NamedTuple):
     """A trained policy to start training from: its parameters, and its observation normaliser or None; see
     `haepo_jax.load`."""
 
@@ -97,22 +97,22 @@ def keep_finite(state: TrainState, new: TrainState, metrics: Metrics, on_nan: st
     """
     parts = (metrics["loss"], metrics.get("grad_norm", ()), new.params, new.opt_state)
     finite = jnp.stack([_all_finite(part) for part in parts])
-    sick = ~jnp.all(finite)
-    before = state.health
+    non_finite = ~jnp.all(finite)
+    before = state.status
     invalid = before.invalid_episodes + jnp.asarray(metrics.get("invalid_episodes", 0), jnp.int32)
     bits = jnp.sum(jnp.where(finite, 0, 2 ** jnp.arange(len(CAUSES), dtype=jnp.int32)), dtype=jnp.int32)
-    cause = jnp.where(sick, bits, before.cause)
+    cause = jnp.where(non_finite, bits, before.cause)
     if on_nan == "skip":
-        health = Health(before.skipped + sick.astype(jnp.int32), before.diverged_at, cause, invalid)
+        status = TrainingStatus(before.skipped + non_finite.astype(jnp.int32), before.diverged_at, cause, invalid)
         discarded = dataclasses.replace(state, extra=new.extra, update=new.update, env_steps=new.env_steps)
     else:
         frozen = before.diverged
-        sick |= frozen
-        diverged_at = jnp.where(frozen | ~sick, before.diverged_at, state.update)
-        health = Health(before.skipped, diverged_at, jnp.where(frozen, before.cause, cause), invalid)
+        non_finite |= frozen
+        diverged_at = jnp.where(frozen | ~non_finite, before.diverged_at, state.update)
+        status = TrainingStatus(before.skipped, diverged_at, jnp.where(frozen, before.cause, cause), invalid)
         discarded = state
-    kept = jax.tree.map(lambda x, old: jnp.where(sick, old, x), new, discarded)
-    return dataclasses.replace(kept, health=health)
+    kept = jax.tree.map(lambda x, old: jnp.where(non_finite, old, x), new, discarded)
+    return dataclasses.replace(kept, status=status)
 
 
 def _all_finite(tree: Any) -> jax.Array:
@@ -121,14 +121,14 @@ def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.concatenate([jnp.ones(1, bool), *(jnp.isfinite(jnp.ravel(x)) for x in leaves)]))
 
 
-def check_fits(start: Start, own: Start) -> None:
-    """Raises ValueError, with a one-line message, if `start` does not match the network or the normaliser of `own`."""
-    if (start.normalizer is None) != (own.normalizer is None):
-        there, here = ("normalised", "does not") if own.normalizer is None else ("unnormalised", "normalises them")
+def check_fits(start: InitialPolicy, expected: InitialPolicy) -> None:
+    """Raises ValueError, with a one-line message, if `start` has another network or normaliser than `expected`."""
+    if (start.normalizer is None) != (expected.normalizer is None):
+        there, here = ("normalised", "does not") if expected.normalizer is None else ("unnormalised", "normalises them")
         raise ValueError(f"the initial policy was trained on {there} observations, but this algorithm {here}")
     named = [
         {jax.tree_util.keystr(path): jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (start, own)
+        for tree in (start, expected)
     ]
     for name in {**named[1], **named[0]}:
         there, here = (str(shapes.get(name, "missing")) for shapes in named)

@@ -57,9 +57,9 @@ class Supervised(TrajectoryAlgorithm):
             state, observation, alive = now
             action_mask = self.env.action_mask(state) if has_action_mask(self.env) else None
             after = self.env.step(key, state, action)
-            live = Trajectory(observation, action, after.reward, alive, action_mask, extras=None)
-            steps = jax.tree.map(lambda x: jnp.where(alive, x, jnp.zeros_like(x)), live)
-            return (after.state, after.observation, alive & ~(after.terminated | after.truncated)), steps
+            transition = Trajectory(observation, action, after.reward, alive, action_mask, extras=None)
+            masked = jax.tree.map(lambda x: jnp.where(alive, x, jnp.zeros_like(x)), transition)
+            return (after.state, after.observation, alive & ~(after.terminated | after.truncated)), masked
 
         steps: Trajectory = jax.lax.scan(step, (state, observation, jnp.bool_(True)), actions)[1]
         return steps

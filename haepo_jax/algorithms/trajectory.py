@@ -72,7 +72,7 @@ class TrajectoryAlgorithm(Algorithm):
 
     def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """One update: collect complete episodes, run the epochs."""
-        now = self.scheduled(state.env_steps.share_of(self.total_steps))
+        now = self.scheduled(state.env_steps.fraction_of(self.total_steps))
         rollout_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.update))
 
         # Collect num_envs episodes with the current policy, the behaviour policy of this update.

@@ -134,9 +134,9 @@ def centred_ranks(x: jax.Array, valid: jax.Array) -> jax.Array:
     Ties get their mean rank; masked entries and a single valid entry get 0. Comparing all pairs is faster than sorting
     for up to thousands of entries.
     """
-    own, other = x[..., :, None], x[..., None, :]
+    left, right = x[..., :, None], x[..., None, :]
     # Integers: with floats XLA's CPU compiler materialises all pairs before summing.
-    order = (other < own).astype(jnp.int32) - (other > own).astype(jnp.int32)
+    order = (right < left).astype(jnp.int32) - (right > left).astype(jnp.int32)
     ahead = jnp.sum(valid[..., None, :].astype(jnp.int32) * order, axis=-1, dtype=jnp.int32)
     count = jnp.sum(valid, axis=-1, keepdims=True, dtype=x.dtype)
     return select(valid & (count > 1), ahead.astype(x.dtype) / (2 * jnp.maximum(count - 1, 1)))

@@ -168,12 +168,12 @@ class Training:
         total, ended = self._program.algorithm.total_steps, False
         for observer in self._observers:
             observer.on_row(row)
-            ended |= bool(observer.on_state(row, sharding.own_copy(self._state)))
+            ended |= bool(observer.on_state(row, sharding.local_copy(self._state)))
         if ended and at.before(total):
             position.ended = total
         self._value = row.mean("eval_return" if "eval_return" in row.metrics else "episode_return")
         if self._saver is not None:
-            self._saver.row(sharding.own_copy(self._state), self._value, self.mark, self._snapshot)
+            self._saver.row(sharding.local_copy(self._state), self._value, self.mark, self._snapshot)
         if self._processes.meet(int(position.ended == total))[0]:
             position.ended = total
 
@@ -256,7 +256,7 @@ class Training:
     def _save(self) -> None:
         if self._saver is not None:
             steps = self._position.steps // self._program.num_seeds
-            self._saver.save(sharding.own_copy(self._state), steps, self.mark, self._value, self._snapshot())
+            self._saver.save(sharding.local_copy(self._state), steps, self.mark, self._value, self._snapshot())
             self._clock()
 
     def _leave_if_asked(self) -> None:

@@ -47,7 +47,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Counters:
-    """How far every seed is, read from a train state; one value per seed in each list (see `TrainState` and `Health`)."""
+    """How far every seed is, read from a train state; one value per seed in each list (see `TrainState` and `TrainingStatus`)."""
 
     update: list[int]
     env_steps: list[int]
@@ -59,8 +59,8 @@ class Counters:
     @classmethod
     def read(cls, state: TrainState) -> Counters:
         """Waits for the device."""
-        health = (getattr(state.health, field.name) for field in dataclasses.fields(cls)[2:])
-        values = (state.update, state.env_steps.to_int(), *health)
+        status = (getattr(state.status, field.name) for field in dataclasses.fields(cls)[2:])
+        values = (state.update, state.env_steps.to_int(), *status)
         return cls(*(np.atleast_1d(np.asarray(value)).tolist() for value in values))
 
     @property
@@ -82,7 +82,7 @@ class Counters:
 
 
 def not_finite(cause: int) -> list[str]:
-    """The names behind the bits of `Health.cause`."""
+    """The names behind the bits of `TrainingStatus.cause`."""
     return [name for bit, name in enumerate(CAUSES) if cause >> bit & 1]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from haepo_jax.algorithms.base import Algorithm
-from haepo_jax.algorithms.state import Start, TrainState
+from haepo_jax.algorithms.state import InitialPolicy, TrainState
 from haepo_jax.runner.checkpoints import Checkpoint, CheckpointError, Saver, prng_implementation
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.devices import describe_device, device_errors, versions
@@ -36,7 +36,7 @@ def run(
     checkpoint: Checkpoint | None = None,
     stop: StopSignals = NEVER,
     processes: Processes = ALONE,
-    start: Start | None = None,
+    start: InitialPolicy | None = None,
 ) -> tuple[dict[str, Any], TrainState]:
     """Trains as configured; returns the summary and the final train state, of several seeds with a leading axis.
 

@@ -180,7 +180,9 @@ def test_a_custom_class_is_read_by_module_and_class(tmp_path: Path, monkeypatch:
         with pytest.raises(hx.HyperparameterError, match="is unlucky"):
             declared.declaration(f"my_algorithms:{name}")(num_epochs=7).check()
     assert list(declared.hyperparameters("my_algorithms:Other")) == list(declared.hyperparameters("haepo"))
-    with pytest.raises(hx.HyperparameterError, match="my_algorithms:Third .* 'LIMIT' is not defined; .*only use names from"):
+    with pytest.raises(
+        hx.HyperparameterError, match="my_algorithms:Third .* 'LIMIT' is not defined; .*only use names from"
+    ):
         declared.hyperparameters("my_algorithms:Third")
     for name in ("my_algorithms:None", "no_such_module:Mine", "no.such:Mine"):
         with pytest.raises(ImportError, match="there is no "):
