@@ -27,8 +27,7 @@ LOG_STD_MIN, LOG_STD_MAX = -3.0, 1.0
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Categorical:
-    """A categorical distribution over n actions with normalised `log_probs` (..., n), very negative for invalid
-    actions."""
+    """A categorical distribution with normalised `log_probs` (..., n), large and negative for invalid actions."""
 
     log_probs: jax.Array
 
@@ -211,8 +210,8 @@ def action_distribution(action_space: Space, output: Any, action_mask: Any = Non
       output: logits (..., n) for `Discrete(n)`; for `MultiDiscrete` the concatenated logits of all its integers,
         (..., sum(sizes)); a pair of mean and log-std (..., *shape) for a `Box`, in policy units; dicts or tuples of
         these if the space is one. Each may be replaced by a `Distribution`.
-      action_mask: bool, shaped like the logits, true for valid actions; None if all are valid. For dicts and tuples one
-        per part.
+      action_mask: bool, shaped like the logits, true for valid actions; None: all valid. For dicts and tuples one per
+        part.
 
     Raises:
       TypeError: a mask is given for an output that is already a distribution.

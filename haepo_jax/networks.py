@@ -41,8 +41,7 @@ class Policy(Protocol):
 
 
 RECOMPUTE_ABOVE = 2**14
-"""The number of steps of a feed-forward policy above which activations are recomputed for the gradient instead of
-stored."""
+"""Above this number of steps, activations of feed-forward policies are recomputed for the gradient, not stored."""
 
 
 def each_step(function: Callable[[Any], Any], steps: Any, num_axes: int) -> Any:
@@ -184,8 +183,7 @@ def _windows(x: jax.Array, stride: int) -> jax.Array:
 
 
 def orthogonal(gain: float) -> Callable[..., jax.Array]:
-    """Orthogonal initialiser: `gain` times a uniformly random matrix with orthonormal rows or columns (Saxe et al.
-    2014).
+    """Initialiser: `gain` times a uniformly random matrix with orthonormal rows or columns (Saxe et al. 2014).
 
     Computes the polar factor of a Gaussian matrix by Newton's iteration x <- 3/2 x - 1/2 x x'x, which has the same
     distribution as the usual QR factor. Batched over seeds, QR is slow on accelerators, and on a CPU two QR
@@ -204,8 +202,7 @@ def orthogonal(gain: float) -> Callable[..., jax.Array]:
 
 
 def hidden_layers(x: jax.Array, sizes: Sequence[int], activation: str, layer_norm: bool) -> jax.Array:
-    """Dense layers with orthogonal weights of gain sqrt(2), (..., n) -> (..., sizes[-1]); call it in a compact
-    method."""
+    """Dense layers with orthogonal weights of gain sqrt(2), (..., n) -> (..., sizes[-1]); for a compact method."""
     for size in sizes:
         x = nn.Dense(size, kernel_init=orthogonal(math.sqrt(2)))(x)
         x = ACTIVATIONS[activation](nn.LayerNorm()(x) if layer_norm else x)

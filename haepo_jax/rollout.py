@@ -49,8 +49,7 @@ class Trajectory:
 
     @property
     def decisions(self) -> jax.Array:
-        """The valid steps that count in a loss: all except those with a single valid action and no reward, as in a
-        prompt.
+        """The valid steps that count in a loss: not those with a single valid action and no reward, as in a prompt.
 
         If actions have several parts, every valid step counts.
         """
@@ -157,7 +156,7 @@ class _Stepped:
 def _step(
     env: Any, act: Act, state: Any, observation: Any, carry: Any, is_first: jax.Array, alive: jax.Array, key: jax.Array
 ) -> _Stepped:
-    """One action and one transition of one environment. After the end of the episode all outputs are set to 0."""
+    """One action and one transition of one environment; the transition is set to 0 after the end of the episode."""
     action_key, env_key = jax.random.split(key)
     action_mask = env.action_mask(state) if has_action_mask(env) else None
     carry, action, extras = act(carry, observation, is_first, action_mask, action_key)

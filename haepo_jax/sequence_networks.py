@@ -84,8 +84,7 @@ class Transformer(nn.Module):
       width: width of every block; its MLP is four times as wide.
       num_layers: number of blocks.
       num_heads: attention heads per block; `width / num_heads` must be even.
-      context: C, the attention window of a block in steps, including the current one. The windows of stacked blocks add
-        up.
+      context: C, attention window of a block in steps, including the current one; windows of stacked blocks add up.
     """
 
     width: int
@@ -155,8 +154,7 @@ class Transformer(nn.Module):
 
 
 def _rotate(x: jax.Array, position: jax.Array) -> jax.Array:
-    """Rotary embedding of x (T, heads, n): rotates each pair (x[i], x[i + n/2]) by position (T,) times its
-    frequency."""
+    """Rotary embedding of x (T, heads, n): rotates pairs (x[i], x[i + n/2]) by position (T,) times their frequency."""
     half = x.shape[-1] // 2
     frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = position[:, None, None].astype(jnp.float32) * frequency[None, None]
@@ -221,8 +219,7 @@ def sequence_policy(
     state_dependent_std: bool = False,
     with_features: bool = False,
 ) -> Policy:
-    """A recurrent policy of the given kind, "gru", "lstm" or "transformer"; a value function if `action_space` is
-    None."""
+    """A "gru", "lstm" or "transformer" policy, or value function if `action_space` is None."""
     body: nn.Module = (
         Transformer(hidden_sizes[0], len(hidden_sizes), num_heads, context)
         if kind == "transformer"

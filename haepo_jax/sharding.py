@@ -23,8 +23,7 @@ AXIS = "environments"
 
 @contextlib.contextmanager
 def over_environments(devices: Sequence[Any] | None = None) -> Iterator[Mesh]:
-    """Context manager in which jitted functions shard their environments over devices, by default all devices of all
-    hosts.
+    """Context manager in which jitted functions shard their environments over devices, by default all of all hosts.
 
     `num_envs` should be a multiple of the number of devices. It sets a mesh with the single axis `AXIS`, as
     `jax.set_mesh` does; any other mesh that has this axis works as well.

@@ -39,7 +39,7 @@ def hold_finished(unfinished: jax.Array, new: Any, old: Any) -> Any:
     """Keeps finished batch elements unchanged in a `while_loop` with predicate `any_in_batch(unfinished)`.
 
     Returns `new`, and under `jax.vmap` `old` for batch elements that have finished. `unfinished` is a () bool, `new`
-    and `old` are pytrees of the same structure. Without vmap the loop body runs only if unfinished, so no select is
+    and `old` are pytrees of the same structure. Without vmap the body only runs if unfinished, so no select is
     compiled.
     """
     del unfinished, old

@@ -109,7 +109,7 @@ class Algorithm(abc.ABC):
     eval_episodes: int = static(
         16,
         int,
-        "evaluation episodes per row of metrics, as many sampled as greedy; 0: no evaluation",
+        "evaluation episodes per row of metrics, as many again with greedy actions; 0: no evaluation",
         within=Range(0, 2**31 - 1),
     )
     on_nan: str = static(
@@ -147,8 +147,7 @@ class Algorithm(abc.ABC):
     def check(self) -> None:
         """Raises HyperparameterError for the first invalid hyperparameter.
 
-        It also runs without JAX (see `fields`), so it may only use the hyperparameters of `self` and names from
-        `fields`.
+        It also runs without JAX, so it may only use the hyperparameters of `self` and names from `fields` (see there).
         """
         for field in dataclasses.fields(self):
             if "kind" in field.metadata:
@@ -290,13 +289,11 @@ class Algorithm(abc.ABC):
         return running.whole_run(self, self.init(key, start))
 
     def advance(self, state: TrainState, until: StepCount) -> tuple[TrainState, Metrics]:
-        """Updates until `until` environment steps are done; returns the metrics of the last update, 0 if there was
-        none."""
+        """Updates until `until` environment steps are done; the metrics are those of the last update, 0 if none."""
         return running.advance(self, state, until)
 
     def progress(self, state: TrainState, max_steps: int | None = None) -> dict[str, Any]:
-        """The other entries of a row of metrics: counters, and an evaluation if `eval_episodes` > 0; `max_steps` is
-        that of `evaluate`."""
+        """Counters for a row of metrics, and an evaluation if `eval_episodes` > 0; see `evaluate` for `max_steps`."""
         return running.progress(self, state, max_steps)
 
     def evaluate(
@@ -373,8 +370,7 @@ class Algorithm(abc.ABC):
         return action_distribution(self.env.action_space, output, action_mask)
 
     def normalized(self, normalizer: RunningStatistics | None, observation: Any) -> Any:
-        """The normalised observation, as the networks see it; discrete parts stay integers, to be encoded as
-        one-hot."""
+        """The normalised observation, as the networks see it; discrete parts stay integers (networks use one-hot)."""
         if normalizer is None:
             return observation
         leaves, structure = jax.tree.flatten(observation)

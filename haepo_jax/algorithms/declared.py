@@ -82,8 +82,7 @@ def declaration(name: str) -> type[Declaration]:
 
 
 def hyperparameters(name: str) -> dict[str, dataclasses.Field[Any]]:
-    """The hyperparameters of an algorithm or preset by name: dataclass fields with its defaults; their `metadata` holds
-    type, range and description."""
+    """The hyperparameters of an algorithm or preset: dataclass fields with type, range and help text in `metadata`."""
     found = {}
     for field in dataclasses.fields(declaration(name)):  # type: ignore[arg-type]
         if "kind" in field.metadata:

@@ -19,8 +19,7 @@ EVALUATION_SEED = 0x5EED
 
 
 def advance(algorithm: Algorithm, state: TrainState, until: StepCount) -> tuple[TrainState, Metrics]:
-    """Updates until `until` steps are done or the run has diverged; returns the metrics of the last update, 0 if
-    none."""
+    """Updates until `until` steps are done or the run diverges; the metrics are those of the last update, 0 if none."""
 
     def unfinished(state: TrainState) -> jax.Array:
         return (state.env_steps < until) & ~state.status.diverged
@@ -34,8 +33,7 @@ def advance(algorithm: Algorithm, state: TrainState, until: StepCount) -> tuple[
 
 
 def whole_run(algorithm: Algorithm, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """Runs all updates from `state` to `total_steps`, with a row of metrics at each of `log_points` evenly spaced
-    points."""
+    """Runs all updates from `state` to `total_steps`, with metrics at `log_points` evenly spaced points."""
     total, rows = algorithm.total_steps, algorithm.log_points
     points = [-(-total * (row + 1) // rows) for row in range(rows)]
     until = StepCount(

@@ -298,8 +298,7 @@ class SegmentAlgorithm(Algorithm):
         )  # fmt: skip
 
     def learn(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Any, Metrics]:
-        """Runs the epochs of one update; `self` must be `scheduled`. Returns parameters, optimiser state and mean
-        metrics."""
+        """Runs the epochs of one update: parameters, optimiser state and mean metrics; `self` must be `scheduled`."""
         chex.assert_equal_shape([batch.is_first, batch.log_prob, batch.advantage, batch.value_target])
         if self.single_steps and not jax.tree.leaves(batch.carry):
             batch = self._as_single_steps(batch)

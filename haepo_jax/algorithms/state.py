@@ -78,8 +78,7 @@ class TrainState:
 
 
 class InitialPolicy(NamedTuple):
-    """A trained policy to start training from: its parameters, and its observation normaliser or None; see
-    `haepo_jax.load`."""
+    """A trained policy to start from (see `haepo_jax.load`): parameters, and the observation normaliser or None."""
 
     params: Any
     normalizer: RunningStatistics | None
@@ -92,8 +91,7 @@ def keep_finite(state: TrainState, new: TrainState, metrics: Metrics, on_nan: st
       state: the state before the update.
       new: the state after the update.
       metrics: of the update: "loss", and optionally "grad_norm" and "invalid_episodes".
-      on_nan: "skip" discards and counts the update, and the run continues with new experience; "stop" freezes the
-        state.
+      on_nan: "skip" discards and counts the update, and the run continues with new data; "stop" freezes the state.
     """
     parts = (metrics["loss"], metrics.get("grad_norm", ()), new.params, new.opt_state)
     finite = jnp.stack([_all_finite(part) for part in parts])

@@ -116,8 +116,7 @@ class TrajectoryAlgorithm(Algorithm):
         return jax.tree.map(grouped, steps), returns, lengths, invalid
 
     def learn(self, state: TrainState, steps: Trajectory, key: jax.Array) -> tuple[Any, Any, Metrics]:
-        """Runs the epochs of one update; `self` must be `scheduled`. Returns parameters, optimiser state and mean
-        metrics."""
+        """Runs the epochs of one update: parameters, optimiser state and mean metrics; `self` must be `scheduled`."""
         horizon = steps.mask.shape[0]
         reference_params = state.params if state.reference is None else state.reference
 
@@ -143,8 +142,7 @@ class TrajectoryAlgorithm(Algorithm):
 
     @abc.abstractmethod
     def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
-        """The loss of a minibatch of groups, a scalar to minimise, and metrics, including "loss"; `self` is
-        `scheduled`."""
+        """The loss of a minibatch of groups, a scalar, and metrics, including "loss"; `self` is `scheduled`."""
 
     def sequence_distribution(self, params: Any, observation: Any, steps: Trajectory) -> Distribution:
         """Action distributions (T, G, K) of whole episodes under `params`."""
@@ -177,8 +175,8 @@ def on_valid_steps(function: Callable[[Any], Any], tree: Any, mask: jax.Array) -
 
     In most environments episodes end long before the horizon, and the padding would cost as much as the valid steps.
     The function is compiled three times, so it should contain only the expensive part. A loop over chunks of time would
-    be compiled once, but has to compute or move every activation twice: it made full-length updates 1.1 to 1.4 times
-    slower.
+    be compiled once, but has to compute or move every activation twice; it took 1.1 to 1.4 times as long at full
+    length.
 
     Args:
       function: the function; its result must have the same shapes for every prefix.

@@ -18,8 +18,7 @@ PyTree: TypeAlias = Any
 
 
 class TimeStep(NamedTuple):
-    """The result of a step. `terminated`: the episode ended; `truncated`: it was cut off by the time limit; never
-    both."""
+    """The result of a step. `terminated`: the task ended; `truncated`: a time limit cut the episode off; never both."""
 
     state: PyTree
     observation: PyTree
@@ -129,12 +128,11 @@ def strongly_typed(tree: PyTree) -> PyTree:
 def finish_step(
     name: str, old_state: PyTree, state: PyTree, observation: PyTree, reward: Any, terminated: Any, truncated: Any
 ) -> TimeStep:
-    """A `TimeStep` with the protocol's types: state leaves have the dtypes of `old_state`; termination overrides
-    truncation.
+    """A `TimeStep` with the dtypes of the protocol and of `old_state`; termination overrides truncation.
 
     Raises:
-        TypeError: the state changed its structure, a shape, or from integer to float; or the reward or a flag is not a
-            scalar.
+        TypeError: the state changed its structure, a shape, or from integer to float; the reward or a flag is no
+        scalar.
     """
     if not _same_structure(old_state, state):
         raise TypeError(f"{name}: the state's structure differs between reset and step")

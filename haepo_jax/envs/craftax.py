@@ -1,8 +1,8 @@
 """Craftax and Craftax-Classic under the environment protocol (optional: `pip install 'haepo_jax[craftax]'`).
 
 Matthews et al., "Craftax: A Lightning-Fast Benchmark for Open-Ended Reinforcement Learning" (arXiv 2402.16801). On
-first use of pixel observations, Craftax builds its textures, which takes a minute, and caches them next to its own
-files.
+first use of pixel observations, Craftax builds its textures, which takes a minute, and caches them in its own
+directory.
 """
 
 import contextlib
@@ -67,8 +67,7 @@ def _build(library: Any, task: str) -> Any:
 
 
 def adapt_craftax(name: str, inner: Any, params: Any = None) -> CraftaxEnv:
-    """Adapts an environment object of Craftax, with its params or the default ones; auto-reset in its `step` is
-    ignored."""
+    """Adapts an environment object of Craftax, with its params or the default ones; any auto-reset is bypassed."""
     params = inner.default_params if params is None else params
     horizon = check_horizon(name, "max_timesteps", params.max_timesteps)
     # Numbers as arrays: Python numbers could not be batched.

@@ -172,8 +172,7 @@ def _without_limit(params: Any) -> Any:
 
 
 def _in_declared_order(state: Any) -> Any:
-    """Works around a bug of gymnax 0.0.9: SimpleBandit assigns (rewards, total_regret, time) to fields that begin with
-    time."""
+    """Works around a bug of gymnax 0.0.9: SimpleBandit assigns rewards, total_regret and time to the wrong fields."""
     if jnp.ndim(state.time) == 0:
         return state
     return type(state)(rewards=state.time, total_regret=state.rewards, time=state.total_regret)
@@ -190,8 +189,7 @@ def _plain(space: Any) -> Any:
 
 
 def _space(space: Any, actual: jax.ShapeDtypeStruct | None = None) -> Discrete | Box:
-    """Converts a gymnax space. Shape and dtype of an observation are those of `actual`, as declared dtypes are
-    unreliable."""
+    """Converts a gymnax space; `actual` overrides the shape and the dtype, which gymnax may declare wrongly."""
     if hasattr(space, "n"):
         return Discrete(int(space.n))
     shape = tuple(space.shape) if actual is None else actual.shape

@@ -32,8 +32,7 @@ _LONGEST_EPISODE: dict[str, Callable[[Any], int]] = {
     "TSP": lambda inner: inner.num_cities,
 }
 LARGEST_ONE_HOT = 256
-"""The largest discrete observation that becomes a `Discrete` space; Jumanji's larger ones are counts, such as of
-steps."""
+"""The largest size of a `Discrete` observation; Jumanji's larger discrete observations are counts, such as of steps."""
 
 
 class JumanjiState(NamedTuple):

@@ -115,8 +115,7 @@ def usual_promotion() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """A context for tracing library code: 32 bits, default promotion, and without warnings about its dtypes and
-    names."""
+    """A context for tracing library code: 32 bits, default promotion, no warnings about its dtypes and names."""
     with in_32_bits(), usual_promotion(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="scatter inputs have incompatible types", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Explicitly requested dtype", category=UserWarning)

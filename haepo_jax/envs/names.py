@@ -117,8 +117,7 @@ def is_installed(prefix: str) -> bool:
 
 @functools.cache
 def tasks_of(prefix: str) -> tuple[str, ...]:
-    """All names in the registry of a library, in its order, including unsupported ones; empty if it is not
-    installed."""
+    """All names in the registry of a library, in its order, also unsupported ones; empty if it is not installed."""
     library = LIBRARIES[prefix]
     spec = importlib.util.find_spec(library.package)
     found: list[str] = []

@@ -52,8 +52,7 @@ class PgxState(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class PgxEnv(LibraryEnvironment):
-    """A Pgx game. A step is a move of the agent and all opponent moves up to its next turn; their rewards are
-    summed."""
+    """A Pgx game. A step is a move of the agent and all opponent moves until its next turn, with the sum of rewards."""
 
     opponent: Opponent = static_field()
 
@@ -82,8 +81,7 @@ class PgxEnv(LibraryEnvironment):
         return own_key, others_key
 
     def _others(self, key: Array, inner: Any) -> tuple[Any, Array]:
-        """Plays the opponents' moves until it is the agent's turn or the game is over; returns the agent's reward
-        too."""
+        """Plays the opponents' moves until the agent's turn or the end; returns the state and the agent's reward."""
         if self.inner.num_players == 1:
             return inner, inner.rewards[AGENT]
 

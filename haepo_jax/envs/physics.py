@@ -1,5 +1,4 @@
-"""Shared adapter of Brax and MuJoCo Playground: a `State` with obs, reward and done, and a replaceable physics
-model."""
+"""Shared adapter of Brax and MuJoCo Playground, whose physics model can be replaced."""
 
 import contextlib
 import copy
@@ -47,8 +46,7 @@ class PhysicsEnv(LibraryEnvironment):
         return new, inner.obs, inner.reward, inner.done > 0.5, new.steps >= self.horizon
 
     def _with_params(self) -> Any:
-        """A shallow copy of `inner` with this model; `inner` itself is shared by environments with the same
-        arguments."""
+        """A shallow copy of `inner` with this model; `inner` is shared by environments with the same arguments."""
         if not self.model_attribute:
             return self.inner
         inner = copy.copy(self.inner)

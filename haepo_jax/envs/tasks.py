@@ -1,5 +1,4 @@
-"""The built-in tasks by name, and the bandit and random walk from the experiments of the HAEPO paper (arXiv
-2508.18884)."""
+"""The built-in tasks by name, and two of them: the bandit and random walk of the HAEPO paper (arXiv 2508.18884)."""
 
 import dataclasses
 import math
@@ -113,8 +112,7 @@ class RandomWalkState(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class RandomWalk(Replaceable):
-    """A chain with moves to the left (action 0) and right (1) and a reward only at its right end (see
-    `make_random_walk`)."""
+    """A chain with moves to the left (action 0) and right (1) and a reward at its right end; see `make_random_walk`."""
 
     params: RandomWalkParams
     length: int = static_field()

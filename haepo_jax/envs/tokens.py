@@ -30,8 +30,8 @@ def exact_match(prompt: Array, answer: Array, completion: Array) -> Array:
 
 
 class TokenState(NamedTuple):
-    """prompt: (P,) int32; answer: passed to the reward; completion: (C,) int32 so far; time: () int32, number of tokens
-    after the first of the prompt."""
+    """prompt: (P,) int32; answer: passed to the reward; completion: (C,) int32, so far; time: () int32, steps so
+    far."""
 
     prompt: Array
     answer: Any
@@ -158,8 +158,7 @@ def join(*parts: Any, length: int) -> Array:
 
 
 def number(value: Array, digits: int) -> Array:
-    """A number below 10^digits as tokens (digits,), most significant digit first, padded; "0" to "9" are tokens 1 to
-    10."""
+    """A number below 10^digits as tokens (digits,), padded, leading digit first; "0" to "9" are the tokens 1 to 10."""
     powers = jnp.array([10**i for i in reversed(range(digits))])
     leading = (value < powers) & (powers > 1)
     return join(jnp.where(leading, END, value // powers % 10 + 1), length=digits)

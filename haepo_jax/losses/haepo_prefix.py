@@ -1,5 +1,4 @@
-"""Per-decision HAEPO: trajectory prefixes are weighted at every step, and each reward is credited to the actions before
-it."""
+"""Per-decision HAEPO: weights over trajectory prefixes credit each reward to the actions before it."""
 
 from __future__ import annotations
 
@@ -163,8 +162,7 @@ def haepo_prefix_loss(
 def _standardized_rewards(
     reward: jax.Array, valid: jax.Array, members: jax.Array, decay: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Rewards minus the group mean at each step, divided by sigma, (T, ..., K), and each group's number of valid steps,
-    (...)."""
+    """Rewards minus the group mean at each step, over sigma, (T, ..., K), and the valid steps of each group, (...)."""
     centred = centre(reward, members)
     # J does not depend on the scale of the rewards; rescaling keeps their squares from overflowing or underflowing.
     unit = jnp.max(jnp.abs(centred), axis=(0, -1), keepdims=True)

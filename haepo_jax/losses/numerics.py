@@ -36,8 +36,7 @@ def masked_mean(x: jax.Array, valid: jax.Array, axis: int | tuple[int, ...] | No
 
 
 def masked_means(valid: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
-    """`masked_mean` of several arrays in the shape of ``valid``, cast to the dtype of the first; one reduction on an
-    accelerator."""
+    """`masked_mean` of several arrays, cast to the dtype of the first; in a single reduction on an accelerator."""
 
     def at_once(valid: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
         rows = jnp.stack([select(valid, x).reshape(-1) for x in arrays])
@@ -65,8 +64,7 @@ def centre(x: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def standardize(x: jax.Array, valid: jax.Array) -> jax.Array:
-    """``centre`` divided by the population standard deviation of the valid entries + 1e-8; along the last axis, (...,
-    K)."""
+    """``centre`` divided by the population standard deviation of the valid entries of the last axis + 1e-8."""
     centred = centre(x, valid)
     deviation = jnp.sqrt(masked_mean(centred**2, valid, -1))
     return centred / (deviation[..., None] + 1e-8)
@@ -143,8 +141,7 @@ def centred_ranks(x: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def rank_correlation(x: jax.Array, y: jax.Array, valid: jax.Array) -> jax.Array:
-    """Spearman's rank correlation of the valid entries along the last axis, (..., K), (..., K) -> (...); 0 if
-    undefined."""
+    """Spearman's rank correlation of valid entries along the last axis, (..., K), (..., K) -> (...); 0 if undefined."""
     a, b = centred_ranks(x, valid), centred_ranks(y, valid)
     scale = jnp.sqrt(jnp.sum(a**2, axis=-1) * jnp.sum(b**2, axis=-1))
     return divide(jnp.sum(a * b, axis=-1), scale)
@@ -173,8 +170,7 @@ def clipped_surrogate(
 ) -> tuple[jax.Array, jax.Array]:
     """PPO's per-step objective (Schulman 2017, eq. 7), and whether the ratio lies outside the clip range; same shapes.
 
-    The range is [``around`` - ``clip_eps``, ``around`` + ``clip_eps_high``]; ``clip_eps_high`` defaults to
-    ``clip_eps``.
+    The range is [``around`` - ``clip_eps``, ``around`` + ``clip_eps_high``], the latter by default ``clip_eps``.
     """
     high = clip_eps if clip_eps_high is None else clip_eps_high
     ratio = bounded_exp(log_ratio)

@@ -25,8 +25,7 @@ def normalize_returns(
       mask: (..., K), bool or 0/1: which members are valid; default all.
 
     Returns:
-      (..., K), at least float32, 0 where masked. Except with "none", equal returns give exactly 0, and so does a single
-      member.
+      (..., K), at least float32, 0 where masked. Except with "none", equal returns, or a single one, give exactly 0.
 
     Raises:
       TypeError: ``returns`` or ``mask`` is not numeric.

@@ -124,8 +124,7 @@ def resolve_temperature(
 
 
 def log_softmax(scores: jax.Array, valid: jax.Array, tau: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Softmax of scores / tau over the valid members of the last axis, and its logarithm; (..., K) each, 0 where
-    masked.
+    """Softmax of scores / tau over the valid members, and its logarithm; (..., K) each, 0 where masked.
 
     The logarithm stays finite where a weight underflows, and so do entropies and divergences.
     """
