@@ -249,7 +249,12 @@ def test_no_mask_for_a_distribution() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "squashed"), [("EpisodicHAEPO", False), ("PPO", True), ("GRPO", True), ("DPO", False)]
+    ("name", "squashed"),
+    [
+        ("EpisodicHAEPO", False),
+        ("PPO", True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("GRPO", True), ("DPO", False))),
+    ],
 )
 def test_a_dict_action_with_masks_trains(name: str, squashed: bool) -> None:
     settings = SMALL | {"learning_rate": 1e-2, "squash_actions": squashed, "state_dependent_std": squashed}

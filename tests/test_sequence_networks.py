@@ -52,9 +52,10 @@ def stepwise(policy: SequencePolicy, params: Any, carry: Any, observations: Any,
         ("lstm", 9, 0, [4, 8, 10]),
         ("transformer", 9, 64, [4, 8, 10]),
         ("transformer", 40, 7, [3, 30]),
-        ("transformer", 20, 4, []),
-        ("transformer", 9, 4, list(range(20))),
-        ("transformer", 1, 4, []),
+        *(
+            pytest.param("transformer", *case, marks=pytest.mark.slow)
+            for case in ((20, 4, []), (9, 4, list(range(20))), (1, 4, []))
+        ),
     ],
 )
 def test_steps_and_a_sequence_agree(kind: str, length: int, context: int, starts: list[int]) -> None:

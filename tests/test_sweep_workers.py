@@ -28,4 +28,4 @@ def test_two_workers_of_one_sweep(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["index"] for row in rows] == ["0", "1", "2", "3"] and {row["state"] for row in rows} == {"complete"}
     logs = [file.read_text() for file in (tmp_path / "multirun").rglob("*_log.out")]
-    assert sum("4 trials trained to their end" in log for log in logs) == 2
+    assert sum("4 trials: 4 complete" in log for log in logs) == 2

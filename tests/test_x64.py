@@ -55,8 +55,13 @@ def test_every_environment(name: str) -> None:
     assert_same_under_x64(lambda: hx.PPO(name, **SEGMENTS))
 
 
-@pytest.mark.parametrize("network", ["gru", "lstm", "transformer"])
-@pytest.mark.parametrize("method", ["HAEPO", "PPO", "GRPO"])
+NETWORKS = [(method, network) for method in ("HAEPO", "PPO", "GRPO") for network in ("gru", "lstm", "transformer")]
+PAIRS = (("HAEPO", "gru"), ("PPO", "lstm"), ("GRPO", "transformer"))
+
+
+@pytest.mark.parametrize(
+    ("method", "network"), [n if n in PAIRS else pytest.param(*n, marks=pytest.mark.slow) for n in NETWORKS]
+)
 def test_every_network(network: str, method: str) -> None:
     options = {**SMALL, "hidden_sizes": (8,), "network": network, "num_minibatches": 1, "num_heads": 2}
     options |= {"group_size": 2} if method != "PPO" else {}

@@ -67,7 +67,7 @@ def addition(held_out: bool) -> TokenTask:
 
 TASK, HELD_OUT = addition(held_out=False), addition(held_out=True)
 ALGORITHMS: dict[str, Any] = {
-    "haepo": hx.HAEPO(TASK, num_steps=16, num_minibatches=2, replay_batches=4, discount=1.0, **SHARED),
+    "haepo": hx.HAEPO(TASK, num_steps=16, num_minibatches=2, group_size=8, replay_batches=4, discount=1.0, **SHARED),
     "haepo_episodic": hx.EpisodicHAEPO(TASK, **GROUPS),
     "haepo_paper": hx.EpisodicHAEPO(TASK, credit="trajectory", score="likelihood", **GROUPS),
     "grpo": hx.GRPO(TASK, **GROUPS),

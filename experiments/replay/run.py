@@ -9,6 +9,7 @@ and started at any time.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import shlex
@@ -22,6 +23,9 @@ import jax
 import numpy as np
 
 import haepo_jax as hx
+from haepo_jax.algorithms.fields import NOT_NEGATIVE, leaf
+from haepo_jax.algorithms.segments import Batch
+from haepo_jax.losses.numerics import masked_mean
 from haepo_jax.runner.comparison import machine
 from haepo_jax.runner.run_dir import write_atomically
 
@@ -44,12 +48,30 @@ BOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
     "softmax": ("HAEPO", {"group_size": 4}),
     "softmax, no KL": ("HAEPO", {"group_size": 4, "kl_coef": 0.0}),
     "clip": ("PPO", {"clip_around": "behaviour"}),
+    "clip and KL": ("ClipAndKL", {"clip_around": "behaviour"}),
     "clip around current": ("PPO", {"clip_around": "current"}),
     "clip, V-trace": ("PPO", {"clip_around": "behaviour", "advantage_estimator": "vtrace"}),
 }
 """What bounds an update. KL 0.3, temperature 0.3 and history decay 0.95 are HAEPO's defaults, a range of 0.2 is PPO's."""
+CLIPS = ("clip", "clip and KL")
+"""Bounds that the table compares the softmax with."""
 REPLAY: dict[int, tuple[str, ...]] = {8: tuple(TASKS), 32: ("cartpole", "pendulum", "mountain_car_continuous")}
 """Batches kept, and the tasks. Minibatches are of 128 steps: twice as many of them an epoch as batches are kept."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ClipAndKL(hx.PPO):
+    """PPO with HAEPO's KL penalty to the policy before the update, so that softmax and clip can be compared with equal help."""
+
+    kl_coef: float = leaf(0.3, "weight of the KL penalty to the policy before the update", within=NOT_NEGATIVE)
+    needs_reference = True
+
+    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        loss, metrics = super().loss(params, batch)
+        inputs = batch.observation, batch.is_first, batch.action_mask, batch.carry
+        kl = masked_mean(batch.reference.kl_to(self.outputs(params, *inputs)[0]), batch.mask)
+        return loss + self.kl_coef * kl, {**metrics, "loss": loss + self.kl_coef * kl, "kl": kl}
 
 
 def jobs(tasks: list[str]) -> list[tuple[str, str, int]]:
@@ -66,7 +88,7 @@ def name_of(task: str, bound: str, kept: int) -> str:
 def train(task_name: str, bound: str, kept: int) -> dict[str, Any]:
     """All seeds in one compiled program."""
     task, (kind, own) = TASKS[task_name], BOUNDS[bound]
-    algo = getattr(hx, kind)(
+    algo = (ClipAndKL if kind == "ClipAndKL" else getattr(hx, kind))(
         hx.make_env(task.env, **task.env_kwargs), total_steps=task.total_steps, replay_batches=kept,
         num_minibatches=2 * kept, log_points=POINTS, eval_episodes=16, **SHARED, **own,
     )  # fmt: skip
@@ -101,7 +123,7 @@ def difference(first: Any, second: Any, resamples: int = 4000) -> tuple[float, f
 
 
 def table(results: dict[str, Any]) -> str:
-    """Thousands of steps to the threshold, seeds that arrived and mean score; and where the softmax differs from the clip."""
+    """Thousands of steps to the threshold, seeds that arrived and mean score; and where the softmax differs from the clips."""
     rows = []
     for kept, known in REPLAY.items():
         for task in known:
@@ -119,13 +141,17 @@ def table(results: dict[str, Any]) -> str:
                 cells.append(f"{text}, {reached}/{len(steps[bound])}, {scores(result).mean():.2f}")
             if not steps:
                 continue
-            clear = ""
-            if {"softmax", "clip"} <= steps.keys():
-                low, high = difference(steps["softmax"], steps["clip"])
-                clear = "softmax" if high < 0 else "clip" if low > 0 else "neither"
-                clear += f" ({low / 1000:+.1f} to {high / 1000:+.1f})"
-            rows.append([f"{task}, {kept} batches", *cells, clear])
-    return markdown(["task, replay", *BOUNDS, "earlier: softmax or clip"], rows)
+            rows.append([f"{task}, {kept} batches", *cells, *(_earlier(steps, clip) for clip in CLIPS)])
+    return markdown(["task, replay", *BOUNDS, *(f"softmax or {clip}" for clip in CLIPS)], rows)
+
+
+def _earlier(steps: dict[str, Any], clip: str) -> str:
+    """Which of the softmax and a clip reaches the threshold earlier, with the interval of the difference in thousands of steps."""
+    if not {"softmax", clip} <= steps.keys():
+        return ""
+    low, high = difference(steps["softmax"], steps[clip])
+    winner = "softmax" if high < 0 else clip if low > 0 else "neither"
+    return f"{winner} ({low / 1000:+.1f} to {high / 1000:+.1f})"
 
 
 def main(argv: list[str]) -> int:

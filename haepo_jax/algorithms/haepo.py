@@ -52,12 +52,12 @@ class HAEPO(SegmentAlgorithm):
 
     num_envs: int = static(8, int, "number of parallel environments", within=COUNT)
     num_steps: int = static(32, int, "steps per environment and update", within=COUNT)
-    num_epochs: int = static(16, int, "epochs over the replay buffer in each update", within=COUNT)
-    num_minibatches: int = static(1, int, "minibatches per epoch", within=COUNT)
+    num_epochs: int = static(4, int, "epochs over the replay buffer in each update", within=COUNT)
+    num_minibatches: int = static(16, int, "minibatches per epoch", within=COUNT)
     learning_rate: Scheduled = leaf(2e-3, "learning rate of Adam", within=NOT_NEGATIVE, scheduled=True)
     replay_batches: int = static(8, int, "size of the replay buffer in batches, including the newest", within=COUNT)
     group_size: int = static(
-        8, int, "segments per softmax group; groups are redrawn in every epoch", within=Range(2, 2**31 - 1)
+        4, int, "segments per softmax group; groups are redrawn in every epoch", within=Range(2, 2**31 - 1)
     )
     temperature: Scheduled = leaf(
         0.3, "temperature of the softmax over a group; sets the trust region", within=POSITIVE, scheduled=True

@@ -1,7 +1,7 @@
 """HAEPO for pretrained language models, on the models and the sampler of Tunix, Google's post-training library in JAX
 (extra `llm`).
 
-`python -m haepo_jax.llm` fine-tunes a folder in Hugging Face format and writes one. In a program of one's own:
+`python -m haepo_jax.llm` fine-tunes a folder in Hugging Face format and writes one. In Python:
 
     from haepo_jax.llm import Learner, LLMConfig, load_tokenizer, read_folder
 
@@ -13,7 +13,7 @@
 A completion is a trajectory, the completions of one prompt are a group, and the loss is `haepo_jax.haepo_loss` on sums
 of token log-probabilities, or `haepo_jax.grpo_loss`. Only public functions of Tunix are called.
 
-Tried on CPU with Tunix 0.1.7: SmolLM2-135M, and Qwen 2, Qwen 3 and Llama models of two layers; no accelerator.
+Tested on CPU with Tunix 0.1.7: SmolLM2-135M, and Qwen 2, Qwen 3 and Llama models of two layers. Not on accelerators.
 """
 
 from __future__ import annotations

@@ -23,30 +23,30 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 HELP = """\
-Fine-tunes a language model, by HAEPO, GRPO or GSPO, on the rewards that functions of yours give completions.
+Fine-tunes a language model with HAEPO, GRPO or GSPO on the rewards that your functions give to completions.
 
 usage: python -m haepo_jax.llm model=<folder> data=<file.jsonl> reward=<module:function> run_dir=<folder> [key=value]
 
   python -m haepo_jax.llm model=SmolLM2-135M data=sums.jsonl reward=rewards:correct run_dir=runs/sums
   python -m haepo_jax.llm run_dir=runs/sums resume=true steps=200
 
-A reward function takes two lists of texts, prompts and completions, and columns of the data by the name of its other
-arguments, and returns a number for each completion:
+A reward function takes a list of prompts and one of completions, and columns of the data by the names of its other
+arguments. It returns a number for each completion:
 
   def correct(prompts, completions, answer):
       return [float(completion.strip() == right) for completion, right in zip(completions, answer)]
 
 options:
-  --help        this text
-  --cfg job     print the complete settings as YAML and stop
+  --help        show this text
+  --cfg job     print the complete settings as YAML and exit
 
 settings (key, default, meaning):
 {settings}
 
-A run leaves in its directory: model/, the fine-tuned folder, in the format of the first; completions.jsonl, every
+A run writes to its directory: model/, the fine-tuned folder, in the format of the original; completions.jsonl, every
 prompt and completion with its reward; eval.jsonl, the same for the held-out prompts; metrics.jsonl, a row per step;
-TensorBoard events; config.yaml; summary.json; and checkpoints, from which resume=true continues a run that was ended.
-Invalid settings, and rewards that are no finite numbers, exit with a one-line error (status 2).
+TensorBoard events; config.yaml; summary.json; and checkpoints, from which resume=true resumes an interrupted run.
+Invalid settings, and rewards that are not finite numbers, exit with a one-line error (status 2).
 """
 
 FREE = {"run_dir", "resume", "reward", "checkpoint_steps", "keep_checkpoints", "tensorboard", "dry_run", "eval_steps"}
@@ -55,8 +55,8 @@ FREE = {"run_dir", "resume", "reward", "checkpoint_steps", "keep_checkpoints", "
 
 @entry_point(lambda argv: help_text(HELP, LLMConfig))
 def main(argv: list[str]) -> int:
-    """Runs the command line; returns its exit status: 0; 2 for settings or rewards that cannot be used; 1 where the run
-    fails otherwise; 128 + the number of the signal that ended it."""
+    """Runs the command line; returns its exit status: 0; 1 if the run fails; 2 for invalid settings or rewards; 128 + the
+    number of the signal that stopped it."""
     arguments = read_arguments(argv, ("--cfg",))
     config, directory = _compose(arguments.overrides)
     if arguments.show_config:
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     rewards = load_rewards(config.reward, data)
     if not has_tunix():
         raise ConfigError(NEEDS_TUNIX)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it says at each import that there is no PyTorch
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or each import reports that there is no PyTorch
 
     from haepo_jax.llm import run
 

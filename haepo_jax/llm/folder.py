@@ -1,7 +1,7 @@
-"""Model folders in Hugging Face format: checked, loaded into Tunix's models, and written back as they came.
+"""Model folders in Hugging Face format: checked, loaded into Tunix's models, and written back in the same layout.
 
 A folder holds `config.json`, one or more `*.safetensors` and `tokenizer.json`. Tunix's models are public, its readers and
-the names that they map are not, so those are here. Whatever does not fit is refused with one line before it is loaded.
+the names that they map are not, so those are here. Whatever does not fit is refused in one line before it is loaded.
 """
 
 from __future__ import annotations
@@ -44,6 +44,17 @@ NAMES = {
     LAYER + r"(input_layernorm|post_attention_layernorm)\.weight": r"layers.\1.\2.w",
 }
 """Patterns of a tensor's name in the file, and its path in Tunix's model."""
+FIELDS = {
+    "num_layers": "num_hidden_layers",
+    "vocab_size": "vocab_size",
+    "embed_dim": "hidden_size",
+    "hidden_dim": "intermediate_size",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+}
+"""Numbers of Tunix's `ModelConfig`, and their keys in `config.json`."""
 
 
 class Fixed(nnx.Variable):  # type: ignore[type-arg]
@@ -52,10 +63,10 @@ class Fixed(nnx.Variable):  # type: ignore[type-arg]
 
 @dataclasses.dataclass(frozen=True)
 class ModelFolder:
-    """A folder whose files are there, are readable and go together.
+    """A model folder that has been checked: its files are readable and fit together.
 
     Attributes:
-      path: of the folder.
+      path: the folder.
       model_type: a key of `FAMILIES`.
       config: Tunix's `ModelConfig`.
       context: the largest number of tokens that the model was made for.
@@ -75,7 +86,7 @@ class ModelFolder:
         return next((re.sub(p, path, name) for p, path in NAMES.items() if re.fullmatch(p, name)), None)
 
     def abstract(self) -> nnx.Module:
-        """The model without its numbers."""
+        """The model without its weights."""
         cls = getattr(_module(self.model_type), FAMILIES[self.model_type][1])
         model: nnx.Module = nnx.eval_shape(lambda: cls(self.config, rngs=nnx.Rngs(params=0)))
         return model
@@ -85,20 +96,22 @@ def read_folder(name: str, dtype: str = "float32") -> ModelFolder:
     """Checks a model folder without loading its weights; raises ConfigError.
 
     Args:
-      name: of the folder.
-      dtype: "float32" or "bfloat16", in which the model is to be held and to compute.
+      name: path of the folder.
+      dtype: of the weights and the computation, "float32" or "bfloat16".
     """
-    path = Path(name)
+    path, where = Path(name), f"model={short(name)}"
     if not os.path.isdir(name):
-        raise ConfigError(f"model={short(name)} is no folder: name one with config.json, *.safetensors, tokenizer.json")
-    values = _read_json(path, "config.json")
-    model_type = values.get("model_type")
+        raise ConfigError(f"{where} is no folder: name one with config.json, *.safetensors, tokenizer.json")
+    try:
+        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{where} has no readable config.json: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: config.json is not JSON: {first_line(error)}") from None
+    model_type = values.get("model_type") if isinstance(values, dict) else None
     if model_type not in FAMILIES:
-        raise ConfigError(
-            f"model={short(name)}: config.json has model_type={short(model_type)}; there are: {', '.join(FAMILIES)}"
-        )
-    config, context = _model_config(name, values, dtype)
-    folder = ModelFolder(path, model_type, config, context, _read_headers(path))
+        raise ConfigError(f"{where}: config.json has model_type={short(model_type)}; there are: {', '.join(FAMILIES)}")
+    folder = ModelFolder(path, model_type, *_model_config(name, values, dtype), _read_headers(path))
     _check_shapes(folder)
     return folder
 
@@ -153,12 +166,12 @@ def load_tokenizer(folder: ModelFolder) -> Any:
 
 
 def save_model(model: nnx.Module, folder: ModelFolder, out: Path, lora_scale: float = 0.0) -> None:
-    """Writes a trained model as a copy of the folder that it came from: the same files, tensors and dtypes.
+    """Writes a trained model as a copy of the folder that it was loaded from: the same files, tensors and dtypes.
 
     Args:
-      model: what `load_model` returned, trained; its LoRA parameters, if any, are added to the weights.
-      folder: that it was loaded from.
-      out: the folder to write; it appears, or replaces the one of that name, when it is complete.
+      model: from `load_model`, trained; its LoRA parameters, if any, are added to the weights.
+      folder: the one that it was loaded from.
+      out: the folder to write. It appears, or replaces the one of that name, when it is complete.
       lora_scale: alpha / rank.
     """
     values = {_dotted(path): variable[...] for path, variable in nnx.to_flat_state(nnx.state(model))}
@@ -184,9 +197,7 @@ def save_model(model: nnx.Module, folder: ModelFolder, out: Path, lora_scale: fl
                     after = np.asarray(weight(key))
                     after = after.reshape(before.shape[::-1]).T if _flips(name, before.ndim) else after
                     tensors[name] = np.ascontiguousarray(after).astype(before.dtype)
-            with safe_open(folder.path / shard, "np") as opened:
-                metadata = opened.metadata()
-            safetensors.flax.save_file(tensors, temporary / shard, metadata)
+            safetensors.flax.save_file(tensors, temporary / shard, {"format": "pt"})  # transformers asks for it
         temporary.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)
@@ -205,21 +216,18 @@ def _module(model_type: str) -> Any:
 
 
 def _model_config(name: str, values: dict[str, Any], dtype: str) -> tuple[Any, int]:
-    """Tunix's configuration of the model that config.json describes, and its context; raises ConfigError for what Tunix
-    would compute otherwise."""
-    where = f"model={short(name)}: config.json"
-
-    def number(key: str, kind: type = int, default: Any = None) -> Any:
-        value: Any = values.get(key)
-        value = default if value is None else value
-        usable = isinstance(value, kind | int) and not isinstance(value, bool)
-        if not usable or value <= 0:
-            raise ConfigError(f"{where} has {key}={short(value)}, which must be a positive number")
-        return value
-
+    """Tunix's configuration of the model that config.json describes, and its context; raises ConfigError where Tunix would
+    compute something else."""
+    where, family = f"model={short(name)}: config.json", values["model_type"]
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    values = {"rope_theta": 10_000, **values, **rope}
-    values["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
+    defaults = {
+        "num_key_value_heads": values.get("num_attention_heads"),
+        "rope_theta": 10_000,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 2048,
+        "rope_type": rope.get("type", "default"),
+    }
+    values = defaults | {key: value for key, value in values.items() if value is not None} | rope
     computed = {
         "hidden_act": "silu",
         "attention_bias": False,
@@ -227,43 +235,22 @@ def _model_config(name: str, values: dict[str, Any], dtype: str) -> tuple[Any, i
         "use_sliding_window": False,
         "rope_type": "default",
     }
-    if values["model_type"] == "qwen3":  # Tunix 0.1.7 has it as a constant there
+    if family == "qwen3":  # Tunix 0.1.7 has it as a constant there
         computed["rope_theta"] = 1_000_000
     for key, only in computed.items():
         if values.get(key, only) != only:
-            raise ConfigError(
-                f"{where} has {key}={short(values[key])}, but Tunix computes {values['model_type']} with {key}={only}"
-            )
-    heads, width = number("num_attention_heads"), number("hidden_size")
-    tied = bool(values.get("tie_word_embeddings", False))
-    fields = {
-        "num_layers": number("num_hidden_layers"),
-        "vocab_size": number("vocab_size"),
-        "embed_dim": width,
-        "hidden_dim": number("intermediate_size"),
-        "num_heads": heads,
-        "head_dim": number("head_dim", default=width // heads),
-        "num_kv_heads": number("num_key_value_heads", default=heads),
-        "rope_theta": number("rope_theta", float),
-        "norm_eps": number("rms_norm_eps", float, 1e-6),
-        "use_tied_embedding": tied,
-        "dtype": DTYPES[dtype],
-        "param_dtype": DTYPES[dtype],
-    }
-    config = _module(values["model_type"]).ModelConfig(**fields)
-    return config, number("max_position_embeddings", default=2048)
-
-
-def _read_json(path: Path, file: str) -> dict[str, Any]:
-    try:
-        values = json.loads((path / file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"model={short(str(path))} has no readable {file}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"model={short(str(path))}: {file} is not JSON: {first_line(error)}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"model={short(str(path))}: {file} holds no settings")
-    return values
+            raise ConfigError(f"{where} has {key}={short(values[key])}, but Tunix computes {family} with {key}={only}")
+    for key in (*FIELDS.values(), "max_position_embeddings"):
+        if not isinstance(values.get(key), int | float) or values[key] <= 0:
+            raise ConfigError(f"{where} has {key}={short(values.get(key))}, which must be a positive number")
+    config = _module(family).ModelConfig(
+        **{ours: values[theirs] for ours, theirs in FIELDS.items()},
+        head_dim=values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"],
+        use_tied_embedding=bool(values.get("tie_word_embeddings", False)),
+        dtype=DTYPES[dtype],
+        param_dtype=DTYPES[dtype],
+    )
+    return config, values["max_position_embeddings"]
 
 
 def _read_headers(path: Path) -> dict[str, dict[str, tuple[int, ...]]]:

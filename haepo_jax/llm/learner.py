@@ -1,4 +1,4 @@
-"""What a fine-tuning run computes: completions, their log-probabilities, updates. Nothing here touches disk or clock."""
+"""What a fine-tuning run computes: completions, their log-probabilities, updates. No disk, no clock."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from haepo_jax.losses.numerics import k3
 
 LORA_MODULES = ".*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
-
 Array = Any  # jax's or NumPy's
 
 
 class Batch(NamedTuple):
-    """Completions of a batch of prompts, those of one prompt side by side. B completions of at most T tokens.
+    """Completions of a batch of prompts, those of one prompt adjacent. B completions of at most T tokens.
 
     Attributes:
       prompt_ids: (B, P), padded at the left.
@@ -35,7 +34,7 @@ class Batch(NamedTuple):
       mask: (B, T), whether the token belongs to the completion, its end token included.
       rewards: (B,).
       behaviour: (B, T), log-probabilities of the tokens under the policy that sampled them; unknown while `fresh`.
-      reference: (B, T), those under the model as it was; None without a KL penalty.
+      reference: (B, T), those under the initial model; None without a KL penalty.
       fresh: (B,), whether the current policy is still the one that sampled.
     """
 
@@ -85,7 +84,7 @@ class Learner:
         cache = CacheConfig(size, folder.config.num_layers, folder.config.num_kv_heads, folder.config.head_dim)
         self.sampler = Sampler(self.model, tokenizer, cache)
         self._ids = ids = {"pad_id": self.sampler.tokenizer.pad_id(), "eos_id": self.sampler.tokenizer.eos_id()}
-        # Variables of their own, which hold the same arrays: the first model's get new ones.
+        # In variables of their own, because the sampler's model is given new arrays after every step.
         trained = nnx.Param if config.lora_rank is None else nnx.LoRAParam
         graph, params, *rest = nnx.split(self.model, trained, ...)
         params, self._rest = _copied((params, rest))
@@ -97,14 +96,10 @@ class Learner:
         # Everything stays where it is put here, so that no program is compiled for another layout.
         whole = NamedSharding(self.mesh, PartitionSpec())
         self._place = NamedSharding(self.mesh, PartitionSpec("fsdp" if self.rows % self.mesh.size == 0 else None))
-        layout = jax.tree.map(lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole, params)
-        moments = optax.tree.map_params(
-            optimizer, lambda _, where: where, jax.eval_shape(optimizer.init, params), layout,
-            transform_non_params=lambda _: whole,
-        )  # fmt: skip
-        params = jax.device_put(params, layout)
-        self.state = State(params, jax.jit(optimizer.init, out_shardings=moments)(params))
-        self._update = make_update(graph, optimizer, config, ids, (State(layout, moments), self._place, whole))
+        state = State(params, optimizer.init(params))
+        layout = jax.tree.map(lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole, state)
+        self.state: State = jax.device_put(state, layout)
+        self._update = make_update(graph, optimizer, config, ids, (layout, self._place, whole))
 
         @jax.jit
         def reference(state: Any, *tokens: jax.Array) -> jax.Array:
@@ -170,8 +165,8 @@ class Learner:
         return Batch(*jax.device_put(batch, self._place))
 
     def learn(self, batches: list[Batch]) -> tuple[list[Batch], list[dict[str, jax.Array]]]:
-        """`num_iterations` passes over the batches, the newest, which is the last, first. Returns the batches, now with the
-        newest one's behaviour log-probabilities, and the metrics of each update."""
+        """`num_iterations` epochs over the batches, from the newest, which is the last, to the oldest. Returns the batches,
+        now with the newest one's behaviour log-probabilities, and the metrics of each update."""
         batches = list(batches)
         metrics: list[dict[str, jax.Array]] = []
         with self.mesh:
@@ -186,7 +181,7 @@ class Learner:
         return batches, metrics
 
     def restore(self, state: State) -> None:
-        """Takes a state, such as a checkpoint's."""
+        """Replaces the state, by a checkpoint's for instance."""
         self.state = state
         nnx.update(self.model, _copied(state.params))
 
@@ -194,9 +189,9 @@ class Learner:
 def make_update(
     graph: Any, optimizer: optax.GradientTransformation, config: LLMConfig, ids: dict[str, int], layout: Any
 ) -> Callable[[Any, Any, Any, Batch], tuple[State, jax.Array, dict[str, jax.Array]]]:
-    """A compiled function of the state's two parts, the parameters that are not trained and a batch, which returns the new state, the
-    tokens' log-probabilities before it, (B, T), and metrics, laid out over the devices as `layout` says. Micro-batches are
-    accumulated; groups stay whole."""
+    """A compiled function of the parameters, the optimiser's state, the parameters that are not trained and a batch. It
+    returns the new state, the tokens' log-probabilities before the update, (B, T), and metrics, sharded as `layout` says.
+    Gradients are accumulated over micro-batches; groups stay whole."""
     parts = config.prompts_per_step // (config.micro_batch or config.prompts_per_step)
 
     def loss_of(params: Any, rest: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
@@ -318,5 +313,5 @@ def with_lora(model: nnx.Module, config: LLMConfig) -> nnx.Module:
 
 
 def _copied(tree: Any) -> Any:
-    """The same arrays in variables of their own."""
+    """The same arrays in new variables."""
     return jax.tree.map(lambda x: x, tree)

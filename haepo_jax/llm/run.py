@@ -1,4 +1,4 @@
-"""One fine-tuning run: its prompts and rewards, and what is written down."""
+"""One fine-tuning run: its prompts, rewards and files."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from haepo_jax.runner.signals import StopSignals
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run consists of, checked before anything is computed.
+    """A run, checked before anything is computed.
 
     Attributes:
       config: the settings.
       folder: the model's, checked.
-      tokenizer: that belongs to it.
-      data: the prompts as the model sees them, with the tokenizer's chat template where they are chats.
-      eval_data: those held out.
+      tokenizer: the model's.
+      data: the prompts as the model sees them, through the tokenizer's chat template where they are chats.
+      eval_data: the held-out ones.
       longest: tokens of the longest prompt.
       rewards: the reward functions.
     """
@@ -84,18 +84,18 @@ def prepare(config: LLMConfig, data: list[Prompt], eval_data: list[Prompt], rewa
 
 
 def fine_tune(plan: Plan, directory: RunDir, *, resumed: bool, command: str) -> None:
-    """Trains as planned, or on from the newest checkpoint, and writes the fine-tuned folder.
+    """Trains from the beginning, or from the newest checkpoint, and writes the fine-tuned folder.
 
     Args:
-      plan: what `prepare` returned.
-      directory: of the run.
+      plan: from `prepare`.
+      directory: the run's.
       resumed: whether the directory holds the beginning of this run.
       command: the command line, for the summary.
 
     Raises:
-      ConfigError: a reward function raises, or returns something else than a finite number for each completion.
+      ConfigError: a reward function raises, or returns anything but a finite number for each completion.
       Interrupted: a signal ended the run. In both cases there is a checkpoint of the last step.
-      RunError: the device is out of memory, the disk full, or the loss no longer finite.
+      RunError: the device is out of memory, the disk is full, or the loss is no longer finite.
     """
     logging.set_verbosity(logging.ERROR)
     try:
@@ -111,7 +111,7 @@ def fine_tune(plan: Plan, directory: RunDir, *, resumed: bool, command: str) -> 
         if not directory.holds_run():  # nothing was trained
             raise
         again = resume_command(directory, module="haepo_jax.llm")
-        text = f"{error}; every step before it is kept, to go on: {again}"
+        text = f"{error}; every step before it is saved, to resume: {again}"
         raise (Interrupted(error.signum, text) if isinstance(error, Interrupted) else ConfigError(text)) from None
     finally:
         directory.remove_if_empty()
@@ -133,7 +133,7 @@ class _Run:
     def train(self, stop: StopSignals, resumed: bool, command: str) -> None:
         config, directory, done = self.config, self.directory, self.done
         if done >= config.steps:
-            print(f"the run in {directory.path} has ended; a larger steps= would extend it")
+            print(f"the run in {directory.path} has ended; a larger steps= extends it")
             return
         for name in ("completions", "metrics", "eval"):
             file = directory.path / f"{name}.jsonl"
@@ -149,8 +149,7 @@ class _Run:
             self._evaluate(done)
             began = time.monotonic()
             for step in range(done, config.steps):
-                signum = stop()
-                if signum is not None:
+                if (signum := stop()) is not None:
                     raise Interrupted(signum, f"ended after {step} of {config.steps} steps")
                 row = self._step(step)
                 self.done = step + 1
@@ -174,7 +173,7 @@ class _Run:
         print(f"{'; '.join(told)}; wrote {directory.path / 'model'}")
 
     def _step(self, step: int) -> dict[str, Any]:
-        """Samples a batch, has it rewarded, and learns from it and those kept."""
+        """Samples a batch, has it rewarded, and learns from it and the kept ones; the row of the metrics."""
         config, learner, began = self.config, self.learner, time.monotonic()
         prompts = [prompt for prompt in self._prompts(step) for _ in range(config.group_size)]
         key = jax.random.fold_in(jax.random.key(config.seed), step)
@@ -209,7 +208,7 @@ class _Run:
         }
 
     def _prompts(self, step: int) -> list[Prompt]:
-        """Those of a step: a fresh order in every epoch of the data."""
+        """The prompts of a step; every epoch of the data has a new order."""
         size, count = self.config.prompts_per_step, len(self.plan.data)
         places = range(step * size, (step + 1) * size)
         return [self.plan.data[_order(self.config.seed, place // count, count)[place % count]] for place in places]
@@ -262,7 +261,7 @@ class _Run:
             self.checkpoints.wait_until_finished()  # before the optimiser's state is given away to the next update
 
     def _restore(self) -> int:
-        """Takes what the newest checkpoint holds; returns the number of steps that are done."""
+        """Restores the newest checkpoint; returns the number of steps done."""
         step = self.checkpoints.latest_step()
         if step is None:
             return 0
@@ -275,35 +274,34 @@ class _Run:
         return int(step)
 
     def _discard(self) -> None:
-        """Takes back what a run has written that has trained nothing."""
-        self.close()
+        """Removes what a run that has trained nothing has written."""
         shutil.rmtree(self.directory.checkpoints, ignore_errors=True)
         events = self.directory.path.glob("events.out.tfevents.*")
         for file in (self.directory.config, *self.directory.path.glob("*.jsonl"), *events):
             file.unlink(missing_ok=True)
 
     def _summary(self, command: str) -> dict[str, Any]:
-        rows = self.directory.read_metrics()
+        def mean(rows: list[dict[str, Any]]) -> float:
+            return float(np.mean([row["reward"] for row in rows]))
+
+        rows, config = self.directory.read_metrics(), self.config
         tenth = max(1, len(rows) // 10)
-        summary: dict[str, Any] = {key: getattr(self.config, key) for key in ("algo", "model", "steps")}
-        for name, some in (("reward_first", rows[:tenth]), ("reward_last", rows[-tenth:])):
-            summary[name] = float(np.mean([row["reward"] for row in some]))
+        summary: dict[str, Any] = {"algo": config.algo, "model": config.model, "steps": config.steps}
+        summary |= {"reward_first": mean(rows[:tenth]), "reward_last": mean(rows[-tenth:])}
         for total in ("updates", "tokens", "seconds_sampling", "seconds_reward", "seconds_learning"):
             summary[total] = sum(row[total] for row in rows)
-        if self.plan.eval_data:
+        if count := len(self.plan.eval_data):
             rows = [json.loads(line) for line in (self.directory.path / "eval.jsonl").read_text().splitlines()]
-            for name, step in (("eval_first", rows[0]["step"]), ("eval_last", rows[-1]["step"])):
-                summary[name] = float(np.mean([row["reward"] for row in rows if row["step"] == step]))
+            summary |= {"eval_first": mean(rows[:count]), "eval_last": mean(rows[-count:])}
         return summary | {"command": command}
 
     def close(self) -> None:
-        """Closes what is open; twice does no harm."""
+        """Closes what is open."""
         for file in self._files.values():
             file.close()
         self.checkpoints.close()
         if self._board is not None:
             self._board.close()
-            self._board = None
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,4 +1,4 @@
-"""The settings of `python -m haepo_jax.llm`, its data and its reward function, checked without loading Tunix or jax."""
+"""The settings of `python -m haepo_jax.llm`, its data and its reward functions, checked without importing Tunix or jax."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import numpy as np
 import yaml
 
 from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, POSITIVE, Range, leaf
-from haepo_jax.messages import one_line, short
+from haepo_jax.messages import first_line, one_line, short
 from haepo_jax.runner.config import ConfigError, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LLMConfig:
-    """What one fine-tuning run is made of."""
+    """The settings of one fine-tuning run."""
 
     model: str = setting("", str, "a folder in Hugging Face format: Qwen 2, Qwen 3 or a Llama (required)")
     data: str = setting(
@@ -32,56 +32,56 @@ class LLMConfig:
     reward: str = setting(
         "", str, "module:function, or a weighted sum such as 'rewards:right + 0.1*rewards:short' (required)"
     )
-    eval_data: str = setting("", str, "held-out prompts, as in data: their greedy completions are rewarded, too")
-    eval_steps: int = setting(10, int, "steps from one evaluation to the next", within=COUNT)
+    eval_data: str = setting("", str, "held-out prompts, as in data, whose greedy completions are evaluated")
+    eval_steps: int = setting(10, int, "steps between evaluations", within=COUNT)
     algo: str = setting("haepo", str, "the loss", choices=("haepo", "grpo", "gspo"))
-    run_dir: str = setting("", str, "where the results go; the fine-tuned folder is <run_dir>/model (required)")
+    run_dir: str = setting("", str, "directory for the results; the fine-tuned folder is <run_dir>/model (required)")
     resume: str = setting(
-        "false", str, "resume the run in run_dir from its newest checkpoint; auto: or start",
+        "false", str, "resume the run in run_dir from its newest checkpoint; auto: or start one",
         choices=("false", "true", "auto")
     )  # fmt: skip
-    seed: int = setting(0, int, "of the prompts' order, the sampling and LoRA's start", within=Range(0, 2**31 - 1))
-    steps: int = setting(100, int, "batches of prompts to sample and learn from", within=COUNT)
-    prompts_per_step: int = setting(8, int, "prompts in a batch", within=COUNT)
-    group_size: int = setting(8, int, "completions of each prompt", within=Range(2, 2**31 - 1))
+    seed: int = setting(0, int, "seed of prompt order, sampling and LoRA's initial values", within=Range(0, 2**31 - 1))
+    steps: int = setting(100, int, "training steps: each samples one batch and learns from it", within=COUNT)
+    prompts_per_step: int = setting(8, int, "prompts per batch", within=COUNT)
+    group_size: int = setting(8, int, "completions per prompt", within=Range(2, 2**31 - 1))
     replay_batches: int = setting(
-        1, int, "batches that a step learns from: the newest and those kept from the steps before", within=COUNT
+        1, int, "batches that a step learns from: the newest, and those kept from earlier steps", within=COUNT
     )
     num_iterations: int = setting(
-        1, int, "updates on each of them in a step; in a batch's first one a log_ratio weighs all alike", within=COUNT
+        1, int, "updates on each of them per step; in a batch's first a log_ratio weighs all equally", within=COUNT
     )
     micro_batch: int | None = setting(
-        None, int, "prompts whose groups are computed at a time, to save memory; null: all", within=COUNT
+        None, int, "prompts whose groups are computed at once, to save memory; null: all", within=COUNT
     )
-    max_new_tokens: int = setting(256, int, "the longest completion", within=COUNT)
-    sampling_temperature: float = leaf(1.0, "at which tokens are sampled", within=POSITIVE)
+    max_new_tokens: int = setting(256, int, "length of the longest completion", within=COUNT)
+    sampling_temperature: float = leaf(1.0, "temperature at which tokens are sampled", within=POSITIVE)
     learning_rate: float = leaf(1e-6, "Adam's step size", within=NOT_NEGATIVE)
     max_grad_norm: float = leaf(1.0, "gradients are scaled down to this global norm", within=POSITIVE)
-    kl_coef: float = leaf(0.04, "weight of the KL penalty to the model as it was; 0: none", within=NOT_NEGATIVE)
+    kl_coef: float = leaf(0.04, "weight of the KL penalty to the initial model; 0: none", within=NOT_NEGATIVE)
     score: str = setting(
-        "log_ratio", str, "haepo: what the softmax over a group is taken of, summed over tokens or (mean_) averaged",
+        "log_ratio", str, "haepo: score in the softmax over a group, summed over tokens or (mean_) averaged",
         choices=("log_ratio", "mean_log_ratio", "likelihood", "mean_likelihood")
     )  # fmt: skip
     temperature: Any = leaf(
-        1.0, "haepo: of that softmax; 'auto' widens it where the weights would collapse", within=POSITIVE, word="auto"
+        1.0, "haepo: of that softmax; 'auto' raises it where the weights would collapse", within=POSITIVE, word="auto"
     )
     normalize: str = setting(
-        "standardize", str, "haepo: how rewards are normalised in their group",
+        "standardize", str, "haepo: how rewards are normalised within their group",
         choices=("standardize", "center", "rank", "none")
     )  # fmt: skip
     entropy_coef: float = leaf(0.0, "weight of the mean entropy over tokens", within=NOT_NEGATIVE)
     clip_eps: float = leaf(0.2, "grpo, gspo: the ratio's clip range", within=NOT_NEGATIVE)
     lora_rank: int | None = setting(
-        None, int, "train low-rank additions of this rank; null: every weight", within=COUNT
+        None, int, "rank of the LoRA parameters that are trained; null: train every weight", within=COUNT
     )
     lora_alpha: float | None = leaf(
-        None, "their scale is lora_alpha / lora_rank; null: 1", within=POSITIVE, optional=True
+        None, "LoRA's scale is lora_alpha / lora_rank; null: 1", within=POSITIVE, optional=True
     )
-    dtype: str = setting("float32", str, "of weights and computation", choices=("float32", "bfloat16"))
-    checkpoint_steps: int = setting(10, int, "steps from one checkpoint to the next", within=COUNT)
-    keep_checkpoints: int = setting(3, int, "how many of the last checkpoints stay", within=COUNT)
+    dtype: str = setting("float32", str, "dtype of weights and computation", choices=("float32", "bfloat16"))
+    checkpoint_steps: int = setting(10, int, "steps between checkpoints", within=COUNT)
+    keep_checkpoints: int = setting(3, int, "number of most recent checkpoints kept", within=COUNT)
     tensorboard: bool = setting(True, bool, "write TensorBoard events")
-    dry_run: bool = setting(False, bool, "check everything but the reward's values, then stop before training")
+    dry_run: bool = setting(False, bool, "check everything but the values of rewards, then exit without training")
 
     def check(self) -> None:
         """Raises ConfigError where settings do not go together."""
@@ -123,7 +123,7 @@ def read_data(name: str, key: str = "data") -> list[Prompt]:
     try:
         lines = Path(name).read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{key}={short(name)} cannot be read: {one_line(str(reason), 200)}") from None
     prompts = []
     for number, line in enumerate(lines, 1):
@@ -135,7 +135,9 @@ def read_data(name: str, key: str = "data") -> list[Prompt]:
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where} is not JSON: {one_line(str(error), 120)}") from None
         prompt = row.pop("prompt", None) if isinstance(row, dict) else None
-        if not (isinstance(prompt, str) and prompt) and not _is_chat(prompt):
+        turns = prompt if isinstance(prompt, list) else []
+        chat = all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)
+        if not prompt or not isinstance(prompt, str | list) or not chat:
             raise ConfigError(
                 f'{where}: {short(line)} has no prompt; a line is {{"prompt": "...", ...}}, the prompt a text or a '
                 'list of {"role": ..., "content": ...}'
@@ -144,14 +146,6 @@ def read_data(name: str, key: str = "data") -> list[Prompt]:
     if not prompts:
         raise ConfigError(f"{key}={short(name)} is empty: there is no prompt in it")
     return prompts
-
-
-def _is_chat(prompt: Any) -> bool:
-    return (
-        isinstance(prompt, list)
-        and bool(prompt)
-        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,39 +178,38 @@ class Reward:
             raise ConfigError(f"{where}: it raised {describe(error)}, for no completion alone") from None
         if len(found) != len(texts):
             raise ConfigError(f"{where}: it returned {len(found)} values for {len(texts)} completions")
-        values = np.zeros(len(found))
+        values = np.full(len(found), np.nan)
         for i, (value, completion) in enumerate(zip(found, completions, strict=True)):
             with contextlib.suppress(TypeError, ValueError, OverflowError):
                 values[i] = float(value)
-                if math.isfinite(values[i]):
-                    continue
-            raise ConfigError(
-                f"{where}: it returned {short(value)} for {short(completion)}; a reward is a finite number"
-            )
+            if not math.isfinite(values[i]):
+                raise ConfigError(
+                    f"{where}: it returned {short(value)} for {short(completion)}; a reward is a finite number"
+                )
         return values
 
 
 def load_rewards(text: str, data: list[Prompt]) -> list[Reward]:
-    """The reward functions of `module:function` or of a weighted sum of such; raises ConfigError.
+    """The reward functions of `module:function`, or of a weighted sum of several; raises ConfigError.
 
     A module may lie in the working directory.
     """
-    rewards: list[Reward] = []
+    rewards: dict[str, Reward] = {}
     for term in text.split("+"):
-        weight, _, name = term.strip().rpartition("*")
-        try:
-            number = float(weight) if weight else 1.0
-        except ValueError:
-            number = math.nan
+        weight, _, name = (part.strip() for part in term.rpartition("*"))
+        number = math.nan
+        with contextlib.suppress(ValueError):
+            number = float(weight or 1)
         if not math.isfinite(number):
             raise ConfigError(f"reward={short(text)}: the weight {short(weight)} must be a number")
-        if any(name.strip() == other.name for other in rewards):
-            raise ConfigError(f"reward={short(text)} names {name.strip()} twice")
-        rewards.append(_load_reward(name.strip(), number, data))
-    return rewards
+        if name in rewards:
+            raise ConfigError(f"reward={short(text)} names {name} twice")
+        rewards[name] = Reward(name, number, *_function(name, data))
+    return [*rewards.values()]
 
 
-def _load_reward(name: str, weight: float, data: list[Prompt]) -> Reward:
+def _function(name: str, data: list[Prompt]) -> tuple[Callable[..., Sequence[float]], list[str]]:
+    """The function `module:function`, and the columns of the data that it takes; raises ConfigError."""
     module, _, function = name.partition(":")
     if not module or not function:
         raise ConfigError(f"reward={short(name)} must be module:function, such as rewards:exact_match")
@@ -228,19 +221,19 @@ def _load_reward(name: str, weight: float, data: list[Prompt]) -> Reward:
         raise ConfigError(f"reward={short(name)} cannot be imported: {describe(error)}") from None
     if not callable(found):
         raise ConfigError(f"reward={short(name)}: module {module!r} has no function {function!r}")
-    parameters = inspect.signature(found).parameters
+    signature = inspect.signature(found)
     columns = sorted({key for prompt in data for key in prompt.columns})
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        columns = [key for key in columns if key in parameters]
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+        columns = [key for key in columns if key in signature.parameters]
     try:
-        inspect.signature(found).bind([], [], **dict.fromkeys(columns))
+        signature.bind([], [], **dict.fromkeys(columns))
     except TypeError as error:
         raise ConfigError(
             f"reward={short(name)} must take (prompts, completions) and columns of the data by name: {error}"
         ) from None
-    return Reward(name, weight, found, columns)
+    return found, columns
 
 
 def describe(error: BaseException) -> str:
     """An exception in a few words: its type and the first line of its message."""
-    return one_line(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}", 200)
+    return f"{type(error).__name__}: {first_line(error)}"

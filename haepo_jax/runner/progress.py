@@ -51,9 +51,8 @@ class Progress(Observer):
 
         config = info.config
         self._total, self._directory = config.total_steps, info.directory
-        name = config.algo.class_name if config.algo.name == config.algo.class_name.lower() else config.algo.name
         seeds = f"{config.num_seeds} seeds, " if config.num_seeds > 1 else ""
-        self._print(f"training {name} on {config.env}, {seeds}on {info.device} (JAX {jax.__version__})")
+        self._print(f"training {config.algo.name} on {config.env}, {seeds}on {info.device} (JAX {jax.__version__})")
         if info.resumed_from is not None:
             self._begin_steps = info.resumed_from * config.num_seeds
             self._printed = info.resumed_from * PLAIN_LINES // self._total

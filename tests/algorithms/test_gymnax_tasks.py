@@ -36,8 +36,6 @@ def update(method: str, task: str) -> None:
         ("HAEPO", "CartPole-v1"),
         ("EpisodicHAEPO", "CartPole-v1"),
         ("PPO", "Pendulum-v1"),
-        ("EpisodicHAEPO", "FrozenLake-misc"),
-        ("PPO", "DeepSea-bsuite"),
         ("PPO", "Breakout-MinAtar"),
     ],
 )

@@ -35,7 +35,7 @@ DECLARED = {cls.__name__: cls for cls in map(declared.declaration, declared.ALGO
         (
             "HAEPO",
             {"num_envs": 3, "replay_batches": 2},
-            r"num_envs \* replay_batches=6 is not a multiple of num_minibatches \* group_size=8; .* are: 8",
+            r"num_envs \* replay_batches=6 is not a multiple of num_minibatches \* group_size=64; .* are: 64",
         ),
         (
             "EpisodicHAEPO",

@@ -25,7 +25,7 @@ def operations(name: str, horizon: int = 24, **changes: int) -> int:
     return str(jax.jit(algo.train).lower(jax.random.key(0)).as_text()).count(" = ")
 
 
-@pytest.mark.parametrize("name", ["HAEPO", "PPO"])
+@pytest.mark.parametrize("name", ["HAEPO", pytest.param("PPO", marks=pytest.mark.slow)])
 def test_no_number_of_turns_is_compiled_in(name: str) -> None:
     longer = {"num_epochs": 40, "num_minibatches": 8, "horizon": 700, "total_steps": 10**9, "log_points": 90}
     found = {key: operations(name, **{key: value}) for key, value in longer.items()}

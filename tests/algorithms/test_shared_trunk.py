@@ -52,8 +52,18 @@ def test_hidden_layers_are_computed_once() -> None:
     assert products(hx.PPO("CartPole-v1", **SMALL)) == 6
 
 
-@pytest.mark.parametrize("name", ["PPO", "HAEPO"])
-@pytest.mark.parametrize("network", ["mlp", "gru", "transformer"])
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("PPO", "mlp"),
+        ("HAEPO", "gru"),
+        ("PPO", "transformer"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("HAEPO", "mlp"), ("PPO", "gru"), ("HAEPO", "transformer"))
+        ),
+    ],
+)
 def test_what_is_learnt_from_is_what_was_played(name: str, network: str) -> None:
     """Log-probabilities and values of a segment in sequence are those recorded step by step, from mid-episode too."""
     algo = make(name, network=network)

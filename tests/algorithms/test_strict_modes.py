@@ -49,7 +49,11 @@ def test_no_dtype_and_no_rank_is_promoted(mode: str, name: str, env: str) -> Non
         jax.eval_shape(algo.train, jax.eval_shape(lambda: jax.random.key(0)))
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+WITHOUT_JIT = ("haepo", "ppo", "grpo")
+"""The quickest; operation by operation an update of the others takes minutes."""
+
+
+@pytest.mark.parametrize("name", [n if n in WITHOUT_JIT else pytest.param(n, marks=pytest.mark.slow) for n in SETTINGS])
 def test_an_update_needs_no_jit(name: str) -> None:
     algo = made(name)
     key = jax.random.key(0)

@@ -107,7 +107,7 @@ def test_fine_tuning_raises_the_reward(files: Path, model_folder: Path, algo: st
     assert abs(tiny_model.logits(model, tokens) - tiny_model.logits(before, tokens)).max() > 0.1
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(files: Path, model_folder: Path) -> None:
+def test_a_killed_run_resumes_as_if_it_had_not_been(files: Path, model_folder: Path) -> None:
     """Three batches replayed, two updates on each, groups computed in two parts, LoRA and evaluation: every place that has
     something to keep."""
     shared = {
@@ -207,7 +207,7 @@ def test_a_reward_that_fails_later_loses_nothing(
     assert main(arguments(model_folder, steps=5, reward="judge:late")) == 2
     error = capsys.readouterr().err
     assert (
-        "in step 3: it raised ZeroDivisionError: no luck, for no completion alone; every step before it is kept, to go on: "
+        "in step 3: it raised ZeroDivisionError: no luck, for no completion alone; every step before it is saved, to resume: "
         in error
     )
     assert main(["run_dir=run", "resume=true", "reward=judge:letters"]) == 0

@@ -31,7 +31,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *arguments: str,
 
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(monkeypatch, io.StringIO(), "total_steps=2000", "num_seeds=3", log_points=200)
-    assert lines[0].startswith("training HAEPO on CartPole-v1, 3 seeds, on ") and "(JAX " in lines[0]
+    assert lines[0].startswith("training haepo on CartPole-v1, 3 seeds, on ") and "(JAX " in lines[0]
     assert lines[1].startswith("compiled in ")
     # The share done is of one seed, the speed of all: each says so.
     rows = [line for line in lines if "/2,000 steps per seed  " in line and " steps/s over 3 seeds  return" in line]
@@ -50,7 +50,7 @@ def test_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "200")
     lines = shown(monkeypatch, Terminal(), "total_steps=2000")
-    assert lines[0].startswith("training HAEPO")
+    assert lines[0].startswith("training haepo")
     assert any("\x1b" in line and "steps/s" in line and "left" in line for line in lines)
     assert lines[-1] == "results in the/directory"
 

@@ -36,7 +36,7 @@ def counting(monkeypatch: pytest.MonkeyPatch, runs: Runs) -> Runs:
 COUNTING = ["env=CartPole-v1", "total_steps=400", "final_eval_episodes=2", "tensorboard=false", "num_seeds=2"]
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_interrupted_and_resumed_is_bit_identical(runs: Runs, tmp_path: Path, algo: str, seeds: int) -> None:
     arguments = [*ALGORITHMS[algo], *COMMON, f"num_seeds={seeds}", "seed=7"]
@@ -195,7 +195,9 @@ def flip(file: Path) -> None:
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, remove, flip])
+@pytest.mark.parametrize(
+    "damage", [truncate, flip, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (empty, remove))]
+)
 def test_a_damaged_checkpoint_falls_back(
     counting: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any
 ) -> None:

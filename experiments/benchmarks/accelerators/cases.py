@@ -6,12 +6,12 @@ from typing import Any
 
 CARTPOLE = "CartPole-v1"
 PPO: dict[str, Any] = {"num_envs": 32, "num_steps": 128, "num_epochs": 4, "num_minibatches": 4}
-MINIBATCHES: dict[str, Any] = {"num_epochs": 4, "num_minibatches": 16, "group_size": 4}
-"""HAEPO as a reader of other libraries would set it: as many gradient steps an epoch as PPO's large configurations."""
+FORMER: dict[str, Any] = {"num_epochs": 16, "num_minibatches": 1, "group_size": 8}
+"""HAEPO's default before: fewer and larger gradient steps."""
 
 BASES: dict[str, dict[str, Any]] = {
     "HAEPO": {"algo": "HAEPO"},
-    "HAEPO 4x16": {"algo": "HAEPO", "settings": MINIBATCHES},
+    "HAEPO 16x1": {"algo": "HAEPO", "settings": FORMER},
     "EpisodicHAEPO": {"algo": "EpisodicHAEPO"},
     "GRPO": {"algo": "GRPO"},
     "DPO": {"algo": "DPO"},
@@ -42,17 +42,17 @@ def all_cases() -> dict[str, dict[str, dict[str, Any]]]:
     parts: dict[str, dict[str, dict[str, Any]]] = {}
     parts["base"] = {f"{base}/h100": case(base) for base in BASES}
     parts["tasks"] = {
-        f"{base}/{name}/h100": case(base, **change) for base in ("HAEPO 4x16", "PPO") for name, change in TASKS.items()
+        f"{base}/{name}/h100": case(base, **change) for base in ("HAEPO", "PPO") for name, change in TASKS.items()
     } | {"rejax PPO/Breakout-MinAtar/h100": case("rejax PPO", env="Breakout-MinAtar")}
     parts["environments"] = {
         f"{base}/{size} environments/h100": case(base, settings={"num_envs": size})
-        for base in ("HAEPO 4x16", "PPO", "rejax PPO")
+        for base in ("HAEPO", "PPO", "rejax PPO")
         for size in ENVIRONMENTS
-        if not (base == "HAEPO 4x16" and size == 8)  # the base case itself
+        if not (base == "HAEPO" and size == 8)  # the base case itself
     }
     parts["configurations"] = {
         f"{base}/{size} configurations/h100": case(base, configurations=size)
-        for base in ("HAEPO 4x16", "PPO", "rejax PPO")
+        for base in ("HAEPO", "PPO", "rejax PPO")
         for size in CONFIGURATIONS
     }
     parts["tpu"] = {

@@ -14,15 +14,15 @@ from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.run_dir import output_file, write_output
 
 HELP = """\
-Writes one HTML page of any number of runs and sweeps: learning curves, settings, weights against returns, recorded
-episodes, and links to the files. It holds all that it shows and opens from the disk, without a server or a network.
+Writes one HTML page of any number of runs and sweeps: learning curves, settings, completions, recorded episodes, and
+links to the files. It needs no server and no network.
 
 usage: python -m haepo_jax.board <folder> [<folder> ...] [out=board.html]
 
   python -m haepo_jax.board runs/
   python -m haepo_jax.board runs/cartpole runs/sweep out=two.html
 
-A folder is a run, a sweep, or holds some. Of an unfinished run the page shows what there is.
+A folder is a run or a sweep, or contains some. Runs may be unfinished.
 
 settings (key, default, meaning):
 {settings}
@@ -49,10 +49,10 @@ def main(argv: list[str]) -> int:
 
     folders: dict[Path, None] = {}  # each once, however often it is named
     for name in config.run_dir:
-        if not os.path.isdir(name):
-            raise ConfigError(f"{short(name)} is no folder: name one of a run, of a sweep, or that holds some")
-        if not (found := [path.resolve() for path in find(Path(name))]):
-            raise ConfigError(f"{short(name)} holds no run: a run has metrics.jsonl, a sweep has trials.csv")
+        found = [path.resolve() for path in find(Path(name))]
+        if not found:
+            what = "holds no run" if os.path.isdir(name) else "is no folder"
+            raise ConfigError(f"{short(name)} {what}: a run has metrics.jsonl, a sweep has trials.csv")
         folders |= dict.fromkeys(found)
     page, runs = board_page(list(folders), out)
     write_output(out, page)

@@ -41,8 +41,7 @@ settings exit with a one-line error (status 2).
 """
 
 
-def comparison_help() -> str:
-    """What `--help` prints."""
+def _help(argv: list[str]) -> str:
     own = {field.name: field for field in dataclasses.fields(CompareConfig)}
     shared = (field for field in dataclasses.fields(RunConfig) if field.name not in own)
     return HELP.format(
@@ -52,7 +51,7 @@ def comparison_help() -> str:
     )
 
 
-@entry_point(lambda argv: comparison_help())
+@entry_point(_help)
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
     arguments = read_arguments(argv)

@@ -37,10 +37,7 @@ class EvaluateConfig:
     checkpoint: str = setting("last", str, "which checkpoint to load", choices=("last", "best"))
     seed: int | None = setting(None, int, "which of the run's seeds; null: all", within=SEEDS)
     episode_seed: int | None = setting(
-        None,
-        int,
-        "seed of initial states, actions and transitions; null: that of the evaluation at the end of a run",
-        within=SEEDS,
+        None, int, "seed of the episodes; null: that of the evaluation at the end of a run", within=SEEDS
     )
 
 

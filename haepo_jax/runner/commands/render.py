@@ -23,13 +23,13 @@ usage: python -m haepo_jax.render <run directory> [key=value ...]
 settings (key, default, meaning):
 {settings}
 
-Tasks that can be drawn: those of Brax and MuJoCo Playground, and {drawn}. An .mp4 needs
+Tasks that can be rendered: those of Brax and MuJoCo Playground, and {drawn}. An .mp4 needs
 imageio-ffmpeg (pip install imageio-ffmpeg). Invalid settings exit with a one-line error (status 2).
 """
 
 
 PHYSICS_MILLISECONDS = 40
-"""How far apart the pictures of a physics task are at least; its control steps are often shorter."""
+"""Shortest time between two pictures of a physics task; its control steps are often shorter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,10 @@ class RenderConfig:
     """The settings of `python -m haepo_jax.render`."""
 
     run_dir: str = setting("", str, "the directory of the run, finished or not (required)")
-    seed: int | None = setting(None, int, "which of the run's seeds, by its own number; null: the first", within=SEEDS)
-    checkpoint: str = setting("last", str, "which state of the run", choices=("last", "best"))
+    seed: int | None = setting(None, int, "which of the run's seeds, by number; null: the first", within=SEEDS)
+    checkpoint: str = setting("last", str, "which checkpoint to load", choices=("last", "best"))
     greedy: bool = setting(True, bool, "take the most likely action instead of a sampled one")
-    episode: int = setting(0, int, "which of the episodes that haepo_jax.evaluate plays", within=SEEDS)
+    episode: int = setting(0, int, "index among the episodes that haepo_jax.evaluate plays", within=SEEDS)
     max_steps: int = setting(1000, int, "stop a longer episode after this many steps", within=Range(1, 10**6))
     out: str | None = setting(None, str, "the .gif or .mp4 file to write; null: episode.gif in the run's directory")
 
@@ -66,10 +66,10 @@ def main(argv: list[str]) -> int:
     from haepo_jax.runner.rendering import drawing, film, physics
     from haepo_jax.runner.rendering.episode import record
 
-    # Whether there is anything to see is known before the policy is loaded.
+    # Checked before the policy is loaded, which takes longer.
     env, flat = build(run).env, run.env in drawing.DRAWINGS
     if not flat and not physics.can_be_drawn(env):
-        raise ConfigError(f"{run.env} has nothing that can be drawn (--help lists the tasks that have)")
+        raise ConfigError(f"{run.env} cannot be rendered (--help lists the tasks that can)")
     name = config.out or str(directory.path / "episode.gif")
     suffix = ".mp4" if name.lower().endswith(".mp4") else ".gif"
     out = output_file(name, suffix, " or .mp4")

@@ -11,12 +11,13 @@ from typing import Any
 from haepo_jax.envs import list_envs
 from haepo_jax.messages import short
 from haepo_jax.runner.config import ConfigError
+from haepo_jax.runner.config.arguments import read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.errors import RunError, disk_errors
 from haepo_jax.runner.processes import join, part
 from haepo_jax.runner.run_dir import check_writable, refusing, unused_directory
-from haepo_jax.runner.sweeps.plan import SweepConfig, SweepPlan, parse, read_sweep
+from haepo_jax.runner.sweeps.plan import SweepConfig, SweepPlan, read_sweep
 
 HELP = """\
 Trains many configurations of an algorithm: all that share their shapes in one compiled program, on every device.
@@ -61,7 +62,7 @@ Invalid settings exit with status 2; a sweep whose trials all failed with status
 @entry_point(lambda argv: help_text(HELP, SweepConfig, argv))
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status, 0; raises RunError where every trial failed."""
-    arguments = parse(argv)
+    arguments = read_arguments(argv)
     if arguments.list_envs:
         print("\n".join(list_envs()))
         return 0
@@ -75,9 +76,10 @@ def main(argv: list[str]) -> int:
     if plan.settings.distributed and not plan.settings.dry_run:
         join()
         part()
+    builder = Builder(plan)
     # An environment refuses its settings before anything is written; those of a sweep to resume have passed already.
     if not (directory / "sweep.json").exists():
-        Builder(plan).check()
+        builder.check()
     if plan.settings.dry_run:
         print(
             f"the settings are usable: {plan.num_configs} configurations, {plan.search} search; dry_run=true stops here"
@@ -87,8 +89,7 @@ def main(argv: list[str]) -> int:
         directory.mkdir(parents=True, exist_ok=True)
     try:
         with disk_errors(directory, "sweep", lambda: "; the same command resumes it"):
-            command = shlex.join(["python", "-m", "haepo_jax.sweep", *argv])
-            result = run(plan, directory, Display(), command=command)
+            result = run(builder, directory, Display(), shlex.join(["python", "-m", "haepo_jax.sweep", *argv]))
     finally:
         with contextlib.suppress(OSError):
             directory.rmdir()  # only where nothing has been written to it
@@ -117,23 +118,12 @@ def _place(plan: SweepPlan) -> Path:
     """The sweep's directory, which need not be there; raises ConfigError where it cannot be used."""
     settings = plan.settings
     if settings.run_dir is None:
-        path = unused_directory(f"sweep-{settings.env.replace('/', '-')}-{settings.algo.name}")
-    else:
-        path = Path(settings.run_dir)
-    name = short(str(path))
-    with refusing(str(path)):
+        return unused_directory(f"sweep-{settings.env.replace('/', '-')}-{settings.algo.name}")
+    path, name = Path(settings.run_dir), short(settings.run_dir)
+    with refusing(settings.run_dir):
         if path.exists() and not path.is_dir():
             raise ConfigError(f"run_dir={name} is a file, not a directory")
-        held = (path / "sweep.json").exists()
         if (path / "config.yaml").exists():
             raise ConfigError(f"run_dir={name} holds a training run: choose another directory")
-        if (path / "study.log").exists():
-            raise ConfigError(f"run_dir={name} holds a sweep of an earlier version: choose another directory")
-        if held and settings.resume == "false":
-            raise ConfigError(
-                f"run_dir={name} already holds a sweep: choose another directory, or leave resume=false out"
-            )
-        if not held and settings.resume == "true" and settings.storage is None:
-            raise ConfigError(f"run_dir={name} holds no sweep to resume")
-        check_writable(str(path))
+    check_writable(settings.run_dir)
     return path

@@ -68,15 +68,13 @@ def main(argv: list[str]) -> int:
         if arguments.show_config:
             processes.of_first(lambda: print(config_text(config), end=""))
             return 0
-        return (
-            processes.of_first(lambda: _dry_run(config))
-            if config.dry_run
-            else train_and_report(config, argv, processes)
-        )
+        if config.dry_run:
+            return processes.of_first(lambda: _dry_run(config))
+        return train_and_report(config, argv, processes)
 
 
 def _processes(arguments: Arguments) -> Processes:
-    """The processes of the job. They connect before anything else, because the first of them decides for all."""
+    """The processes of the job. They connect before anything else, because the first one decides for all."""
     keys = ("distributed", "resume", "shard")
     distributed, resume, shard = (peek(arguments.overrides, RunConfig, key) for key in keys)
     if distributed and resume == "false" and shard == "none" and arguments.settings is None:

@@ -1,6 +1,6 @@
 """Settings of the command lines, checked completely before jax is imported.
 
-This module declares them, as algorithms declare their hyperparameters: dataclasses whose fields carry type, range and
+This module declares them as algorithms declare their hyperparameters: dataclasses whose fields carry a type, a range and a
 description. `values` builds and checks such a dataclass from plain values, `arguments` from a command line, and `help`
 prints it. Every mistake is a `ConfigError` of one line. Nothing here imports jax.
 """
@@ -34,12 +34,6 @@ class AlgoConfig:
 
     name: str
     hyperparameters: dict[str, Any]
-
-    @property
-    def class_name(self) -> str:
-        """The name of the class: `EpisodicHAEPO` for `haepo_episodic` and for `haepo_paper`."""
-        known = self.name in ALGORITHM_NAMES or ":" in self.name
-        return algorithm_class(self.name).__name__ if known else self.name
 
 
 def setting(default: Any, kind: type, doc: str, **keywords: Any) -> Any:
@@ -139,11 +133,11 @@ class OwnConfig(RunConfig):
     objects: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def algorithm_class(name: str) -> type[declared.Declaration]:
-    """The hyperparameters' dataclass of an algorithm, a preset or a custom `module:Class`; raises ConfigError, with a near
+def algorithm_class(name: object) -> type[declared.Declaration]:
+    """The declared hyperparameters of an algorithm, a preset or a custom `module:Class`; raises ConfigError, with a near
     match."""
     try:
-        return declared.declaration(name)
+        return declared.declaration(name if isinstance(name, str) else "")
     except KeyError:
         hint = did_you_mean(name, ALGORITHM_NAMES) or f"; there are: {', '.join(ALGORITHM_NAMES)}"
         raise ConfigError(f"unknown algorithm {short(name)}{hint}") from None
@@ -160,14 +154,3 @@ def hyperparameter_fields(name: str) -> dict[str, dataclasses.Field[Any]]:
 def hyperparameter_defaults(name: str) -> dict[str, Any]:
     """The defaults of an algorithm or preset."""
     return {key: field.default for key, field in hyperparameter_fields(name).items()}
-
-
-def default_of(field: dataclasses.Field[Any]) -> Any:
-    """The default of a setting, as a file would hold it."""
-    return {AlgoConfig: {"name": DEFAULT_ALGORITHM}, dict: {}}.get(field.metadata["kind"], field.default)
-
-
-def has_hyperparameters(schema: type) -> bool:
-    """Whether `algo=` names an algorithm of this library, whose hyperparameters are `algo.<name>`."""
-    field = schema.__dataclass_fields__.get("algo")  # type: ignore[attr-defined]
-    return field is not None and field.metadata["kind"] is AlgoConfig

@@ -11,20 +11,17 @@ import functools
 import os
 import re
 import shlex
-import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from haepo_jax.messages import first_line, one_line, short
 from haepo_jax.runner.config import (
-    ALGORITHM_NAMES,
     DEFAULT_ALGORITHM,
+    AlgoConfig,
     ConfigError,
     RunConfig,
     algorithm_class,
-    default_of,
-    has_hyperparameters,
     hyperparameter_defaults,
     hyperparameter_fields,
 )
@@ -34,16 +31,17 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 NOT_FROM_FILE = ("run_dir", "resume", "distributed", "dry_run")
-"""Settings of one start of the command, which another does not take over from its `config.yaml`."""
+"""Settings of one invocation, which another does not take from its `config.yaml`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """A command line taken apart: `overrides` in the order given, and the options among them.
+    """A command line, parsed.
 
     Attributes:
-      file: the name of that of `--config`.
-      settings: in the file, to be taken before the overrides; None: there is no file.
+      overrides: the settings, in the order given.
+      file: the name of the file given with `--config`.
+      settings: those in that file, which the overrides change; None without a file.
     """
 
     overrides: tuple[Override, ...]
@@ -69,7 +67,6 @@ def read_arguments(argv: Sequence[str], takes: Collection[str] = (), positional:
     arguments = iter([argument for argument in argv if argument not in paths])
     for argument in arguments:
         option, _, value = argument.partition("=")
-        option = "--cfg" if option == "-c" else option
         if not argument.startswith("-"):
             overrides.append(_parse(argument))
         elif argument == "--list-envs":
@@ -82,13 +79,14 @@ def read_arguments(argv: Sequence[str], takes: Collection[str] = (), positional:
             raise ConfigError(f"unknown option {short(argument)}; settings are written {key}=value (see --help)")
         elif option not in takes:
             raise ConfigError(f"{option} belongs to haepo_jax.train")
-        elif option == "--config":
-            options["file"] = value or next(arguments, "")
-            options["settings"] = read_settings(options["file"])
-        elif (what := value or next(arguments, "")) == "job":
-            options["show_config"] = True
         else:
-            raise ConfigError(f"{option} takes the word job, not {what!r}")
+            value = value or next(arguments, "")
+            if option == "--config":
+                options |= {"file": value, "settings": read_settings(value)}
+            elif value == "job":
+                options["show_config"] = True
+            else:
+                raise ConfigError(f"{option} takes the word job, not {value!r}")
     return Arguments(tuple(overrides), **options)
 
 
@@ -98,8 +96,8 @@ def _is_path(argument: str) -> bool:
 
 
 def read_settings(name: str) -> dict[str, Any]:
-    """The settings in a file of YAML, such as the `config.yaml` that a run leaves, by key and not checked; what belongs to
-    that run is left out. Raises ConfigError, in one line, where the file cannot be read or holds no settings."""
+    """The settings in a YAML file, such as a run's `config.yaml` without what belongs to that run alone; not checked, but
+    `algo` has a name. Raises ConfigError where the file cannot be read or holds no settings."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -121,9 +119,11 @@ def read_settings(name: str) -> dict[str, Any]:
         raise ConfigError(f"{place} holds no settings: it needs lines such as env: CartPole-v1")
     if "objects" in values:
         raise ConfigError(f"{place} belongs to a run of custom objects, which cannot be built from it")
-    if isinstance(values.get("algo"), str):
-        values["algo"] = {"name": values["algo"]}
-    return {key: value for key, value in values.items() if key not in NOT_FROM_FILE}
+    algo = values.get("algo", {})
+    algo = {"name": algo} if isinstance(algo, str) else algo
+    if not isinstance(algo, dict) or not isinstance(algo.setdefault("name", DEFAULT_ALGORITHM), str):
+        raise ConfigError(f"{place}: algo={short(algo)} must be an algorithm's name, or its name and hyperparameters")
+    return {key: value for key, value in values.items() if key not in NOT_FROM_FILE} | {"algo": algo}
 
 
 @functools.cache
@@ -169,39 +169,38 @@ def compose(
     settings: Mapping[str, Any] | None = None,
     place: str = "",
 ) -> Settings:
-    """The settings that the overrides make of the schema's defaults; raises ConfigError at the first that is wrong.
+    """The settings that overrides make of a schema's defaults; raises ConfigError at the first that is wrong.
 
     Args:
-      overrides: a value may refer to others, as in `run_dir=runs/${env}`, where there are no `settings`: what stands in a
-        file is never looked up. A field of kind `list` accepts `key=a,b` beside `key=[a,b]`; any other list of values is
-        refused, because only a sweep or a comparison can use one: such a command takes its sweeps out first.
+      overrides: a field of kind `list` accepts `key=a,b` beside `key=[a,b]`. Any other list of values is refused: a sweep
+        or a comparison, which can use one, takes it out first.
       schema: a dataclass of `setting` fields: `RunConfig`, or the settings of another command.
-      settings: some that take the defaults' place, as `to_dict` gives them; another algorithm than theirs comes with its
+      settings: values that replace the defaults, as `to_dict` gives them; another algorithm than theirs comes with its
         own defaults.
-      place: of the settings, with which the message begins where it is not the overrides that are wrong.
+      place: where `settings` are from, with which a message about them begins.
     """
     overrides = list(overrides)
     fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     values: dict[str, Any] = copy.deepcopy(dict(settings or {}))
     algo: str | None = None
-    if has_hyperparameters(schema):
-        own = values.setdefault("algo", {})
-        before = own.setdefault("name", DEFAULT_ALGORITHM) if isinstance(own, dict) else DEFAULT_ALGORITHM
-        if not isinstance(before, str):
-            raise ConfigError(f"{place}algo.name={short(before)} must be the name of an algorithm")
-        algo = _algorithm_name(overrides, before)
+    if "algo" in fields and fields["algo"].metadata["kind"] is AlgoConfig:
+        algo = before = values.setdefault("algo", {"name": DEFAULT_ALGORITHM})["name"]
+        for override in overrides:
+            if override.key_or_group == "algo":
+                algo = _single(override)
+                algorithm_class(algo)
         if algo != before:
             values["algo"] = {"name": algo}
     for override in overrides:
         check_form(override)
-        key = override.key_or_group
-        if key != "algo" or algo is None:
-            put(values, key, _read(override, find_field(key, algo, fields)))
-    if settings is None and any("${" in (override.input_line or "") for override in overrides):
-        values = {key: default_of(field) for key, field in fields.items()} | values
-        if algo is not None:
-            values["algo"] = hyperparameter_defaults(algo) | values["algo"]
-        values = _resolved(values)
+        if (key := override.key_or_group) != "algo" or algo is None:
+            field = find_field(key, algo, fields)
+            kind = field.metadata["kind"]
+            several = kind is list and override.is_sweep_override()
+            value = choices(override) if several else _single(override)
+            if kind is not dict or "." not in key:
+                checked_value(key, field, value)
+            put(values, key, value)
     try:
         return from_dict(values, schema)
     except ConfigError as error:
@@ -211,7 +210,7 @@ def compose(
 def peek(overrides: Sequence[Override], schema: type, key: str) -> Any:
     """The value that the overrides give one key, before the others are looked at; raises ConfigError."""
     field = next(f for f in dataclasses.fields(schema) if f.name == key)
-    value = default_of(field)
+    value = field.default
     for override in overrides:
         if override.key_or_group == key:
             value = checked_value(key, field, _single(override))
@@ -236,17 +235,8 @@ def check_form(override: Override) -> None:
         raise ConfigError(f"cannot use {short(text)}: write key=value, without {text[0]!r}")
     if override.package is not None:
         raise ConfigError(f"cannot use {short(text)}: a key has no '@'")
-
-
-def _algorithm_name(overrides: list[Override], name: str) -> str:
-    for override in overrides:
-        if override.key_or_group == "algo":
-            value = _single(override)
-            if not isinstance(value, str) or not value:
-                raise ConfigError(f"algo={short(value)} must be the name of an algorithm: {', '.join(ALGORITHM_NAMES)}")
-            algorithm_class(value)
-            name = value
-    return name
+    if "${" in text:
+        raise ConfigError(f"cannot use {short(text)}: a value cannot refer to other settings with ${{...}}")
 
 
 def _single(override: Override) -> Any:
@@ -259,17 +249,6 @@ def _single(override: Override) -> Any:
     return override.value()
 
 
-def _read(override: Override, field: dataclasses.Field[Any]) -> Any:
-    """The value of an override, checked where it is known already: not the environment's own, nor an interpolation's."""
-    kind, key = field.metadata["kind"], override.key_or_group
-    if kind is list and override.is_sweep_override():
-        return choices(override)
-    value = _single(override)
-    if not (kind is dict and "." in key) and not (isinstance(value, str) and "${" in value):
-        checked_value(key, field, value)
-    return value
-
-
 def put(values: dict[str, Any], key: str, value: Any) -> None:
     """Sets the value that a key such as `env_kwargs.gravity` names; raises ConfigError."""
     node: Any = values
@@ -279,20 +258,6 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
     if not isinstance(node, dict):
         raise ConfigError(f"cannot set {short(key)}: {'.'.join(parents)} is no group of settings")
     node[leaf] = value
-
-
-def _resolved(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with those that others refer to in their places."""
-    from hydra.core.utils import setup_globals
-    from omegaconf import OmegaConf
-
-    setup_globals()  # Hydra's own resolvers
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the resolver oc.deprecated warns, in two lines
-            return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(values), resolve=True))
-    except Exception as error:  # OmegaConf and its resolvers share no base class
-        raise ConfigError(first_line(error.__cause__ or error)) from None
 
 
 def command_of(config: RunConfig) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -13,13 +12,12 @@ from haepo_jax.algorithms.fields import HyperparameterError, check_value
 from haepo_jax.algorithms.other_names import hint, our_name
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.config import (
+    DEFAULT_ALGORITHM,
     AlgoConfig,
     ConfigError,
     OwnConfig,
     RunConfig,
     algorithm_class,
-    default_of,
-    has_hyperparameters,
     hyperparameter_fields,
 )
 
@@ -29,13 +27,13 @@ Settings = TypeVar("Settings")
 def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
     """Settings from plain values (a composed config, or a run's `config.yaml`); raises ConfigError."""
     checked = _checked(values, {f.name: f for f in dataclasses.fields(schema)})  # type: ignore[arg-type]
-    if has_hyperparameters(schema) and "total_steps" in checked:
-        algo = checked["algo"]
+    algo, env = checked.get("algo"), checked.get("env")
+    if isinstance(algo, AlgoConfig):
         try:
             algorithm_class(algo.name)(total_steps=checked["total_steps"], **algo.hyperparameters).check()
         except HyperparameterError as error:
             raise ConfigError(f"algo.{error}") from None
-    if env := checked.get("env"):
+    if env:
         checked["env"] = tuple(map(resolve_env, env)) if isinstance(env, tuple) else resolve_env(env)
     settings = schema(**checked)
     if hasattr(settings, "check"):
@@ -44,12 +42,12 @@ def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
 
 
 def own_from_dict(values: Mapping[str, Any]) -> OwnConfig:
-    """What `OwnConfig.to_dict` gave; the algorithm's and the environment's own settings are taken as they are. Raises
+    """What `OwnConfig.to_dict` gave; the settings of the algorithm and the environment are taken as they are. Raises
     ConfigError."""
-    rest = dict(values)
-    algo, objects = rest.pop("algo", None), rest.pop("objects", None)
+    algo, objects = values.get("algo"), values.get("objects")
     if not isinstance(algo, Mapping) or not isinstance(algo.get("name"), str) or not isinstance(objects, Mapping):
         raise ConfigError("algo must have a name, and objects those of classes")
+    rest = {key: value for key, value in values.items() if key not in ("algo", "objects")}
     checked = _checked(rest, {f.name: f for f in dataclasses.fields(RunConfig) if f.name != "algo"})
     hyperparameters = {key: value for key, value in algo.items() if key != "name"}
     return OwnConfig(algo=AlgoConfig(algo["name"], hyperparameters), objects=dict(objects), **checked)
@@ -57,12 +55,12 @@ def own_from_dict(values: Mapping[str, Any]) -> OwnConfig:
 
 def _checked(values: Mapping[str, Any], fields: Mapping[str, Any], algo: str | None = None) -> dict[str, Any]:
     """Each field's value, or its default: those of a schema, or of an algorithm's hyperparameters."""
-    prefix = "algo." if algo is not None else ""
+    prefix = "algo." if algo else ""
     for key in values:
         if key not in fields:
             raise _unknown_key(f"{prefix}{key}", algo, {} if algo else fields)
     return {
-        key: checked_value(f"{prefix}{key}", field, values.get(key, default_of(field))) for key, field in fields.items()
+        key: checked_value(f"{prefix}{key}", field, values.get(key, field.default)) for key, field in fields.items()
     }
 
 
@@ -98,6 +96,7 @@ def checked_value(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
     """One value of a key, held against its field's type and range, as the field holds it; raises ConfigError."""
     kind = field.metadata["kind"]
     if kind is AlgoConfig:
+        value = {"name": DEFAULT_ALGORITHM} if value is None else value
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
             raise ConfigError("algo must have a name and hyperparameters")
         name, given = value["name"], {name: x for name, x in value.items() if name != "name"}
@@ -107,8 +106,6 @@ def checked_value(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
             return {}
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             raise ConfigError(f"{key}={short(value)} must be names and values: {key}.<name>=<value>")
-        if _is_endless(value):
-            raise ConfigError(f"{key}={short(value)} holds too many values, or too deep a nesting")
         return dict(value)
     if kind is list:
         value = [value] if isinstance(value, str) else value
@@ -139,18 +136,6 @@ def _converted(kind: type, choices: tuple[str, ...], value: Any) -> Any:
     if kind is str and isinstance(value, str | bool) and str(value).lower() in choices:
         return str(value).lower()
     return value
-
-
-def _is_endless(value: Any) -> bool:
-    """Whether a value is nested a hundred deep or has a level of 100,000 values: a few lines of YAML, whose lists may
-    hold one another and themselves, are enough for both."""
-    level = [value]
-    for _ in range(100):
-        groups = (x.values() if isinstance(x, Mapping) else x for x in level if isinstance(x, Mapping | list | tuple))
-        level = list(itertools.islice(itertools.chain.from_iterable(groups), 100_000))
-        if not level or len(level) == 100_000:
-            break
-    return bool(level)
 
 
 def resolve_env(name: str) -> str:

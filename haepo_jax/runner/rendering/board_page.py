@@ -1,6 +1,6 @@
 """Runs and sweeps as one self-contained HTML page: reads their folders and fills in `board.html`.
 
-A run may still be under way, and a folder may be damaged: what can be read is shown, and the rest is counted.
+A run may be unfinished, and a file damaged: what can be read is shown, and lines that cannot are counted.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import csv
+import functools
 import json
 import math
 import os
@@ -27,12 +28,14 @@ from haepo_jax.runner.statistics import bootstrap_interval, describe_returns, in
 
 TRIALS = "trials.csv"
 EMBEDDED_BYTES = 16_000_000
-"""How much of recorded episodes a page holds; what is beyond is a link."""
+"""How many bytes of recorded episodes a page embeds; it links to the others."""
 
-_LINKS = ("metrics.jsonl", "summary.json", "curve.png", "config.yaml", "weights.jsonl", "completions.jsonl")
+_LINKS = ("metrics.jsonl", "summary.json", "curve.png", "config.yaml", "completions.jsonl", "eval.jsonl")
 _SWEEP_LINKS = (TRIALS, "summary.json", "curves.png", "returns.png", "parallel.png", "sweep.json")
+COMPLETIONS = 16
+"""How many completions a page shows of each file that holds some, the last ones."""
 _RETURNS = frozenset({"eval_return", "eval_return_greedy", "episode_return"})
-"""The metrics that have an interval: to bootstrap those of every metric would take a large page minutes."""
+"""The metrics with an interval: bootstrapping every metric would take minutes on a large page."""
 _NOT_METRICS = frozenset({"row", "step", "update", "env_steps", "seeds"})
 _NOT_SETTINGS = frozenset({"index", "trial", "state", "return", "curve_steps", "pbt_values"})
 
@@ -40,7 +43,7 @@ Array = npt.NDArray[np.float64]
 
 
 def find(folder: Path) -> Iterator[Path]:
-    """The runs and sweeps in a folder, itself included, in the order of their names."""
+    """The runs and sweeps in a folder, itself included, sorted by path."""
     for path, below, files in os.walk(folder):
         if TRIALS in files or "metrics.jsonl" in files:
             below.clear()
@@ -49,7 +52,7 @@ def find(folder: Path) -> Iterator[Path]:
 
 
 def board_page(folders: Sequence[Path], out: Path) -> tuple[str, int]:
-    """The page of these runs and sweeps, with links relative to where it is to lie; and how many runs it shows."""
+    """The page of these runs and sweeps, with links relative to `out`, and how many runs it shows."""
     top = Path(os.path.commonpath([folder.absolute().parent for folder in folders]))
     runs: list[dict[str, Any]] = []
     room = EMBEDDED_BYTES
@@ -61,7 +64,7 @@ def board_page(folders: Sequence[Path], out: Path) -> tuple[str, int]:
             rollout, used = _rollout(folder, out, room)
             room -= used
             runs.append(_read_run(folder, name, out) | {"rollout": rollout})
-    # `<` would begin a tag or a comment that ends the script element which the data stand in.
+    # `<` could begin a tag or a comment that ends the script element around the data.
     text = json.dumps({"runs": runs}, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     page = resources.files("haepo_jax.runner.rendering").joinpath("board.html").read_text(encoding="utf-8")
     return page.replace("__DATA__", text), len(runs)
@@ -72,7 +75,7 @@ def _address(path: Path, out: Path) -> str:
 
 
 def _links(folder: Path, names: Sequence[str], out: Path) -> list[list[str]]:
-    """Label and address of the files that there are, and of the folder."""
+    """Labels and addresses of the files that exist, and of the folder."""
     files = [folder / name for name in names if (folder / name).exists()]
     label = "folder (TensorBoard)" if any(folder.glob("events.out.tfevents.*")) else "folder"
     return [*([file.stem, _address(file, out)] for file in files), [label, _address(folder, out)]]
@@ -82,44 +85,38 @@ def _read_run(folder: Path, name: str, out: Path) -> dict[str, Any]:
     directory = RunDir(folder)
     rows, damaged = _read_lines(directory.metrics)
     summary = _read_object(directory.summary)
-    # Where nothing counts the environment's steps, as in a language model's run, updates take their place.
-    axis = "env_steps" if any("env_steps" in row for row in rows) else "update"
+    axis = "env_steps" if any("env_steps" in row for row in rows) else "step"  # of a language model's run
     steps = _numbers([row.get(axis) for row in rows])[:, 0]
     curves = _curves(rows)
-    weights, damaged_weights = _read_weights(folder / "weights.jsonl")
-    if weights:
-        # Beside the metrics of the row that each line belongs to.
-        fresh = {line["steps"]: line["alignment"] for line in weights}
-        curves["alignment of new episodes"] = [_rounded(_numbers([fresh.get(x) for x in steps])[:, 0])]
     final = _numbers([summary.get("final_return_per_seed")])
-    if not np.isfinite(final).any():
-        best = curves.get("eval_return") or curves.get("episode_return") or curves.get("reward") or [[]]
-        final = _numbers([next((x for x in reversed(best[0]) if x is not None), None)])
+    if not np.isfinite(final).any():  # the last one known
+        logged = next((curves[name][0] for name in ("eval_return", "episode_return", "reward") if name in curves), [])
+        final = _numbers([next((x for x in reversed(logged) if x is not None), None)])
     status = ["ended" if summary else "not ended"]
     if diverged := summary.get("diverged"):
         status.append(f"{len(diverged)} diverged")
-    if lost := damaged + damaged_weights:
-        status.append(f"{lost} damaged line{'s' if lost > 1 else ''}")
+    if damaged:
+        status.append(f"{damaged} damaged line{'s' if damaged > 1 else ''}")
     return {
         "name": name,
         "status": ", ".join(status),
         "axis": axis,
-        "settings": _settings(_read_object(directory.config, _read_yaml)),
+        "settings": _settings(_read_object(directory.config, _load_yaml)),
         "final": _spread(final),
         "steps": _rounded(steps),
         "curves": curves,
-        "weights": weights,
         "links": _links(folder, _LINKS, out),
+        "completions": _completions(folder / "completions.jsonl") + _completions(folder / "eval.jsonl"),
     }
 
 
 def _read_sweep(folder: Path, name: str, out: Path) -> list[dict[str, Any]]:
-    """A run for each trial of a sweep, from its table."""
+    """One run per trial of a sweep, from its table."""
     bases = _read_object(folder / "sweep.json").get("trials")
     bases = bases if isinstance(bases, dict) else {}
     links, runs = _links(folder, _SWEEP_LINKS, out), []
     for row in _read_table(folder / TRIALS):
-        swept = {key: _value(x) for key, x in row.items() if key not in _NOT_SETTINGS and not key.endswith("_per_seed")}
+        swept = {key: _cell(x) for key, x in row.items() if key not in _NOT_SETTINGS and not key.endswith("_per_seed")}
         base = _settings(bases.get(str(swept.get("algo")), next(iter(bases.values()), {})))
         steps, curves, returns = (
             _parsed(row.get(key, ""), list) for key in ("curve_steps", "curve_return_per_seed", "return_per_seed")
@@ -134,8 +131,8 @@ def _read_sweep(folder: Path, name: str, out: Path) -> list[dict[str, Any]]:
                 "final": _spread(_numbers([returns])),
                 "steps": _rounded(_numbers(steps[: len(curve)])[:, 0]),
                 "curves": {"episode_return": _bands(curve)},
-                "weights": [],
                 "links": links,
+                "completions": [],
                 "rollout": None,
             }
         )
@@ -165,43 +162,38 @@ def _spread(values: Array) -> list[float | None]:
     return _rounded([known["iqm"], *known["iqm_interval"]]) if np.isfinite(values).any() else []
 
 
-def _read_weights(file: Path) -> tuple[list[dict[str, Any]], int]:
-    lines, damaged = _read_lines(file)
-    weights = []
-    for line in lines:
-        score, returns = (_numbers([line.get(key)])[0] for key in ("score", "return"))
-        steps, alignment = _rounded(_numbers([[line.get("env_steps"), line.get("alignment")]])[0])
-        if len(score) != len(returns) or steps is None:
-            damaged += 1
-            continue
-        pairs = np.stack([score, returns])
-        score, returns = pairs[:, np.isfinite(pairs).all(axis=0)]
-        weights.append({"steps": steps, "alignment": alignment, "score": _rounded(score), "return": _rounded(returns)})
-    return weights, damaged
-
-
 def _rollout(folder: Path, out: Path, room: int) -> tuple[dict[str, str] | None, int]:
-    """The newest episode that `haepo_jax.render` has left, in the page where there is room for it; and its size there."""
+    """The newest episode written by `haepo_jax.render`, embedded or, beyond `room`, as a link; and its bytes in the page."""
     with contextlib.suppress(OSError):
         found = [file for file in (folder / "episode.gif", folder / "episode.mp4") if file.is_file()]
-        if found:
-            file = max(found, key=lambda file: file.stat().st_mtime)
-            kind = "image/gif" if file.suffix == ".gif" else "video/mp4"
+        for file in sorted(found, key=lambda file: file.stat().st_mtime)[-1:]:
             if (size := file.stat().st_size) > room:
                 return {"link": _address(file, out)}, 0
+            kind = "image/gif" if file.suffix == ".gif" else "video/mp4"
             return {kind[:5]: f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"}, size
     return None, 0
+
+
+def _completions(file: Path) -> list[list[Any]]:
+    """File, step, prompt, completion and reward of the last completions in a file."""
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - 200_000))  # that of a long run is large
+        rows = [row for line in stream if (row := _parsed(line, dict))][-COMPLETIONS:]
+        step = "env_steps" if any("env_steps" in row for row in rows) else "step"
+        return [
+            [file.stem, *(_shown(row.get(key)) for key in (step, "prompt", "completion", "reward"))] for row in rows
+        ]
+    return []
 
 
 # --- What may be damaged ----------------------------------------------------------------------------------------------
 
 
-def _read_yaml(text: str | bytes) -> Any:
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+_load_yaml = functools.partial(yaml.load, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _parsed(text: str | bytes, kind: type, parse: Callable[[str | bytes], Any] = json.loads) -> Any:
-    """What text holds; empty where that cannot be read or is not of this kind."""
+    """The value that a text holds; an empty one where it cannot be read or is of another kind."""
     with contextlib.suppress(ValueError, RecursionError, yaml.YAMLError):
         if isinstance(value := parse(text), kind):
             return value
@@ -215,11 +207,12 @@ def _read_object(file: Path, parse: Callable[[str | bytes], Any] = json.loads) -
 
 
 def _read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """The JSON objects of a file, a line each, and how many whole lines hold none; one that is being written waits."""
+    """The JSON objects in a file of lines, and how many lines hold none; a last line without its end is being written."""
+    lines: list[bytes] = []
     with contextlib.suppress(OSError):
-        rows = [_parsed(line, dict) for line in file.read_bytes().split(b"\n")[:-1]]
-        return [row for row in rows if row], sum(not row for row in rows)
-    return [], 0
+        lines = file.read_bytes().split(b"\n")[:-1]
+    rows = [row for line in lines if (row := _parsed(line, dict))]
+    return rows, len(lines) - len(rows)
 
 
 def _read_table(file: Path) -> list[dict[str, str]]:
@@ -234,7 +227,7 @@ def _read_table(file: Path) -> list[dict[str, str]]:
 
 
 def _settings(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Settings by their names on the command line; those that change no result are left out."""
+    """Settings by their keys on the command line, without those that change no result."""
     flat: dict[str, Any] = {}
     for key, value in config.items() if isinstance(config, dict) else ():
         name = f"{prefix}{key}"
@@ -248,10 +241,10 @@ def _settings(config: Any, prefix: str = "") -> dict[str, Any]:
 def _shown(value: Any) -> Any:
     """A number as it is, to sort and colour by, anything else as text."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if number else json.dumps(value, default=str).strip('"')
+    return value if number or isinstance(value, str) else json.dumps(value, default=str).strip('"')
 
 
-def _value(text: str) -> Any:
+def _cell(text: str) -> Any:
     """A cell of a table: a number where it is one."""
     with contextlib.suppress(ValueError):
         return _shown(float(text))
@@ -259,7 +252,7 @@ def _value(text: str) -> Any:
 
 
 def _numbers(rows: list[Any]) -> Array:
-    """Rows of numbers, (rows, longest row), at least one column; NaN for what is missing or no number."""
+    """Rows of numbers, (rows, longest row), at least one column; NaN where one is missing or not a number."""
     lists = [row if isinstance(row, list) else [row] for row in rows]
     values = np.full((len(lists), max([1, *map(len, lists)])), np.nan)
     for place, row in zip(values, lists, strict=True):
@@ -268,5 +261,5 @@ def _numbers(rows: list[Any]) -> Array:
 
 
 def _rounded(values: Any) -> list[float | None]:
-    """Six digits, as many as an eye can use; None for what is not finite, which JSON does not have."""
+    """Six digits, more than can be seen; None for what is not finite, which JSON does not have."""
     return [float(f"{x:.6g}") if math.isfinite(x) else None for x in values]

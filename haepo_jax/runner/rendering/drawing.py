@@ -1,4 +1,4 @@
-"""Flat tasks as pictures. gymnax's own visualiser needs gymnasium and pygame, and a pyplot figure for every frame."""
+"""2D tasks as pictures. gymnax's own visualiser needs gymnasium and pygame, and a pyplot figure for every frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
 Stroke = tuple[Any, float, Colour]
-"""A line with round ends: points (n, 2), of which one makes a disc; its width; its colour."""
+"""A line with round ends: points (n, 2), where a single one makes a disc; its width; its colour."""
 Draw = Callable[[Any, Any, Any], Image.Image]
 """(environment, state, observation) -> one picture; the last two hold NumPy arrays."""
 
@@ -25,11 +25,11 @@ CHANNELS: tuple[Colour, ...] = (
 )  # fmt: skip
 
 SAMPLES = 2
-"""Pictures are drawn this many times too large and then reduced, for smooth edges."""
+"""Pictures are drawn this many times larger and then reduced, for smooth edges."""
 
 
 def _strokes(low: Any, high: Any, strokes: Sequence[Stroke], width: int = 400) -> Image.Image:
-    """Strokes, one over the other, in the task's coordinates, y upwards, between two corners; `width` is in pixels."""
+    """Strokes, one over the other, in the task's coordinates (y upwards) between two corners; `width` is in pixels."""
     scale = SAMPLES * width / (high[0] - low[0])
     image = Image.new("RGB", (SAMPLES * width, SAMPLES * round(width * (high[1] - low[1]) / (high[0] - low[0]))), WHITE)
     draw = ImageDraw.Draw(image)
@@ -129,7 +129,7 @@ def _swimmer(env: Any, state: Any, observation: Any) -> Image.Image:
 
 
 def _cells(cells: Any, colours: Sequence[Colour], *marks: Any) -> Image.Image:
-    """A grid (rows, columns) of indices into the colours, of which the last are those of the marks: (row, column) each."""
+    """A grid (rows, columns) of indices into the colours; the last colours are those of the marks, (row, column) each."""
     cells = np.array(cells, int)
     for index, mark in enumerate(marks, len(colours) - len(marks)):
         cells[tuple(np.asarray(mark, int))] = index
@@ -190,11 +190,11 @@ DRAWINGS: dict[str, tuple[Draw, int]] = {
     "Swimmer-misc": (_swimmer, 50),
     "haepo/random_walk": (_random_walk, 150),
 }
-"""How a task is drawn, and for how many milliseconds each picture stands; the other flat tasks have nothing to see."""
+"""How a task is drawn, and for how many milliseconds each picture is shown. Other 2D tasks have nothing to show."""
 
 
 def pictures(env: Any, states: Any, observations: Any) -> Iterator[Image.Image]:
-    """A picture of each moment of a task in `DRAWINGS`: states and observations as NumPy arrays with a leading axis."""
+    """A picture of each step of a task in `DRAWINGS`: states and observations are NumPy arrays with a leading axis."""
     import jax
 
     draw, _ = DRAWINGS[env.name]

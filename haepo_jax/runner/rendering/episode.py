@@ -1,4 +1,4 @@
-"""One episode of a trained policy, played for its pictures."""
+"""One episode of a trained policy, recorded."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from haepo_jax.runner.loading import TrainedPolicy
 def record(
     policy: TrainedPolicy, episode: int, seen: Callable[[Any, Any], Any], *, greedy: bool, max_steps: int
 ) -> tuple[Any, Any, bool]:
-    """Plays the episode that is at this place in `algorithm.evaluate(state)`, to the same keys.
+    """Plays the episode with this index in `algorithm.evaluate(state)`, from the same random keys.
 
     Args:
-      seen: (state, observation) -> what is kept of a moment.
+      seen: (state, observation) -> what to record of a step.
 
     Returns:
-      What was seen at the start and after each step, as NumPy arrays with a leading axis of T + 1; the rewards (T,); and
-      whether the episode ended within max_steps.
+      What was recorded at the start and after each step, as NumPy arrays with a leading axis of T + 1; the rewards (T,);
+      and whether the episode ended within max_steps.
     """
     horizon = policy.algorithm.env.horizon
 

@@ -1,4 +1,4 @@
-"""Pictures as a film with captions: a GIF, or an MP4 where `imageio-ffmpeg` is installed."""
+"""Films of pictures with captions: GIF, or MP4 where `imageio-ffmpeg` is installed."""
 
 from __future__ import annotations
 
@@ -14,36 +14,34 @@ from PIL import Image, ImageDraw
 
 from haepo_jax.runner.config import ConfigError
 
-SUFFIXES = (".gif", ".mp4")
 CAPTION = 18
+"""Height of the caption below each picture, in pixels."""
 LAST_FRAME = 1000
-"""Milliseconds for which the last picture stands."""
+"""Milliseconds for which the last picture is shown."""
 PALETTE = 64
 
 
 def check_suffix(suffix: str) -> None:
-    """Raises ConfigError where a film of this kind cannot be written here."""
+    """Raises ConfigError where a film of this kind cannot be written."""
     if suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise ConfigError(
-            "an .mp4 needs imageio-ffmpeg, which is not installed: pip install imageio-ffmpeg, or write a .gif"
-        )
+        raise ConfigError("an .mp4 needs imageio-ffmpeg: pip install imageio-ffmpeg, or write a .gif")
 
 
 def film(frames: Iterable[Image.Image], captions: Iterable[str], milliseconds: float, suffix: str) -> bytes:
-    """A film as the bytes of a file with a suffix of `SUFFIXES`.
+    """A film as the bytes of a file.
 
     Args:
       frames: pictures of one size.
       captions: a line of text for each.
       milliseconds: between two pictures; a GIF counts in hundredths of a second.
-      suffix: of the file.
+      suffix: of the file, ".gif" or ".mp4".
     """
     pictures = [_captioned(frame, text) for frame, text in zip(frames, captions, strict=True)]
     return _mp4(pictures, milliseconds) if suffix == ".mp4" else _gif(pictures, milliseconds)
 
 
 def _captioned(frame: Image.Image, text: str) -> Image.Image:
-    # H.264 wants even sizes.
+    # H.264 needs even sizes.
     width, height = max(frame.width, 160), frame.height + CAPTION
     picture = Image.new("RGB", (width + width % 2, height + height % 2), "white")
     picture.paste(frame, ((picture.width - frame.width) // 2, 0))
@@ -52,7 +50,7 @@ def _captioned(frame: Image.Image, text: str) -> Image.Image:
 
 
 def _gif(pictures: Sequence[Image.Image], milliseconds: float) -> bytes:
-    # One palette for all, from pictures spread over the episode: quantising each by itself makes colours flicker.
+    # One palette for all, from pictures spread over the episode: with a palette each, colours flicker.
     chosen = [np.asarray(pictures[index]) for index in np.linspace(0, len(pictures) - 1, 8).astype(int)]
     palette = Image.fromarray(np.concatenate(chosen)).quantize(PALETTE)
     small = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
 from haepo_jax.algorithms.base import Algorithm
-from haepo_jax.runner.sweeps import population
-from haepo_jax.runner.sweeps.compiled import Programs, Shape, stack
-from haepo_jax.runner.sweeps.population import Lane
+from haepo_jax.counting import StepCount
+from haepo_jax.runner.sweeps.lanes import Lane, Programs
+from haepo_jax.runner.sweeps.plan import SweepConfig
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -22,22 +25,16 @@ Floats = npt.NDArray[np.float64]
 CALL_SECONDS = 2.0
 """How long one compiled call may be expected to take: between two, lanes are regrouped and Ctrl-C is heard."""
 
-_take = jax.jit(population.take)
-_put = jax.jit(population.put, donate_argnums=0)
-_inherit = jax.jit(population.inherit)
-_exploit = jax.jit(population.exploit, static_argnames="fraction")
-_explore = jax.jit(population.explore, static_argnames="factors")
-
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
+class Trial:
     """A configuration to train.
 
     Attributes:
-      number: of its trial.
+      number: of Optuna's trial.
       algorithm: on its environment.
       seed: the first of its seeds.
-      env: trials are compared only with those of the same environment.
+      env: the environment's name; trials are compared only within one.
     """
 
     number: int
@@ -46,55 +43,73 @@ class Candidate:
     env: str
 
 
-@dataclasses.dataclass
-class Outcome:
-    """What became of a trial; S seeds, P curve points.
+# --- The stack of lanes -----------------------------------------------------------------------------------------------
 
-    Attributes:
-      number: of the trial.
-      state: `complete`; `stopped` by halving; `failed`: a seed diverged or its return is not finite.
-      returns: (S,) evaluation return per seed; NaN for a seed that diverged.
-      env_steps, updates: (S,) done.
-      diverged_at: (S,) the update at which a seed was frozen, or -1.
-      curve: (P, S) mean training return in each part of the run; NaN where no episode ended in it.
-      changed: population-based training: the perturbed numbers after each round.
+
+@jax.jit
+def take(stacked: Any, indices: jax.Array) -> Any:
+    """The lanes of these indices (M,), in that order; an index may come twice."""
+    return jax.tree.map(lambda x: x[indices], stacked)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def put(stacked: Any, indices: jax.Array, lanes: Any) -> Any:
+    """The stack with `lanes` written at `indices` (M,); an index past the end is left out."""
+    return jax.tree.map(lambda x, new: x.at[indices].set(new, mode="drop"), stacked, lanes)
+
+
+# --- Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943) -----------------------------------------------
+
+
+def survivors(values: npt.ArrayLike, eta: int) -> Ints:
+    """The indices, ascending, of the best 1 in `eta` of `values` (N,), rounded up.
+
+    A value that is not finite stands for a trial that failed, and never survives; of equal values the first does.
     """
-
-    number: int
-    state: str
-    returns: Floats
-    env_steps: Ints
-    updates: Ints
-    diverged_at: Ints
-    curve: Floats
-    changed: dict[str, list[float]]
+    known = np.asarray(values, np.float64)
+    best_first = np.argsort(-np.where(np.isfinite(known), known, -np.inf), kind="stable")[: -(-len(known) // eta)]
+    return np.sort(best_first[np.isfinite(known[best_first])])
 
 
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """How a cohort trains.
+# --- Population-based training (Jaderberg et al. 2017, arXiv 1711.09846) ----------------------------------------------
 
-    Attributes:
-      halving: eta, or None.
-      halving_rungs: rungs before the end.
-      pbt_rounds: how often the population copies and perturbs; 0: never.
-      pbt_ranges: the hyperparameters that are perturbed, each with its lowest and highest value.
-      seed: of the random choices in population-based training.
+
+@jax.jit
+def exploit(key: jax.Array, values: jax.Array) -> jax.Array:
+    """Whose state each member continues from: (N,) indices.
+
+    The worst quarter (truncation selection), and every member that failed, whose value is not finite, copy members of the
+    best quarter, drawn uniformly; all others keep their own. If all failed, all keep their own.
     """
+    size = values.shape[0]
+    count, failed = size // 4, ~jnp.isfinite(values)
+    best_first = jnp.argsort(jnp.where(failed, jnp.inf, -values), stable=True)
+    best = jnp.clip(size - jnp.sum(failed), 1, max(count, 1))
+    chosen = best_first[jax.random.randint(key, (size,), 0, best)]
+    replaced = (jnp.argsort(best_first) >= size - count) | failed
+    return jnp.where(replaced & ~jnp.all(failed), chosen, jnp.arange(size))
 
-    halving: int | None = None
-    halving_rungs: int = 2
-    pbt_rounds: int = 0
-    pbt_ranges: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    seed: int = 0
 
-    def shares(self) -> list[float]:
-        """The shares of a run at which trials are evaluated; the last is 1."""
-        if self.halving is not None:
-            return population.rung_shares(self.halving, self.halving_rungs)
-        if self.pbt_rounds:
-            return [(turn + 1) / self.pbt_rounds for turn in range(self.pbt_rounds)]
-        return [1.0]
+@jax.jit
+def explore(key: jax.Array, values: jax.Array, low: float, high: float) -> jax.Array:
+    """Numbers (N,), each multiplied by 0.8 or 1.25, equally likely, and kept within [low, high]."""
+    factor = jnp.where(jax.random.bernoulli(key, shape=values.shape), 1.25, 0.8)
+    return jnp.clip(values * factor, low, high)
+
+
+@jax.jit
+def inherit(lanes: Lane, source: jax.Array) -> Lane:
+    """Stacked lanes, each of which continues from the state of lane `source` (L,): parameters, optimiser and all.
+
+    Keys stay: two lanes that continued from one state with one key would collect the same episodes. So do step counts
+    and learning curves, which are each lane's own.
+    """
+    copied, own = take(lanes, source), lanes.state
+    state = dataclasses.replace(copied.state, key=own.key, update=own.update, env_steps=own.env_steps)
+    return dataclasses.replace(copied, state=state, curve_sum=lanes.curve_sum, curve_count=lanes.curve_count)
+
+
+# --- A cohort ---------------------------------------------------------------------------------------------------------
 
 
 class Group:
@@ -103,74 +118,66 @@ class Group:
     All lanes stay on the device. A call trains a batch of them; lanes whose episodes are about as long are put into the
     same batch, because a batch takes as many environment steps as its longest episode. A batch that would not be full
     repeats its lanes, and the copies are dropped, so that nothing is compiled for it.
+
+    Attributes:
+      active: the places in `trials` of those that still train.
+      changed: population-based training: each trial's perturbed hyperparameters after each round.
     """
 
-    def __init__(self, candidates: Sequence[Candidate], programs: Programs, num_seeds: int) -> None:
-        self.candidates = list(candidates)
-        self.programs = programs
-        self.num_seeds = num_seeds
-        self.total_steps = self.candidates[0].algorithm.total_steps
-        self.real = len(self.candidates) * num_seeds
+    def __init__(self, trials: Sequence[Trial], programs: Programs, num_seeds: int) -> None:
+        self.trials, self.programs, self.num_seeds = list(trials), programs, num_seeds
+        self.active = list(range(len(self.trials)))
+        self.changed: list[dict[str, list[float]]] = [{} for _ in self.trials]
+        self.total_steps = self.trials[0].algorithm.total_steps
+        self.real = len(self.trials) * num_seeds
         # Lanes past the real ones repeat the first, so that the devices share the stack equally.
-        lanes = np.resize(np.arange(self.real), -(-self.real // programs.num_devices) * programs.num_devices)
-        self._size = len(lanes)
-        first = np.array([candidate.seed for candidate in self.candidates])
-        self._seeds = (first[lanes // num_seeds] + lanes % num_seeds).astype(np.uint32)
-        leaves = stack([candidate.algorithm for candidate in self.candidates])
-        self._numbers = [leaf[lanes // num_seeds] for leaf in programs.select(leaves)]
+        self._size = -(-self.real // programs.num_devices) * programs.num_devices
+        lanes = np.resize(np.arange(self.real), self._size)
+        first = np.array([trial.seed for trial in self.trials])[lanes // num_seeds]
+        seeds = (first + lanes % num_seeds).astype(np.uint32)
+        numbers = programs.numbers([trial.algorithm for trial in self.trials])
+        self._numbers = [leaf[lanes // num_seeds] for leaf in numbers]
         self._updates_per_call = 1
-        programs.compile(self._numbers)
-        self._lanes = self._start()
+        stack: Lane | None = None
+        for indices, back in self._batches(np.arange(self._size)):
+            batch = programs("start", [x[indices] for x in self._numbers], seeds[indices])
+            if stack is None:
+                stack = programs.place(take(batch, np.resize(np.arange(len(indices)), self._size)))
+            stack = put(stack, back, batch)
+        self._lanes: Lane = programs.place(stack)
         self._read()
 
-    def lanes_of(self, trials: Sequence[int] | Ints) -> Ints:
-        """The lanes of trials, by their places in `candidates`."""
-        return (np.asarray(trials, np.int64)[:, None] * self.num_seeds + np.arange(self.num_seeds)).reshape(-1)
+    def lanes_of(self, places: Sequence[int] | Ints) -> Ints:
+        """The lanes of trials: (trials * seeds,)."""
+        return (np.asarray(places, np.int64)[:, None] * self.num_seeds + np.arange(self.num_seeds)).reshape(-1)
 
-    def _start(self) -> Lane:
-        lanes: Lane | None = None
-        for chunk, indices in self._batches(np.arange(self._size)):
-            started = self.programs.start([x[indices] for x in self._numbers], self._seeds[indices])
-            if lanes is None:
-                lanes = self.programs.place(_take(started, np.resize(np.arange(len(indices)), self._size)))
-            lanes = _put(lanes, self._own(chunk, indices), started)
-        placed: Lane = self.programs.place(lanes)
-        return placed
+    def _batches(self, lanes: Ints) -> Iterator[tuple[Ints, Ints]]:
+        """Full batches of these lanes: what to take, and where to write it back: copies past the end, where they are
+        dropped."""
+        for first in range(0, len(lanes), self.programs.size):
+            chunk = lanes[first : first + self.programs.size]
+            indices = np.resize(chunk, self.programs.size)
+            yield indices, np.where(np.arange(len(indices)) < len(chunk), indices, self._size)
 
-    def _batches(self, lanes: Ints) -> list[tuple[Ints, Ints]]:
-        """Lanes in batches: those of each, and the same repeated until the batch is full."""
-        size = self.programs.size
-        chunks = [lanes[first : first + size] for first in range(0, len(lanes), size)]
-        return [(chunk, np.resize(chunk, size)) for chunk in chunks]
-
-    def _own(self, chunk: Ints, indices: Ints) -> Ints:
-        """Where a full batch is written back: its copies past the end of the stack, which drops them."""
-        return np.where(np.arange(len(indices)) < len(chunk), indices, self._size)
-
-    # Training.
-
-    def train(self, trials: Sequence[int], share: float, on_call: Callable[[int, float], None]) -> None:
-        """Trains these trials up to a share of their run; `on_call(steps, best training return)` after every call."""
+    def train(self, share: float, on_call: Callable[[int], None]) -> None:
+        """Trains the active trials up to a share of their run; `on_call(steps)` after every call."""
         until = math.ceil(self.total_steps * share - 1e-9)
-        lanes = self.lanes_of(trials)
+        lanes = self.lanes_of(self.active)
         while (left := lanes[(self.env_steps[lanes] < until) & (self.diverged_at[lanes] < 0)]).size:
-            for chunk, indices in self._batches(self._by_length(left)):
-                on_call(self._call(chunk, indices, until), self._best_training_return())
+            for indices, back in self._batches(self._by_length(left)):
+                steps, updates, begin = self.env_steps.sum(), self.updates, time.perf_counter()
+                batch = self._run("advance", indices, StepCount.of(until), jnp.int32(self._updates_per_call))
+                self._lanes = self.programs.place(put(self._lanes, back, batch))
+                self._read()
+                if made := int((self.updates - updates).max()):
+                    self._updates_per_call = max(1, int(CALL_SECONDS * made / (time.perf_counter() - begin)))
+                on_call(int(self.env_steps.sum() - steps))
+
+    def _run(self, program: str, indices: Ints, *limits: Any) -> Any:
+        return self.programs(program, [x[indices] for x in self._numbers], take(self._lanes, indices), *limits)
 
     def _by_length(self, lanes: Ints) -> Ints:
         return lanes[np.argsort(self._length[lanes], kind="stable")]
-
-    def _call(self, chunk: Ints, indices: Ints, until: int) -> int:
-        """One compiled call on a batch of lanes; returns the valid steps done."""
-        steps, updates = self.env_steps[chunk].sum(), self.updates[chunk]
-        begin = time.perf_counter()
-        batch = self.programs.place(_take(self._lanes, indices))
-        batch = self.programs.advance([x[indices] for x in self._numbers], batch, until, self._updates_per_call)
-        self._lanes = self.programs.place(_put(self._lanes, self._own(chunk, indices), batch))
-        self._read()
-        if made := int((self.updates[chunk] - updates).max()):
-            self._updates_per_call = max(1, int(CALL_SECONDS * made / (time.perf_counter() - begin)))
-        return int(self.env_steps[chunk].sum() - steps)
 
     def _read(self) -> None:
         """Brings the lanes' counters to the host; waits for the device."""
@@ -180,142 +187,125 @@ class Group:
         self.diverged_at: Ints = np.asarray(state.status.diverged_at, np.int64)[: self.real]
         self._length = np.asarray(self._lanes.episode_length, np.float64)[: self.real]
 
-    def _best_training_return(self) -> float:
-        """The best trial's, by the last update of each seed; NaN before an episode has ended in all seeds of one."""
-        known = (np.asarray(self._lanes.curve_count)[: self.real].sum(axis=1) > 0) & (self.diverged_at < 0)
-        returns = np.where(known, np.asarray(self._lanes.episode_return, np.float64)[: self.real], -np.inf)
-        best = float(returns.reshape(-1, self.num_seeds).mean(axis=1).max())
-        return best if math.isfinite(best) else math.nan
+    def evaluate(self) -> Floats:
+        """The mean evaluation return of each seed of the active trials, (trials, S); NaN for one that diverged, whatever
+        it returned before."""
+        lanes = self.lanes_of(self.active)
+        values = np.full(self._size + 1, np.nan)
+        for indices, back in self._batches(self._by_length(lanes)):
+            values[back] = self._run("evaluate", indices)
+        return np.where(self.diverged_at < 0, values[: self.real], np.nan)[lanes].reshape(-1, self.num_seeds)
 
-    # What a trial is worth.
+    def result(self, place: int, returns: Floats) -> dict[str, Any]:
+        """What a trial has come to, as the columns of the sweep's table."""
+        lanes = self.lanes_of([place])
+        sums, counts = (np.asarray(x, np.float64)[lanes] for x in (self._lanes.curve_sum, self._lanes.curve_count))
+        return {
+            "return_per_seed": returns,
+            "env_steps_per_seed": self.env_steps[lanes],
+            "updates_per_seed": self.updates[lanes],
+            "diverged_at_per_seed": self.diverged_at[lanes],
+            "curve_return_per_seed": np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0),
+        } | ({"pbt_values": self.changed[place]} if self.changed[place] else {})
 
-    def evaluate(self, trials: Sequence[int]) -> Floats:
-        """The mean evaluation return of each seed, (trials, S): NaN for one that diverged, whatever it returned before."""
-        lanes = self.lanes_of(trials)
-        values = np.full(self.real, np.nan)
-        for chunk, indices in self._batches(self._by_length(lanes)):
-            batch = self.programs.place(_take(self._lanes, indices))
-            values[chunk] = self.programs.evaluate([x[indices] for x in self._numbers], batch)[: len(chunk)]
-        values[self.diverged_at >= 0] = np.nan
-        return values[lanes].reshape(len(trials), self.num_seeds)
+    def note_numbers(self, names: Iterable[str]) -> None:
+        """Adds the current values of these hyperparameters to `changed`."""
+        for name in names:
+            for changed, value in zip(self.changed, self._number(name)[: self.real : self.num_seeds], strict=True):
+                changed.setdefault(name, []).append(float(value))
 
-    def outcome(self, trial: int, state: str, returns: Floats, changed: dict[str, list[float]]) -> Outcome:
-        """A trial's counters and curve as they are now."""
-        lanes = self.lanes_of([trial])
-        sums = np.asarray(self._lanes.curve_sum, np.float64)[lanes]
-        counts = np.asarray(self._lanes.curve_count, np.float64)[lanes]
-        curve = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0).T
-        number = self.candidates[trial].number
-        counters = (self.env_steps[lanes], self.updates[lanes], self.diverged_at[lanes])
-        return Outcome(number, state, returns, *counters, curve, changed)
+    def _number(self, name: str) -> npt.NDArray[Any]:
+        return self._numbers[self.programs.places[name]]
 
-    # Population-based training.
-
-    def mutate(
-        self, key: jax.Array, trials: Sequence[int], values: Floats, ranges: dict[str, tuple[float, float]]
-    ) -> None:
+    def mutate(self, key: jax.Array, values: Floats, ranges: Mapping[str, tuple[float, float]]) -> None:
         """The worst trials continue from the best, their numbers perturbed; `values` (trials,) says which is which."""
         exploit_key, explore_key = jax.random.split(key)
-        chosen = np.asarray(_exploit(exploit_key, values.astype(np.float32)))
-        source = np.arange(len(self.candidates))
-        source[list(trials)] = np.asarray(trials)[chosen]
+        source = np.asarray(exploit(exploit_key, values.astype(np.float32)))
         copied = source != np.arange(len(source))
         lanes = np.arange(self._size)
         lanes[: self.real] = self.lanes_of(source)
-        self._lanes = self.programs.place(_inherit(self._lanes, lanes))
-        places = self._places()
-        for name in ranges.keys() & places.keys():
-            own = self._numbers[places[name]]
-            numbers = own[: self.real : self.num_seeds][source]
+        self._lanes = self.programs.place(inherit(self._lanes, lanes))
+        for name, bounds in ranges.items():
+            numbers = self._number(name)[: self.real : self.num_seeds][source]
             # Each hyperparameter has a key of its own, so that sweeping another changes none of its draws.
-            perturbed = np.asarray(_explore(jax.random.fold_in(explore_key, places[name]), numbers, *ranges[name]))
-            own[: self.real] = np.repeat(np.where(copied, perturbed, numbers), self.num_seeds)
+            own_key = jax.random.fold_in(explore_key, self.programs.places[name])
+            perturbed = np.where(copied, np.asarray(explore(own_key, numbers, *bounds)), numbers)
+            self._number(name)[: self.real] = np.repeat(perturbed, self.num_seeds)
         self._read()
-
-    def numbers(self, trial: int, names: Sequence[str]) -> dict[str, float]:
-        """A trial's hyperparameters as they are now, those that are one number."""
-        places = self._places()
-        return {name: float(self._numbers[places[name]][trial * self.num_seeds]) for name in names if name in places}
-
-    def _places(self) -> dict[str, int]:
-        """Where each hyperparameter that is one number stands among the leaves that vary."""
-        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(self.candidates[0].algorithm)]
-        varying = [path for path, varies in zip(paths, self.programs.varying, strict=True) if varies]
-        return {
-            path[0].name: place
-            for place, path in enumerate(varying)
-            if len(path) == 1 and self._numbers[place].ndim == 1
-        }
 
 
 def train_cohort(
     groups: Sequence[Group],
-    rules: Rules,
+    settings: SweepConfig,
+    ranges: Mapping[str, tuple[float, float]],
     *,
-    on_call: Callable[[int, float], None] = lambda steps, training_return: None,
+    on_call: Callable[[int], None] = lambda steps: None,
     on_rung: Callable[[int, int, float], None] = lambda number, steps, value: None,
-    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    on_end: Callable[[int, str, dict[str, Any]], None] = lambda number, state, result: None,
 ) -> None:
     """Trains every trial of a cohort until it ends, fails, or is stopped by halving.
 
-    A trial fails where a seed diverges or its return is not finite. In population-based training it continues from one
-    of the best; only one that fails in the last round has failed.
+    A trial fails if a seed diverges or its return is not finite. In population-based training it continues from one of
+    the best; only one that fails in the last round has failed.
 
     Args:
       groups: the trials, by shape.
-      rules: halving, population-based training or neither.
-      on_call: given the valid steps of every compiled call, and the best training return so far of its group.
+      settings: of the sweep, for halving and population-based training.
+      ranges: the hyperparameters that population-based training perturbs, each with its lowest and highest value.
+      on_call: given the valid steps of every compiled call.
       on_rung: given a trial's number, valid steps and mean return where it was evaluated before the end.
-      on_outcome: given what became of each trial, as soon as that is known.
+      on_end: given a trial's number, its state (`complete`, `stopped` by halving, or `failed`) and its `Group.result`, as
+        soon as they are known.
     """
-    active = [(group, trial) for group in groups for trial in range(len(group.candidates))]
-    changed: dict[int, dict[str, list[float]]] = {c.number: {} for group in groups for c in group.candidates}
-    shares = rules.shares()
+    shares = run_shares(settings)
     for turn, share in enumerate(shares):
         last = turn == len(shares) - 1
         returns: dict[int, Floats] = {}
         for group in groups:
-            trials = [trial for owner, trial in active if owner is group]
-            if not trials:
-                continue
-            group.train(trials, share, on_call)
-            evaluated = group.evaluate(trials)
-            for trial, own in zip(trials, evaluated, strict=True):
-                number, failed = group.candidates[trial].number, not np.isfinite(own).all()
+            group.train(share, on_call)
+            evaluated = group.evaluate()
+            own_ranges = {name: ranges[name] for name in ranges if name in group.programs.places}
+            if settings.pbt:
+                group.note_numbers(own_ranges)
+            for place, own in zip([*group.active], evaluated, strict=True):
+                number, failed = group.trials[place].number, not np.isfinite(own).all()
                 returns[number] = own
-                for name, value in group.numbers(trial, list(rules.pbt_ranges)).items():
-                    changed[number].setdefault(name, []).append(value)
-                if last or (failed and not rules.pbt_rounds):
-                    on_outcome(group.outcome(trial, "failed" if failed else "complete", own, changed[number]))
+                if last or (failed and not settings.pbt):
+                    on_end(number, "failed" if failed else "complete", group.result(place, own))
+                    group.active.remove(place)
                 elif not failed:
-                    on_rung(number, int(group.env_steps[group.lanes_of([trial])].mean()), float(own.mean()))
-            if rules.pbt_rounds and not last:
-                key = jax.random.fold_in(jax.random.key(rules.seed), turn)
-                means = evaluated.mean(axis=1)
-                group.mutate(key, trials, np.where(np.isfinite(means), means, np.nan), rules.pbt_ranges)
-        if rules.halving is not None and not last:
-            kept = _kept(active, {number: float(own.mean()) for number, own in returns.items()}, rules.halving)
-            for group, trial in active:
-                number = group.candidates[trial].number
-                if number not in kept and np.isfinite(returns[number]).all():
-                    on_outcome(group.outcome(trial, "stopped", returns[number], {}))
-            active = [(group, trial) for group, trial in active if group.candidates[trial].number in kept]
+                    steps = group.env_steps[group.lanes_of([place])].mean()
+                    on_rung(number, int(steps), float(own.mean()))
+            if settings.pbt and not last:
+                key = jax.random.fold_in(jax.random.key(settings.search_seed), turn)
+                group.mutate(key, evaluated.mean(axis=1), own_ranges)
+        if settings.halving is not None and not last:
+            _halve(groups, returns, settings.halving, on_end)
 
 
-def _kept(active: Sequence[tuple[Group, int]], values: dict[int, float], eta: int) -> set[int]:
-    """The numbers of the trials that survive a rung: the best of each environment's, none that failed."""
-    kept: set[int] = set()
-    candidates = [group.candidates[trial] for group, trial in active]
-    for env in {candidate.env for candidate in candidates}:
-        numbers = [candidate.number for candidate in candidates if candidate.env == env]
-        known = [values[number] if math.isfinite(values[number]) else math.nan for number in numbers]
-        kept |= {numbers[int(place)] for place in population.survivors(known, eta)}
-    return kept
+def run_shares(settings: SweepConfig) -> list[float]:
+    """The shares of a run at which trials are evaluated: for halving eta^-rungs, ..., 1/eta; and 1, its end."""
+    if settings.halving is not None:
+        return [float(settings.halving) ** -rung for rung in reversed(range(settings.halving_rungs + 1))]
+    rounds = settings.pbt_rounds if settings.pbt else 1
+    return [(turn + 1) / rounds for turn in range(rounds)]
 
 
-def group_candidates(candidates: Sequence[Candidate]) -> dict[Shape, list[Candidate]]:
-    """The candidates by shape, in the order in which the shapes first come."""
-    groups: dict[Shape, list[Candidate]] = {}
-    for candidate in candidates:
-        groups.setdefault(Shape.of(candidate.algorithm), []).append(candidate)
-    return groups
+def share_of_steps(settings: SweepConfig) -> float:
+    """The share of all steps that a cohort takes, without those that halving saves."""
+    shares, eta = run_shares(settings), settings.halving or 1
+    gains = [share - before for share, before in zip(shares, [0.0, *shares], strict=False)]
+    return sum(gain * eta**-rung for rung, gain in enumerate(gains))
+
+
+def _halve(groups: Sequence[Group], returns: Mapping[int, Floats], eta: int, on_end: Callable[..., None]) -> None:
+    """Stops the trials that do not survive a rung: of each environment's, failed ones included, the best 1 in eta do."""
+    values: dict[str, dict[int, float]] = {}
+    for trial in (trial for group in groups for trial in group.trials if trial.number in returns):
+        values.setdefault(trial.env, {})[trial.number] = float(returns[trial.number].mean())
+    kept = {[*own][place] for own in values.values() for place in survivors([*own.values()], eta)}
+    for group in groups:
+        for place in [place for place in group.active if group.trials[place].number not in kept]:
+            number = group.trials[place].number
+            on_end(number, "stopped", group.result(place, returns[number]))
+            group.active.remove(place)

@@ -17,9 +17,8 @@ class Display:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
         self._live: Any = None
-        self._task: Any = None
         self._trials = self._done = self._steps = self._printed = 0
-        self._best = self._training_best = math.nan
+        self._best = math.nan
         self._share = self._share_before = 0.0
         self._begin: float | None = None
 
@@ -36,17 +35,16 @@ class Display:
         self._share = self._share_before = done / max(1, trials)
         if self._stream.isatty():
             self._live = live_line(self._stream)
-            self._task = self._live.add_task("sweep", total=1.0, status="compiling")
+            self._live.add_task("sweep", total=1.0, status="compiling")
 
     def ended(self, done: int, best: float) -> None:
         """So many trials have ended, those of other workers included."""
         self._done, self._best = done, best
         self._show()
 
-    def advanced(self, steps: int, share: float, training_best: float) -> None:
-        """This worker has done `steps` more steps, and the sweep that share of its work; the best return in training."""
+    def advanced(self, steps: int, share: float) -> None:
+        """This worker has done `steps` more steps, and all workers that share of the sweep."""
         self._share = max(self._share, min(1.0, share))
-        self._training_best = training_best
         if self._begin is None:
             # The clock starts after the first call, in which device and caches warm up.
             self._begin, self._share_before = time.perf_counter(), self._share
@@ -55,24 +53,18 @@ class Display:
         self._show()
 
     def _show(self) -> None:
-        if self._live is not None:
-            self._live.update(self._task, completed=self._share, status=self._status())
-        elif (line := int(self._share * PLAIN_LINES)) > self._printed:
-            self._printed = line
-            self.say(self._status())
-
-    def _status(self) -> str:
         parts = [f"{self._done}/{self._trials} trials", f"{self._share:.0%} of the steps"]
         if math.isfinite(self._best):
             parts.append(f"best {number(self._best)}")
-        elif math.isfinite(self._training_best):
-            parts.append(f"best in training {number(self._training_best)}")
         if self._steps and self._begin is not None:
-            elapsed = time.perf_counter() - self._begin
+            elapsed, gained = time.perf_counter() - self._begin, self._share - self._share_before
             parts.append(f"{self._steps / elapsed:,.0f} steps/s")
-            if (gained := self._share - self._share_before) > 0:
-                parts.append(f"{duration(elapsed * (1 - self._share) / gained)} left")
-        return "  ".join(parts)
+            parts += [f"{duration(elapsed * (1 - self._share) / gained)} left"] if gained > 0 else []
+        if self._live is not None:
+            self._live.update(self._live.task_ids[0], completed=self._share, status="  ".join(parts))
+        elif (line := int(self._share * PLAIN_LINES)) > self._printed:
+            self._printed = line
+            self.say("  ".join(parts))
 
     def close(self) -> None:
         """Takes the live line away."""

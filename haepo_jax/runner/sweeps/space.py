@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 MOST_VALUES = 10_000
-"""The longest list of values that one key may have, and the most combinations of settings that are compiled in."""
+"""The longest list of values that one key may have."""
 
 FINITE = hp.Range()
 
@@ -41,14 +40,18 @@ class Choice:
         return self.values[int(random.integers(len(self.values)))]
 
     def bounds(self) -> tuple[float, float] | None:
-        """The least and the greatest value; None where they are not all numbers."""
+        """The smallest and the largest value; None unless all are numbers."""
         numbers = [v for v in self.values if isinstance(v, int | float) and not isinstance(v, bool)]
         return (min(numbers), max(numbers)) if len(numbers) == len(self.values) else None
+
+    def ends(self) -> tuple[Any, Any]:
+        """The bounds, or the first and the last value."""
+        return self.bounds() or (self.values[0], self.values[-1])
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """All numbers from `low` to `high`, both included: `interval(low,high)`, even in the logarithm where `log`."""
+    """All numbers from `low` to `high`, both included: `interval(low,high)`, uniform in the logarithm if `log`."""
 
     key: str
     low: float
@@ -58,7 +61,7 @@ class Interval:
 
     def draw(self, random: np.random.Generator) -> float | int:
         """A number, uniform in the interval or in its logarithm."""
-        # An integer owns the unit around it, so that both ends are as likely as the rest.
+        # An integer stands for the unit around it, so that both ends are as likely as the rest.
         half = 0.5 if self.integer else 0.0
         low, high = self.low - half, self.high + half
         value = math.exp(random.uniform(math.log(low), math.log(high))) if self.log else random.uniform(low, high)
@@ -66,8 +69,10 @@ class Interval:
         return round(value) if self.integer else value
 
     def bounds(self) -> tuple[float, float]:
-        """The two ends."""
-        return self.low, self.high
+        """The two ends, as numbers of the kind that `draw` gives."""
+        return (int(self.low), int(self.high)) if self.integer else (self.low, self.high)
+
+    ends = bounds
 
 
 Dimension = Choice | Interval
@@ -76,7 +81,7 @@ Dimension = Choice | Interval
 def read_dimension(override: Override, *, integer: bool = False) -> Dimension:
     """One key's values; `integer`: the key takes whole numbers. Raises ConfigError.
 
-    The order that `shuffle(...)` asks for is that of the search, so it is passed over.
+    `shuffle(...)` is accepted and has no effect, because the search decides the order.
     """
     from hydra.core.override_parser.types import Sweep
 
@@ -86,9 +91,8 @@ def read_dimension(override: Override, *, integer: bool = False) -> Dimension:
     if unknown := tags - {"log", "int"}:
         raise ConfigError(f"{text}: unknown tag {sorted(unknown)[0]!r}; there are: log, int")
     if override.is_interval_sweep():
-        return _interval(
-            key, text, value, log="log" in tags, integer=integer or "int" in tags or isinstance(value.start, int)
-        )
+        integer = integer or "int" in tags or isinstance(value.start, int)
+        return _interval(key, text, value, log="log" in tags, integer=integer)
     if tags:
         raise ConfigError(f"{text}: tag({sorted(tags)[0]},...) needs an interval; a list of values has no scale")
     if not override.is_discrete_sweep() or not hasattr(value, "shuffle"):
@@ -132,21 +136,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_plain(item) for item in value)
     return getattr(value, "text", value)
-
-
-def is_grid(dimensions: Sequence[Dimension]) -> bool:
-    """Whether every combination of values can be listed."""
-    return all(isinstance(dimension, Choice) for dimension in dimensions)
-
-
-def grid(dimensions: Sequence[Dimension]) -> Iterator[Values]:
-    """Every combination; the last key varies fastest."""
-    choices = [dimension for dimension in dimensions if isinstance(dimension, Choice)]
-    for combination in itertools.product(*(choice.values for choice in choices)):
-        yield dict(zip((choice.key for choice in choices), combination, strict=True))
-
-
-def draw(dimensions: Sequence[Dimension], seed: int, index: int) -> Values:
-    """The configuration of an index: always the same, whoever asks and whatever was drawn before."""
-    random = np.random.default_rng([seed, index])
-    return {dimension.key: dimension.draw(random) for dimension in dimensions}

@@ -1,18 +1,21 @@
 """The Optuna study that the workers of a sweep share: which trial comes next, and what became of it.
 
 Every configuration is a trial of the study, including those of a grid or a random search, so Optuna's own tools see the
-whole sweep. A configuration has an index, its place in the search. Optuna numbers trials atomically; the n-th trial that
-is not a repetition has index n, so workers need no other agreement about who runs what.
+whole sweep. A configuration has an index, its place in the search. Optuna numbers trials atomically, and the n-th trial
+that is not a repetition has index n, so workers need no other agreement about who runs what.
 
-A worker records a heartbeat for each trial that it runs. When one stops, Optuna marks the trial as failed and its index
-is enqueued again. Of several trials of one index, the one with the lowest number that was not lost counts and the others
-give way, so nothing goes wrong if two workers repeat the same index, or if one dies between two steps.
+A worker records a heartbeat for each trial that it runs. When one stops, Optuna marks its trials as failed, and their
+indices are enqueued again. (Optuna's own callback for that would lose a trial if the worker that calls it dies.) Of
+several trials of one index, the one with the lowest number that was not lost counts, so nothing goes wrong if two workers
+repeat the same index, or if one dies between two steps.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import datetime
+import itertools
+import json
 import os
 import socket
 import threading
@@ -22,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -32,51 +36,44 @@ from haepo_jax.runner.sweeps.plan import SweepPlan
 from haepo_jax.runner.sweeps.space import Choice, Dimension, Values
 
 DATABASE = "study.db"
-_INDEX, _RESULT, _IDENTITY = "index", "result", "sweep"
-_STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL} | {
+    "running": TrialState.RUNNING
+}
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-@dataclasses.dataclass(frozen=True)
-class Claimed:
-    """A trial that this worker runs."""
-
-    trial: Trial
-    index: int
-    values: Values
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Optuna's warnings that a sampler or a heartbeat is experimental."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class Study:
     """The study of a sweep as one worker sees it; `optuna` is Optuna's own object."""
 
-    def __init__(self, plan: SweepPlan, storage: Any, name: str) -> None:
-        """Opens or creates the study; raises ConfigError where that name holds another sweep."""
-        self.plan = plan
-        self._grid = plan.grid() if plan.search == "grid" else []
-        self._storage = storage if isinstance(storage, optuna.storages.RDBStorage) else None
-        self._running: dict[int, int | None] = {}  # this worker's trials: number -> the storage's id
-        self._first_seen: dict[int, float] = {}
-        with _quiet():
-            self.optuna = optuna.create_study(
-                study_name=name, storage=storage, sampler=self._sampler(), direction="maximize", load_if_exists=True
-            )
-        identity = self.optuna.user_attrs.get(_IDENTITY)
-        if identity is None:
-            self.optuna.set_user_attr(_IDENTITY, plan.identity())
-        elif identity != plan.identity():
+    @_quiet()
+    def __init__(self, plan: SweepPlan, identity: str, storage: Any, name: str) -> None:
+        """Opens or creates the study of that name; raises ConfigError if it holds a sweep of another identity."""
+        self.plan, self._storage = plan, storage
+        self._running: dict[int, Trial] = {}  # this worker's trials
+        # With several workers the same seed gives other suggestions: a search repeats with one worker only.
+        seed = plan.settings.search_seed
+        sampler: optuna.samplers.BaseSampler = _Planned()
+        if plan.search == "tpe":
+            sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        elif plan.search == "cmaes":
+            sampler = optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        self.optuna = optuna.create_study(
+            study_name=name, storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
+        )
+        if self.optuna.user_attrs.get("sweep", identity) != identity:
             raise ConfigError(
                 f"the study {name!r} is of another sweep: its space or settings differ; choose another run_dir"
             )
-
-    def _sampler(self) -> optuna.samplers.BaseSampler:
-        # With several workers the same seed gives other suggestions: a search repeats with one worker only.
-        seed = self.plan.settings.search_seed
-        if self.plan.search == "tpe":
-            return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        if self.plan.search == "cmaes":
-            return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
-        return _Planned()
+        self.optuna.set_user_attr("sweep", identity)
 
     # Trials and their indices.
 
@@ -85,24 +82,18 @@ class Study:
         return self.optuna.get_trials(deepcopy=False)
 
     @staticmethod
-    def indices(trials: Sequence[FrozenTrial]) -> dict[int, int]:
-        """The index of each trial, by number."""
-        found, fresh = {}, 0
-        for trial in trials:
-            if _INDEX in trial.user_attrs:
-                found[trial.number] = int(trial.user_attrs[_INDEX])
-            else:
-                found[trial.number], fresh = fresh, fresh + 1
-        return found
+    def indices(trials: Sequence[FrozenTrial]) -> list[int]:
+        """The index of each trial."""
+        fresh = itertools.count()
+        return [int(trial.user_attrs["index"]) if _repeats(trial) else next(fresh) for trial in trials]
 
-    def by_index(self, trials: Sequence[FrozenTrial] | None = None) -> dict[int, FrozenTrial]:
+    def by_index(self) -> dict[int, FrozenTrial]:
         """The trial that counts for each index that has one: the first that was not lost."""
-        trials = self.trials() if trials is None else trials
-        indices = self.indices(trials)
+        trials, count = self.trials(), self.plan.num_configs
         found: dict[int, FrozenTrial] = {}
-        for trial in trials:
-            if not _lost(trial) and indices[trial.number] < self.plan.num_configs:
-                found.setdefault(indices[trial.number], trial)
+        for index, trial in zip(self.indices(trials), trials, strict=True):
+            if index < count and not _lost(trial):
+                found.setdefault(index, trial)
         return found
 
     def values(self, trial: FrozenTrial) -> Values:
@@ -110,105 +101,90 @@ class Study:
         return {d.key: from_optuna(d, trial.params[d.key]) for d in self.plan.dimensions if d.key in trial.params}
 
     @staticmethod
-    def result(trial: FrozenTrial) -> dict[str, Any] | None:
-        """What `finish` recorded; None for a trial that has not ended."""
-        return trial.user_attrs.get(_RESULT) if trial.state.is_finished() else None
+    def state(trial: FrozenTrial) -> str:
+        """`complete`, `stopped` by halving, `failed` or `running`."""
+        return next(name for name, state in STATES.items() if state == trial.state)
+
+    @staticmethod
+    def result(trial: FrozenTrial) -> dict[str, Any]:
+        """What `finish` recorded; empty for a trial that has not ended."""
+        return trial.user_attrs.get("result", {}) if trial.state.is_finished() else {}
+
+    def others_at_work(self) -> int:
+        """How many trials other workers are running."""
+        return sum(t.state == TrialState.RUNNING and t.number not in self._running for t in self.by_index().values())
 
     # Claiming and finishing.
 
-    def claim(self, count: int) -> list[Claimed]:
-        """At most `count` trials for this worker; none where nothing is left to start."""
-        claimed: list[Claimed] = []
-        with _quiet():
-            self._repeat_lost()
+    @_quiet()
+    def claim(self, count: int) -> dict[int, Values]:
+        """At most `count` trials for this worker: the configuration of each number; none if nothing is left to start."""
+        claimed: dict[int, Values] = {}
+        self._repeat_lost()
+        while len(claimed) < count:
             trials = self.trials()
-            while len(claimed) < count:
-                fresh = sum(_INDEX not in trial.user_attrs for trial in trials)
-                waiting = any(trial.state == TrialState.WAITING for trial in trials)
-                if not waiting and fresh >= self.plan.num_configs:
-                    break
-                trial = self.optuna.ask()
-                self._start(trial)
-                trials = self.trials()
-                index = self.indices(trials)[trial.number]
-                counts = self.by_index(trials).get(index)
-                if counts is None or counts.number != trial.number:
-                    self._tell(trial.number, TrialState.FAIL)
-                    continue
-                if isinstance(self.optuna.sampler, _Planned):
-                    grid = self._grid
-                    self.optuna.sampler.values = grid[index % len(grid)] if grid else self.plan.drawn(index)
-                claimed.append(Claimed(trial, index, self._suggest(trial)))
+            waiting = any(trial.state == TrialState.WAITING for trial in trials)
+            if not waiting and sum(not _repeats(trial) for trial in trials) >= self.plan.num_configs:
+                break
+            trial = self.optuna.ask()
+            self._running[trial.number] = trial
+            self._beat()
+            trial.set_user_attr("worker", f"{socket.gethostname()}/{os.getpid()}")
+            index = self.indices(self.trials())[trial.number]
+            counts = self.by_index().get(index)
+            if counts is None or counts.number != trial.number:
+                self._tell(trial.number, "failed")
+                continue
+            if isinstance(self.optuna.sampler, _Planned):
+                self.optuna.sampler.values = self.plan.planned(index)
+            values = claimed[trial.number] = {}
+            for dimension in self.plan.dimensions:
+                if self.plan.own({dimension.key: None}, self.plan.algorithm_of(values)):
+                    values[dimension.key] = from_optuna(dimension, _suggest(trial, dimension))
         return claimed
-
-    def _start(self, trial: Trial) -> None:
-        number = trial.number
-        self._running[number] = None
-        if self._storage is not None:
-            study = self._storage.get_study_id_from_name(self.optuna.study_name)
-            self._running[number] = self._storage.get_trial_id_from_study_id_trial_number(study, number)
-        self._beat()
-        trial.set_user_attr("worker", f"{socket.gethostname()}/{os.getpid()}")
-
-    def _suggest(self, trial: Trial) -> Values:
-        values: Values = {}
-        for dimension in self.plan.dimensions:
-            if self.plan.belongs(dimension.key, self.plan.algorithm(values)):
-                values[dimension.key] = from_optuna(dimension, _suggested(trial, dimension))
-        return values
-
-    def finish(self, claimed: Claimed, value: float, state: str, result: dict[str, Any]) -> bool:
-        """Records how a trial ended: `complete`, `stopped` by halving, or `failed`, of which Optuna is told no value.
-
-        Returns False where this worker was taken for dead and others repeat the trial.
-        """
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            claimed.trial.set_user_attr(_RESULT, {"value": value, "state": state, **result})
-            return self._tell(claimed.trial.number, _STATES[state], value)
-        self._running.pop(claimed.trial.number, None)
-        return False
-
-    def _tell(self, number: int, state: TrialState, value: float | None = None) -> bool:
-        self._running.pop(number, None)
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            self.optuna.tell(number, value if state == TrialState.COMPLETE else None, state)
-            return True
-        return False
-
-    # Workers.
 
     def _repeat_lost(self) -> None:
         """Enqueues the trials of workers whose heartbeat has stopped."""
         optuna.storages.fail_stale_trials(self.optuna)
-        now = time.monotonic()
+        oldest = datetime.datetime.now() - datetime.timedelta(seconds=self.plan.settings.worker_timeout)
         for trial in self.trials():
             # A worker killed between claiming a trial and its first heartbeat: Optuna waits for such a trial forever.
-            if trial.state == TrialState.RUNNING and not trial.params and trial.number not in self._running:
-                since = self._first_seen.setdefault(trial.number, now)
-                if now - since > self.plan.settings.worker_timeout:
-                    self._tell(trial.number, TrialState.FAIL)
-        trials = self.trials()
-        indices, present = self.indices(trials), set(self.by_index(trials))
-        for trial in trials:
-            index = indices[trial.number]
+            unheard = trial.state == TrialState.RUNNING and not trial.params and trial.number not in self._running
+            if unheard and trial.datetime_start is not None and trial.datetime_start < oldest:
+                self._tell(trial.number, "failed")
+        trials, present = self.trials(), {*self.by_index()}
+        for index, trial in zip(self.indices(trials), trials, strict=True):
             if _lost(trial) and index not in present and index < self.plan.num_configs:
-                self.optuna.enqueue_trial(trial.params, user_attrs={_INDEX: index})
+                self.optuna.enqueue_trial(trial.params, user_attrs={"index": index})
                 present.add(index)
 
-    def others_at_work(self) -> int:
-        """How many trials other workers are running."""
-        return sum(
-            trial.state == TrialState.RUNNING and number not in self._running
-            for trial in self.by_index().values()
-            for number in [trial.number]
-        )
+    def report(self, number: int, steps: int, value: float) -> None:
+        """Records the return of one of this worker's trials at a rung."""
+        self._running[number].report(value, steps)
 
-    def _beat(self) -> None:
-        for identity in list(self._running.values()):
-            # A storage that cannot be written for a moment costs a heartbeat, not the sweep.
-            with contextlib.suppress(Exception):
-                if self._storage is not None and identity is not None:
-                    self._storage.record_heartbeat(identity)
+    def finish(self, number: int, state: str, result: dict[str, Any]) -> bool:
+        """Records how one of this worker's trials ended: `complete`, `stopped` by halving, or `failed`, of which Optuna is
+        told no value. The result is as `Group.result` gives it; its floats keep eight digits, which hold a float32.
+
+        Returns False if this worker was taken for dead, so that others repeat the trial.
+        """
+        text = json.dumps(result, default=np.ndarray.tolist)
+        plain = json.loads(
+            text, parse_float=lambda digits: float(f"{float(digits):.8g}"), parse_constant=lambda _: None
+        )
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._running[number].set_user_attr("result", plain)
+        return self._tell(number, state, float(np.mean(plain["return_per_seed"])) if state == "complete" else None)
+
+    def _tell(self, number: int, state: str, value: float | None = None) -> bool:
+        self._running.pop(number, None)
+        try:
+            self.optuna.tell(number, value, STATES[state])
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):  # another worker has told it already
+            return False
+        return True
+
+    # Heartbeats.
 
     @contextlib.contextmanager
     def heartbeats(self) -> Iterator[None]:
@@ -226,8 +202,15 @@ class Study:
         finally:
             ended.set()
             thread.join(timeout=5)
-            for number in list(self._running):
-                self._tell(number, TrialState.FAIL)
+            for number in [*self._running]:
+                self._tell(number, "failed")
+
+    def _beat(self) -> None:
+        # A storage that cannot be written for a moment costs a heartbeat, not the sweep; one in memory has none.
+        with contextlib.suppress(Exception):
+            study = self._storage.get_study_id_from_name(self.optuna.study_name)
+            for number in [*self._running]:
+                self._storage.record_heartbeat(self._storage.get_trial_id_from_study_id_trial_number(study, number))
 
 
 class _Planned(optuna.samplers.RandomSampler):
@@ -239,19 +222,22 @@ class _Planned(optuna.samplers.RandomSampler):
         return to_optuna(self.values[param_name])
 
 
+def _repeats(trial: FrozenTrial) -> bool:
+    """Whether a trial repeats a lost one, whose index it has."""
+    return "index" in trial.user_attrs
+
+
 def _lost(trial: FrozenTrial) -> bool:
-    """Whether a trial ended without a result because its worker died or gave way."""
-    result = trial.user_attrs.get(_RESULT)
-    return trial.state == TrialState.FAIL and (result is None or result["state"] != "failed")
+    """Whether a trial ended without a result because its worker died or gave way; in the result of one that failed a return
+    is not finite."""
+    return trial.state == TrialState.FAIL and None not in trial.user_attrs.get("result", {}).get("return_per_seed", [])
 
 
-def _suggested(trial: Trial, dimension: Dimension) -> Any:
-    key = dimension.key
+def _suggest(trial: Trial, dimension: Dimension) -> Any:
     if isinstance(dimension, Choice):
-        return trial.suggest_categorical(key, [to_optuna(value) for value in dimension.values])
-    if dimension.integer:
-        return trial.suggest_int(key, int(dimension.low), int(dimension.high), log=dimension.log)
-    return trial.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
+        return trial.suggest_categorical(dimension.key, [to_optuna(value) for value in dimension.values])
+    suggest: Any = trial.suggest_int if dimension.integer else trial.suggest_float
+    return suggest(dimension.key, *dimension.bounds(), log=dimension.log)
 
 
 def to_optuna(value: Any) -> Any:
@@ -271,29 +257,16 @@ def open_storage(url: str | None, directory: Path | None, worker_timeout: int = 
     if url is None and directory is None:
         return optuna.storages.InMemoryStorage()
     where = f"storage={short(url)}" if url is not None else f"run_dir={short(str(directory))}"
-    url = f"sqlite:///{directory / DATABASE}" if url is None and directory is not None else str(url)
-    # A worker waits for as long as another writes.
-    connect = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    for attempt in range(10):
+    url = url or f"sqlite:///{directory}/{DATABASE}"
+    keywords: dict[str, Any] = {"heartbeat_interval": max(1, worker_timeout // 4), "grace_period": worker_timeout}
+    if url.startswith("sqlite"):
+        keywords["engine_kwargs"] = {"connect_args": {"timeout": 60}}  # a worker waits for as long as another writes
+    while True:
         try:
             with _quiet():
-                return optuna.storages.RDBStorage(
-                    url,
-                    engine_kwargs=connect,
-                    heartbeat_interval=max(1, worker_timeout // 4),
-                    grace_period=worker_timeout,
-                )
+                return optuna.storages.RDBStorage(url, **keywords)
         except Exception as error:  # database drivers share no base class
             # Of two workers that create the tables at the same moment one fails, and finds them when it looks again.
-            if attempt == 9 or ("already exists" not in str(error) and "UNIQUE" not in str(error)):
+            if "already exists" not in str(error) and "UNIQUE" not in str(error):
                 raise ConfigError(f"{where} cannot be opened: {one_line(str(error), 160)}") from None
             time.sleep(0.2)
-    raise AssertionError
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Optuna's warnings that a sampler, a heartbeat or a list as a category is experimental."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

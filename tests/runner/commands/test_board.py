@@ -77,8 +77,6 @@ def test_runs_and_sweeps_are_found_wherever_they_lie(tmp_path: Path) -> None:
 
 def test_a_run_is_read(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs" / "one", loss=[1 / 3, 1.0])
-    line = {"row": 1, "env_steps": 2000, "alignment": 0.25, "score": [0.5, None, -1.0], "return": [3.0, 4.0, 5.0]}
-    (run / "weights.jsonl").write_text(json.dumps(line) + "\n")
     (run / "episode.gif").write_bytes(GIF)
     other = make_run(tmp_path / "runs" / "über #1?", seeds=1, ended=False)
     first, second = read(run, other, out=tmp_path / "pages" / "board.html")
@@ -90,15 +88,13 @@ def test_a_run_is_read(tmp_path: Path) -> None:
     assert first["curves"]["eval_return"] == [[0.5, 10.5, 20.5], [0, 10, 20], [1, 11, 21]]
     assert first["curves"]["loss"] == [[0.666667] * 3]
     assert first["curves"]["wall_seconds"] == [[0, 0.5, 1]]
-    assert first["weights"] == [{"steps": 2000, "alignment": 0.25, "score": [0.5, -1], "return": [3, 5]}]
-    assert first["curves"]["alignment of new episodes"] == [[None, 0.25, None]]
     assert first["rollout"]["image"].startswith("data:image/gif;base64,R0lGOD")
     assert (second["name"], second["status"], second["final"]) == ("über #1?", "not ended", [20, None, None])
     assert second["curves"]["eval_return"] == [[0, 10, 20]] and second["rollout"] is None
     for run in (first, second):
         for _, link in run["links"]:
             assert not re.search("[#?:]", link) and (tmp_path / "pages" / urllib.parse.unquote(link)).resolve().exists()
-    assert [text for text, _ in first["links"]] == ["metrics", "summary", "config", "weights", "folder"]
+    assert [text for text, _ in first["links"]] == ["metrics", "summary", "config", "folder"]
 
 
 def test_a_sweep_is_read_trial_by_trial(tmp_path: Path) -> None:
@@ -107,6 +103,26 @@ def test_a_sweep_is_read_trial_by_trial(tmp_path: Path) -> None:
     assert best["settings"] == {"env": "haepo/bandit", "algo": "haepo", "algo.learning_rate": 0.01}
     assert best["steps"] == [50, 100] and best["curves"] == {"episode_return": [[0.5, 1], [0, None], [1, None]]}
     assert running["final"] == [] and running["settings"]["algo.learning_rate"] == 0.001
+
+
+def test_the_run_of_a_language_model_is_read(tmp_path: Path) -> None:
+    """Which has steps, one value per row, and texts."""
+    run = tmp_path / "run"
+    run.mkdir()
+    rows = [{"step": step, "reward": 0.5 * step, "loss": 1.0} for step in range(3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [{"step": i // 8, "prompt": "1 + 1 =", "completion": f' "é\n{i}', "reward": 0.25} for i in range(40)]
+    (run / "completions.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    (run / "eval.jsonl").write_text(
+        json.dumps({"step": 3, "prompt": "2 + 2 =", "completion": " 4", "reward": 1.0}) + "\n{"
+    )
+    (found,) = read(run, out=tmp_path / "board.html")
+    assert (found["axis"], found["steps"], found["final"]) == ("step", [0, 1, 2], [1, None, None])
+    assert found["curves"] == {"reward": [[0, 0.5, 1]], "loss": [[1, 1, 1]]}
+    assert len(found["completions"]) == 17
+    assert found["completions"][-2] == ["completions", 4, "1 + 1 =", ' "é\n39', 0.25]
+    assert found["completions"][-1] == ["eval", 3, "2 + 2 =", " 4", 1]
+    assert [text for text, _ in found["links"]] == ["metrics", "completions", "eval", "folder"]
 
 
 def test_the_statistics_are_those_of_the_curve(tmp_path: Path) -> None:
@@ -133,11 +149,10 @@ def test_whatever_is_damaged_the_rest_is_shown(tmp_path: Path) -> None:
         file.write(b'{"row": 5, "env_steps": 6000, "eval_ret')  # being written
     (run / "summary.json").write_text('{"final_return_per_seed": "none"')
     (run / "config.yaml").write_text("{ [")
-    (run / "weights.jsonl").write_text('{"score": [1], "return": []}\n{"score": 1}\n')
     (found,) = read(run, out=tmp_path / "board.html")
     assert found["steps"] == [1000, 2000, 3000, None, 5000] and found["settings"] == {}
     assert found["curves"]["eval_return"][0] == [0.5, 10.5, 20.5, None, 4] and found["final"] == [4, None, None]
-    assert found["status"] == "not ended, 6 damaged lines" and found["weights"] == []
+    assert found["status"] == "not ended, 4 damaged lines"
     sweep = make_sweep(tmp_path / "sweep")
     (sweep / "trials.csv").write_text(
         'index,curve_steps,curve_return_per_seed\n0,"[1","{}"\n1,1,2,3,4\n2,[],[]\n3,"never closed'
@@ -220,12 +235,10 @@ def test_in_a_browser_it_draws_filters_and_tells(tmp_path: Path) -> None:
     make_run(runs / name, rate=0.5)
     run = make_run(runs / "two")
     make_sweep(runs / "sweep")
-    weights = [
-        {"row": k, "env_steps": 1000 * k, "alignment": 0.5 - k, "score": [0.0] * k + [1.0], "return": [1.0] * (k + 1)}
-        for k in (1, 2)
-    ]
-    (run / "weights.jsonl").write_text("".join(json.dumps(line) + "\n" for line in weights))
     (run / "episode.gif").write_bytes(GIF)
+    (run / "completions.jsonl").write_text(
+        json.dumps({"env_steps": 5, "prompt": name, "completion": "a\n b", "reward": 0.123456})
+    )
     page = tmp_path / "board.html"
     page.write_text(board_page([path for path in find(runs)], page)[0])
     found, console = browse(
@@ -241,11 +254,11 @@ def test_in_a_browser_it_draws_filters_and_tells(tmp_path: Path) -> None:
         const end = all("#curves path.curve")[0].getPointAtLength(1e6);
         $("figure").dispatchEvent(new MouseEvent("mousemove", {clientX: box.left + end.x - 3, clientY: box.top + end.y, bubbles: true}));
         const places = new Map(all("#curves text").map(x => [x.textContent, [+x.getAttribute("x"), +x.getAttribute("y")]]));
-        found.end = [end.x, end.y], found.x = places.get("3k")[0], found.y = [places.get("15")[1], places.get("20")[1]];
+        found.end = [end.x, end.y], found.x = places.get("3K")[0], found.y = [places.get("15")[1], places.get("20")[1]];
         found.tip = $("tip").hidden ? "" : $("tip").textContent, found.near = all("path.near").length;
-        set("row", 1); found.where = $("where").textContent; found.dots = all("#scatter circle").length;
-        found.scatter = text("#scatter text.label");
-        set("filter", "rate=0.5 ppo"); found.filtered = text("#body td:nth-child(2)"), found.count = $("count").textContent;
+        found.texts = text("#texts td");
+        set("filter", "rate=0.5 ppo"); found.said = $("said").hidden;
+        found.filtered = text("#body td:nth-child(2)"), found.count = $("count").textContent;
         set("filter", ""); set("metric", "ess"); found.ess = text("#curves text.label")[1];
         set("colour", "algo.learning_rate"); found.coloured = text("#legend span:not(.note)");
         set("metric", "eval_return"); all("th").find(x => x.textContent === "algo.learning_rate").click();
@@ -262,7 +275,7 @@ def test_in_a_browser_it_draws_filters_and_tells(tmp_path: Path) -> None:
     assert (found["curves"], found["bands"], found["images"], found["rows"]) == (2, 2, 1, 4)
     assert found["legend"] == [name, "two"] and found["note"] == ["2 without this metric"]
     assert found["labels"] == ["environment steps per seed", "return (evaluation)"]
-    assert {"0", "1k", "2k", "3k", "5", "10", "15", "20"} <= set(found["ticks"])
+    assert {"0", "1K", "2K", "3K", "5", "10", "15", "20"} <= set(found["ticks"])
     assert found["head"][:3] == ["", "run", "final return"] and found["head"][-3:] == ["status", "steps", "files"]
     assert "algo.learning_rate" in found["head"][3:-3]
     assert found["tip"].splitlines()[:3] == [
@@ -272,8 +285,7 @@ def test_in_a_browser_it_draws_filters_and_tells(tmp_path: Path) -> None:
     # The curve ends where the ticks say: at 3,000 steps, and a tenth of the way from 20 to 25.
     fifteen, twenty = found["y"]
     assert found["end"] == pytest.approx([found["x"], twenty - 4 + (twenty - fifteen) / 10], abs=1)
-    assert found["where"] == "at 2,000 steps: 3 episodes, rank correlation (Spearman) -1.5" and found["dots"] == 3
-    assert found["scatter"] == ["log-ratio of the episode since the row before, nats", "return"]
+    assert found["texts"] == ["two", "completions", "5", name, "a\n b", "0.1235"] and found["said"]
     assert found["filtered"] == [name] and found["count"] == "1 of 4 runs shown"
     assert found["ess"] == "effective sample size, share of group"
     assert found["coloured"] == ["algo.learning_rate = 0.1", "algo.learning_rate = 0.5"]

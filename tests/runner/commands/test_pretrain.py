@@ -45,7 +45,10 @@ def test_only_decisions_count_for_the_supervised_loss() -> None:
     assert 0 <= metrics["accuracy"] <= 1
 
 
-@pytest.mark.parametrize("method", [hx.EpisodicHAEPO, hx.GRPO, hx.DPO, hx.PPO])
+@pytest.mark.parametrize(
+    "method",
+    [hx.EpisodicHAEPO, hx.PPO, *(pytest.param(method, marks=pytest.mark.slow) for method in (hx.GRPO, hx.DPO))],
+)
 def test_every_algorithm_plays_and_counts_decisions_alone(method: Any) -> None:
     """A policy whose every token is as likely has the entropy of one, whatever the share of the prompt."""
     options: dict[str, Any] = (

@@ -75,9 +75,8 @@ def test_a_physics_task_is_drawn_where_its_bodies_are() -> None:
 
 
 def test_a_camera_sees_what_is_higher_above_and_what_is_nearer_larger() -> None:
-    scene = physics.Scene(hx.make_env("brax/reacher", backend="spring"))
-    scene._radius = 1.0
-    middle, above, right, behind = scene._project(np.array([[0, 0, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0.0]]), np.zeros(3))
+    camera = physics.Camera(target=np.zeros(3), radius=1.0)
+    middle, above, right, behind = camera.project(np.array([[0, 0, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0.0]]))
     np.testing.assert_allclose(middle[:2], [physics.WIDTH, physics.HEIGHT])  # in the middle, drawn twice too large
     assert above[1] < middle[1] and above[0] == pytest.approx(middle[0])
     assert right[0] > middle[0] and right[1] == pytest.approx(middle[1])
@@ -110,7 +109,7 @@ def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     for arguments, message in [
         ([], "run_dir= is missing"),
         ([f"run_dir={tmp_path}/nowhere"], "is no directory"),
-        ([f"run_dir={bandit}"], "haepo/bandit has nothing that can be drawn"),
+        ([f"run_dir={bandit}"], "haepo/bandit cannot be rendered"),
         ([f"run_dir={run}", "seed=1"], "seed=1 is not in this run"),
         ([f"run_dir={run}", "out=film.html"], "must end in .gif or .mp4"),
         ([f"run_dir={run}", f"out={tmp_path}/no/film.gif"], "there is no directory"),

@@ -51,7 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_output_names_device_return_and_directory(finished: Run) -> None:
     lines = finished.output.splitlines()
-    assert lines[0].startswith("training HAEPO on haepo/bandit, 2 seeds, on cpu (JAX ")
+    assert lines[0].startswith("training haepo on haepo/bandit, 2 seeds, on cpu (JAX ")
     assert any("steps/s over 2 seeds  return " in line and "ESS" in line for line in lines)
     assert lines[-1] == "results in to/my run"
     assert len(lines) < 30

@@ -35,10 +35,10 @@ REFUSED = {
     "list for environment": (["env=[a]"], "env=['a'] must be a string"),
     "unknown algorithm": (["algo=hapo"], "unknown algorithm 'hapo'; did you mean 'haepo'?"),
     "algorithm in capitals": (["algo=PPO"], "unknown algorithm 'PPO'; did you mean 'ppo'?"),
-    "empty algorithm": (["algo="], "algo='' must be the name of an algorithm"),
-    "null algorithm": (["algo=null"], "algo=None must be the name"),
-    "mapping for algorithm": (["algo={learning_rate:1}"], "must be the name of an algorithm"),
-    "list of algorithms": (["algo=[haepo,ppo]"], "must be the name of an algorithm"),
+    "empty algorithm": (["algo="], "unknown algorithm ''; there are: haepo, "),
+    "null algorithm": (["algo=null"], "unknown algorithm None"),
+    "mapping for algorithm": (["algo={learning_rate:1}"], "unknown algorithm {'learning_rate': 1}"),
+    "list of algorithms": (["algo=[haepo,ppo]"], "unknown algorithm ['haepo', 'ppo']; there are: "),
     "algorithm's name as a hyperparameter": (["algo.name=ppo"], "write algo=<name>"),
     "misspelt hyperparameter": (["algo.learning_rat=1"], "'algo.learning_rat'; did you mean 'algo.learning_rate'?"),
     "misspelt key": (["num_seed=2"], "unknown key 'num_seed'; did you mean 'num_seeds'?"),
@@ -102,14 +102,13 @@ REFUSED = {
     ),
     "sizes of a history that do not divide": (
         ["algo.num_minibatches=3"],
-        "num_envs * replay_batches=64 is not a multiple of num_minibatches * group_size=24; the nearest that are: 48 or 72",
+        "num_envs * replay_batches=64 is not a multiple of num_minibatches * group_size=12; the nearest that are: 60 or 72",
     ),
     "options that do not fit": (["algo=haepo_episodic", "algo.score=likelihood"], "requires credit=trajectory"),
     "null for a choice": (
         ["algo=haepo_episodic", "algo.normalize=null"],
         "algo.normalize=None must be a string",
     ),
-    "warning of a resolver": (["seed=-1", "final_eval_episodes=${oc.deprecated:num_seeds}"], "seed=-1 is out of range"),
     "minibatches of two thousand million": (
         ["algo=grpo", "algo.num_envs=2147483640", "algo.group_size=1", "algo.num_minibatches=7"],
         "the nearest that do: 6 or 8",
@@ -151,12 +150,9 @@ REFUSED = {
     "endless run directory": (["run_dir=" + "x" * 5000], "File name too long"),
     "null byte": (["run_dir='a\0b'"], "cannot"),
     "escape sequence": (["env='\x1b[31mred'"], "unknown environment"),
-    "interpolation of itself": (["seed=${seed}"], "Recursive interpolation"),
-    "interpolation of nothing": (["seed=${nothing}"], "'nothing' not found"),
-    "interpolation of another type": (["seed=${algo.activation}"], "seed='tanh' must be an integer"),
-    "broken interpolation": (["seed=${seed"], "cannot read"),
-    "unknown resolver": (["seed=${no.such:1}"], "Unsupported interpolation type"),
-    "interpolation out of range": (["algo.num_envs=${seed}"], "algo.num_envs=0 is out of range"),
+    "reference to another setting": (["run_dir=out/${env}"], "cannot refer to other settings"),
+    "reference for a number": (["seed=${seed}"], "cannot refer to other settings"),
+    "broken reference": (["seed=${seed"], "cannot read"),
     "list for settings of the environment": (["env_kwargs=[1]"], "env_kwargs=[1] must be names and values"),
     "number for settings of the environment": (["env_kwargs=1"], "must be names and values"),
     "numbered settings of the environment": (["env_kwargs={1:2}"], "must be names and values"),
@@ -223,11 +219,6 @@ def test_the_last_of_equal_keys_wins() -> None:
     assert (config.env, config.algo.name, config.algo.hyperparameters["learning_rate"]) == ("CartPole-v1", "haepo", 2.0)
 
 
-def test_interpolations_are_resolved() -> None:
-    config = composed("env=CartPole-v1", "seed=4", "num_seeds=${seed}", "run_dir=out/${env}-${algo.name}")
-    assert config.num_seeds == 4 and config.run_dir == "out/CartPole-v1-haepo"
-
-
 def test_mapping_for_the_environment() -> None:
     assert composed("env=CartPole-v1", "env_kwargs={gravity: 9.5}").env_kwargs == {"gravity": 9.5}
 
@@ -239,11 +230,6 @@ def test_config_survives_yaml(name: str) -> None:
 
 
 def test_config_files_are_checked_too() -> None:
-    laughs: list[object] = [1] * 10
-    for _ in range(20):
-        laughs = [laughs] * 10
-    endless: list[object] = []
-    endless.append(endless)
     values = composed("env=CartPole-v1").to_dict()
     for change, message in [
         ({"sed": 1}, "unknown key 'sed'; did you mean 'seed'?"),
@@ -251,8 +237,6 @@ def test_config_files_are_checked_too() -> None:
         ({"algo": {"name": "haepo", "colour": 1}}, "unknown key 'algo.colour'"),
         ({"algo": "haepo"}, "algo must have a name"),
         ({"run_dir": 1 << 100_000}, "run_dir=0x1000"),
-        ({"env_kwargs": {"gravity": laughs}}, "env_kwargs=.* holds too many values"),
-        ({"env_kwargs": {"gravity": endless}}, "env_kwargs=.* holds too many values"),
     ]:
         with pytest.raises(ConfigError, match="^" + message.replace("?", r"\?")):
             from_dict(values | change, RunConfig)
@@ -356,8 +340,12 @@ def test_a_file_of_settings(
         ("num_sedes: 3", ["env=CartPole-v1"], "--config 'my.yaml': unknown key 'num_sedes'; did you mean 'num_seeds'?"),
         ("env: CartPol-v1", [], "--config 'my.yaml': unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'?"),
         ("env: CartPole-v1\nalgo: {lerning_rate: 1}", [], "did you mean 'algo.learning_rate'?"),
-        ("env: CartPole-v1\nalgo: {name: [1]}", [], "--config 'my.yaml': algo.name=[1] must be the name"),
-        ("env: CartPole-v1\nalgo: 3", [], "--config 'my.yaml': algo must have a name and hyperparameters"),
+        (
+            "env: CartPole-v1\nalgo: {name: [1]}",
+            [],
+            "--config 'my.yaml': algo={'name': [1]} must be an algorithm's name",
+        ),
+        ("env: CartPole-v1\nalgo: 3", [], "--config 'my.yaml': algo=3 must be an algorithm's name, or its name and"),
         ("env: CartPole-v1\nnum_seeds: two", [], "--config 'my.yaml': num_seeds='two' must be an integer"),
         ("env: CartPole-v1", ["num_seeds=two"], "error: num_seeds='two' must be an integer"),
         ("env: CartPole-v1", ["num_seeds=1,2"], "several values belong to haepo_jax.compare or haepo_jax.sweep"),

@@ -27,15 +27,16 @@ import pytest
 import haepo_jax as hx
 from haepo_jax.algorithms.declared import hyperparameters
 from haepo_jax.algorithms.fields import NOT_NEGATIVE, leaf
+from haepo_jax.counting import StepCount
 from haepo_jax.envs.base import TimeStep
 from haepo_jax.runner.commands import sweep as command_line
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
 from haepo_jax.runner.sweeps import cohort as cohorts
 from haepo_jax.runner.sweeps import worker as workers
-from haepo_jax.runner.sweeps.builder import Builder, fingerprint
-from haepo_jax.runner.sweeps.compiled import Programs
+from haepo_jax.runner.sweeps.builder import Builder, fingerprint, identity
 from haepo_jax.runner.sweeps.display import Display
+from haepo_jax.runner.sweeps.lanes import Programs
 from haepo_jax.runner.sweeps.plan import read_sweep
 from haepo_jax.runner.sweeps.study import DATABASE, Study, open_storage
 from haepo_jax.spaces import Box, Discrete
@@ -56,9 +57,9 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     trained: list[int] = []
     original = cohorts.Group.__init__
 
-    def init(self: Any, candidates: Any, *arguments: Any) -> None:
-        trained.extend(candidate.number for candidate in candidates)
-        original(self, candidates, *arguments)
+    def init(self: Any, trials: Any, *arguments: Any) -> None:
+        trained.extend(trial.number for trial in trials)
+        original(self, trials, *arguments)
 
     monkeypatch.setattr(cohorts.Group, "__init__", init)
     return trained
@@ -105,12 +106,11 @@ def test_a_trial_that_diverged_is_a_failed_trial(
     arguments = ["env=CartPole-v1", "algo.learning_rate=1e-6,1.5", *(f"{key}={value}" for key, value in TOY.items())]
     assert command_line.main([*arguments, f"run_dir={tmp_path}/a"]) == 0
     output = capsys.readouterr().out
-    assert "1 trials trained to their end, 1 failed (1 diverged)" in output and "best: trial 0, return -4" in output
+    assert "2 trials: 1 complete, 1 failed" in output and "best: trial 0, return -4" in output
     rows = read_table(tmp_path / "a")
     assert [row["state"] for row in rows] == ["complete", "failed"] and rows[1]["diverged_at_per_seed"] == [2]
     assert json.loads((tmp_path / "a" / "summary.json").read_text())["states"] == {"complete": 1, "failed": 1}
-    plan = read_sweep(read_arguments(arguments).overrides)
-    study = Study(plan, open_storage(None, tmp_path / "a"), "a")
+    study = study_of(arguments, tmp_path / "a")
     assert [trial.state.name for trial in study.trials()] == ["COMPLETE", "FAIL"]
 
     arguments[1] = "algo.learning_rate=2,3"
@@ -141,10 +141,21 @@ def test_the_figures_mark_what_failed_and_have_no_empty_axes(toy: list[int], tmp
     figure = figures.curves_figure(found, every)
     for line in figure.axes[0].lines:
         assert len(line.get_xdata()) > 10 and np.isfinite(np.asarray(line.get_ydata())).all()
-    none = dataclasses.replace(found, curves=np.full_like(found.curves, np.nan))
-    assert figures.curves_figure(none, every) is None
-    diverged = dataclasses.replace(found, state=np.array(["failed"] * 6))
-    assert figures.returns_figure(diverged, every) is None and figures.curves_figure(diverged, every) is None
+    found.curves = np.full_like(found.curves, np.nan)
+    assert figures.curves_figure(found, every) is None
+    found.state = np.array(["failed"] * 6)
+    assert figures.returns_figure(found, every) is None
+
+
+def test_what_failed_is_inside_the_axes_of_an_interval(toy: list[int]) -> None:
+    from haepo_jax.runner.sweeps import figures
+
+    found = hx.sweep("CartPole-v1", "haepo", {"learning_rate": "tag(log,interval(1e-6,9))"}, num_configs=8, **TOY)
+    assert {"complete", "failed"} == set(found.state)
+    axes = figures.returns_figure(found, np.ones(8, bool)).axes[0]
+    marks = np.concatenate([np.asarray(points.get_offsets()) for points in axes.collections])
+    low, high = axes.get_xlim()
+    assert len(marks) == 8 and (marks[:, 0] >= low).all() and (marks[:, 0] <= high).all()
 
 
 def test_optunas_own_figures_are_drawn_from_the_study(toy: list[int]) -> None:
@@ -169,10 +180,9 @@ def test_progress_within_a_cohort(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(Builder, "__call__", lambda self, values: Toy(total_steps=100))
     monkeypatch.setattr(Builder, "check", lambda self: None)
-    workers.run(plan, None, Display(stream))
+    workers.run(Builder(plan), None, Display(stream))
     before = [line for line in stream.getvalue().splitlines() if line.startswith("0/2 trials")]
-    assert len(before) > 5 and "best -" not in before[-1]
-    assert "best in training" in before[-1] and "% of the steps" in before[-1]
+    assert len(before) > 5 and all("% of the steps" in line and "best" not in line for line in before)
 
 
 def test_an_error_is_raised_before_anything_trains(toy: list[int]) -> None:
@@ -201,7 +211,7 @@ def test_the_command_leaves_tables_figures_and_the_best(
     assert command_line.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("sweeping 9 configurations of 2 seeds (random search) on ")
-    assert any("9 trials trained to their end" in line for line in lines) and len(lines) < 30
+    assert any("9 trials: 9 complete" in line for line in lines) and len(lines) < 30
     command = next(line.strip() for line in lines if line.startswith("  python -m haepo_jax.train "))
     table = read_table(tmp_path / "a")
     assert [row["index"] for row in table] == list(range(9))
@@ -218,17 +228,10 @@ def test_the_command_leaves_tables_figures_and_the_best(
 
     trained = list(toy)
     assert command_line.main(arguments) == 0, "once more: there is nothing left to run"
-    assert toy == trained and "9 trials trained to their end" in capsys.readouterr().out
-    assert command_line.main([*arguments, "resume=false"]) == 2
-    assert command_line.main([*ARGUMENTS, f"run_dir={tmp_path}/b", "resume=true"]) == 2
+    assert toy == trained and "9 trials: 9 complete" in capsys.readouterr().out
     assert command_line.main([*ARGUMENTS, f"run_dir={tmp_path}/a", "algo.kl_coef=1"]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert (
-        len(errors) == 3
-        and "already holds" in errors[0]
-        and "no sweep to resume" in errors[1]
-        and "another sweep" in errors[2]
-    )
+    error = capsys.readouterr().err
+    assert "another sweep" in error and error.count("\n") == 1
 
 
 def test_an_interrupted_sweep_runs_nothing_twice(
@@ -237,19 +240,18 @@ def test_an_interrupted_sweep_runs_nothing_twice(
     arguments = [*ARGUMENTS, f"run_dir={tmp_path}/a"]
     original = cohorts.Group.evaluate
 
-    def interrupt(self: Any, trials: Any) -> Any:
+    def interrupt(self: Any) -> Any:
         if len(toy) > 4:
             raise KeyboardInterrupt
-        return original(self, trials)
+        return original(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(cohorts.Group, "evaluate", interrupt)
         assert command_line.main(arguments) == 130
     assert [row["state"] for row in read_table(tmp_path / "a")] == ["complete"] * 4
-    plan = read_sweep(read_arguments(arguments).overrides)
     toy.clear()
     assert command_line.main(arguments) == 0
-    study = Study(plan, open_storage(None, tmp_path / "a"), "a")
+    study = study_of(arguments, tmp_path / "a")
     assert len(toy) == 5, "the four that had ended are not among them"
     assert sorted(study.by_index()) == list(range(9)) and {t.state.name for t in study.by_index().values()} == {
         "COMPLETE"
@@ -260,7 +262,7 @@ def test_halving_and_population_from_the_command(
     toy: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command_line.main([*ARGUMENTS[:-1], "halving=3", f"run_dir={tmp_path}/h"]) == 0
-    assert "1 trials trained to their end, 8 stopped early" in capsys.readouterr().out
+    assert "9 trials: 1 complete, 8 stopped" in capsys.readouterr().out
     rows = read_table(tmp_path / "h")
     assert sorted(row["state"] for row in rows) == ["complete"] + ["stopped"] * 8
     assert command_line.main([*ARGUMENTS[:-1], "pbt=true", "pbt_rounds=3", f"run_dir={tmp_path}/p"]) == 0
@@ -360,6 +362,11 @@ def read_table(directory: Path) -> list[dict[str, Any]]:
         return [{key: read(text) for key, text in row.items()} for row in csv.DictReader(file)]
 
 
+def study_of(arguments: list[str], directory: Path) -> Study:
+    plan = read_sweep(read_arguments(arguments).overrides)
+    return Study(plan, json.dumps(identity(plan)), open_storage(None, directory), directory.name)
+
+
 def claims(directory: Path, process: int) -> list[Any]:
     """The trials that a process has claimed, as the study's database has them."""
     if not (directory / DATABASE).exists():
@@ -374,8 +381,7 @@ def assert_each_once(directory: Path) -> None:
     """Every trial of the shared study has ended, and none twice."""
     rows = read_table(directory)
     assert [row["index"] for row in rows] == list(range(9)) and {row["state"] for row in rows} == {"complete"}
-    plan = read_sweep(read_arguments([*ARGUMENTS, f"run_dir={directory}"]).overrides)
-    trials = Study(plan, open_storage(None, directory), "shared").trials()
+    trials = study_of(ARGUMENTS, directory).trials()
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     assert len(complete) == 9 and len({trial.params["algo.learning_rate"] for trial in complete}) == 9, (
         "each exactly once"
@@ -393,11 +399,9 @@ def test_a_trial_of_haepo_is_the_same_configuration_alone() -> None:
     env = hx.make_env("haepo/random_walk", length=4, horizon=8)
     rates = [1e-3, 1e-2, 3e-2]
     algorithms = [hx.HAEPO(env, learning_rate=rate, **SMALL) for rate in rates]
-    varying = [path[0].name != "env" for path, _ in jax.tree_util.tree_leaves_with_path(algorithms[0])]
-    programs = Programs(algorithms[0], varying=varying, points=2, episodes=4, size=6)
-    members = [cohorts.Candidate(n, algorithm, 5, "") for n, algorithm in enumerate(algorithms)]
-    group = cohorts.Group(members, programs, 2)
-    group._lanes = programs.advance(group._numbers, group._lanes, 600, 3)
+    programs = Programs(algorithms[0], points=2, episodes=4, size=6)
+    group = cohorts.Group([cohorts.Trial(n, algorithm, 5, "") for n, algorithm in enumerate(algorithms)], programs, 2)
+    group._lanes = programs("advance", group._numbers, group._lanes, StepCount.of(600), jnp.int32(3))
     step = jax.jit(lambda algorithm, state: algorithm.train_step(state)[0])
     state = jax.jit(lambda algorithm, key: algorithm.init(key))(algorithms[1], jax.random.key(6))
     for _ in range(3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.config.arguments import read_arguments
 from haepo_jax.runner.sweeps import study as studies
 from haepo_jax.runner.sweeps.plan import SweepPlan, read_sweep
-from haepo_jax.runner.sweeps.study import Claimed, Study, open_storage
+from haepo_jax.runner.sweeps.space import Values
+from haepo_jax.runner.sweeps.study import Study, open_storage
 
 RESULT: dict[str, Any] = {
-    "returns": [1.0],
-    "env_steps": [10],
-    "updates": [1],
-    "diverged_at": [-1],
-    "curve": [[1.0]] * 20,
+    "return_per_seed": [1.0],
+    "env_steps_per_seed": [10],
+    "updates_per_seed": [1],
+    "diverged_at_per_seed": [-1],
+    "curve_return_per_seed": [[1.0] * 20],
 }
 
 
@@ -32,19 +34,29 @@ def plan_of(*arguments: str) -> SweepPlan:
     )
 
 
-def worker(directory: Path, plan: SweepPlan) -> Study:
+def worker(directory: Path | None, plan: SweepPlan) -> Study:
     """One worker of several: each has its own connection."""
-    return Study(plan, open_storage(None, directory), "sweep")
+    return Study(plan, f"{plan.dimensions}", open_storage(None, directory), "sweep")
 
 
-def finish(study: Study, claimed: list[Claimed]) -> None:
-    for claim in claimed:
-        assert study.finish(claim, float(claim.index), "complete", RESULT)
+def index_of(study: Study) -> dict[int, int]:
+    return study.indices(study.trials())
 
 
-def kill(directory: Path, claimed: list[Claimed]) -> None:
+def claimed_indices(study: Study, count: int) -> list[int]:
+    claimed = study.claim(count)
+    return [index_of(study)[number] for number in claimed]
+
+
+def finish(study: Study, claimed: dict[int, Values]) -> None:
+    for number in claimed:
+        result = RESULT | {"return_per_seed": [float(index_of(study)[number])]}
+        assert study.finish(number, "complete", result)
+
+
+def kill(directory: Path, claimed: Iterable[int]) -> None:
     """Makes the last heartbeat of these trials an hour old, as that of a worker that was killed."""
-    numbers = ",".join(str(claim.trial.number) for claim in claimed)
+    numbers = ",".join(map(str, claimed))
     with contextlib.closing(sqlite3.connect(directory / studies.DATABASE)) as database:
         database.execute(
             "update trial_heartbeats set heartbeat = datetime('now', '-1 hour') where trial_id in "
@@ -57,29 +69,29 @@ def test_workers_share_the_configurations(tmp_path: Path) -> None:
     plan = plan_of("num_configs=7")
     a, b = worker(tmp_path, plan), worker(tmp_path, plan)
     claims = [a.claim(2), b.claim(3), a.claim(5)]
-    assert [[claim.index for claim in claim_list] for claim_list in claims] == [[0, 1], [2, 3, 4], [5, 6]]
-    for claim in (claim for claim_list in claims for claim in claim_list):
-        assert claim.values == plan.drawn(claim.index)
-    assert b.claim(1) == [] and b.others_at_work() == 4
-    finish(a, claims[0] + claims[2])
+    assert [[index_of(a)[number] for number in claimed] for claimed in claims] == [[0, 1], [2, 3, 4], [5, 6]]
+    for number, values in (item for claimed in claims for item in claimed.items()):
+        assert values == plan.drawn(index_of(a)[number])
+    assert b.claim(1) == {} and b.others_at_work() == 4
+    finish(a, claims[0] | claims[2])
     finish(b, claims[1])
-    assert a.others_at_work() == 0 and a.claim(1) == []
+    assert a.others_at_work() == 0 and a.claim(1) == {}
     assert [trial.value for _, trial in sorted(a.by_index().items())] == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_the_trials_of_a_dead_worker_are_run_once_more(tmp_path: Path) -> None:
     plan = plan_of("num_configs=6")
     a, b, c = (worker(tmp_path, plan) for _ in "abc")
-    lost, kept = a.claim(3), b.claim(1)
-    finish(a, lost[:1])
-    assert [claim.index for claim in c.claim(1)] == [4], "a is alive"
-    kill(tmp_path, lost[1:])
+    (done, *lost), kept = (claimed := a.claim(3)), b.claim(1)
+    finish(a, {done: claimed[done]})
+    assert claimed_indices(c, 1) == [4], "a is alive"
+    kill(tmp_path, lost)
     again = b.claim(10)
-    assert sorted(claim.index for claim in again) == [1, 2, 5]
-    assert all(claim.values == plan.drawn(claim.index) for claim in again)
-    finish(b, kept + again)
-    assert c.claim(10) == []
-    assert not a.finish(lost[1], 9.0, "complete", RESULT), "the dead come too late"
+    assert sorted(index_of(b)[number] for number in again) == [1, 2, 5]
+    assert all(values == plan.drawn(index_of(b)[number]) for number, values in again.items())
+    finish(b, kept | again)
+    assert c.claim(10) == {}
+    assert not a.finish(lost[0], "complete", RESULT), "the dead come too late"
     ended = b.by_index()
     assert sorted(ended) == list(range(6)) and ended[1].value == 1.0
     completed = [trial for trial in b.trials() if trial.state == TrialState.COMPLETE]
@@ -92,38 +104,35 @@ def test_two_that_repeat_the_same_do_no_harm(tmp_path: Path) -> None:
     lost = a.claim(1)
     kill(tmp_path, lost)
     # A second repetition, as a worker makes that looked at the same moment.
-    c.optuna.enqueue_trial(lost[0].trial.params, user_attrs={"index": 0})
+    c.optuna.enqueue_trial(lost[0], user_attrs={"index": 0})
     first, second = b.claim(1), c.claim(1)
-    assert len(first) == 1 and second == []
+    assert len(first) == 1 and second == {}
     finish(b, first)
-    assert c.claim(1) == [] and len([t for t in c.trials() if t.state == TrialState.COMPLETE]) == 1
+    assert c.claim(1) == {} and len([t for t in c.trials() if t.state == TrialState.COMPLETE]) == 1
 
 
 def test_a_worker_that_died_between_result_and_end_is_repeated(tmp_path: Path) -> None:
     plan = plan_of("num_configs=1")
     a, b = worker(tmp_path, plan), worker(tmp_path, plan)
-    claimed = a.claim(1)
-    claimed[0].trial.set_user_attr("result", {"value": 3.0, "state": "complete", **RESULT})
-    assert a.result(a.by_index()[0]) is None
-    kill(tmp_path, claimed)
+    a.claim(1)
+    a.optuna._storage.set_trial_user_attr(a.trials()[0]._trial_id, "result", RESULT)
+    assert a.result(a.by_index()[0]) == {}
+    kill(tmp_path, [0])
     again = b.claim(1)
-    assert [claim.index for claim in again] == [0]
+    assert list(again) == [1] and index_of(b)[1] == 0
     finish(b, again)
     assert b.by_index()[0].value == 0.0
 
 
-def test_a_worker_killed_before_its_first_heartbeat_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(studies.time, "monotonic", lambda: now[0])
+def test_a_worker_killed_before_its_first_heartbeat_is_given_up(tmp_path: Path) -> None:
     plan = plan_of("num_configs=1", "worker_timeout=60")
     a, b = worker(tmp_path, plan), worker(tmp_path, plan)
     a.optuna.ask()
-    for now[0] in (100.0, 150.0):
-        assert b.claim(1) == [] and b.others_at_work() == 1
-    now[0] = 161.0
-    assert [claim.index for claim in b.claim(1)] == [0]
+    assert b.claim(1) == {} and b.others_at_work() == 1
+    with contextlib.closing(sqlite3.connect(tmp_path / studies.DATABASE)) as database:
+        database.execute("update trials set datetime_start = datetime(datetime_start, '-61 seconds')")
+        database.commit()
+    assert claimed_indices(worker(tmp_path, plan), 1) == [0]
 
 
 def test_an_interrupted_worker_gives_its_trials_back_and_a_live_one_keeps_them(tmp_path: Path) -> None:
@@ -131,61 +140,59 @@ def test_an_interrupted_worker_gives_its_trials_back_and_a_live_one_keeps_them(t
     a, b = worker(tmp_path, plan), worker(tmp_path, plan)
     with pytest.raises(KeyboardInterrupt), a.heartbeats():
         claimed = a.claim(2)
-        finish(a, claimed[:1])
+        finish(a, {0: claimed[0]})
         kill(tmp_path, claimed)
         studies.time.sleep(1.0)
-        assert b.claim(2) == [], "its thread has recorded another heartbeat"
+        assert b.claim(2) == {}, "its thread has recorded another heartbeat"
         raise KeyboardInterrupt
-    assert [claim.index for claim in b.claim(2)] == [1]
+    assert claimed_indices(b, 2) == [1]
 
 
 def test_a_trial_that_failed_is_told_so_and_not_repeated(tmp_path: Path) -> None:
-    plan = plan_of("num_configs=2")
-    study = worker(tmp_path, plan)
+    study = worker(tmp_path, plan_of("num_configs=2"))
     claimed = study.claim(2)
-    assert study.finish(claimed[0], float("nan"), "failed", {**RESULT, "diverged_at": [0]})
-    finish(study, claimed[1:])
+    assert study.finish(0, "failed", RESULT | {"return_per_seed": [float("nan")], "diverged_at_per_seed": [0]})
+    finish(study, {1: claimed[1]})
     assert [trial.state for trial in study.trials()] == [TrialState.FAIL, TrialState.COMPLETE]
-    assert study.claim(1) == [] and study.result(study.by_index()[0])["state"] == "failed"
+    assert study.claim(1) == {} and study.result(study.by_index()[0])["return_per_seed"] == [None]
     assert study.optuna.best_trial.number == 1
 
 
 def test_only_the_missing_are_run_when_a_sweep_is_resumed_or_extended(tmp_path: Path) -> None:
     plan = plan_of("num_configs=3")
-    finish(first := Study(plan, open_storage(None, tmp_path), "sweep"), first.claim(10))
-    assert Study(plan, open_storage(None, tmp_path), "sweep").claim(10) == []
-    longer = Study(plan_of("num_configs=5"), open_storage(None, tmp_path), "sweep")
-    assert [claim.index for claim in longer.claim(10)] == [3, 4]
+    finish(first := worker(tmp_path, plan), first.claim(10))
+    assert worker(tmp_path, plan).claim(10) == {}
+    assert claimed_indices(worker(tmp_path, plan_of("num_configs=5")), 10) == [3, 4]
 
 
 def test_another_sweep_is_refused(tmp_path: Path) -> None:
-    Study(plan_of("num_configs=3"), open_storage(None, tmp_path), "sweep")
+    worker(tmp_path, plan_of("num_configs=3"))
     with pytest.raises(ConfigError, match="of another sweep"):
-        Study(plan_of("num_configs=3", "algo.kl_coef=0,1"), open_storage(None, tmp_path), "sweep")
+        worker(tmp_path, plan_of("num_configs=3", "algo.kl_coef=0,1"))
 
 
 @pytest.mark.parametrize("search", ["tpe", "cmaes"])
 def test_optuna_chooses(search: str) -> None:
     plan = plan_of("algo.history_decay=interval(0.5,1)", "algo.kl_coef=0,1", f"search={search}", "num_configs=24")
-    study = Study(plan, open_storage(None, None), "sweep")
+    study = worker(None, plan)
     for _ in range(6):
         claimed = study.claim(4)
         assert len(claimed) == 4
-        for claim in claimed:
-            assert set(claim.values) == {"algo.learning_rate", "algo.history_decay", "algo.kl_coef"}
-            study.finish(claim, -abs(claim.values["algo.history_decay"] - 0.9), "complete", RESULT)
-    assert study.claim(4) == []
+        for number, values in claimed.items():
+            assert set(values) == {"algo.learning_rate", "algo.history_decay", "algo.kl_coef"}
+            value = -abs(values["algo.history_decay"] - 0.9)
+            study.finish(number, "complete", RESULT | {"return_per_seed": [value]})
+    assert study.claim(4) == {}
     best = sorted(study.by_index().items())[-8:]
     assert sum(abs(study.values(trial)["algo.history_decay"] - 0.9) < 0.15 for _, trial in best) >= 4
 
 
 def test_optunas_own_tools_read_the_study(tmp_path: Path) -> None:
-    plan = plan_of("algo.hidden_sizes=[8],[16]", "num_configs=3")
-    study = Study(plan, open_storage(f"sqlite:///{tmp_path}/study.db", None), "sweep")
+    study = worker(tmp_path, plan_of("algo.hidden_sizes=[8],[16]", "num_configs=3"))
     claimed = study.claim(3)
-    claimed[0].trial.report(5.0, 100)
-    study.finish(claimed[0], 5.0, "stopped", RESULT)
-    finish(study, claimed[1:])
+    study.report(0, 100, 5.0)
+    study.finish(0, "stopped", RESULT)
+    finish(study, {number: claimed[number] for number in (1, 2)})
     loaded = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path}/study.db")
     assert loaded.best_value == 2.0 and loaded.best_params["algo.hidden_sizes"] in ("[8]", "[16]")
     assert [trial.state.name for trial in loaded.trials] == ["PRUNED", "COMPLETE", "COMPLETE"]
