@@ -42,7 +42,7 @@ LAYERS = (
 )
 
 # Modules of one name in different packages that are still to be renamed.
-NAMES_ALLOWED = {"base", "physics", "rollout", "run"}
+NAMES_ALLOWED = {"base", "physics", "rollout"}
 
 
 def layer(module: str) -> int:

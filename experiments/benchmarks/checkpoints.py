@@ -1,7 +1,7 @@
 """How long checkpoints every minute keep a training loop waiting: a CartPole run and a Brax run of a few minutes each.
 
 What is measured is the time for which the loop is blocked, by the clock around every copy and every wait, and not the
-difference of two noisy runs. Writing goes on in a thread; how long it took is shown beside.
+difference of two noisy runs. Writing goes on in a thread.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from haepo_jax.runner.checkpoints import Checkpoints, Saver
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
 from haepo_jax.runner.errors import Interrupted
+from haepo_jax.runner.loop import run
 from haepo_jax.runner.observers import Observer, RunInfo
-from haepo_jax.runner.run import run
 from haepo_jax.runner.signals import StopSignals
 
 RUNS = {
@@ -66,9 +66,8 @@ def measure_run(arguments: list[str], minutes: float) -> dict[str, float]:
         "run_seconds": position["run_seconds"],
         "checkpoints": len(found),
         "bytes_each": size,
-        "blocked_seconds": saver.blocked_seconds,
-        "blocked_share": saver.blocked_seconds / position["run_seconds"],
-        "write_seconds": saver.write_seconds,
+        "blocked_seconds": position["checkpoint_seconds"],
+        "blocked_share": position["checkpoint_seconds"] / position["run_seconds"],
     }
 
 

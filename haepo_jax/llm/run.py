@@ -25,7 +25,7 @@ from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.devices import device_errors
 from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
 from haepo_jax.runner.resume import resume_command
-from haepo_jax.runner.run_dir import AppendedFile, RunDir, json_text, write_atomically
+from haepo_jax.runner.run_dir import RunDir, append_record, flush_to_disk, json_text, keep_rows, write_atomically
 from haepo_jax.runner.signals import StopSignals
 
 
@@ -127,7 +127,7 @@ class _Run:
             options=ocp.CheckpointManagerOptions(max_to_keep=plan.config.keep_checkpoints, create=True),
         )
         self.done = self._restore()
-        self._files: dict[str, AppendedFile] = {}
+        self._files = {name: directory.path / f"{name}.jsonl" for name in ("completions", "metrics", "eval")}
         self._board: Any = None
 
     def train(self, stop: StopSignals, resumed: bool, command: str) -> None:
@@ -135,9 +135,8 @@ class _Run:
         if done >= config.steps:
             print(f"the run in {directory.path} has ended; a larger steps= extends it")
             return
-        for name in ("completions", "metrics", "eval"):
-            file = directory.path / f"{name}.jsonl"
-            self._files[name] = AppendedFile.continued(file, lambda row: row["step"] < done)
+        for file in self._files.values():
+            keep_rows(file, lambda row: row["step"] < done)
         if config.tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -237,7 +236,7 @@ class _Run:
 
     def _write(self, file: str, row: dict[str, Any], show: bool = True) -> None:
         text = json_text(row) if show else json.dumps(row, ensure_ascii=False)
-        self._files[file].append(f"{text}\n".encode())
+        append_record(self._files[file], f"{text}\n")
         if show and self._board is not None:
             for name, value in row.items():
                 self._board.add_scalar(name, value, row["step"])
@@ -256,7 +255,7 @@ class _Run:
     def _save(self) -> None:
         if self.checkpoints.latest_step() != self.done:
             for file in self._files.values():
-                file.flush()
+                flush_to_disk(file)
             self.checkpoints.save(self.done, args=ocp.args.StandardSave(self._saved(self.kept)))
             self.checkpoints.wait_until_finished()  # before the optimiser's state is given away to the next update
 
@@ -297,8 +296,6 @@ class _Run:
 
     def close(self) -> None:
         """Closes what is open."""
-        for file in self._files.values():
-            file.close()
         self.checkpoints.close()
         if self._board is not None:
             self._board.close()

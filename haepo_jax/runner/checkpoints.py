@@ -1,4 +1,4 @@
-"""Checkpoints: numbered directories of plain arrays, each of them complete and checked, or not there.
+"""Checkpoints: numbered directories of plain arrays, each complete and verified, or not there.
 
     <run_dir>/checkpoints/000007/
         arrays/          every array of the train state by name, written by orbax
@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from haepo_jax.messages import one_line
 from haepo_jax.runner.errors import CheckpointError
+from haepo_jax.runner.run_dir import flush_to_disk
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -49,14 +50,6 @@ def to_arrays(tree: Any) -> Arrays:
     host = jax.device_get({name: jax.random.key_data(x) if _is_key(x) else x for name, x in named.items()})
     # On the CPU, `device_get` may hand out the device's own memory, which the next compiled call is given.
     return {name: np.array(x, copy=True) for name, x in host.items()}
-
-
-def prng_implementation(key: Any = None) -> str:
-    """The name of the generator behind typed keys (also `jax.ShapeDtypeStruct`); None: behind those that jax makes now."""
-    import jax
-
-    key = jax.eval_shape(lambda: jax.random.key(0)) if key is None else key
-    return str(_key_impl(key))
 
 
 def from_arrays(arrays: Arrays, like: Any, *, cast: bool = False) -> Any:
@@ -87,25 +80,30 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
     import jax
 
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-    if len(named) != len(leaves):
-        raise CheckpointError("two arrays of the train state have the same name")
-    return named
-
-
-def _key_impl(leaf: Any) -> Any:
-    """The kind of generator of typed keys of which only shape and type are there; `key_impl` wants keys, or tracers."""
-    import jax
-
-    found: list[Any] = []
-    jax.eval_shape(lambda keys: found.append(jax.random.key_impl(keys)), leaf)
-    return found[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _is_key(x: Any) -> bool:
     import jax
 
     return bool(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+
+
+def prng_implementation() -> str:
+    """The name of the generator behind the typed keys that jax makes now."""
+    import jax
+
+    config: Any = jax.config
+    return str(config.jax_default_prng_impl)
+
+
+def _key_impl(leaf: Any) -> Any:
+    """The generator of typed keys of which only shape and type are there; `key_impl` wants keys, or tracers."""
+    import jax
+
+    found: list[Any] = []
+    jax.eval_shape(lambda keys: found.append(jax.random.key_impl(keys)), leaf)
+    return found[0]
 
 
 # --- One checkpoint ---------------------------------------------------------------------------------------------------
@@ -146,12 +144,20 @@ class Checkpoint:
             )
         return progress
 
+    @property
+    def mean_return(self) -> float:
+        """The return that it was taken at; -inf where there is none, or none to be read."""
+        with contextlib.suppress(CheckpointError):
+            value = self.progress().get("return")
+            return -np.inf if value is None or np.isnan(value) else value
+        return -np.inf
+
     def restore(self, like: Any, *, cast: bool = False) -> Any:
         """The arrays in the structure of `like`; see `from_arrays`. Call `verify` first. Raises CheckpointError."""
         from orbax.checkpoint import RestoreArgs
 
-        saved, now = self.progress().get("prng"), prng_implementation()
-        if isinstance(saved, str) and saved != now:
+        saved, now = self.progress().get("prng", ""), prng_implementation()
+        if saved and saved != now:
             theirs = one_line(saved, 40)
             raise CheckpointError(
                 f"{self.path}: its random numbers are of the generator {theirs}, and this process uses {now}: set "
@@ -204,10 +210,13 @@ class Checkpoints:
     path: Path
 
     def all(self) -> list[Checkpoint]:
-        """Oldest first, unchecked."""
+        """Oldest first, not verified."""
+        found = [Checkpoint(self.path / name) for name in self._names(r"\d{6,12}")]
+        return sorted(found, key=lambda one: one.number)
+
+    def _names(self, pattern: str) -> list[str]:
         with contextlib.suppress(OSError):
-            names = [name for name in os.listdir(self.path) if re.fullmatch(r"\d{6,12}", name)]
-            return sorted((Checkpoint(self.path / name) for name in names), key=lambda one: one.number)
+            return [name for name in os.listdir(self.path) if re.fullmatch(pattern, name)]
         return []
 
     def newest(self, accept: Callable[[Checkpoint], Any], reject: Callable[[str], None]) -> Checkpoint | None:
@@ -231,12 +240,16 @@ class Checkpoints:
 
     def best(self) -> Checkpoint | None:
         """The intact checkpoint with the highest return, the older of two equal ones; None where none has a return."""
-        for checkpoint in sorted(self.all(), key=lambda one: (-_return(one), one.number)):
+        for checkpoint in self._by_return():
             with contextlib.suppress(CheckpointError):
                 checkpoint.verify()
-                if _return(checkpoint) > -np.inf:
-                    return checkpoint
+                return checkpoint
         return None
+
+    def _by_return(self) -> list[Checkpoint]:
+        """Those that have a return, the best first, and of equal ones the older first."""
+        found = [(-checkpoint.mean_return, checkpoint.number, checkpoint) for checkpoint in self.all()]
+        return [checkpoint for value, _, checkpoint in sorted(found) if value < np.inf]
 
     def write(self, arrays: Arrays, progress: dict[str, Any]) -> Checkpoint:
         """Writes the next checkpoint in one step, as far as any reader can see; raises CheckpointError or OSError."""
@@ -246,7 +259,8 @@ class Checkpoints:
         # The run's own directory must exist: one that has vanished is not to be made again.
         self.path.mkdir(exist_ok=True)
         try:
-            self.sweep()
+            for leftover in self._names(r"\.\d{6,12}\.partial"):  # of processes that were killed
+                shutil.rmtree(self.path / leftover, ignore_errors=True)
             temporary.mkdir()
             _reserve(temporary / ARRAYS, arrays)
             _save_arrays(temporary / ARRAYS, arrays)
@@ -254,46 +268,26 @@ class Checkpoints:
             files = sorted(path for path in temporary.rglob("*") if path.is_file())
             manifest = {file.relative_to(temporary).as_posix(): _describe(file) for file in files}
             for path in temporary.rglob("*"):
-                _flush_one(path)
+                flush_to_disk(path)
             (temporary / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
-            _flush_one(temporary / MANIFEST)
-            _flush_one(temporary)
+            flush_to_disk(temporary / MANIFEST)
+            flush_to_disk(temporary)
             temporary.rename(self.path / name)
-            _flush_one(self.path)
+            flush_to_disk(self.path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         return Checkpoint(self.path / name)
 
-    def prune(self, keep: int, bad: Iterable[Path] = ()) -> None:
-        """Removes all but the last `keep` and the best by return; `bad` ones count for neither."""
-        good = [checkpoint for checkpoint in self.all() if checkpoint.path not in set(bad)]
-        kept = {checkpoint.path for checkpoint in good[-keep:]}
-        best = max(good, key=lambda one: (_return(one), -one.number), default=None)
-        if best is not None and _return(best) > -np.inf:
-            kept.add(best.path)
+    def prune(self, keep: int) -> None:
+        """Removes all but the last `keep` and the best by return."""
+        kept = [*self.all()[-keep:], *self._by_return()[:1]]
         for checkpoint in self.all():
-            if checkpoint.path not in kept:
+            if checkpoint not in kept:
                 # Renamed first, so that a process killed here leaves no half of a checkpoint under its name.
                 temporary = self.path / f".{checkpoint.path.name}.partial"
                 checkpoint.path.rename(temporary)
                 shutil.rmtree(temporary, ignore_errors=True)
-
-    def sweep(self) -> None:
-        """Removes what processes that were killed have left half written. For the holder of the run's lock."""
-        with contextlib.suppress(OSError):
-            for name in os.listdir(self.path):
-                if re.fullmatch(r"\.\d{6,12}\.partial", name):
-                    shutil.rmtree(self.path / name, ignore_errors=True)
-
-
-def _return(checkpoint: Checkpoint) -> float:
-    """The return that a checkpoint was taken at; -inf where there is none, or none to be read."""
-    with contextlib.suppress(CheckpointError):
-        value = checkpoint.progress().get("return")
-        if isinstance(value, int | float) and value == value:
-            return float(value)
-    return -np.inf
 
 
 def _reserve(file: Path, arrays: Arrays) -> None:
@@ -332,27 +326,15 @@ def _save_arrays(directory: Path, arrays: Arrays) -> None:
         raise CheckpointError("No space left on device" if full else text[:200]) from None
 
 
-def _flush_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 # --- Saving during a run -----------------------------------------------------------------------------------------------
 
 
 class Snapshot(NamedTuple):
-    """A train state on the host, with what the host knew then; `value` is its return, where it has one.
-
-    No other moment of the run has the same `mark`.
-    """
+    """A train state on the host, with the progress of that moment of the run, which is unlike any other's."""
 
     arrays: Arrays
-    position: dict[str, Any]
-    value: float | None
-    mark: Any
+    progress: dict[str, Any]
+    moment: Any
 
 
 class Saver:
@@ -362,58 +344,40 @@ class Saver:
     killed before then resumes from a checkpoint before that row, and meets it again.
 
     Args:
-      checkpoints: where they go.
+      checkpoints: where they go; None: nothing is saved.
       keep: how many of the last ones stay; the best by return stays beside them.
       steps: environment steps per seed from one to the next; None: not by steps. Likewise `minutes`.
-      bad: checkpoints that are known not to be intact.
       flush_first: files that must be on the disk before a checkpoint that counts on them.
-
-    Attributes:
-      best_return: the highest return of a row so far.
-      blocked_seconds: how long the training loop has waited for checkpoints: copies, not writes.
-      write_seconds: how long writing took meanwhile.
     """
 
     def __init__(
         self,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints | None,
         *,
         keep: int = 3,
         steps: int | None = None,
         minutes: float | None = None,
-        bad: Sequence[Path] = (),
         flush_first: Sequence[Path] = (),
     ) -> None:
         self._checkpoints, self._keep, self._steps, self._minutes = checkpoints, keep, steps, minutes
-        self._bad, self._flush_first = bad, flush_first
-        self._about: dict[str, Any] = {}
+        self._flush_first = flush_first
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
         self._best: Snapshot | None = None
-        self._last_steps, self._last_time = 0, time.perf_counter()
-        self._saved: Any = None
-        self.best_return: float | None = None
-        self.blocked_seconds = self.write_seconds = 0.0
 
     def prepare(self) -> None:
-        """Imports orbax meanwhile: that takes more than a second, which can pass while a program is compiled."""
-        self._pool.submit(importlib.import_module, "orbax.checkpoint")
+        """Imports orbax in the background: that takes more than a second, which can pass while a program is compiled."""
+        if self._checkpoints is not None:
+            self._pool.submit(importlib.import_module, "orbax.checkpoint")
 
-    def start(self, steps: int, *, best_return: float | None, saved: Any, about: dict[str, Any]) -> None:
-        """Begins to count intervals at `steps` per seed.
+    def start(self, steps: int, saved: Any = None) -> None:
+        """Begins to count intervals at `steps` per seed; `saved` is the moment that the newest checkpoint holds."""
+        self._saved, self._last_steps, self._last_time = saved, steps, time.perf_counter()
 
-        `saved` is the mark of what the newest checkpoint holds already; `about` is what every checkpoint says of the run.
-        """
-        self._about, self.best_return, self._saved = about, best_return, saved
-        self._last_steps, self._last_time = steps, time.perf_counter()
-
-    def row(self, state: Any, value: float, mark: Any, position: Callable[[], dict[str, Any]]) -> None:
-        """After a row with the return `value`: copies the state where it is the best so far."""
-        if value > (-np.inf if self.best_return is None else self.best_return):
-            begin = time.perf_counter()
-            self.best_return = value
-            self._best = Snapshot(to_arrays(state), position(), value, mark)
-            self.blocked_seconds += time.perf_counter() - begin
+    def hold(self, state: Any, progress: dict[str, Any], moment: Any) -> None:
+        """Copies the state with the best return so far."""
+        if self._checkpoints is not None:
+            self._best = Snapshot(to_arrays(state), progress, moment)
 
     def due(self, steps: int) -> bool:
         """Whether a checkpoint is due at `steps`, and the one before has been written. Raises what that one raised."""
@@ -423,28 +387,26 @@ class Saver:
         by_time = self._minutes is not None and time.perf_counter() - self._last_time >= 60 * self._minutes
         return (by_steps or by_time) and self._writing is None
 
-    def save(self, state: Any, steps: int, mark: Any, value: float | None, position: dict[str, Any]) -> None:
+    def save(self, state: Any, steps: int, progress: dict[str, Any], moment: Any) -> None:
         """Writes the state of all seeds, and the best one before it, in the background; what has been saved already is not
-        saved again. `value` is the return that belongs to exactly this state, if any."""
-        begin = time.perf_counter()
+        saved again."""
+        if self._checkpoints is None:
+            return
         self.wait()
         copies = [] if self._best is None else [self._best]
-        if mark != self._saved and not (copies and copies[0].mark == mark):
-            copies.append(Snapshot(to_arrays(state), position, value, mark))
+        if moment != self._saved and not (copies and copies[0].moment == moment):
+            copies.append(Snapshot(to_arrays(state), progress, moment))
         if copies:
-            self._writing = self._pool.submit(self._write, copies)
-        self._best, self._saved = None, mark
-        self._last_steps, self._last_time = steps, time.perf_counter()
-        self.blocked_seconds += self._last_time - begin
+            self._writing = self._pool.submit(self._write, self._checkpoints, copies)
+        self._best = None
+        self.start(steps, moment)
 
-    def _write(self, copies: list[Snapshot]) -> None:
-        begin = time.perf_counter()
+    def _write(self, checkpoints: Checkpoints, copies: list[Snapshot]) -> None:
         for file in self._flush_first:
-            _flush_one(file)
+            flush_to_disk(file)
         for copy in copies:
-            self._checkpoints.write(copy.arrays, {**self._about, "return": copy.value, "position": copy.position})
-        self._checkpoints.prune(self._keep, self._bad)
-        self.write_seconds += time.perf_counter() - begin
+            checkpoints.write(copy.arrays, copy.progress)
+        checkpoints.prune(self._keep)
 
     def wait(self) -> None:
         """Until everything is on the disk; raises CheckpointError or OSError where that failed."""

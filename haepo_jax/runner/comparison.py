@@ -1,30 +1,46 @@
-"""A comparison of algorithms: training its runs in turn, and a table and a JSON document of their results."""
+"""A comparison of algorithms: the settings of its runs, training them in turn, and a table and a document of their results.
+
+jax is imported when the first run begins: mistakes in settings are reported at once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from haepo_jax.runner.config import ConfigError, RunConfig
-from haepo_jax.runner.config.arguments import command_of
+from haepo_jax.messages import duration, number, short
+from haepo_jax.runner.config import ALGORITHM_NAMES, ConfigError, RunConfig, algorithm_class, setting
+from haepo_jax.runner.config.arguments import check_form, command_of, compose, own_overrides, read_arguments
 from haepo_jax.runner.config.values import value_text
 from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
-from haepo_jax.runner.plots import comparison_figure, write_figure
-from haepo_jax.runner.progress import duration, number
-from haepo_jax.runner.run_dir import RunDir, create_run_dir, json_text, write_atomically
+from haepo_jax.runner.resume import allowed, existing_run, flat
+from haepo_jax.runner.run_dir import (
+    RunDir,
+    check_run_dir,
+    create_run_dir,
+    json_text,
+    unused_directory,
+    write_atomically,
+)
 from haepo_jax.runner.session import train_and_report
 from haepo_jax.runner.statistics import describe_returns, probability_of_improvement
 
-Array = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+BASELINES = ("haepo", "ppo", "grpo", "dpo")
+DEFAULTS = {"num_seeds": 10, "tensorboard": False}
+"""Defaults of the runs of a comparison that differ from those of `haepo_jax.train`."""
 
 KEPT = (
     "seeds", "final_return_greedy_per_seed", "final_eval_episodes", "env_steps_per_seed", "updates_per_seed", "diverged",
@@ -33,54 +49,145 @@ KEPT = (
 """What a comparison takes over from the summary of each run."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """The settings of `python -m haepo_jax.compare` beside those of its runs. Every algorithm is trained on every
+    environment."""
+
+    env: tuple[str, ...] = setting((), list, "the environments: one or more (required)")
+    algo: tuple[str, ...] = setting(BASELINES, list, "the algorithms or presets")
+    run_dir: str | None = setting(None, str, "directory for the results; null: runs/compare-<time>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A comparison to be made: its directory, and the settings of each run by its directory's name."""
+
+    run_dir: str | None
+    runs: dict[str, RunConfig]
+
+    @property
+    def any_run(self) -> RunConfig:
+        """For the settings that all runs share."""
+        return next(iter(self.runs.values()))
+
+
+def read_comparison(overrides: tuple[Override, ...]) -> Comparison:
+    """Every setting of every run, checked; raises ConfigError at the first that is wrong."""
+    own = [override for override in overrides if override.key_or_group in CompareConfig.__dataclass_fields__]
+    settings = compose(own, CompareConfig)
+    envs, algos = settings.env, settings.algo
+    if not envs:
+        raise ConfigError(
+            "env= is missing: name one or more environments, for example env=CartPole-v1 (--list-envs lists them)"
+        )
+    for key, values in (("env", envs), ("algo", algos)):
+        if repeated := [value for value in values if values.count(value) > 1]:
+            raise ConfigError(f"{key}={','.join(values)} names {repeated[0]!r} twice")
+    for algo in algos:
+        algorithm_class(algo)
+
+    # `algo.<key>=` is for every algorithm that has the key, `<name>.<key>=` for that one.
+    shared: list[Override] = []
+    particular: dict[str, list[Override]] = {algo: [] for algo in algos}
+    for override in (override for override in overrides if override not in own):
+        text = override.input_line or ""
+        if override.is_sweep_override():
+            raise ConfigError(f"{short(text)}: only env and algo take several values here, see haepo_jax.sweep")
+        head, _, name = override.key_or_group.partition(".")
+        if not name or head not in ALGORITHM_NAMES:
+            shared.append(override)
+            continue
+        check_form(override)
+        if head not in algos:
+            raise ConfigError(f"cannot use {short(text)}: {head} is not among the algorithms, algo={','.join(algos)}")
+        particular[head] += read_arguments([f"algo.{name}={text.partition('=')[2]}"]).overrides
+
+    defaults = read_arguments([f"{key}={value_text(value)}" for key, value in DEFAULTS.items()]).overrides
+    runs: dict[str, RunConfig] = {}
+    for env, algo in itertools.product(envs, algos):
+        chosen = read_arguments([f"env={env}", f"algo={algo}"]).overrides
+        try:
+            config = compose([*chosen, *defaults, *own_overrides(shared, algo, algos), *particular[algo]], RunConfig)
+        except ConfigError as error:
+            where = f"{algo}: " if str(error).startswith("algo.") else ""
+            raise ConfigError(f"{where}{error}") from None
+        if config.distributed:
+            raise ConfigError("distributed=true belongs to haepo_jax.train and haepo_jax.sweep")
+        runs[algo if len(envs) == 1 else f"{algo}-{env.replace('/', '-')}"] = config
+    return Comparison(settings.run_dir, runs)
+
+
+def places(comparison: Comparison) -> tuple[Path, dict[str, RunConfig]]:
+    """The comparison's directory, and its runs with theirs; raises ConfigError where one cannot be used."""
+    resume = comparison.any_run.resume
+    if comparison.run_dir is None and resume != "false":
+        raise ConfigError(f"resume={resume} needs run_dir=<the directory of the comparison>")
+    directory = Path(comparison.run_dir) if comparison.run_dir is not None else unused_directory("compare")
+    check_run_dir(dataclasses.replace(comparison.any_run, run_dir=str(directory)))
+    each = "false" if resume == "false" else "auto"
+    runs = {
+        name: dataclasses.replace(config, run_dir=str(directory / name), resume=each)
+        for name, config in comparison.runs.items()
+    }
+    found = [existing_run(each, config.run_dir) for config in runs.values()]
+    if resume == "true" and not any(found):
+        raise ConfigError(
+            f"run_dir={short(str(directory))} holds none of these runs: there is nothing to resume (resume=auto starts a comparison)"
+        )
+    for run, config in zip(found, runs.values(), strict=True):
+        if run is None:
+            check_run_dir(config)
+        else:
+            allowed(flat(run.read_config()), flat(config), run)
+    return directory, runs
+
+
 def compare(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str]) -> None:
     """Trains the runs, by the names of their directories, one after another and writes what comes of them.
 
     Raises Interrupted at a signal, with the command that resumes the comparison; otherwise as `train_and_report` does.
     """
     create_run_dir(dataclasses.replace(next(iter(runs.values())), run_dir=str(directory), resume="false"))
-    for place, config in enumerate(runs.values(), start=1):
+    for place, (name, config) in enumerate(runs.items(), start=1):
         print(f"[{place}/{len(runs)}] {config.algo.name} on {config.env}", flush=True)
         try:
-            _train(config)
+            train_and_report(config, command_of(config))
+        except RunError as error:
+            # A run in which every seed diverged has ended, and is a result.
+            if not RunDir(directory / name).summary.exists():
+                raise
+            print(f"note: {error}", file=sys.stderr)
         except Interrupted as interruption:
             others = [argument for argument in argv if not argument.startswith(("run_dir=", "resume="))]
-            again = shlex.join(
-                ["python", "-m", "haepo_jax.compare", *others, f"run_dir={value_text(str(directory))}", "resume=true"]
-            )
+            again = _command([*others, f"run_dir={value_text(str(directory))}", "resume=true"])
             text = f"the comparison was interrupted in run {place} of {len(runs)}; to resume: {again}"
             raise Interrupted(interruption.signum, text) from None
         print(flush=True)
     _report(directory, runs, argv)
 
 
-def _train(config: RunConfig) -> None:
-    """One run, as `python -m haepo_jax.train` trains or resumes it."""
-    assert config.run_dir is not None
-    try:
-        train_and_report(config, command_of(config))
-    except RunError as error:
-        # A run in which every seed diverged has ended, and is a result.
-        if not RunDir(Path(config.run_dir)).summary.exists():
-            raise
-        print(f"note: {error}", file=sys.stderr)
+def _command(argv: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "haepo_jax.compare", *argv])
 
 
 def _report(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str]) -> None:
-    results = [read_result(c.algo.name, c.env, RunDir(directory / name)) for name, c in runs.items()]
+    from haepo_jax.runner.plots import comparison_figure, write_figure
+
+    named = [(config.algo.name, config.env, RunDir(directory / name)) for name, config in runs.items()]
+    results = [read_result(*run) for run in named]
     improvement = improvements(results)
     document = {
-        "command": shlex.join(["python", "-m", "haepo_jax.compare", *argv]),
+        "command": _command(argv),
         "machine": machine(),
         "results": results,
         "probability_of_improvement": improvement,
     }
     text = table(results, improvement)
-    figure = comparison_figure([(c.algo.name, c.env, RunDir(directory / name)) for name, c in runs.items()])
     with disk_errors(directory, "comparison"):
         write_atomically(directory / "comparison.json", json_text(document, indent=2) + "\n")
         write_atomically(directory / "comparison.md", f"`{document['command']}`\n\n{text}")
-        write_figure(figure, directory / "comparison.png")
+        write_figure(comparison_figure(named), directory / "comparison.png")
     print(text)
     print(f"comparison.json, comparison.md and comparison.png in {directory}")
 
@@ -88,19 +195,16 @@ def _report(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
 def read_result(algo: str, env: str, directory: RunDir) -> dict[str, Any]:
     """One algorithm on one environment, from the summary of its run; raises ConfigError."""
     summary = directory.read_summary()
-    try:
-        returns = np.array(summary["final_return_per_seed"], np.float64)
-        described = describe_returns(returns)
-        return {
-            "algo": algo,
-            "env": env,
-            **{key: summary[key] for key in KEPT},
-            "final_return_per_seed": returns.tolist(),
-            **{key: described[key] for key in ("iqm", "iqm_interval", "mean")},
-            "run_dir": directory.path.name,
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{str(directory.summary)!r} is no summary of a run that ended ({error!r})") from None
+    returns = np.array(summary["final_return_per_seed"], np.float64)
+    described = describe_returns(returns)
+    return {
+        "algo": algo,
+        "env": env,
+        **{key: summary[key] for key in KEPT},
+        "final_return_per_seed": returns.tolist(),
+        **{key: described[key] for key in ("iqm", "iqm_interval", "mean")},
+        "run_dir": directory.path.name,
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -116,69 +220,60 @@ def machine() -> dict[str, Any]:
 def improvements(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The probability that a seed of HAEPO (of the first algorithm, where HAEPO is not there) ends with a higher return
     than a seed of each other one: per environment and, where there are several, over all of them."""
-    algos = list(dict.fromkeys(result["algo"] for result in results))
-    envs = list(dict.fromkeys(result["env"] for result in results))
+    algos, envs = (list(dict.fromkeys(result[key] for result in results)) for key in ("algo", "env"))
     returns = {(r["algo"], r["env"]): _known(r["final_return_per_seed"]) for r in results}
     ours = "haepo" if "haepo" in algos else algos[0]
 
-    def compare(theirs: str, tasks: list[str]) -> dict[str, Any]:
-        value, low, high = probability_of_improvement(
+    def against(theirs: str, tasks: list[str]) -> dict[str, Any]:
+        value, *limits = probability_of_improvement(
             [returns[ours, env] for env in tasks], [returns[theirs, env] for env in tasks]
         )
-        return {"probability": value, "interval": [low, high]}
+        return {"probability": value, "interval": limits}
 
-    over = {}
-    for theirs in algos:
-        if theirs != ours:
-            over[theirs] = {env: compare(theirs, [env]) for env in envs}
-            if len(envs) > 1:
-                over[theirs]["all"] = compare(theirs, envs)
+    tasks = {env: [env] for env in envs} | ({"all": envs} if len(envs) > 1 else {})
+    over = {theirs: {name: against(theirs, some) for name, some in tasks.items()} for theirs in algos if theirs != ours}
     return {"of": ours, "over": over}
 
 
-def _known(values: Sequence[float]) -> Array:
+def _known(values: Sequence[float]) -> npt.NDArray[np.float64]:
     array = np.asarray(values, np.float64)
     return array[~np.isnan(array)]
 
 
 def table(results: Sequence[dict[str, Any]], improvement: dict[str, Any]) -> str:
     """Markdown that also reads well as plain text: one table per environment."""
-    ours = improvement["of"]
-    several = any(len(result["seeds"]) > 1 for result in results)
-    header = "algorithm|final return, IQM|95% interval|mean|worst to best seed|steps per seed|steps/s, all seeds|time"
-    names = header.split("|") + ([f"P({ours} is better)"] if improvement["over"] else [])
+    over, better = improvement["over"], f"P({improvement['of']} is better)"
     parts = []
     for env in dict.fromkeys(result["env"] for result in results):
-        rows = [names]
+        rows, seeds = [], 0
         for result in (result for result in results if result["env"] == env):
-            returns = _known(result["final_return_per_seed"])
-            row = [
-                result["algo"],
-                number(result["iqm"]),
-                _interval(result["iqm_interval"]),
-                number(result["mean"]),
-                f"{number(returns.min())} to {number(returns.max())}" if len(returns) else "-",
-                f"{int(np.mean(result['env_steps_per_seed'])):,}",
-                number(result["env_steps_per_second"]),
-                duration(result["wall_seconds"]),
-            ]
-            if improvement["over"]:
-                row.append(_probability(improvement["over"].get(result["algo"], {}).get(env)))
+            returns, seeds = _known(result["final_return_per_seed"]), len(result["seeds"])
+            row = {
+                "algorithm": result["algo"],
+                "final return, IQM": number(result["iqm"]),
+                "95% interval": _interval(result["iqm_interval"]),
+                "mean": number(result["mean"]),
+                "worst to best seed": _interval([returns.min(), returns.max()] if len(returns) else [np.nan]),
+                "steps per seed": f"{int(np.mean(result['env_steps_per_seed'])):,}",
+                "steps/s, all seeds": number(result["env_steps_per_second"]),
+                "time": duration(result["wall_seconds"]),
+            }
+            if over:
+                row[better] = _probability(over[result["algo"]][env]) if result["algo"] in over else ""
             rows.append(row)
-        seeds = len(next(result["seeds"] for result in results if result["env"] == env))
         parts.append(f"### {env}, {seeds} seed{'s' if seeds > 1 else ''}\n\n{_aligned(rows)}")
-    overall = [f"{name} {_probability(over['all'])}" for name, over in improvement["over"].items() if "all" in over]
+    overall = [f"{name} {_probability(chances['all'])}" for name, chances in over.items() if "all" in chances]
     if overall:
-        parts.append(f"P({ours} is better) over all environments: than {'; than '.join(overall)}.")
+        parts.append(f"{better} over all environments: than {'; than '.join(overall)}.")
     parts += [
         f"{result['algo']} on {result['env']}: seed {seed['seed']} diverged in update {seed['update']}."
         for result in results
         for seed in result["diverged"]
     ]
-    note = (
-        "Final returns are means over sampled episodes of each seed's final policy. IQM: interquartile mean over seeds."
+    parts.append(
+        "Final returns are means over sampled episodes of each seed's final policy. IQM: interquartile mean over seeds. "
+        "Intervals: 95% percentile bootstrap over seeds."
     )
-    parts.append(note + (" Intervals: 95% percentile bootstrap over seeds." if several else ""))
     return "\n\n".join(parts) + "\n"
 
 
@@ -186,17 +281,16 @@ def _interval(limits: Sequence[float]) -> str:
     return "-" if np.isnan(limits).any() else f"{number(limits[0])} to {number(limits[1])}"
 
 
-def _probability(value: dict[str, Any] | None) -> str:
-    if value is None:
-        return ""
+def _probability(value: dict[str, Any]) -> str:
     low, high = value["interval"]
     interval = "" if np.isnan([low, high]).any() else f" ({low:.2f} to {high:.2f})"
     return "-" if np.isnan(value["probability"]) else f"{value['probability']:.2f}{interval}"
 
 
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    # Names to the left, numbers to the right.
-    rows = [rows[0], ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])], *rows[1:]]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+def _aligned(rows: list[dict[str, str]]) -> str:
+    """A table whose columns stand under each other: names to the left, numbers to the right."""
+    cells = [[*rows[0]], *([*row.values()] for row in rows)]
+    first, *widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [[row[0].ljust(first), *map(str.rjust, row[1:], widths)] for row in cells]
+    lines.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in widths)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

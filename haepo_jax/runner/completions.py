@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.running import EVALUATION_SEED
@@ -15,10 +14,7 @@ from haepo_jax.algorithms.state import TrainState
 from haepo_jax.losses import plackett_luce_weights
 from haepo_jax.rollout import Trajectory, collect_episodes, environment_keys
 from haepo_jax.runner.observers import Observer, Row, RunInfo
-from haepo_jax.runner.run_dir import AppendedFile, RunDir, json_text
-
-if TYPE_CHECKING:
-    from haepo_jax.runner.loggers import TensorBoardLogger
+from haepo_jax.runner.run_dir import RunDir, append_record, json_text, keep_rows
 
 
 def play_and_score(
@@ -56,41 +52,40 @@ def play_and_score(
 
 
 class CompletionLogger(Observer):
-    """Writes `completions.jsonl`, a line for each completion, and a table of them as TensorBoard text.
+    """Writes `completions.jsonl`, a line for each completion.
 
     At every row but the first, the policy of the row before (of the first seed) completes new prompts. Since then
     training has changed the completions' log-likelihoods from `log_likelihood` to `log_likelihood_after`, and `weight` is
     the Plackett-Luce weight of that change within the group of one prompt. A task without tokens has none.
     """
 
-    def __init__(self, directory: RunDir, prompts: int, tensorboard: TensorBoardLogger | None) -> None:
-        self._path, self._prompts, self._tensorboard = directory.path / "completions.jsonl", prompts, tensorboard
+    def __init__(self, directory: RunDir, prompts: int) -> None:
+        self._file, self._prompts = directory.path / "completions.jsonl", prompts
         self._before: TrainState | None = None
-        self._file: AppendedFile | None = None
 
     def on_start(self, info: RunInfo) -> None:
         self._decode: Any = getattr(info.algorithm.env, "decode", None)
         self._rows = info.rows
         group = getattr(info.algorithm, "group_size", 1)
-        self._members = group if group > 1 else 8
+        members = group if group > 1 else 8
 
         @jax.jit
         def play(before: TrainState, after: TrainState) -> Any:
             reset_key, step_key = jax.random.split(jax.random.fold_in(jax.random.key(EVALUATION_SEED), before.update))
-            reset_keys = jnp.repeat(environment_keys(reset_key, self._prompts), self._members)
+            reset_keys = jnp.repeat(environment_keys(reset_key, self._prompts), members)
             step_keys = environment_keys(step_key, len(reset_keys))
             steps, *scored = play_and_score(info.algorithm, before, after, reset_keys, step_keys)
-            weights = plackett_luce_weights(scored[0].reshape(-1, self._members)).reshape(-1)
+            weights = plackett_luce_weights(scored[0].reshape(-1, members)).reshape(-1)
             return steps.observation[0], steps.action, steps.mask, steps.decisions, weights, *scored
 
         self._play = play
 
     def on_compiled(self, seconds: float) -> None:
-        if callable(self._decode):
-            self._file = AppendedFile.continued(self._path, lambda line: line["row"] < self._rows)
+        if self._decode is not None:
+            keep_rows(self._file, lambda line: line["row"] < self._rows)
 
     def on_state(self, row: Row, state: TrainState) -> None:
-        if self._file is None:
+        if self._decode is None:
             return
         # What no policy needs may be large: the optimiser's moments, a replay buffer.
         state = dataclasses.replace(state, opt_state=None, reference=None, extra=None)
@@ -99,9 +94,7 @@ class CompletionLogger(Observer):
         if self._before is not None:
             lines = self._lines(*jax.device_get(self._play(self._before, state)))
             place = {"row": row.index, "env_steps": row.mean_steps}
-            self._file.append("".join(json_text(place | line) + "\n" for line in lines).encode())
-            if self._tensorboard is not None:
-                self._tensorboard.text("completions", _markdown(lines), row.mean_steps)
+            append_record(self._file, "".join(json_text(place | line) + "\n" for line in lines))
         self._before = state
 
     def _lines(
@@ -116,15 +109,5 @@ class CompletionLogger(Observer):
                 "log_likelihood": float(after[k] - scores[k]),
                 "log_likelihood_after": float(after[k]),
             }
-            for k in np.arange(len(weights))
+            for k in range(len(weights))
         ]
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-def _markdown(lines: list[dict[str, Any]]) -> str:
-    rows = [" | ".join(f"`{v}`" if isinstance(v, str) else f"{v:.3f}" for v in line.values()) for line in lines]
-    head = [" | ".join(name.replace("_", " ") for name in lines[0]), " | ".join("---" for _ in lines[0])]
-    return "\n".join(f"| {line} |" for line in [*head, *rows])

@@ -41,10 +41,10 @@ def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
     name = names.get(class_name, "")
     common = {"total_steps": algo.total_steps, **settings}
     env = str(getattr(algo.env, "name", type(algo.env).__name__))
-    if type(algo) is getattr(algorithms, class_name, None) and not {"policy", "value"} & {*objects}:
+    if type(algo) is getattr(algorithms, class_name, None) and len(objects) == 2:
         try:
             config = from_dict({"env": env, "algo": {"name": name, **numbers}, **common}, RunConfig)
-            if _equal(make_env(config.env), algo.env) and len(objects) == 2:
+            if _equal(make_env(config.env), algo.env):
                 return config
         except (ValueError, TypeError, ImportError):  # the environment has no such name, or a schedule is a function
             pass
@@ -107,6 +107,5 @@ def _qualified(value: Any) -> str:
 
 def _equal(one: Any, other: Any) -> bool:
     """Whether two pytrees are alike in structure and numbers."""
-    structures: list[Any] = [jax.tree.structure(one), jax.tree.structure(other)]
-    alike = bool(structures[0] == structures[1])
+    alike = bool(jax.tree.structure(one) == jax.tree.structure(other))  # type: ignore[operator]
     return alike and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))

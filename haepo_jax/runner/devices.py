@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Iterator
-from importlib import metadata, util
+from importlib import metadata
 
 import jax
 
@@ -14,22 +13,16 @@ from haepo_jax.messages import one_line
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.errors import DeviceError
 
-ACCELERATOR_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin", "libtpu")
-ACCELERATOR_NODES = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0")
-
 PACKAGES = (
     "jax", "jaxlib", "haepo_jax", "flax", "optax", "gymnax", "brax", "playground", "jumanji", "craftax", "pgx", "xminigrid",
 )  # fmt: skip
 
 
-def describe_device(*, local: bool = False) -> tuple[str, str | None]:
-    """The devices jax computes on, of all hosts or of this one, such as `cpu` or `8 x gpu (NVIDIA H200)`; and, where jax
-    has fallen back to the CPU although there is an accelerator, a sentence that says so. Raises ConfigError where jax
-    finds no device."""
+def describe_device(*, local: bool = False) -> str:
+    """The devices jax computes on, of all hosts or of this one, such as `cpu` or `8 x gpu (NVIDIA H200)`. Where jax falls
+    back to the CPU although there is an accelerator, it says so itself. Raises ConfigError where jax finds no device."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            devices = jax.local_devices() if local else jax.devices()
+        devices = jax.local_devices() if local else jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where JAX_PLATFORMS names what jax has no plugin for
         asked = os.environ.get("JAX_PLATFORMS")
         wish = f"JAX_PLATFORMS={one_line(asked, 40)}: " if asked else ""
@@ -37,16 +30,7 @@ def describe_device(*, local: bool = False) -> tuple[str, str | None]:
         raise ConfigError(f"{wish}jax finds no device to run on: {reason}") from None
     platform, kind = devices[0].platform, devices[0].device_kind
     text = platform if kind == platform else f"{platform} ({kind})"
-    text = f"{len(devices)} x {text}" if len(devices) > 1 else text
-    return text, _fallback() if platform == "cpu" and not os.environ.get("JAX_PLATFORMS") else None
-
-
-def _fallback() -> str | None:
-    if any(util.find_spec(plugin) for plugin in ACCELERATOR_PLUGINS):
-        return "jax has an accelerator plugin but could not use it, and fell back to the CPU"
-    if any(os.path.exists(node) for node in ACCELERATOR_NODES):
-        return "this machine has an accelerator but jax is installed without its plugin, and fell back to the CPU"
-    return None
+    return f"{len(devices)} x {text}" if len(devices) > 1 else text
 
 
 @contextlib.contextmanager

@@ -1,15 +1,18 @@
-"""What every command line shares: an error that is not a bug ends it with one line and a status, not a traceback."""
+"""What every command line shares: one-line errors with an exit status, and jax's persistent compilation cache."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import os
+import platform
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from haepo_jax.runner.cache import keep_compiled
-from haepo_jax.runner.config import ConfigError
-from haepo_jax.runner.errors import FAILED, Elsewhere, Interrupted, RunError, outcome
+from haepo_jax.runner.errors import FAILED, outcome
 from haepo_jax.version import __version__
 
 
@@ -34,16 +37,48 @@ def entry_point(
                     status = command(arguments)
                 sys.stdout.flush()
                 return status
-            except (ConfigError, RunError, Interrupted, Elsewhere, KeyboardInterrupt) as error:
-                status, text = outcome(error) or (FAILED, "")
-                if text:
-                    print(text, file=sys.stderr)
-                return status
             except BrokenPipeError:
                 # The reader (`| head`) has gone. Python would complain again when it flushes stdout at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return FAILED
+            except BaseException as error:
+                if (known := outcome(error)) is None:
+                    raise
+                if known[1]:
+                    print(known[1], file=sys.stderr)
+                return known[0]
 
         return main
 
     return decorate
+
+
+def keep_compiled() -> None:
+    """Turns jax's cache of compiled programs on, in `$XDG_CACHE_HOME/haepo_jax` (`~/.cache/haepo_jax`) if that can be
+    written, in a folder for this kind of processor: what XLA compiles for one may not run on another with the same home.
+
+    jax reads these settings from the environment when it is imported, and processes that a command starts inherit them.
+    The user's own win: jax's environment variables, of which JAX_ENABLE_COMPILATION_CACHE=false turns it off, or
+    `jax.config` where jax is loaded already. The key of a program covers its whole HLO, the compiler's options, the device
+    and the versions, so a run is the same to the last bit with and without.
+    """
+    # A full disk or a damaged entry: jax then compiles, but would speak of it.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
+    if "jax" in sys.modules or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: nobody's home directory is known
+        directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "haepo_jax", _processor())
+        directory = directory.expanduser().absolute()
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(directory, os.W_OK | os.X_OK):
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
+            # Programs that compile in less than jax's second are many, and are seconds together.
+            os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next(line for line in lines if line.startswith(("flags", "Features")))
+        return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+    return platform.machine()

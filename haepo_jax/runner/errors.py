@@ -9,10 +9,8 @@ from pathlib import Path
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.config import ConfigError
 
-REFUSED = 2
-"""Exit status of a command whose settings cannot be used."""
 FAILED = 1
-INTERRUPTED = 130
+"""Exit status of a command that could not do what it was asked for; 2 if its settings cannot be used."""
 
 
 class RunError(RuntimeError):
@@ -45,13 +43,14 @@ class Interrupted(RuntimeError):
 
 def outcome(error: BaseException) -> tuple[int, str] | None:
     """The exit status of an error that a command may end with, and what it tells the user; None for any other."""
-    if isinstance(error, Elsewhere):
-        return error.status, f"error: {one_line(str(error), 1000)}" if str(error) else ""
+    text = one_line(str(error), 1000)
     if isinstance(error, ConfigError | RunError):
-        return REFUSED if isinstance(error, ConfigError) else FAILED, f"error: {one_line(str(error), 1000)}"
+        return 2 if isinstance(error, ConfigError) else FAILED, f"error: {text}"
+    if isinstance(error, Elsewhere):
+        return error.status, f"error: {text}" if text else ""
     if isinstance(error, Interrupted):
-        return 128 + error.signum, one_line(str(error))
-    return (INTERRUPTED, "interrupted") if isinstance(error, KeyboardInterrupt) else None
+        return 128 + error.signum, text
+    return (130, "interrupted") if isinstance(error, KeyboardInterrupt) else None
 
 
 @contextlib.contextmanager

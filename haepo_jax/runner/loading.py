@@ -16,7 +16,7 @@ from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.state import InitialPolicy, TrainState
 from haepo_jax.messages import one_line, short
 from haepo_jax.rollout import to_env_action
-from haepo_jax.runner.checkpoints import Checkpoint, CheckpointError, Checkpoints
+from haepo_jax.runner.checkpoints import CheckpointError, Checkpoints
 from haepo_jax.runner.config import ConfigError, OwnConfig, RunConfig
 from haepo_jax.runner.describe import check_trained_by
 from haepo_jax.runner.devices import describe_device
@@ -143,8 +143,8 @@ def load(
 
 def policy_of(algorithm: Algorithm, config: RunConfig, states: TrainState, seed: int | None) -> TrainedPolicy:
     """The policy of one seed, of what `load_run` returns; raises ConfigError."""
-    lane = seed_lane(config, seed)
-    return TrainedPolicy(algorithm, jax.tree.map(lambda x: x[lane], states))
+    index = seed_index(config, seed)
+    return TrainedPolicy(algorithm, jax.tree.map(lambda x: x[index], states))
 
 
 def start_of(config: RunConfig, algorithm: Algorithm) -> InitialPolicy | None:
@@ -178,16 +178,19 @@ def load_run(
     config = directory.read_config(own=algorithm is not None)
     if algorithm is not None:
         check_trained_by(algorithm, config, str(directory.path))
-    while True:
-        found = _find(directory, checkpoint, warn)
-        try:
-            check_written_with(found, config)
-            algorithm = build(config) if algorithm is None else algorithm
-            return algorithm, config, _restored(found, algorithm, config.num_seeds)
-        except CheckpointError:
-            # A run that is still training removes its older checkpoints; there is a newer one then.
-            if found.path.exists():
-                raise
+    checkpoints = Checkpoints(directory.checkpoints)
+    found = checkpoints.best() if checkpoint == "best" else checkpoints.newest(lambda one: None, warn)
+    if found is None:
+        what = "no checkpoint with a return" if checkpoints.all() else "no checkpoint yet"
+        raise ConfigError(f"run_dir={str(directory.path)!r} has {what}")
+    check_written_with(found, config)
+    algorithm = build(config) if algorithm is None else algorithm
+    # The run of one seed has no axis for it.
+    several, key, init = config.num_seeds > 1, jax.random.key(0), algorithm.init
+    if several:
+        key, init = jax.random.split(key, config.num_seeds), jax.vmap(init)
+    states = found.restore(jax.eval_shape(init, key), cast=True)
+    return algorithm, config, jax.tree.map(lambda x: jnp.asarray(x if several else x[None]), states)
 
 
 def warn_of_checkpoint(text: str) -> None:
@@ -195,33 +198,12 @@ def warn_of_checkpoint(text: str) -> None:
     print(f"warning: {one_line(text)}; taking the one before", file=sys.stderr)
 
 
-def _find(directory: RunDir, which: str, warn: Callable[[str], None]) -> Checkpoint:
-    checkpoints = Checkpoints(directory.checkpoints)
-    found = checkpoints.best() if which == "best" else checkpoints.newest(lambda one: None, warn)
-    if found is None:
-        what = "no checkpoint with a return" if which == "best" and checkpoints.all() else "no checkpoint yet"
-        raise ConfigError(f"run_dir={str(directory.path)!r} has {what}")
-    return found
-
-
-def _restored(checkpoint: Checkpoint, algorithm: Algorithm, num_seeds: int) -> TrainState:
-    # The run of one seed has no axis for it.
-    key, init = jax.random.key(0), algorithm.init
-    if num_seeds > 1:
-        key, init = jax.random.split(key, num_seeds), jax.vmap(init)
-    like = jax.eval_shape(init, key)
-    states = jax.tree.map(jnp.asarray, checkpoint.restore(like, cast=True))
-    return states if num_seeds > 1 else jax.tree.map(lambda x: x[None], states)
-
-
-def seed_lane(config: RunConfig, seed: int | None) -> int:
+def seed_index(config: RunConfig, seed: int | None) -> int:
     """Where a seed of a run stands on the leading axis; raises ConfigError."""
-    if seed is None:
-        return 0
     numbers = config.seed_numbers
-    if seed not in numbers:
-        consecutive = numbers == list(range(numbers[0], numbers[-1] + 1))
-        known = f"{numbers[0]} to {numbers[-1]}" if consecutive else ", ".join(map(str, numbers))
-        has = f"seed {numbers[0]}" if len(numbers) == 1 else f"seeds {known}"
-        raise ConfigError(f"seed={seed} is not in this run, which has {has}")
-    return numbers.index(seed)
+    if seed is None or seed in numbers:
+        return 0 if seed is None else numbers.index(seed)
+    consecutive = numbers == list(range(numbers[0], numbers[-1] + 1))
+    known = f"{numbers[0]} to {numbers[-1]}" if consecutive else ", ".join(map(str, numbers))
+    has = f"seed {numbers[0]}" if len(numbers) == 1 else f"seeds {known}"
+    raise ConfigError(f"seed={seed} is not in this run, which has {has}")

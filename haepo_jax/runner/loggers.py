@@ -1,4 +1,4 @@
-"""Observers that write a run down: JSON lines, TensorBoard events, Weights & Biases, the curve and the summary."""
+"""Observers that record a run: JSON lines, TensorBoard events, Weights & Biases, the curve and the summary."""
 
 from __future__ import annotations
 
@@ -12,44 +12,25 @@ from typing import Any
 
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.observers import Observer, Row, RunInfo
-from haepo_jax.runner.run_dir import AppendedFile, RunDir, config_text, json_text, write_atomically
+from haepo_jax.runner.run_dir import RunDir, append_record, config_text, json_text, keep_rows, write_atomically
 
 
 def loggers_of(config: RunConfig, directory: RunDir, command: str) -> list[Observer]:
-    """What writes a run down, as its settings want it; `command` is for the summary."""
+    """The loggers that a run's settings ask for; `command` is for the summary."""
     from haepo_jax.runner.completions import CompletionLogger
 
-    tensorboard = TensorBoardLogger(directory) if config.tensorboard else None
-    made: list[Observer] = [FileLogger(directory, command), CurveLogger(directory, tensorboard)]
-    if tensorboard is not None:
-        made.append(tensorboard)
+    made: list[Observer] = [FileLogger(directory, command), CurveLogger(directory)]
+    if config.tensorboard:
+        made.append(TensorBoardLogger(directory))
     if config.completions:
-        made.append(CompletionLogger(directory, config.completions, tensorboard))
+        made.append(CompletionLogger(directory, config.completions))
     if config.wandb:
         made.append(WandbLogger(directory))
     return made
 
 
-def row_to_json(row: Row) -> dict[str, Any]:
-    """A row as `metrics.jsonl` holds it.
-
-    The top level has the mean over the seeds that have a value; `seeds` has every seed's. `update` is that of the
-    seed furthest on, `env_steps` the mean rounded down. A value that is missing or not finite is null.
-    """
-    return {
-        "row": row.index,
-        "update": max(row.update),
-        "env_steps": row.mean_steps,
-        "wall_seconds": row.wall_seconds,
-        "env_steps_per_second": row.env_steps_per_second,
-        **{name: row.mean(name) for name in row.metrics},
-        "seeds": {"update": row.update, "env_steps": row.env_steps, **row.metrics},
-    }
-
-
 def _scalars(row: Row) -> dict[str, float]:
-    values = row_to_json(row)
-    return {name: v for name, v in values.items() if isinstance(v, float) and math.isfinite(v)}
+    return {name: v for name, v in row.to_json().items() if isinstance(v, float) and math.isfinite(v)}
 
 
 class FileLogger(Observer):
@@ -58,33 +39,25 @@ class FileLogger(Observer):
     A resumed run cuts `metrics.jsonl` down to the rows that its checkpoint knows of, and logs the others again.
     """
 
+    _info: RunInfo
+
     def __init__(self, directory: RunDir, command: str) -> None:
-        self._directory = directory
-        self._command = command
-        self._info: RunInfo | None = None
-        self._metrics: AppendedFile | None = None
+        self._directory, self._command = directory, command
 
     def on_start(self, info: RunInfo) -> None:
         self._info = info
 
     def on_compiled(self, seconds: float) -> None:
         # Not before: a run that cannot be compiled should not occupy its directory.
-        assert self._info is not None
         self._directory.summary.unlink(missing_ok=True)
         write_atomically(self._directory.config, config_text(self._info.config))
-        rows = self._info.rows
-        self._metrics = AppendedFile.continued(self._directory.metrics, lambda row: row["row"] < rows)
+        keep_rows(self._directory.metrics, lambda row: row["row"] < self._info.rows)
 
     def on_row(self, row: Row) -> None:
-        assert self._metrics is not None
-        self._metrics.append((json_text(row_to_json(row)) + "\n").encode())
+        append_record(self._directory.metrics, json_text(row.to_json()) + "\n")
 
     def on_end(self, summary: dict[str, Any]) -> None:
         write_atomically(self._directory.summary, json_text(summary | {"command": self._command}, indent=2) + "\n")
-
-    def close(self) -> None:
-        if self._metrics is not None:
-            self._metrics.close()
 
 
 class TensorBoardLogger(Observer):
@@ -94,10 +67,11 @@ class TensorBoardLogger(Observer):
     tensorboardX's `RecordWriter`, because the thread of its `SummaryWriter` dies on a full disk and blocks whoever waits.
     """
 
+    _info: RunInfo
+    _records: Any = None
+
     def __init__(self, directory: RunDir) -> None:
         self._directory = directory
-        self._info: RunInfo | None = None
-        self._records: Any = None
 
     def on_start(self, info: RunInfo) -> None:
         self._info = info
@@ -106,7 +80,6 @@ class TensorBoardLogger(Observer):
         from tensorboardX.proto.event_pb2 import SessionLog
         from tensorboardX.record_writer import RecordWriter
 
-        assert self._info is not None
         # TensorBoard reads the files of a directory in the order of their names.
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{time.time_ns()}"
         self._records = RecordWriter(str(self._directory.path / name))
@@ -117,21 +90,8 @@ class TensorBoardLogger(Observer):
     def on_row(self, row: Row) -> None:
         from tensorboardX.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=tag(name), simple_value=value) for name, value in _scalars(row).items()]
+        values = [Summary.Value(tag=_tag(name), simple_value=value) for name, value in _scalars(row).items()]
         self._write(step=row.mean_steps, summary=Summary(value=values))
-
-    def text(self, tag: str, markdown: str, step: int) -> None:
-        """Text for TensorBoard's text page."""
-        from tensorboardX.summary import text
-
-        self._write(step=step, summary=text(tag, markdown))
-
-    def image(self, tag: str, png: bytes, step: int) -> None:
-        """A picture for TensorBoard's image page."""
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        value = Summary.Value(tag=tag, image=Summary.Image(encoded_image_string=png))
-        self._write(step=step, summary=Summary(value=[value]))
 
     def _write(self, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -145,7 +105,7 @@ class TensorBoardLogger(Observer):
                 self._records.close()
 
 
-def tag(name: str) -> str:
+def _tag(name: str) -> str:
     """A metric's name under its group in TensorBoard."""
     if name in ("wall_seconds", "env_steps_per_second"):
         return f"time/{name}"
@@ -155,18 +115,18 @@ def tag(name: str) -> str:
 class WandbLogger(Observer):
     """Logs every metric's mean to Weights & Biases; project and mode come from its own environment variables."""
 
+    _run: Any = None
+
     def __init__(self, directory: RunDir) -> None:
         if util.find_spec("wandb") is None:
             raise ConfigError("wandb=true needs the package wandb: pip install 'haepo_jax[wandb]'")
         self._directory = directory
-        self._run: Any = None
 
     def on_start(self, info: RunInfo) -> None:
         import wandb
 
-        path = self._directory.path
         # A resumed run is the same run there, too.
-        file = path / "wandb_id"
+        path, file = self._directory.path, self._directory.path / "wandb_id"
         if not file.exists():
             write_atomically(file, uuid.uuid4().hex[:12])
         name = file.read_text().strip()
@@ -184,19 +144,16 @@ class WandbLogger(Observer):
 
 
 class CurveLogger(Observer):
-    """Draws `curve.png` when the run has ended, for TensorBoard too."""
+    """Draws `curve.png` when the run has ended."""
 
-    def __init__(self, directory: RunDir, tensorboard: TensorBoardLogger | None) -> None:
-        self._directory, self._tensorboard = directory, tensorboard
+    def __init__(self, directory: RunDir) -> None:
+        self._directory = directory
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        from haepo_jax.runner.plots import curves_figure, figure_png, read_curve
+        from haepo_jax.runner.plots import curves_figure, read_curve, write_figure
 
         try:
             curve = read_curve(self._directory, label=summary["algo"])
         except ConfigError:  # a run may diverge before its first row
             return
-        png = figure_png(curves_figure([curve], title=f"{summary['algo']} on {summary['env']}"))
-        write_atomically(self._directory.curve, png)
-        if self._tensorboard is not None:
-            self._tensorboard.image("curve", png, summary["env_steps"])
+        write_figure(curves_figure([curve], title=f"{summary['algo']} on {summary['env']}"), self._directory.curve)

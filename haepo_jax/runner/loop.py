@@ -1,35 +1,136 @@
-"""The loop: advances a compiled algorithm row by row over all its seeds and tells observers what happens.
+"""One run, from its settings to its summary: compiled calls in turns with evaluations, rows and checkpoints.
 
 Everything that numerical code needs is built before the first step; the loop itself only moves counters and clocks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from haepo_jax import sharding
-from haepo_jax.algorithms.state import CAUSES, EPISODE_MEANS, TrainState
-from haepo_jax.runner.checkpoints import Saver
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import CAUSES, EPISODE_MEANS, InitialPolicy, TrainState
+from haepo_jax.runner.checkpoints import Checkpoint, Saver, prng_implementation
+from haepo_jax.runner.config import RunConfig
+from haepo_jax.runner.devices import describe_device, device_errors, versions
 from haepo_jax.runner.errors import Interrupted
-from haepo_jax.runner.evaluation import KINDS
-from haepo_jax.runner.observers import Counters, Observer, Row, divergence_text, not_finite
-from haepo_jax.runner.processes import Processes
-from haepo_jax.runner.program import Program
-from haepo_jax.runner.signals import StopSignals, interruptibly
+from haepo_jax.runner.loading import start_of
+from haepo_jax.runner.observers import Observer, Row, RunInfo, divergence_text
+from haepo_jax.runner.processes import ALONE, Processes
+from haepo_jax.runner.program import KINDS, Program, build, final_size, mesh_of
+from haepo_jax.runner.resume import settings_that_matter
+from haepo_jax.runner.signals import NEVER, StopSignals, interruptibly
 from haepo_jax.runner.statistics import interquartile_mean
 
 T = TypeVar("T")
 
-TELL_AFTER_SECONDS = 3.0
-"""An evaluation that takes longer is announced."""
-
 SLICE_SECONDS = 1.0
 """How long one compiled call may be expected to take: between two calls progress is shown and Ctrl-C is heard."""
+
+
+def run(
+    config: RunConfig,
+    directory: Path | None,
+    observers: Sequence[Observer],
+    *,
+    algorithm: Algorithm | None = None,
+    saver: Saver | None = None,
+    resumed: bool = False,
+    checkpoint: Checkpoint | None = None,
+    stop: StopSignals = NEVER,
+    processes: Processes = ALONE,
+    start: InitialPolicy | None = None,
+) -> tuple[dict[str, Any], TrainState]:
+    """Trains as configured; returns the summary and the final train state, of several seeds with a leading axis.
+
+    What is written is up to the observers and the saver. A verified `checkpoint` is resumed from; `algorithm` and `start`
+    stand in for what the settings describe. Of several processes the saver and the checkpoint are the first one's.
+
+    Raises:
+      ConfigError: the environment or algorithm cannot be built.
+      RunError: the device runs out of memory, or a checkpoint cannot be written or read.
+      Interrupted: `stop` gave a signal; there is a last checkpoint.
+      OSError: an observer cannot write.
+    """
+    begun, saver = time.perf_counter(), saver or Saver(None)
+    with contextlib.ExitStack() as stack:
+        for close in [*(observer.close for observer in observers), saver.close]:
+            stack.callback(close)
+        device = describe_device()
+        algorithm = build(config) if algorithm is None else algorithm
+        mesh = mesh_of(config, algorithm)
+        about = {
+            "settings": settings_that_matter(config),
+            "versions": versions(),
+            "device": device,
+            "prng": prng_implementation(),
+        }
+        earlier = processes.of_first(lambda: checkpoint.progress() if checkpoint else None)
+        position = LoopState(**earlier["position"]) if earlier else LoopState()
+        start_from = processes.of_first(lambda: None if checkpoint else start or start_of(config, algorithm))
+        steps = position.steps // config.num_seeds
+        logged = position.logged_steps // config.num_seeds if position.rows else -1
+        info = RunInfo(config, algorithm, directory, device, position.rows, logged, steps if resumed else None)
+        for observer in observers:
+            observer.on_start(info)
+            for text in _changes(earlier, about, steps, config, algorithm) if earlier else ():
+                observer.on_warning(text)
+        saver.prepare()
+        processes.meet()
+        with device_errors("take fewer seeds or environments"):
+            final = final_size(config.final_eval_episodes, algorithm)
+            program = Program(algorithm, seeds=config.seed_numbers, final=final, mesh=mesh, start=start_from)
+            state = program.restore(checkpoint, processes) if earlier else program.init()
+            stop.begin()  # first, so that whoever reads that training has begun may interrupt it
+            for observer in observers:
+                observer.on_compiled(program.compile_seconds)
+            wall_before = position.run_seconds + position.compile_seconds
+            position.compile_seconds += program.compile_seconds
+            position.resumed_from += [steps] if earlier else []
+            loop = _Loop(program, observers, saver, stop, processes, position, state, about, config.env)
+            saver.start(steps, loop.moment if checkpoint else None)
+            processes.meet()
+            results = loop.run()
+        summary = {
+            "env": config.env,
+            "algo": config.algo.name,
+            "seeds": config.seed_numbers,
+            **results,
+            "wall_seconds": wall_before + time.perf_counter() - begun,
+            "compile_seconds": position.compile_seconds,
+            "resumed_from": position.resumed_from,
+            "device": device,
+            "versions": about["versions"],
+            "hyperparameters": config.to_dict()["algo"] | {"total_steps": config.total_steps},
+        }
+        for observer in observers:
+            observer.on_end(summary)
+    return summary, loop.state
+
+
+def _changes(
+    earlier: dict[str, Any], about: dict[str, Any], steps: int, config: RunConfig, algorithm: Algorithm
+) -> Iterator[str]:
+    """What to say of a resumed run that will not be as if it had never been interrupted."""
+    if any(earlier[key] != about[key] for key in ("versions", "device")):
+        yield "the run so far was made on another device or by other versions: it will not continue bit for bit"
+    total, before = config.total_steps, earlier["settings"]["total_steps"]
+    if before != total:
+        shares = (jnp.float32(min(1.0, steps / whole)) for whole in (before, total))
+        then, now = (float(algorithm.scheduled(share).learning_rate) for share in shares)
+        if then != now:
+            yield (
+                f"total_steps grows from {before:,} to {total:,}, and schedules follow the share of total_steps that "
+                f"is done: the learning rate goes from {then:.3g} back to {now:.3g}"
+            )
 
 
 @dataclasses.dataclass
@@ -45,189 +146,221 @@ class LoopState:
     steps: int = 0
     logged_steps: int = 0  # when the last row was logged
     metrics: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # of each seed's last update
-    best_return: float | None = None
+    best_return: float | None = None  # the highest of a row
     eval_steps: int = 0  # about what evaluations at rows have played
     run_seconds: float = 0.0  # from the first update to here; the next three are parts of it
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
-    checkpoint_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0  # how long the loop has waited for checkpoints: copies, not writes
     compile_seconds: float = 0.0
     resumed_from: list[int] = dataclasses.field(default_factory=list)  # steps per seed
     ended: int | None = None  # the total_steps of the run that an observer has ended here
 
 
-class Training:
+@dataclasses.dataclass(frozen=True)
+class Counters:
+    """How far every seed is, read from a train state; one value per seed in each list (see `TrainState`, `TrainingStatus`)."""
+
+    update: list[int]
+    env_steps: list[int]
+    diverged_at: list[int]
+    cause: list[int]
+    skipped: list[int]
+    invalid_episodes: list[int]
+
+    @classmethod
+    def read(cls, state: TrainState) -> Counters:
+        """Waits for the device."""
+        status = (getattr(state.status, field.name) for field in dataclasses.fields(cls)[2:])
+        values = (state.update, state.env_steps.to_int(), *status)
+        return cls(*(np.atleast_1d(np.asarray(value)).tolist() for value in values))
+
+    @property
+    def behind(self) -> int | None:
+        """The steps of the seed that is least far among those that still run; None where all are frozen."""
+        return min((steps for steps, at in zip(self.env_steps, self.diverged_at, strict=True) if at < 0), default=None)
+
+    def before(self, until: int) -> bool:
+        """Whether a seed that still runs has fewer than `until` steps."""
+        return self.behind is not None and self.behind < until
+
+    def divergences(self, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        """Each frozen seed, the update that was not finite and what in it."""
+        return [
+            {"seed": seed, "update": at, "not_finite": _not_finite(cause)}
+            for seed, at, cause in zip(seeds, self.diverged_at, self.cause, strict=True)
+            if at >= 0
+        ]
+
+
+def _not_finite(cause: int) -> list[str]:
+    """The names behind the bits of `TrainingStatus.cause`."""
+    return [name for bit, name in enumerate(CAUSES) if cause >> bit & 1]
+
+
+@dataclasses.dataclass
+class _Loop:
     """The loop over rows. Seconds are measured where the host waits for the device, so they are the device's.
 
     How it is cut into compiled calls, and at which of them it is broken off and resumed, changes no row and no update.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        observers: Sequence[Observer],
-        saver: Saver | None,
-        stop: StopSignals,
-        processes: Processes,
-        position: LoopState,
-        state: TrainState,
-        env: str,
-    ) -> None:
-        self._program, self._observers, self._saver, self._stop = program, observers, saver, stop
-        self._processes, self._state, self._env = processes, state, env
-        self._at = Counters.read(state)
-        self._position = position
+    program: Program
+    observers: Sequence[Observer]
+    saver: Saver
+    stop: StopSignals
+    processes: Processes
+    position: LoopState
+    state: TrainState
+    about: dict[str, Any]  # what every checkpoint says of the run
+    env: str
+
+    def __post_init__(self) -> None:
+        position = self.position
+        self._at = Counters.read(self.state)
         if not position.steps:
             position.steps = position.logged_steps = sum(self._at.env_steps)
-        self._before = position.run_seconds, position.checkpoint_seconds
-        self._metrics = {name: np.asarray(values) for name, values in position.metrics.items()}
+        self._total: int = self.program.algorithm.total_steps
         # The return of the row that was logged at exactly this state.
-        self._value: float | None = None
-        self._begin = time.perf_counter()
+        self._return: float | None = None
+        self._begin = time.perf_counter() - position.run_seconds
+        self._first = self._at.behind or 0, position.train_seconds
+        self._last_row = position.run_seconds, position.steps
 
     @property
-    def mark(self) -> Any:
-        """Of this moment of the run; see `Saver`."""
-        return self._position.rows, self._at.update, self._at.diverged_at
+    def moment(self) -> Any:
+        """What tells this moment of the run from every other."""
+        return self.position.rows, self._at.update, self._at.diverged_at
 
-    def run(self) -> tuple[dict[str, Any], TrainState]:
-        """Trains to the end; returns the loop's part of the summary, and the final state."""
-        program, position = self._program, self._position
-        total, points = program.algorithm.total_steps, program.algorithm.log_points
-        first_steps, train_before = self._at.behind or 0, position.train_seconds
-        row_begin, row_steps = time.perf_counter(), position.steps
+    def run(self) -> dict[str, Any]:
+        """Trains to the end; returns the loop's part of the summary."""
+        program, position, points = self.program, self.position, self.program.algorithm.log_points
         # A run may have been broken off between the last update of a row and the row.
-        while position.ended != total and (position.until is not None or self._at.before(total)):
+        while position.ended != self._total and (position.until is not None or self._at.before(self._total)):
             if position.until is None:
                 # The next of the evenly spaced points that not every seed has passed, so an update past several makes
                 # one row.
-                point = (self._at.behind or 0) * points // total + 1
-                position.until = -(-total * point // points)
+                point = (self._at.behind or 0) * points // self._total + 1
+                position.until = -(-self._total * point // points)
             while self._at.before(position.until):
-                behind = self._at.behind or 0
-                end = _slice_end(behind, behind - first_steps, position.train_seconds - train_before)
-                self._advance(min(position.until, end))
+                self._advance(min(position.until, self._slice_end()))
             position.until = None
-            if position.steps == position.logged_steps:  # a seed diverged and no other had to move to reach this point
-                continue
-            self._log(row_begin, row_steps)
-            row_begin, row_steps = time.perf_counter(), position.steps
+            # Otherwise a seed diverged and no other had to move to reach this point.
+            if position.steps != position.logged_steps:
+                self._log()
         run_seconds = self._clock()
         # Written while the policy is evaluated.
         self._save()
-        self._processes.meet()
+        self.processes.meet()
         begin = time.perf_counter()
-        final = self._listening(lambda: program.final_evaluation(self._state), final=True)
+        final = self._listening(lambda: program.final_evaluation(self.state), final=True)
         final_seconds = time.perf_counter() - begin
-        if self._saver is not None:
-            self._saver.wait()
+        self.saver.wait()
         self._leave_if_asked()
-        return self._results(final, run_seconds, final_seconds), self._state
+        return self._results(final, run_seconds, final_seconds)
+
+    def _slice_end(self) -> int:
+        """Where the next compiled call ends so that it takes about SLICE_SECONDS, judged by those before; the first call
+        makes one update."""
+        behind = self._at.behind or 0
+        steps, seconds = behind - self._first[0], self.position.train_seconds - self._first[1]
+        return behind + max(1, int(steps / seconds * SLICE_SECONDS) if seconds else 1)
 
     def _advance(self, until: int) -> None:
         """One compiled call, and a checkpoint where one is due."""
-        begin = time.perf_counter()
-        self._state, latest = interruptibly(lambda: self._program.advance(self._state, until))
-        before, self._at = self._at, Counters.read(self._state)
-        advanced = np.array(self._at.update) > np.array(before.update)
-        # A seed's metrics before its first update are 0 on the device, and not known.
-        self._metrics = {
-            name: np.where(advanced, value, self._metrics.get(name, np.nan)) for name, value in latest.items()
-        }
-        position = self._position
-        position.steps, self._value = sum(self._at.env_steps), None
-        position.train_seconds += time.perf_counter() - begin
-        for observer in self._observers:
-            observer.on_slice(self._state, self._at.env_steps)
+        position, before = self.position, self._at
+        with self._timed("train_seconds"):
+            self.state, latest = interruptibly(lambda: self.program.advance(self.state, until))
+            self._at = Counters.read(self.state)
+            # A seed's metrics before its first update are 0 on the device, and not known.
+            advanced = np.array(self._at.update) > np.array(before.update)
+            known = {name: position.metrics.get(name, np.nan) for name in latest}
+            position.metrics = {
+                name: np.where(advanced, value.astype(np.float64), known[name]).tolist()
+                for name, value in latest.items()
+            }
+        position.steps, self._return = sum(self._at.env_steps), None
+        for observer in self.observers:
+            observer.on_slice(self.state, self._at.env_steps)
         self._warn(before)
-        if self._saver is not None and self._saver.due(position.steps // self._program.num_seeds):
+        if self.saver.due(position.steps // self.program.num_seeds):
             self._save()
         self._leave_if_asked()
 
-    def _log(self, row_begin: float, row_steps: int) -> None:
+    def _log(self) -> None:
         """A row: an evaluation, and what the last update of each seed said. An observer may end the run with it."""
-        begin = time.perf_counter()
-        metrics = self._metrics | self._evaluate()
-        now, at, position = time.perf_counter(), self._at, self._position
-        position.eval_seconds += now - begin
-        if "episodes" in metrics:
+        at, position = self._at, self.position
+        with self._timed("eval_seconds"):
+            evaluation = {name: value.astype(np.float64).tolist() for name, value in self._evaluate().items()}
+        metrics = position.metrics | evaluation
+        for name in {*EPISODE_MEANS} & {*metrics} if "episodes" in metrics else ():
             # A compiled function gives no NaN for the mean of no episodes, so as not to stop `jax_debug_nans`.
-            for name in {*EPISODE_MEANS} & {*metrics}:
-                metrics[name] = np.where(metrics["episodes"] == 0, np.nan, metrics[name])
-        if getattr(self._program.algorithm, "on_nan", "stop") == "skip":
-            metrics["skipped_updates"] = np.array(at.skipped)
-        row = Row(
-            index=position.rows,
-            update=at.update,
-            env_steps=at.env_steps,
-            wall_seconds=self._clock(),
-            env_steps_per_second=(position.steps - row_steps) / (now - row_begin),
-            metrics={name: value.astype(np.float64).tolist() for name, value in metrics.items()},
-        )
+            metrics[name] = np.where(np.array(metrics["episodes"]) == 0, np.nan, metrics[name]).tolist()
+        if getattr(self.program.algorithm, "on_nan", "stop") == "skip":
+            metrics["skipped_updates"] = [float(count) for count in at.skipped]
+        (seconds_before, steps_before), now = self._last_row, self._clock()
+        speed = (position.steps - steps_before) / (now - seconds_before)
+        row = Row(position.rows, at.update, at.env_steps, now, speed, metrics)
+        self._last_row, self._return = (now, position.steps), row.mean_return
         position.rows, position.logged_steps = position.rows + 1, position.steps
-        total, ended = self._program.algorithm.total_steps, False
-        for observer in self._observers:
+        ended = False
+        for observer in self.observers:
             observer.on_row(row)
-            ended |= bool(observer.on_state(row, sharding.local_copy(self._state)))
-        if ended and at.before(total):
-            position.ended = total
-        self._value = row.mean("eval_return" if "eval_return" in row.metrics else "episode_return")
-        if self._saver is not None:
-            self._saver.row(sharding.local_copy(self._state), self._value, self.mark, self._snapshot)
-        if self._processes.meet(int(position.ended == total))[0]:
-            position.ended = total
+            ended |= bool(observer.on_state(row, sharding.local_copy(self.state)))
+        if ended and at.before(self._total):
+            position.ended = self._total
+        if self._return > (-np.inf if position.best_return is None else position.best_return):
+            position.best_return = self._return
+            with self._timed("checkpoint_seconds"):
+                self.saver.hold(sharding.local_copy(self.state), self._progress(), self.moment)
+        if self.processes.meet(int(position.ended == self._total))[0]:
+            position.ended = self._total
 
     def _evaluate(self) -> dict[str, np.ndarray[Any, Any]]:
         """The evaluation at a row. One that would make evaluation longer than the training, counted in environment steps,
         is left out, except at the end of the run."""
-        program, position = self._program, self._position
-        if position.eval_steps > position.steps and self._at.before(program.algorithm.total_steps):
+        program, position = self.program, self.position
+        if position.eval_steps > position.steps and self._at.before(self._total):
             return program.not_evaluated()
-        values = self._listening(lambda: program.evaluate(self._state), final=False)
+        values = self._listening(lambda: program.evaluate(self.state), final=False)
         if "eval_length" in values:
             position.eval_steps += int(values["eval_length"].sum()) * program.row_size.episodes * KINDS
         return values
 
     def _listening(self, function: Callable[[], T], *, final: bool) -> T:
-        """An evaluation, which may take long: a signal ends it at once, after a checkpoint."""
-        if not self._processes.alone:  # the others would wait for their part of it
+        """An evaluation, which may take long: it is announced, and a signal ends it at once, after a checkpoint."""
+        size = self.program.final_size if final else self.program.row_size
+        for observer in self.observers if size.episodes else ():
+            observer.on_evaluation(final)
+        if not self.processes.alone:  # the others would wait for their part of it
             return interruptibly(function)
-        begin, told = time.perf_counter(), False
-
-        def poll() -> None:
-            nonlocal told
-            if not told and time.perf_counter() - begin > TELL_AFTER_SECONDS:
-                told = True
-                for observer in self._observers:
-                    observer.on_evaluation(final)
-            self._leave_if_asked()
-
-        return interruptibly(function, poll)
+        return interruptibly(function, self._leave_if_asked)
 
     def _results(
         self, final: dict[str, np.ndarray[Any, Any]], run_seconds: float, final_seconds: float
     ) -> dict[str, Any]:
         """The loop's part of the summary, from the final evaluation (see `Program.final_evaluation`) and the clocks."""
-        at, position = self._at, self._position
-        returns, greedy, lengths = (_means(final[name]) for name in ("return", "return_greedy", "length"))
+        at, position, program = self._at, self.position, self.program
+        # (seeds, episodes), of which there may be none
+        means = {k: v.mean(1, np.float64) if v.size else np.full(len(v), np.nan) for k, v in final.items()}
         return {
             "env_steps": sum(at.env_steps) // len(at.env_steps),
             "env_steps_per_seed": at.env_steps,
             "updates": max(at.update),
             "updates_per_seed": at.update,
-            "ended_early": position.ended == self._program.algorithm.total_steps,
-            "diverged": at.divergences(self._program.seeds),
+            "ended_early": position.ended == self._total,
+            "diverged": at.divergences(program.seeds),
             "skipped_updates_per_seed": at.skipped,
             "invalid_episodes_per_seed": at.invalid_episodes,
-            "final_return_mean": float(returns.mean()),
-            "final_return_iqm": float(interquartile_mean(returns)),
-            "final_return_per_seed": returns.tolist(),
-            "final_return_greedy_mean": float(greedy.mean()),
-            "final_return_greedy_per_seed": greedy.tolist(),
-            "final_length_mean": float(lengths.mean()),
+            "final_return_mean": float(means["return"].mean()),
+            "final_return_iqm": float(interquartile_mean(means["return"])),
+            "final_return_per_seed": means["return"].tolist(),
+            "final_return_greedy_mean": float(means["return_greedy"].mean()),
+            "final_return_greedy_per_seed": means["return_greedy"].tolist(),
+            "final_length_mean": float(means["length"].mean()),
             "final_eval_episodes": final["return"].shape[1],
-            "final_eval_max_steps": self._program.final_size.max_steps,
-            "eval_episodes": self._program.row_size.episodes,
+            "final_eval_max_steps": program.final_size.max_steps,
+            "eval_episodes": program.row_size.episodes,
             "run_seconds": run_seconds,
             "train_seconds": position.train_seconds,
             "eval_seconds": position.eval_seconds,
@@ -239,62 +372,50 @@ class Training:
         }
 
     def _clock(self) -> float:
-        """Brings the position's clocks up to now; returns the seconds of the run."""
-        run_seconds, checkpoint_seconds = self._before
-        self._position.run_seconds = run_seconds + time.perf_counter() - self._begin
-        if self._saver is not None:
-            self._position.checkpoint_seconds = checkpoint_seconds + self._saver.blocked_seconds
-        return self._position.run_seconds
+        """The seconds of the run so far."""
+        self.position.run_seconds = time.perf_counter() - self._begin
+        return self.position.run_seconds
 
-    def _snapshot(self) -> dict[str, Any]:
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Adds the seconds that pass to one of the position's clocks."""
+        begin = time.perf_counter()
+        yield
+        setattr(self.position, name, getattr(self.position, name) + time.perf_counter() - begin)
+
+    def _progress(self) -> dict[str, Any]:
+        """What a checkpoint of this moment says beside the arrays."""
         self._clock()
-        self._position.metrics = {name: value.astype(np.float64).tolist() for name, value in self._metrics.items()}
-        if self._saver is not None:
-            self._position.best_return = self._saver.best_return
-        return dataclasses.asdict(self._position)
+        return {**self.about, "return": self._return, "position": dataclasses.asdict(self.position)}
 
     def _save(self) -> None:
-        if self._saver is not None:
-            steps = self._position.steps // self._program.num_seeds
-            self._saver.save(sharding.local_copy(self._state), steps, self.mark, self._value, self._snapshot())
-            self._clock()
+        steps = self.position.steps // self.program.num_seeds
+        with self._timed("checkpoint_seconds"):
+            self.saver.save(sharding.local_copy(self.state), steps, self._progress(), self.moment)
 
     def _leave_if_asked(self) -> None:
         # The first process's clock is everyone's, so that all come to the same end of the next call.
-        signum, self._position.train_seconds = self._processes.meet(self._stop() or 0, self._position.train_seconds)
+        signum, self.position.train_seconds = self.processes.meet(self.stop() or 0, self.position.train_seconds)
         if signum:
             self._save()
-            if self._saver is not None:
-                self._saver.wait()
-            raise Interrupted(signum, f"interrupted at {self._position.steps // self._program.num_seeds:,} steps")
+            self.saver.wait()
+            raise Interrupted(signum, f"interrupted at {self.position.steps // self.program.num_seeds:,} steps")
 
     def _warn(self, before: Counters) -> None:
         """Tells of what went wrong since `before`: each frozen seed, and the first update and episode left out."""
-        at, texts = self._at, []
-        known = before.divergences(self._program.seeds)
+        at, texts, seeds = self._at, [], self.program.seeds
         if at.behind is not None:
-            new = [seed for seed in at.divergences(self._program.seeds) if seed not in known]
+            new = [seed for seed in at.divergences(seeds) if seed not in before.divergences(seeds)]
             texts += [f"{divergence_text(seed)}; it stays as it was before, the others continue" for seed in new]
         if sum(at.skipped) and not sum(before.skipped):
-            what = sorted({name for cause in at.cause for name in not_finite(cause)}, key=CAUSES.index)
+            what = sorted({name for cause in at.cause for name in _not_finite(cause)}, key=CAUSES.index)
             texts.append(
                 f"an update is not finite ({', '.join(what)}) and is dropped; algo.on_nan=skip counts such updates"
             )
         if sum(at.invalid_episodes) and not sum(before.invalid_episodes):
             texts.append(
-                f"{self._env} gave an observation or reward that is not finite; such episodes are left out and counted"
+                f"{self.env} gave an observation or reward that is not finite; such episodes are left out and counted"
             )
-        for observer in self._observers:
+        for observer in self.observers:
             for text in texts:
                 observer.on_warning(text)
-
-
-def _means(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Of each seed (seeds, episodes); NaN where there are no episodes."""
-    return values.mean(axis=1, dtype=np.float64) if values.size else np.full(len(values), np.nan)
-
-
-def _slice_end(done: int, gained: int, seconds: float) -> int:
-    """Where to stop the next compiled call so that it takes about SLICE_SECONDS, judged by `gained` steps in `seconds`. The
-    first call makes one update."""
-    return done + max(1, int(gained / seconds * SLICE_SECONDS) if seconds else 1)

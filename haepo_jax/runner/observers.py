@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from haepo_jax.algorithms.base import Algorithm
-from haepo_jax.algorithms.state import CAUSES, TrainState
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.statistics import mean_of_known
+
+if TYPE_CHECKING:
+    from haepo_jax.algorithms.base import Algorithm
+    from haepo_jax.algorithms.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,58 +37,37 @@ class Row:
     metrics: dict[str, list[float]]
 
     def mean(self, name: str) -> float:
-        """A metric's mean over the seeds that have a value; NaN where none has, or the metric is unknown."""
+        """A metric's mean over the seeds that have a value; NaN if none has, or the metric is unknown."""
         return float(mean_of_known(self.metrics.get(name, [np.nan])))
+
+    @property
+    def mean_return(self) -> float:
+        """Of the evaluation, or without evaluations of training; NaN where neither gave one."""
+        return self.mean("eval_return" if "eval_return" in self.metrics else "episode_return")
 
     @property
     def mean_steps(self) -> int:
         """Environment steps per seed, rounded down."""
         return sum(self.env_steps) // len(self.env_steps)
 
+    def to_json(self) -> dict[str, Any]:
+        """The row as `metrics.jsonl` holds it: the mean over the seeds that have a value, and every seed's under `seeds`.
 
-@dataclasses.dataclass(frozen=True)
-class Counters:
-    """How far every seed is, read from a train state; one value per seed in each list (see `TrainState` and `TrainingStatus`)."""
-
-    update: list[int]
-    env_steps: list[int]
-    diverged_at: list[int]
-    cause: list[int]
-    skipped: list[int]
-    invalid_episodes: list[int]
-
-    @classmethod
-    def read(cls, state: TrainState) -> Counters:
-        """Waits for the device."""
-        status = (getattr(state.status, field.name) for field in dataclasses.fields(cls)[2:])
-        values = (state.update, state.env_steps.to_int(), *status)
-        return cls(*(np.atleast_1d(np.asarray(value)).tolist() for value in values))
-
-    @property
-    def behind(self) -> int | None:
-        """The steps of the seed that is least far among those that still run; None where all are frozen."""
-        return min((steps for steps, at in zip(self.env_steps, self.diverged_at, strict=True) if at < 0), default=None)
-
-    def before(self, until: int) -> bool:
-        """Whether a seed that still runs has fewer than `until` steps."""
-        return self.behind is not None and self.behind < until
-
-    def divergences(self, seeds: Sequence[int]) -> list[dict[str, Any]]:
-        """Each frozen seed, the update that was not finite and what in it."""
-        return [
-            {"seed": seed, "update": at, "not_finite": not_finite(cause)}
-            for seed, at, cause in zip(seeds, self.diverged_at, self.cause, strict=True)
-            if at >= 0
-        ]
-
-
-def not_finite(cause: int) -> list[str]:
-    """The names behind the bits of `TrainingStatus.cause`."""
-    return [name for bit, name in enumerate(CAUSES) if cause >> bit & 1]
+        `update` is that of the seed that is furthest, `env_steps` the mean rounded down.
+        """
+        return {
+            "row": self.index,
+            "update": max(self.update),
+            "env_steps": self.mean_steps,
+            "wall_seconds": self.wall_seconds,
+            "env_steps_per_second": self.env_steps_per_second,
+            **{name: self.mean(name) for name in self.metrics},
+            "seeds": {"update": self.update, "env_steps": self.env_steps, **self.metrics},
+        }
 
 
 def divergence_text(seed: dict[str, Any]) -> str:
-    """One of `Counters.divergences` in words."""
+    """An entry of the summary's `diverged` in words."""
     return f"seed {seed['seed']} diverged: not finite in update {seed['update']}: {', '.join(seed['not_finite'])}"
 
 
@@ -97,24 +77,23 @@ class RunInfo:
 
     Attributes:
       rows: logged by the part of the run that it resumes; 0 for a new run.
-      logged_steps: environment steps per seed of the last of those.
-      resumed_from: environment steps per seed done by that part; None where the run is new, 0 where it had no checkpoint yet.
+      logged_steps: environment steps per seed of the last of those; -1 where there is none.
+      resumed_from: environment steps per seed done by that part; None for a new run, 0 where it had no checkpoint yet.
     """
 
     config: RunConfig
     algorithm: Algorithm
     directory: Path | None
     device: str
-    fallback: str | None
     rows: int = 0
     logged_steps: int = -1
     resumed_from: int | None = None
 
 
 class Observer:
-    """What watches a run: loggers, the progress display, checkpoints. Every method may be left out.
+    """What watches a run: loggers, the progress display, callbacks. Every method may be left out.
 
-    They are called in the order in which they were given. `on_slice` comes after every compiled call and may raise to
+    Observers are called in the order in which they were given. `on_slice` comes after every compiled call and may raise to
     end the run; it and `on_state` see the train state, whose buffers are donated to the next call: copy what must stay.
     """
 
@@ -135,7 +114,7 @@ class Observer:
         return None
 
     def on_evaluation(self, final: bool) -> None:
-        """While an evaluation is under way that takes longer than a few seconds; `final`: that of the trained policy."""
+        """Before an evaluation, which may take long; `final`: that of the trained policy."""
 
     def on_warning(self, text: str) -> None:
         """Something that the user should know of, and that does not end the run; one line."""
@@ -144,4 +123,4 @@ class Observer:
         """After the final evaluation."""
 
     def close(self) -> None:
-        """Last, whether the run came to its end or not."""
+        """Last, whether or not the run came to its end."""

@@ -19,8 +19,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from haepo_jax.messages import number
 from haepo_jax.runner.config import ConfigError
-from haepo_jax.runner.progress import number
 from haepo_jax.runner.run_dir import RunDir, write_atomically
 from haepo_jax.runner.statistics import bootstrap_interval, interquartile_mean_of_known
 
@@ -28,8 +28,6 @@ Array = npt.NDArray[np.float64]
 
 FEW_POINTS = 25
 """Up to so many points of a curve are marked: a line through few of them hides where they are, through one it is none."""
-LEGEND_INSIDE = 6
-"""A legend of more curves than this stands below the axes, where it covers none of them."""
 PANEL_COLUMNS = 3
 
 
@@ -105,11 +103,14 @@ def draw_curve(axes: Axes, curve: Curve, colour: str | None = None) -> Line2D:
     return line
 
 
-def _finish_axes(axes: Axes, per_seed: bool) -> None:
-    """Labels the steps, starts them at zero, and says so where no curve has a point."""
+def _draw_axes(axes: Axes, curves: Sequence[Curve], colours: Sequence[Any]) -> None:
+    """Draws curves over steps from zero, labels the axes, and says so where no curve has a point."""
+    lines = [draw_curve(axes, curve, colour) for curve, colour in zip(curves, colours, strict=True)]
+    per_seed = " per seed" if any(curve.returns.shape[1] > 1 for curve in curves) else ""
+    quantity = " or ".join(dict.fromkeys(curve.quantity for curve in curves))
+    axes.set(xlabel=f"environment steps{per_seed}", ylabel=quantity)
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"environment steps{' per seed' if per_seed else ''}")
-    if not any(len(np.asarray(line.get_xdata())) for line in axes.lines):
+    if not any(len(np.asarray(line.get_xdata())) for line in lines):
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", color="gray")
 
@@ -117,47 +118,36 @@ def _finish_axes(axes: Axes, per_seed: bool) -> None:
 def curves_figure(curves: Sequence[Curve], title: str = "") -> Figure:
     """One figure with every curve; a single curve's label is its title where none is given."""
     title = title or (curves[0].label if len(curves) == 1 else "")
-    counts = [curve.returns.shape[1] for curve in curves]
-    heading = f"{title}\n({over_seeds(counts)})" if title else over_seeds(counts)
-    outside = len(curves) > LEGEND_INSIDE
-    figure, axes = panel("", _quantity(curves), heading, (7, 4.2 + 0.1 * len(curves) * outside))
-    for index, curve in enumerate(curves):
-        # Ten colours have names; of more curves each has a shade between dark violet and yellow.
-        shade = to_hex(colormaps["viridis"](0.95 * index / max(1, len(curves) - 1)))
-        draw_curve(axes, curve, None if len(curves) <= 10 else shade)
-    _finish_axes(axes, max(counts) > 1)
-    if outside:
-        figure.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
-    elif len(curves) > 1:
-        axes.legend()
+    seeds = over_seeds(curve.returns.shape[1] for curve in curves)
+    heading = f"{title}\n({seeds})" if title else seeds
+    figure, axes = panel("", "", heading, (7, 4.1 + 0.1 * len(curves)))
+    # Ten colours have names; of more curves each has a shade between dark violet and yellow.
+    shades = [to_hex(shade) for shade in colormaps["viridis"](np.linspace(0, 0.95, len(curves)))]
+    _draw_axes(axes, curves, shades if len(curves) > 10 else [None] * len(curves))
+    if len(curves) > 1:
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
 
 
 def comparison_figure(runs: Sequence[tuple[str, str, RunDir]]) -> Figure:
     """Learning curves of runs (algo, env, directory), one panel per environment and one colour per algorithm."""
-    colours = {algo: f"C{index % 10}" for index, algo in enumerate(dict.fromkeys(algo for algo, _, _ in runs))}
-    curves: dict[str, list[Curve]] = {}
+    algos = list(dict.fromkeys(algo for algo, _, _ in runs))
+    panels: dict[str, list[Curve]] = {}
     for algo, env, run in runs:
-        curves.setdefault(env, []).append(read_curve(run, label=algo))
-    counts = [curve.returns.shape[1] for shown in curves.values() for curve in shown]
-    columns = min(PANEL_COLUMNS, len(curves))
-    rows = -(-len(curves) // columns)
+        panels.setdefault(env, []).append(read_curve(run, label=algo))
+    columns = min(PANEL_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
     figure = Figure(figsize=(1.4 + 5.2 * columns, 0.8 + 3.6 * rows), layout="constrained")
     handles: dict[str, Any] = {}
-    for index, (env, shown) in enumerate(curves.items(), 1):
-        axes = figure.add_subplot(rows, columns, index, ylabel=_quantity(shown))
-        for curve in shown:
-            handles[curve.label] = draw_curve(axes, curve, colours[curve.label])
+    for index, (env, curves) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(rows, columns, index)
+        _draw_axes(axes, curves, [f"C{algos.index(curve.label) % 10}" for curve in curves])
         axes.set_title(env, fontsize=11)
         axes.grid(alpha=0.3)
-        _finish_axes(axes, max(counts) > 1)
+        handles |= {curve.label: line for curve, line in zip(curves, axes.lines, strict=True)}
     figure.legend(handles=[*handles.values()], loc="outside lower center", ncols=min(6, len(handles)), frameon=False)
-    figure.suptitle(over_seeds(counts), fontsize=11)
+    figure.suptitle(over_seeds(curve.returns.shape[1] for curves in panels.values() for curve in curves), fontsize=11)
     return figure
-
-
-def _quantity(curves: Sequence[Curve]) -> str:
-    return " or ".join(dict.fromkeys(curve.quantity for curve in curves))
 
 
 def histogram_figure(returns: Mapping[str, npt.ArrayLike], title: str) -> Figure:

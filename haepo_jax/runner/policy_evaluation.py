@@ -11,30 +11,51 @@ import numpy.typing as npt
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.running import EVALUATION_SEED
 from haepo_jax.algorithms.state import TrainState
-from haepo_jax.runner.config import RunConfig
+from haepo_jax.messages import number
 from haepo_jax.runner.errors import disk_errors
-from haepo_jax.runner.loading import load_run, seed_lane, warn_of_checkpoint
+from haepo_jax.runner.loading import load_run, seed_index, warn_of_checkpoint
 from haepo_jax.runner.plots import histogram_figure, write_figure
-from haepo_jax.runner.progress import number
 from haepo_jax.runner.run_dir import RunDir, json_text, write_atomically
 from haepo_jax.runner.statistics import describe_returns
 
 CHUNK = 1000
 """Episodes played side by side for each seed."""
 
+KINDS = {"sampled": False, "greedy": True}
+"""Kinds of actions, and whether they are greedy."""
+
 Array = npt.NDArray[np.float64]
 
 
-def load_seeds(
-    directory: RunDir, checkpoint: str, seed: int | None
-) -> tuple[Algorithm, RunConfig, list[int], TrainState]:
-    """The algorithm and the settings of a run, its seeds (or the one asked for) and their train states, whose leaves have
-    the seeds as their first axis. Raises as `haepo_jax.load` does."""
+def evaluate(
+    directory: RunDir, *, checkpoint: str, seed: int | None, episodes: int, episode_seed: int | None
+) -> dict[str, Any]:
+    """What `evaluation.json` holds: what was asked for, the statistics of `summarise`, and every return and length.
+
+    `seed` is the one of the run's seeds to play, None: all. Raises as `haepo_jax.load` does.
+    """
     algorithm, run, states = load_run(directory, checkpoint, warn_of_checkpoint)
-    if seed is None:
-        return algorithm, run, run.seed_numbers, states
-    index = seed_lane(run, seed)
-    return algorithm, run, [seed], jax.tree.map(lambda x: x[index : index + 1], states)
+    seeds = run.seed_numbers
+    if seed is not None:
+        index, seeds = seed_index(run, seed), [seed]
+        states = jax.tree.map(lambda x: x[index : index + 1], states)
+    return {
+        "env": run.env,
+        "algo": run.algo.name,
+        "checkpoint": checkpoint,
+        "env_steps_per_seed": np.atleast_1d(states.env_steps.to_int()).tolist(),
+        "seeds": seeds,
+        "episodes": episodes,
+        "episode_seed": episode_seed,
+        **{
+            kind: {
+                "statistics": summarise(values["return"], seeds),
+                "return": values["return"].tolist(),
+                "length": values["length"].astype(int).tolist(),
+            }
+            for kind, values in play(algorithm, states, episodes, episode_seed).items()
+        },
+    }
 
 
 def play(
@@ -53,8 +74,7 @@ def play(
     def chunk(states: TrainState, key: jax.Array) -> dict[str, Any]:
         def both(state: TrainState) -> dict[str, Any]:
             return {
-                kind: algorithm.evaluate(state, episodes=size, greedy=greedy, key=key)
-                for kind, greedy in (("sampled", False), ("greedy", True))
+                kind: algorithm.evaluate(state, episodes=size, greedy=greedy, key=key) for kind, greedy in KINDS.items()
             }
 
         return jax.vmap(both)(states)
@@ -78,68 +98,37 @@ def summarise(returns: Array, seeds: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def document(
-    run: RunConfig,
-    seeds: list[int],
-    states: TrainState,
-    played: dict[str, dict[str, Array]],
-    *,
-    command: str,
-    checkpoint: str,
-    episodes: int,
-    episode_seed: int | None,
-) -> dict[str, Any]:
-    """What `evaluation.json` holds: what was played, the statistics of `summarise`, and every return and length."""
-    return {
-        "command": command,
-        "env": run.env,
-        "algo": run.algo.name,
-        "checkpoint": checkpoint,
-        "env_steps_per_seed": np.atleast_1d(states.env_steps.to_int()).tolist(),
-        "seeds": seeds,
-        "episodes": episodes,
-        "episode_seed": episode_seed,
-        **{
-            kind: {
-                "statistics": summarise(values["return"], seeds),
-                "return": values["return"].tolist(),
-                "length": values["length"].astype(int).tolist(),
-            }
-            for kind, values in played.items()
-        },
-    }
-
-
-def write(directory: RunDir, document: dict[str, Any], played: dict[str, dict[str, Array]]) -> None:
+def write(directory: RunDir, document: dict[str, Any]) -> None:
     """Writes evaluation.json and evaluation.png; raises RunError where the disk is full."""
     several = " per seed" if len(document["seeds"]) > 1 else ""
     title = f"{document['algo']} on {document['env']}, {document['episodes']:,} episodes{several}"
     with disk_errors(directory.path, "evaluation"):
         write_atomically(directory.path / "evaluation.json", json_text(document) + "\n")
-        figure = histogram_figure({kind: values["return"] for kind, values in played.items()}, title)
+        figure = histogram_figure({kind: document[kind]["return"] for kind in KINDS}, title)
         write_figure(figure, directory.path / "evaluation.png")
 
 
-def report(document: dict[str, Any], played: dict[str, dict[str, Array]]) -> str:
+def report(document: dict[str, Any]) -> str:
     """The tables of statistics as text."""
-    steps = document["env_steps_per_seed"]
+    steps, row_form = document["env_steps_per_seed"], "  {:>8} {:>10} {:>10} {:>22} {:>10} {:>10}"
+    each = " per seed" if len(steps) > 1 else ""
     lines = [
         f"{document['algo']} on {document['env']}, {document['checkpoint']} checkpoint, "
-        f"after {sum(steps) // len(steps):,} steps{' per seed' if len(steps) > 1 else ''}"
+        f"after {sum(steps) // len(steps):,} steps{each}"
     ]
-    for kind, values in played.items():
-        lines += ["", f"{kind} actions, {document['episodes']:,} episodes{' per seed' if len(steps) > 1 else ''}"]
-        lines.append(f"  {'seed':>8} {'mean':>10} {'IQM':>10} {'95% interval':>22} {'min':>10} {'max':>10}")
+    for kind in KINDS:
+        lines += ["", f"{kind} actions, {document['episodes']:,} episodes{each}"]
+        lines.append(row_form.format("seed", "mean", "IQM", "95% interval", "min", "max"))
         for row in document[kind]["statistics"]:
-            name = "all" if row["seed"] is None else str(row["seed"])
             low, high = row["iqm_interval"]
             interval = "-" if np.isnan([low, high]).any() else f"{number(low)} to {number(high)}"
-            cells = [number(row[key]) for key in ("mean", "iqm", "min", "max")]
-            lines.append(f"  {name:>8} {cells[0]:>10} {cells[1]:>10} {interval:>22} {cells[2]:>10} {cells[3]:>10}")
+            mean, iqm, least, most = (number(row[key]) for key in ("mean", "iqm", "min", "max"))
+            name = "all" if row["seed"] is None else row["seed"]
+            lines.append(row_form.format(name, mean, iqm, interval, least, most))
             if row["not_finite"]:
                 lines.append(f"  {'':>8} {row['not_finite']} returns are not finite and are left out")
-        lines.append(f"  mean length {number(float(values['length'].mean()))} steps")
+        lines.append(f"  mean length {number(float(np.mean(document[kind]['length'])))} steps")
     lines += ["", "IQM: interquartile mean over episodes; its 95% interval resamples them. min, max: over episodes."]
-    if len(steps) > 1:
+    if each:
         lines.append("all: mean, IQM and interval over the means of the seeds, which the interval resamples.")
     return "\n".join(lines)

@@ -13,8 +13,6 @@ import contextlib
 import os
 import pickle
 import re
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -23,7 +21,7 @@ import numpy as np
 from haepo_jax.messages import one_line
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.errors import DeviceError, Elsewhere, RunError, outcome
-from haepo_jax.runner.signals import interruptibly
+from haepo_jax.runner.signals import interruptibly, leave
 
 T = TypeVar("T")
 
@@ -31,48 +29,22 @@ NOTE_BYTES = 1024
 
 
 class Processes:
-    """This process alone: whatever it says is agreed. `Job` is one of several."""
+    """`count` processes, this one of which is number `index`. Every method is called by all of them, in one order; of
+    one process alone it does nothing but to call its function."""
 
-    index = 0
-    alone = True
-
-    @property
-    def first(self) -> bool:
-        return self.index == 0
+    def __init__(self, index: int = 0, count: int = 1) -> None:
+        self.first, self.alone = index == 0, count == 1
 
     def meet(self, stop: int = 0, seconds: float = 0.0) -> tuple[int, float]:
         """Between two compiled calls: `stop` is the greatest of all processes, `seconds` the first one's. Raises Elsewhere
         where another process cannot continue."""
-        return stop, seconds
-
-    def of_first(self, function: Callable[[], T]) -> T:
-        """What a function gives in the first process, the only one that calls it. Raises as `meet` does."""
-        return function()
-
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Entered around all that the processes do: none leaves it before the others, nor with another exit status."""
-        yield
-
-
-ALONE = Processes()
-
-
-class Job(Processes):
-    """One of several processes that `join` has brought together. Every method is called by all of them, in one order."""
-
-    alone = False
-
-    def __init__(self) -> None:
-        import jax
-
-        self.index = jax.process_index()
-
-    def meet(self, stop: int = 0, seconds: float = 0.0) -> tuple[int, float]:
         notes = self._exchange((stop, seconds))
         return max(stop for stop, _ in notes), float(notes[0][1])
 
     def of_first(self, function: Callable[[], T]) -> T:
+        """What a function gives in the first process, the only one that calls it. Raises as `meet` does."""
+        if self.alone:
+            return function()
         from jax.experimental.multihost_utils import broadcast_one_to_all
 
         content = pickle.dumps(function()) if self.first else b""
@@ -84,6 +56,10 @@ class Job(Processes):
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
+        """Entered around all that the processes do: none leaves it before the others, nor with another exit status."""
+        if self.alone:
+            yield
+            return
         import jax
 
         try:
@@ -93,22 +69,24 @@ class Job(Processes):
                 raise
             except BaseException as error:
                 known = outcome(error)
-                own = known or (1, f"{type(error).__name__}: {error}")
-                failure, _ = self._notes((own[0], one_line(own[1], NOTE_BYTES // 8)), None)[0]
+                status, text = known or (1, f"{type(error).__name__}: {error}")
+                failure, _ = self._notes((status, one_line(text, NOTE_BYTES // 8)), None)[0]
                 if self.first or known is None:
                     raise
                 # The first one tells what happened, its own reason before any other.
-                raise Elsewhere((failure or own)[0], "") from None
+                raise Elsewhere(failure[0] if failure else status, "") from None
             self._exchange(None)
-        except DeviceError:
-            _leave_without_others()
-            raise
-        except jax.errors.JaxRuntimeError as error:
-            _leave_without_others()
+        except (DeviceError, jax.errors.JaxRuntimeError) as error:
+            atexit.register(leave, 1)  # jax would wait minutes for processes that are gone
+            if isinstance(error, DeviceError):
+                raise
             text = f"a device failed, or another process of the job has gone ({one_line(str(error), 160)})"
             raise RunError(text) from None
 
     def _exchange(self, value: Any) -> list[Any]:
+        """The values of all processes; raises Elsewhere where another process has failed instead."""
+        if self.alone:
+            return [value]
         notes = self._notes(None, value)
         for index, (failure, _) in enumerate(notes):
             if failure is not None:
@@ -127,8 +105,11 @@ class Job(Processes):
         return [pickle.loads(row.tobytes()) for row in interruptibly(lambda: np.asarray(process_allgather(note)))]
 
 
+ALONE = Processes()
+
+
 def join() -> Processes:
-    """Brings this process together with the others of its job, before jax computes anything.
+    """Connects this process to the others of its job, before jax computes anything.
 
     jax finds the job by itself on SLURM, Open MPI, Kubernetes and cloud TPUs; elsewhere JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID name it. Raises ConfigError where nothing does, or jax cannot start.
@@ -147,13 +128,8 @@ def join() -> Processes:
             own[key] = int(text)
     # jax would take SIGTERM for itself, and then nothing could end the process in good order.
     jax.config.update("jax_enable_preemption_service", False)
-    text = "waiting for the other processes of the job; jax gives up after 5 minutes"
-    patience = threading.Timer(10, lambda: print(text, file=sys.stderr, flush=True))
-    patience.daemon = True
-    patience.start()
     try:
         jax.distributed.initialize(**own)
-        return Job() if jax.process_count() > 1 else ALONE
     except ValueError as error:
         raise ConfigError(
             "distributed=true finds no job that this process belongs to: start it with srun or mpirun, or set "
@@ -163,24 +139,12 @@ def join() -> Processes:
         raise ConfigError(
             f"distributed=true: the processes of the job cannot come together: {one_line(str(error), 200)}"
         ) from None
-    finally:
-        patience.cancel()
+    return Processes(jax.process_index(), jax.process_count())
 
 
 def part() -> None:
-    """Lets the processes that `join` has brought together continue without each other, each on its own devices."""
+    """Lets the processes that `join` has connected continue without each other, each on its own devices."""
     import jax
 
     jax.local_devices()  # jax asks the others what devices there are, once
     jax.distributed.shutdown()
-
-
-def _leave_without_others() -> None:
-    """At exit jax would wait minutes for processes that are gone."""
-
-    def leave() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
-
-    atexit.register(leave)

@@ -1,8 +1,9 @@
-"""From settings to a compiled program: the algorithm of a run, its devices, and its functions over all seeds."""
+"""From settings to a compiled program: the algorithm of a run, how much it evaluates, and its functions over all seeds."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,8 +21,75 @@ from haepo_jax.counting import StepCount
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.checkpoints import Checkpoint, from_arrays, to_arrays
 from haepo_jax.runner.config import ConfigError, RunConfig
-from haepo_jax.runner.evaluation import EvaluationSize, row_size
 from haepo_jax.runner.processes import Processes
+
+FINAL_EPISODES = 128
+FEW_EPISODES = 4
+KINDS = 2
+"""Every evaluation plays sampled and greedy actions."""
+
+PerSeed = dict[str, np.ndarray[Any, Any]]
+
+
+def build(config: RunConfig, env: Any = None) -> Algorithm:
+    """The algorithm of a run on its environment, or on a given one; raises ConfigError where they do not fit."""
+    try:
+        env = envs.make_env(config.env, **config.env_kwargs) if env is None else env
+        algorithm: Algorithm = declared.load(config.algo.name)(
+            env, total_steps=config.total_steps, **config.algo.hyperparameters
+        )
+    except Exception as error:  # an environment may raise anything at a setting that it cannot use
+        detail = f" with env_kwargs {short(config.env_kwargs, 200)}" if config.env_kwargs else ""
+        reason = str(error) or type(error).__name__
+        raise ConfigError(one_line(f"cannot set up {config.algo.name} on {config.env}{detail}: {reason}")) from error
+    return algorithm
+
+
+def mesh_of(config: RunConfig, algorithm: Algorithm) -> Mesh | None:
+    """The devices over which a run shards its environments, if it does; raises ConfigError where it cannot."""
+    if config.shard == "none":
+        return None
+    try:
+        fields.check_divides("algo.num_envs", algorithm.num_envs, "the number of devices", jax.device_count())
+    except fields.HyperparameterError as error:
+        raise ConfigError(f"shard=environments: {error}") from None
+    with sharding.over_environments() as mesh:
+        return mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSize:
+    """Episodes of each kind; `max_steps` is where they are cut, None: at the environment's horizon."""
+
+    episodes: int
+    max_steps: int | None = None
+
+
+def row_size(algorithm: Algorithm) -> EvaluationSize:
+    """The evaluation at a row: as many episodes, up to `eval_episodes`, as keep all rows' evaluations, with every episode
+    at full length, within `total_steps`; or else a few, in which case not every row is evaluated (see `loop`)."""
+    asked, total, horizon = algorithm.eval_episodes, algorithm.total_steps, _horizon(algorithm)
+    if not asked or horizon is None:
+        return EvaluationSize(asked)
+    fitting = total // (KINDS * horizon * algorithm.log_points)
+    return _within(min(asked, max(FEW_EPISODES, fitting)), total, horizon)
+
+
+def final_size(asked: int | None, algorithm: Algorithm) -> EvaluationSize:
+    """The final evaluation: what was asked for; None: 128 episodes, or as many as at full length fit in `total_steps`."""
+    horizon = _horizon(algorithm)
+    if asked is not None or horizon is None:
+        return EvaluationSize(FINAL_EPISODES if asked is None else asked)
+    return _within(FINAL_EPISODES, algorithm.total_steps, horizon)
+
+
+def _horizon(algorithm: Algorithm) -> int | None:
+    return getattr(getattr(algorithm, "env", None), "horizon", None)
+
+
+def _within(episodes: int, total: int, horizon: int) -> EvaluationSize:
+    episodes = max(1, min(episodes, total // (KINDS * horizon)))
+    return EvaluationSize(episodes, None if KINDS * horizon <= total else max(1, total // KINDS))
 
 
 class Program:
@@ -72,9 +140,7 @@ class Program:
             """The shapes of what a function over all seeds returns, and the function compiled for these arguments."""
             function = jax.vmap(function, in_axes=axes) if self.num_seeds > 1 else function
             if getattr(jax.config, "jax_disable_jit", False):
-                as_it_is: Future[Any] = Future()
-                as_it_is.set_result(function)
-                return jax.eval_shape(function, *arguments), as_it_is
+                return jax.eval_shape(function, *arguments), pool.submit(lambda: function)
             lowered = jax.jit(function, **placed, **keywords).lower(*arguments)
             return lowered.out_info, pool.submit(lowered.compile)
 
@@ -83,8 +149,11 @@ class Program:
             # XLA releases the GIL while it compiles, so one function is traced while others are compiled.
             self._state, init = compiled(algorithm.init, (0,) if start is None else (0, None), *self._init_from)
             count = jax.eval_shape(lambda: StepCount.of(0))
-            shapes, advance = compiled(algorithm.advance, (0, None), self._state, count, donate_argnums=0)
-            _check_metrics(algorithm, shapes[1], self.num_seeds)
+            (_, metrics), advance = compiled(algorithm.advance, (0, None), self._state, count, donate_argnums=0)
+            for name, metric in metrics.items():
+                if shape := metric.shape[self.num_seeds > 1 :]:
+                    owner = type(algorithm).__name__
+                    raise ConfigError(f"the metric {name!r} of {owner} has shape {shape}: a metric is one number")
             self._evaluation_names, evaluate = (), None
             if self.row_size.episodes:
                 names, evaluate = compiled(evaluation, 0, self._state)
@@ -97,7 +166,7 @@ class Program:
         pool.shutdown(wait=False)
         self.compile_seconds = time.perf_counter() - begin
 
-    def _per_seed(self, values: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    def _per_seed(self, values: dict[str, Any]) -> PerSeed:
         host = jax.device_get(values)
         return {name: np.asarray(v) if self.num_seeds > 1 else np.asarray(v)[None] for name, v in host.items()}
 
@@ -112,56 +181,21 @@ class Program:
         state: TrainState = self._place(from_arrays(arrays, self._state))
         return state
 
-    def advance(self, state: TrainState, until: int) -> tuple[TrainState, dict[str, np.ndarray[Any, Any]]]:
+    def advance(self, state: TrainState, until: int) -> tuple[TrainState, PerSeed]:
         """Trains every seed up to `until` steps; uses up `state`. Waits, so that it can be timed."""
         state, metrics = self._advance(state, StepCount.of(until))
         return state, self._per_seed(metrics)
 
-    def evaluate(self, state: TrainState) -> dict[str, np.ndarray[Any, Any]]:
+    def evaluate(self, state: TrainState) -> PerSeed:
         """The evaluation that belongs to a row, per seed; empty where `eval_episodes` is 0."""
         return {} if self._evaluation is None else self._per_seed(self._evaluation(state))
 
-    def not_evaluated(self) -> dict[str, np.ndarray[Any, Any]]:
+    def not_evaluated(self) -> PerSeed:
         """What a row has in place of an evaluation that is left out."""
         return dict.fromkeys(self._evaluation_names, np.full(self.num_seeds, np.nan))
 
-    def final_evaluation(self, state: TrainState) -> dict[str, np.ndarray[Any, Any]]:
+    def final_evaluation(self, state: TrainState) -> PerSeed:
         """`return`, `length` (sampled actions) and `return_greedy` of the final policy: (seeds, episodes) each."""
         if self._final is None:
             return dict.fromkeys(("return", "length", "return_greedy"), np.zeros((self.num_seeds, 0)))
         return self._per_seed(self._final.result()(state))
-
-
-def build(config: RunConfig, env: Any = None) -> Algorithm:
-    """The algorithm of a run on its environment, or on one that is at hand; raises ConfigError where they do not fit."""
-    try:
-        env = envs.make_env(config.env, **config.env_kwargs) if env is None else env
-        algorithm: Algorithm = declared.load(config.algo.name)(
-            env, total_steps=config.total_steps, **config.algo.hyperparameters
-        )
-    except Exception as error:  # an environment may raise anything at a setting that it cannot use
-        detail = f" with env_kwargs {short(config.env_kwargs, 200)}" if config.env_kwargs else ""
-        reason = str(error) or type(error).__name__
-        raise ConfigError(one_line(f"cannot set up {config.algo.name} on {config.env}{detail}: {reason}")) from error
-    return algorithm
-
-
-def mesh_of(config: RunConfig, algorithm: Algorithm) -> Mesh | None:
-    """The devices over which a run shards its environments, if it does; raises ConfigError where it cannot."""
-    if config.shard == "none":
-        return None
-    try:
-        fields.check_divides("algo.num_envs", algorithm.num_envs, "the number of devices", jax.device_count())
-    except fields.HyperparameterError as error:
-        raise ConfigError(f"shard=environments: {error}") from None
-    with sharding.over_environments() as mesh:
-        return mesh
-
-
-def _check_metrics(algorithm: Algorithm, metrics: dict[str, Any], num_seeds: int) -> None:
-    for name, metric in metrics.items():
-        if len(metric.shape) != (num_seeds > 1):
-            shape = metric.shape[num_seeds > 1 :]
-            raise ConfigError(
-                f"the metric {name!r} of {type(algorithm).__name__} has shape {shape}: a metric is one number"
-            )

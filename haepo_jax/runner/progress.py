@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import sys
 import time
-from importlib import util
-from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from haepo_jax.algorithms.state import TrainState
 from haepo_jax.messages import duration, number
 from haepo_jax.runner.observers import Observer, Row, RunInfo, divergence_text
+
+if TYPE_CHECKING:
+    from haepo_jax.algorithms.state import TrainState
 
 PLAIN_LINES = 20
 
@@ -31,17 +31,15 @@ def live_line(stream: TextIO) -> Any:
 class Progress(Observer):
     """The first line names the device, the last ones the return and the directory."""
 
+    _info: RunInfo
+    _live: Any = None
+    _task: Any = None
+    _row: Row | None = None
+    _return = math.nan
+    _printed = 0
+
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
-        self._live: Any = None
-        self._task: Any = None
-        self._row: Row | None = None
-        self._return = math.nan
-        self._total = 0
-        self._begin = 0.0
-        self._begin_steps = 0
-        self._printed = 0
-        self._directory: Path | None = None
 
     def _print(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
@@ -49,74 +47,59 @@ class Progress(Observer):
     def on_start(self, info: RunInfo) -> None:
         import jax
 
-        config = info.config
-        self._total, self._directory = config.total_steps, info.directory
+        self._info, config, total = info, info.config, info.config.total_steps
         seeds = f"{config.num_seeds} seeds, " if config.num_seeds > 1 else ""
         self._print(f"training {config.algo.name} on {config.env}, {seeds}on {info.device} (JAX {jax.__version__})")
         if info.resumed_from is not None:
-            self._begin_steps = info.resumed_from * config.num_seeds
-            self._printed = info.resumed_from * PLAIN_LINES // self._total
-            place = f"at {info.resumed_from:,} of {self._total:,} steps"
+            self._printed = info.resumed_from * PLAIN_LINES // total
+            place = f"at {info.resumed_from:,} of {total:,} steps"
             self._print(f"resuming {place if info.resumed_from else 'from the beginning: no checkpoint yet'}")
-        if info.fallback:
-            self._print(f"note: {info.fallback}")
-        if self._stream.isatty() or self._in_notebook():
+        if self._stream.isatty():
             self._live = live_line(self._stream)
-            self._task = self._live.add_task("compiling", total=self._total, status="")
-
-    def _in_notebook(self) -> bool:
-        """Whether rich can draw there, which it does with ipywidgets; without them a notebook gets plain lines."""
-        if self._stream is not sys.stdout or "ipykernel" not in sys.modules or util.find_spec("ipywidgets") is None:
-            return False
-        from rich.console import Console
-
-        return Console().is_jupyter
+            self._task = self._live.add_task("compiling", total=total, status="")
 
     def on_compiled(self, seconds: float) -> None:
         self._begin = time.perf_counter()
         if self._live is None:
             self._print(f"compiled in {seconds:.1f}s")
-        else:
-            self._live.update(self._task, description="training")
 
     def on_slice(self, state: TrainState, env_steps: list[int]) -> None:
+        self._show(env_steps)
+
+    def _show(self, env_steps: list[int]) -> None:
         if self._live is not None:
-            done = min(self._total, sum(env_steps) // len(env_steps))
+            done = min(self._info.config.total_steps, sum(env_steps) // len(env_steps))
             self._live.update(self._task, description="training", completed=done, status=self._status(env_steps))
 
     def on_row(self, row: Row) -> None:
-        self._row = row
-        value = row.mean("eval_return" if "eval_return" in row.metrics else "episode_return")
+        self._row, value = row, row.mean_return
         if math.isfinite(value) or "eval_return" not in row.metrics:  # not every row is evaluated
             self._return = value
-        if self._live is not None:
-            self.on_slice(None, row.env_steps)  # type: ignore[arg-type]
-        elif row.mean_steps * PLAIN_LINES // self._total > self._printed:
-            self._printed = row.mean_steps * PLAIN_LINES // self._total
+        self._show(row.env_steps)
+        line = row.mean_steps * PLAIN_LINES // self._info.config.total_steps
+        if self._live is None and line > self._printed:
+            self._printed = line
             self._print(self._status(row.env_steps))
 
     def _status(self, env_steps: list[int]) -> str:
-        elapsed = time.perf_counter() - self._begin
-        steps = sum(env_steps) // len(env_steps)
+        elapsed, total, seeds = time.perf_counter() - self._begin, self._info.config.total_steps, len(env_steps)
+        before = self._info.resumed_from or 0
         # The share done is of one seed, the speed of all of them.
-        each, of_all = (" per seed", f" over {len(env_steps)} seeds") if len(env_steps) > 1 else ("", "")
-        speed = (sum(env_steps) - self._begin_steps) / elapsed
-        parts = [f"{steps:,}/{self._total:,} steps{each}", f"{speed:,.0f} steps/s{of_all}"]
+        each, of_all = (" per seed", f" over {seeds} seeds") if seeds > 1 else ("", "")
+        speed = (sum(env_steps) - before * seeds) / elapsed
+        parts = [f"{sum(env_steps) // seeds:,}/{total:,} steps{each}", f"{speed:,.0f} steps/s{of_all}"]
         if self._row is not None:
             parts.append(f"return {number(self._return)}")
             if "ess" in self._row.metrics:
                 parts.append(f"ESS {self._row.mean('ess'):.2f}")
-        done = min(env_steps) - self._begin_steps // len(env_steps)
-        left = max(0, self._total - min(env_steps)) * elapsed / max(1, done)
-        parts.append(f"{duration(left)} left")
-        return "  ".join(parts)
+        left = max(0, total - min(env_steps)) * elapsed / max(1, min(env_steps) - before)
+        return "  ".join([*parts, f"{duration(left)} left"])
 
     def on_evaluation(self, final: bool) -> None:
-        text = "evaluating the final policy" if final else "evaluating"
-        if self._live is None:
-            self._print(f"{text} ...")
-        else:
-            self._live.update(self._task, description=text)
+        if self._live is not None:
+            self._live.update(self._task, description="evaluating")
+        elif final:
+            self._print("evaluating the final policy")
 
     def on_warning(self, text: str) -> None:
         if self._live is None:
@@ -137,7 +120,8 @@ class Progress(Observer):
             mean = number(summary["final_return_mean"])
             self._print(f"final return {mean}{spread}, greedy {greedy}, over {episodes}")
         if summary["ended_early"]:
-            self._print(f"a callback ended the run at {summary['env_steps']:,} of {self._total:,} steps")
+            total = self._info.config.total_steps
+            self._print(f"a callback ended the run at {summary['env_steps']:,} of {total:,} steps")
         for seed in summary["diverged"]:
             self._print(f"{divergence_text(seed)}; it stayed as it was before")
         if skipped := sum(summary["skipped_updates_per_seed"]):
@@ -151,8 +135,8 @@ class Progress(Observer):
             f"{summary['compile_seconds']:.1f}s, then {summary['env_steps_per_second']:,.0f} steps/s, "
             f"{summary['eval_share']:.0%} of the time in evaluation"
         )
-        if self._directory is not None:
-            self._print(f"results in {self._directory}")
+        if self._info.directory is not None:
+            self._print(f"results in {self._info.directory}")
 
     def close(self) -> None:
         if self._live is not None:

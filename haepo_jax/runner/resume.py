@@ -1,18 +1,18 @@
-"""Resuming a run: its settings, and the checkpoint to resume from. Nothing here imports jax."""
+"""What a resumed run keeps of its settings, and what it may change. Nothing here imports jax."""
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from haepo_jax.messages import short
-from haepo_jax.runner.checkpoints import Checkpoint, CheckpointError, Checkpoints
-from haepo_jax.runner.config import ConfigError, OwnConfig, RunConfig
+from haepo_jax.runner.checkpoints import Checkpoint
+from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import Arguments, compose, peek, value_text
-from haepo_jax.runner.run_dir import RunDir, leading_rows
+from haepo_jax.runner.run_dir import RunDir, refusing
 
 FREE = frozenset({
     "run_dir", "resume", "dry_run", "distributed", "tensorboard", "wandb", "final_eval_episodes", "checkpoint_steps",
@@ -21,61 +21,33 @@ FREE = frozenset({
 """Settings that change no update and no row of the metrics, so that a resumed run may change them."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How to start or resume a run.
-
-    Attributes:
-      config: its settings.
-      checkpoint: where from; None: from the beginning.
-      damaged: checkpoints that are not intact.
-      ended: whether nothing is left to do.
-    """
-
-    config: RunConfig
-    checkpoint: Checkpoint | None = None
-    damaged: tuple[Path, ...] = ()
-    ended: bool = False
-
-
 def compose_run(arguments: Arguments) -> RunConfig:
-    """The settings of a training run: of a new one, or with `resume` of the one in `run_dir` with the changes that are
-    allowed. Raises ConfigError."""
+    """The settings of a training run: of a new one, or with `resume` of the one in `run_dir` with some changed. Raises
+    ConfigError."""
     overrides = list(arguments.overrides)
-    resume, run_dir = (peek(overrides, RunConfig, key) for key in ("resume", "run_dir"))
-    directory = None if resume == "false" else existing_run(resume, run_dir)
-    # Whether there are several processes is not the run's to say but that of those who start them.
-    saved = None if directory is None else dataclasses.replace(directory.read_config(), distributed=False)
+    directory = existing_run(*(peek(overrides, RunConfig, key) for key in ("resume", "run_dir")))
     if arguments.settings is not None:
-        config = compose(overrides, RunConfig, arguments.settings, f"--config {short(arguments.file)}: ")
-    else:
-        config = compose(overrides, RunConfig, None if saved is None else saved.to_dict())
-    if saved is not None and directory is not None:
-        allowed(flat(saved), flat(config), directory)
-    return config
-
-
-def run_to_resume(config: RunConfig) -> RunDir | None:
-    """The run to resume, if one is wanted and there; raises ConfigError."""
-    return None if config.resume == "false" else existing_run(config.resume, config.run_dir)
+        return compose(overrides, RunConfig, arguments.settings, f"--config {short(arguments.file)}: ")
+    if directory is None:
+        return compose(overrides, RunConfig)
+    # Whether there are several processes is not the run's to say but that of those who start them.
+    saved = dataclasses.replace(directory.read_config(), distributed=False)
+    return compose(overrides, RunConfig, saved.to_dict())
 
 
 def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
-    """The run to resume; None where `resume` is "auto" and there is none. Raises ConfigError."""
+    """The run to resume; None if `resume` is "false", or "auto" and there is none. Raises ConfigError."""
+    if resume == "false":
+        return None
     if run_dir is None:
         raise ConfigError(f"resume={resume} needs run_dir=<the directory of the run>")
     directory = RunDir(Path(run_dir))
-    try:
+    with refusing(run_dir):
         if directory.holds_run():
             return directory
-        exists = directory.path.exists()
-        if exists and not directory.path.is_dir():
-            raise ConfigError(f"run_dir={short(run_dir)} is a file, not a directory")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"run_dir={short(run_dir)} cannot be read: {error}") from None
     if resume == "true":
-        what = "holds no run" if exists else "does not exist"
-        raise ConfigError(f"run_dir={short(run_dir)} {what}: there is nothing to resume (resume=auto starts a run)")
+        name = short(run_dir)
+        raise ConfigError(f"run_dir={name} holds no run: there is nothing to resume (resume=auto starts a run)")
     return None
 
 
@@ -128,39 +100,9 @@ def settings_that_matter(config: RunConfig) -> dict[str, Any]:
 def check_written_with(checkpoint: Checkpoint, config: RunConfig) -> None:
     """Raises ConfigError where a checkpoint was written with other settings, as far as it names them: an older version
     had fewer."""
-    saved, mine = checkpoint.progress().get("settings"), settings_that_matter(config)
-    if not isinstance(saved, dict):
-        raise CheckpointError(f"{checkpoint.path}: its progress.json is not of this version")
+    saved, mine = checkpoint.progress()["settings"], settings_that_matter(config)
     for key in {**mine, **saved}:
         named = key in saved or key.startswith("env_kwargs.")
         if named and key != "total_steps" and saved.get(key) != mine.get(key):
             then, now = short(saved.get(key)), short(mine.get(key))
             raise ConfigError(f"{checkpoint.path} was written with {key}={then}, not {now} as config.yaml says")
-
-
-def make_plan(config: RunConfig, directory: RunDir, warn: Callable[[str], None]) -> Plan:
-    """How to resume the run in a directory; `warn` is told, in one line each, which checkpoints are not intact.
-
-    Raises:
-      ConfigError: where the settings differ from the run's, or its checkpoints from both.
-      CheckpointError: where there are checkpoints and none is intact.
-    """
-    saved = directory.read_config(own=isinstance(config, OwnConfig))
-    allowed(flat(saved), flat(config), directory)
-
-    def accept(checkpoint: Checkpoint) -> None:
-        try:
-            rows = int(checkpoint.progress()["position"]["rows"])
-        except (KeyError, TypeError, ValueError):
-            raise CheckpointError(f"{checkpoint.path}: its progress.json is not of this version") from None
-        check_written_with(checkpoint, saved)
-        if leading_rows(directory.metrics, lambda row: row["row"] < rows)[0] < rows:
-            raise CheckpointError(f"{checkpoint.path}: metrics.jsonl has lost some of the {rows} rows logged before it")
-
-    checkpoints = Checkpoints(directory.checkpoints)
-    newest = checkpoints.newest(accept, lambda text: warn(f"{text}; trying the one before"))
-    if newest is None:
-        return Plan(config)
-    damaged = tuple(checkpoint.path for checkpoint in checkpoints.all() if checkpoint.number > newest.number)
-    ended = saved.total_steps == config.total_steps and directory.summary.exists()
-    return Plan(config, newest, damaged, ended)

@@ -9,12 +9,11 @@ import errno
 import fcntl
 import itertools
 import json
-import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import yaml
 
@@ -115,13 +114,6 @@ class RunDir:
         finally:
             os.close(descriptor)
 
-    def clean_up(self) -> None:
-        """Removes what `write_atomically` had under way in a process that was killed; for the holder of the lock."""
-        for file in (self.config, self.summary, self.curve):
-            for leftover in self.path.glob(f".{file.name}.[0-9]*"):
-                with contextlib.suppress(OSError):
-                    leftover.unlink()
-
 
 def read_run(run_dir: str) -> RunDir:
     """The directory of the run that a command's `run_dir` names; raises ConfigError where it is missing or holds no run."""
@@ -133,37 +125,28 @@ def read_run(run_dir: str) -> RunDir:
 
 
 def check_run_dir(config: RunConfig) -> None:
-    """Raises ConfigError where the run's directory cannot be used, as far as can be told without making it."""
-    name = config.run_dir if config.run_dir is not None else "runs"
-    path = Path(name)
-    with refusing(name):
-        if _exists(path) and not path.is_dir():
-            raise ConfigError(f"run_dir={short(name)} is a file, not a directory")
-        if config.run_dir is not None and RunDir(path).holds_run():
-            raise ConfigError(
-                f"run_dir={short(name)} already holds a run: choose another directory, or resume it with resume=true"
-            )
-    check_writable(name)
+    """Raises ConfigError if the run's directory cannot be used, as far as can be told without creating it."""
+    if config.run_dir is not None:
+        name, path = short(config.run_dir), Path(config.run_dir)
+        with refusing(config.run_dir):
+            if os.path.lexists(path) and not path.is_dir():
+                raise ConfigError(f"run_dir={name} is a file, not a directory")
+            if RunDir(path).holds_run():
+                raise ConfigError(
+                    f"run_dir={name} already holds a run: choose another directory, or resume it with resume=true"
+                )
+    check_writable(config.run_dir or "runs")
 
 
 def check_writable(name: str) -> None:
-    """Raises ConfigError where a directory of that name cannot be made or written, as far as can be told without."""
+    """Raises ConfigError if a directory of that name cannot be created or written, as far as can be told without."""
     path = Path(name)
     with refusing(name):
-        nearest = next(parent for parent in (path, *path.absolute().parents) if _exists(parent))
+        nearest = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
         if not nearest.is_dir():
             raise ConfigError(f"run_dir={short(name)} cannot be made: {short(str(nearest))} is not a directory")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise ConfigError(f"run_dir={short(name)} cannot be written: no permission in {short(str(nearest))}")
-
-
-def _exists(path: Path) -> bool:
-    """Whether anything has that name; unlike `Path.exists` this lets other errors, such as too long a name, through."""
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
 
 
 def create_run_dir(config: RunConfig) -> RunDir:
@@ -252,59 +235,37 @@ def leading_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[in
     return count, size
 
 
-class AppendedFile:
-    """A file that grows by whole records: one that finds no room on the disk leaves nothing of itself.
+def keep_rows(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Cuts a file of JSON lines, created if missing, after the rows at its beginning that are kept."""
+    size = leading_rows(file, keep)[1]
+    with file.open("ab") as stream:
+        stream.truncate(size)
 
-    It is made where there is none; of one that is there the first `size` bytes are kept, or all.
-    """
 
-    def __init__(self, path: Path, size: int | None = None) -> None:
-        self._path = path
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-        self._size = os.fstat(self._descriptor).st_size if size is None else size
-        os.ftruncate(self._descriptor, self._size)
-        os.lseek(self._descriptor, self._size, os.SEEK_SET)
+def append_record(file: Path, record: str) -> None:
+    """Adds a record to a file that exists. If the disk has no room for all of it, none of it is left. Raises OSError."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND)
+    size, data = os.fstat(descriptor).st_size, record.encode()
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except OSError as error:
+        os.ftruncate(descriptor, size)
+        raise OSError(error.errno, error.strerror, str(file)) from None
+    finally:
+        os.close(descriptor)
 
-    @classmethod
-    def continued(cls, path: Path, keep: Callable[[dict[str, Any]], bool]) -> Self:
-        """A file of JSON lines, open to continue after the rows at its beginning that are kept."""
-        return cls(path, leading_rows(path, keep)[1])
 
-    def append(self, record: bytes) -> None:
-        """Adds a record; raises OSError."""
-        if not self._path.exists():
-            # Writing on into a file that has been removed would succeed.
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path))
-        written = 0
-        try:
-            while written < len(record):
-                written += os.write(self._descriptor, record[written:])
-        except OSError as error:
-            os.ftruncate(self._descriptor, self._size)
-            raise OSError(error.errno, error.strerror, str(self._path)) from None
-        self._size += written
-
-    def flush(self) -> None:
-        """Waits until everything is on the disk."""
-        os.fsync(self._descriptor)
-
-    def close(self) -> None:
-        """Closing twice does no harm."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+def flush_to_disk(path: Path) -> None:
+    """Waits until a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """JSON in which a number that is not finite is null, as it is in every reader."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    finite = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    return json.dumps(finite, indent=indent, allow_nan=False)

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,9 @@ from haepo_jax.runner.config.values import checked_value
 from haepo_jax.runner.describe import describe
 from haepo_jax.runner.errors import Interrupted
 from haepo_jax.runner.loading import TrainedPolicy, checked_start, load_run
-from haepo_jax.runner.loggers import row_to_json
+from haepo_jax.runner.loop import run
 from haepo_jax.runner.observers import Observer, Row
 from haepo_jax.runner.progress import Progress
-from haepo_jax.runner.run import run
 from haepo_jax.runner.session import ended_text, run_in_directory, warn
 
 if TYPE_CHECKING:
@@ -129,12 +128,12 @@ def train(
             raise ConfigError(f"init_from: {error}") from None
         settings["init_from"] = GIVEN_POLICY
     config = describe(algo, _settings(numbers, run_dir, resume, settings))
-    logged = _Rows()
-    observers = [logged, *map(_observer, callbacks), Progress() if progress else _Warnings()]
+    observers = [*map(_observer, callbacks), Progress() if progress else _Warnings()]
     if config.run_dir is None:
         if config.resume != "false":
             raise ConfigError(f"resume={resume!r} needs run_dir=<the directory of the run>")
-        summary, state = run(config, None, observers, algorithm=algo, start=start)
+        logged = _Rows()
+        summary, state = run(config, None, [logged, *observers], algorithm=algo, start=start)
         rows = logged.rows
     else:
         command = f"haepo_jax.train(...){f' in {sys.argv[0]}' if sys.argv[0] else ''}"
@@ -143,23 +142,18 @@ def train(
                 config, command, algorithm=algo, observers=observers, embedded=True, start=start
             )
         except Interrupted as interruption:
-            _leave(interruption)
+            if interruption.signum == signal.SIGINT:
+                raise KeyboardInterrupt(str(interruption)) from None
+            warn(str(interruption))
+            raise SystemExit(128 + interruption.signum) from None
         # The rows before a resumed run's are there, too.
         rows = directory.read_metrics()
         if final is None:
-            text = f"{ended_text(directory, summary)}; nothing was trained, its result is returned"
-            observers[-1].on_warning(text)
+            observers[-1].on_warning(f"{ended_text(directory, summary)}; nothing was trained, its result is returned")
         state = final or load_run(directory, "last", warn, algo)[2]
     if len(numbers) == 1 and state.update.ndim == 0:
         state = jax.tree.map(lambda x: x[None], state)
     return TrainResult(algo, numbers, state, _history(rows), summary)
-
-
-def _leave(interruption: Interrupted) -> NoReturn:
-    if interruption.signum == signal.SIGINT:
-        raise KeyboardInterrupt(str(interruption)) from None
-    warn(str(interruption))
-    raise SystemExit(128 + interruption.signum) from None
 
 
 def _seeds(seeds: int | Sequence[int]) -> list[int]:
@@ -178,18 +172,15 @@ def _seeds(seeds: int | Sequence[int]) -> list[int]:
 def _settings(
     seeds: list[int], run_dir: str | Path | None, resume: bool | str, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     for key in settings:
         if key not in SETTINGS:
             near = hint(key, SETTINGS) or f" (there are: {', '.join(SETTINGS)})"
             raise ConfigError(f"train has no setting {short(key)}{near}")
+    fields = RunConfig.__dataclass_fields__
     given = settings | {"run_dir": None if run_dir is None else str(run_dir), "resume": resume}
+    checked = {key: checked_value(key, fields[key], value) for key, value in given.items()}
     consecutive = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
-    given |= {"seed": seeds[0], "num_seeds": len(seeds)} if consecutive else {"seeds": seeds}
-    checked = {
-        key: checked_value(key, fields[key], value) for key, value in given.items() if key not in ("seed", "seeds")
-    }
-    return {**given, **checked}
+    return checked | ({"seed": seeds[0], "num_seeds": len(seeds)} if consecutive else {"seeds": seeds})
 
 
 def _observer(callback: Callback) -> Observer:
@@ -211,6 +202,8 @@ class _Callback(Observer):
 
 
 class _Warnings(Observer):
+    """In place of the display."""
+
     def on_warning(self, text: str) -> None:
         warnings.warn(text, stacklevel=2)
 
@@ -222,7 +215,7 @@ class _Rows(Observer):
         self.rows: list[dict[str, Any]] = []
 
     def on_row(self, row: Row) -> None:
-        self.rows.append(row_to_json(row))
+        self.rows.append(row.to_json())
 
 
 def _history(rows: list[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -1,7 +1,7 @@
 """A run and its directory: lock, signals, what to resume from, loggers, checkpoints, and a full disk reported in one line.
 
-What `python -m haepo_jax.train` and `haepo_jax.train(...)` share. jax is loaded when the directory has been tried, so that
-a mistake in it is not paid for with seconds.
+What `python -m haepo_jax.train` and `haepo_jax.train(...)` share. jax is imported once the directory has been tried, so that
+a mistake in it is reported at once.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haepo_jax.messages import one_line, short
-from haepo_jax.runner.checkpoints import Checkpoints, Saver
-from haepo_jax.runner.config import ConfigError, RunConfig
+from haepo_jax.messages import one_line
+from haepo_jax.runner.checkpoints import Checkpoint, CheckpointError, Checkpoints, Saver
+from haepo_jax.runner.config import OwnConfig, RunConfig
 from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
 from haepo_jax.runner.processes import ALONE, Processes
-from haepo_jax.runner.resume import Plan, make_plan, resume_command, run_to_resume
-from haepo_jax.runner.run_dir import RunDir, create_run_dir
+from haepo_jax.runner.resume import allowed, check_written_with, existing_run, flat, resume_command
+from haepo_jax.runner.run_dir import RunDir, create_run_dir, leading_rows
 from haepo_jax.runner.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -35,12 +34,7 @@ def train_and_report(config: RunConfig, argv: Sequence[str], processes: Processe
     `run_in_directory` does.
     """
     if not processes.first:
-        plan: Plan | None = processes.of_first(lambda: None)
-        if plan is not None:
-            from haepo_jax.runner.run import run
-
-            with StopSignals(lambda: None, quiet=True) as stop:
-                run(plan.config, Path(), [], stop=stop, processes=processes)
+        _follow(processes)
         return 0
     command = shlex.join(["python", "-m", "haepo_jax.train", *argv])
     directory, summary, state = run_in_directory(config, command, processes=processes)
@@ -49,6 +43,16 @@ def train_and_report(config: RunConfig, argv: Sequence[str], processes: Processe
     elif len(summary["diverged"]) == config.num_seeds:
         raise RunError(_divergence(summary, directory))
     return 0
+
+
+def _follow(processes: Processes) -> None:
+    """The part of every process but the first in a run: to compute."""
+    config: RunConfig | None = processes.of_first(lambda: None)
+    if config is not None:
+        from haepo_jax.runner.loop import run
+
+        with StopSignals(lambda: None, quiet=True) as stop:
+            run(config, None, [], stop=stop, processes=processes)
 
 
 def run_in_directory(
@@ -68,16 +72,16 @@ def run_in_directory(
       command: for the summary.
       observers: beside the loggers; None: the progress display.
       embedded: whether this is part of a user's program; see `StopSignals`.
-      algorithm, processes, start: see `haepo_jax.runner.run.run`; of the processes this is the first.
+      algorithm, processes, start: see `haepo_jax.runner.loop.run`; of the processes this is the first.
 
     Returns:
       The directory, the summary and the final train state; None in its place where the run had ended before.
 
     Raises:
-      ConfigError: where the directory cannot be used, or its run not resumed.
-      RunError: where the disk is full or the directory has vanished. Otherwise as `haepo_jax.runner.run.run` does.
+      ConfigError: the directory cannot be used, or its run not resumed.
+      RunError: the disk is full or the directory has vanished. Otherwise as `haepo_jax.runner.loop.run` does.
     """
-    directory = run_to_resume(config)
+    directory = existing_run(config.resume, config.run_dir)
     resumed = directory is not None
     directory = directory or create_run_dir(config)
     config = dataclasses.replace(config, run_dir=str(directory.path))
@@ -86,29 +90,23 @@ def run_in_directory(
         if embedded
         else resume_command(directory, distributed=config.distributed)
     )
+    checkpoints = Checkpoints(directory.checkpoints)
     try:
         with directory.lock(), StopSignals(directory.remove_if_empty, embedded=embedded) as stop:
-            if not resumed and directory.holds_run():
-                raise ConfigError(
-                    f"run_dir={short(str(directory.path))} already holds a run, which another process has just started"
-                )
-            plan = make_plan(config, directory, warn) if resumed else Plan(config)
-            processes.of_first(lambda: None if plan.ended else plan)
-            if plan.ended:
+            checkpoint, ended = newest_checkpoint(config, directory) if resumed else (None, False)
+            processes.of_first(lambda: None if ended else config)
+            if ended:
                 return directory, directory.read_summary(), None
-            sentence = "; the last checkpoint is {}, to resume from there: " + again
-            with disk_errors(directory.path, after=lambda: _of_last_checkpoint(directory, sentence)):
+            with disk_errors(directory.path, after=lambda: _last(checkpoints, f"to resume from there: {again}")):
                 from haepo_jax.runner.loggers import loggers_of
+                from haepo_jax.runner.loop import run
                 from haepo_jax.runner.progress import Progress
-                from haepo_jax.runner.run import run
 
-                directory.clean_up()
                 saver = Saver(
-                    Checkpoints(directory.checkpoints),
+                    checkpoints,
                     keep=config.keep_checkpoints,
                     steps=config.checkpoint_steps,
                     minutes=config.checkpoint_minutes,
-                    bad=plan.damaged,
                     flush_first=(directory.metrics,),
                 )
                 summary, state = run(
@@ -118,7 +116,7 @@ def run_in_directory(
                     algorithm=algorithm,
                     saver=saver,
                     resumed=resumed,
-                    checkpoint=plan.checkpoint,
+                    checkpoint=checkpoint,
                     stop=stop,
                     processes=processes,
                     start=start,
@@ -128,6 +126,29 @@ def run_in_directory(
         raise Interrupted(interruption.signum, f"{interruption}; to resume: {again}") from None
     finally:
         directory.remove_if_empty()
+
+
+def newest_checkpoint(config: RunConfig, directory: RunDir) -> tuple[Checkpoint | None, bool]:
+    """The checkpoint to resume a run from, None: from the beginning; and whether there is nothing left to do.
+
+    Checkpoints that are not intact are warned of, in one line each.
+
+    Raises:
+      ConfigError: the settings differ from the run's, or its checkpoints from both.
+      CheckpointError: there are checkpoints and none is intact.
+    """
+    saved = directory.read_config(own=isinstance(config, OwnConfig))
+    allowed(flat(saved), flat(config), directory)
+
+    def accept(checkpoint: Checkpoint) -> None:
+        check_written_with(checkpoint, saved)
+        rows = checkpoint.progress()["position"]["rows"]
+        if leading_rows(directory.metrics, lambda row: row["row"] < rows)[0] < rows:
+            raise CheckpointError(f"{checkpoint.path}: metrics.jsonl has lost some of the {rows} rows logged before it")
+
+    newest = Checkpoints(directory.checkpoints).newest(accept, lambda text: warn(f"{text}; trying the one before"))
+    ended = newest is not None and saved.total_steps == config.total_steps and directory.summary.exists()
+    return newest, ended
 
 
 def ended_text(directory: RunDir, summary: dict[str, Any]) -> str:
@@ -142,26 +163,23 @@ def warn(text: str) -> None:
     print(f"warning: {one_line(text)}", file=sys.stderr, flush=True)
 
 
-def _of_last_checkpoint(directory: RunDir, sentence: str) -> str:
-    """A sentence with the newest checkpoint's path; nothing where there is none."""
-    found = Checkpoints(directory.checkpoints).all()
-    return sentence.replace("{}", str(found[-1].path), 1) if found else ""
+def _last(checkpoints: Checkpoints, then: str = "") -> str:
+    """Where the newest checkpoint is, as the end of a message; nothing if there is none."""
+    found = checkpoints.all()
+    return f"; the last checkpoint is {found[-1].path}{f', {then}' if then else ''}" if found else ""
 
 
 def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
     """Which update was not finite, the likely cause and where the last finite state is, in one line."""
-    first = summary["diverged"][0]
+    first, invalid = summary["diverged"][0], sum(summary["invalid_episodes_per_seed"])
     every = f"every seed diverged, seed {first['seed']}" if len(summary["seeds"]) > 1 else "diverged"
-    invalid = sum(summary["invalid_episodes_per_seed"])
     if invalid:
         cause = f"the environment, which gave an observation or reward that is not finite in {invalid} episodes"
     else:
         rate = summary["hyperparameters"]["learning_rate"]
         cause = f"a step size that is too high (algo.learning_rate={rate}) or rewards of an extreme size"
-    kept = _of_last_checkpoint(directory, "; the last finite state is in {}")
-    *others, last = first["not_finite"]
-    what = f"{', '.join(others)} and {last}" if others else last
     return (
-        f"{every} in update {first['update']}: not finite: {what}; the likely cause is {cause}: "
-        f"a lower algo.learning_rate may help, or algo.on_nan=skip to drop such updates{kept}"
+        f"{every} in update {first['update']}: not finite: {' and '.join(first['not_finite'])}; the likely cause is "
+        f"{cause}: a lower algo.learning_rate may help, or algo.on_nan=skip to drop such updates"
+        f"{_last(Checkpoints(directory.checkpoints), 'which is finite')}"
     )

@@ -87,20 +87,15 @@ def describe_returns(values: npt.ArrayLike) -> dict[str, Any]:
 
 
 def probability_of_improvement(
-    ours: Sequence[npt.ArrayLike],
-    theirs: Sequence[npt.ArrayLike],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    ours: Sequence[npt.ArrayLike], theirs: Sequence[npt.ArrayLike], *, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
     """How often a seed of ours beats a seed of theirs, ties counting half: arrays (N,) per task -> value, low, high.
 
-    The mean over tasks; the interval is a percentile bootstrap stratified by task and side. NaN where a side has no
+    The mean over tasks; the 95% interval is a percentile bootstrap stratified by task and side. NaN where a side has no
     seed, and the limits where both have only one.
     """
     generator = np.random.default_rng(seed)
-    shares, resampled = [], []
+    shares, resampled, most = [], [], 1
     for our, their in zip(ours, theirs, strict=True):
         x, y = np.asarray(our, np.float64), np.asarray(their, np.float64)
         if not len(x) or not len(y):
@@ -110,8 +105,6 @@ def probability_of_improvement(
         # How often each seed is drawn is all that a resample changes.
         counts = [generator.multinomial(n, np.full(n, 1 / n), resamples) / n for n in wins.shape]
         resampled.append(np.einsum("ri,ij,rj->r", counts[0], wins, counts[1]))
-    if all(np.size(x) == 1 and np.size(y) == 1 for x, y in zip(ours, theirs, strict=True)):
-        return float(np.mean(shares)), np.nan, np.nan
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.mean(resampled, axis=0), [tail, 1 - tail])
-    return float(np.mean(shares)), float(low), float(high)
+        most = max(most, *wins.shape)
+    limits = np.quantile(np.mean(resampled, axis=0), [0.025, 0.975]) if most > 1 else [np.nan, np.nan]
+    return float(np.mean(shares)), float(limits[0]), float(limits[1])

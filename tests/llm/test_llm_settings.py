@@ -62,7 +62,7 @@ ARGUMENTS = ["model=m", "data=prompts.jsonl", "reward=judge:right", "run_dir=r"]
         (["reward=broken:f"], "reward='broken:f' cannot be imported: OSError: no judge"),
         (["reward=judge:constant"], "module 'judge' has no function 'constant'"),
         (["reward=judge:unknown"], "must take (prompts, completions) and columns of the data by name"),
-        (["resume=true"], "run_dir='r' does not exist: there is nothing to resume"),
+        (["resume=true"], "run_dir='r' holds no run: there is nothing to resume"),
     ],
 )
 def test_unusable_settings_are_one_line(

@@ -76,7 +76,7 @@ def compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
             programs[key] = Program(algorithm, **keywords)
         return programs[key]
 
-    monkeypatch.setattr("haepo_jax.runner.run.Program", cached)
+    monkeypatch.setattr("haepo_jax.runner.loop.Program", cached)
 
 
 class Runs:

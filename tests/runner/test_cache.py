@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from haepo_jax.runner import cache
+from haepo_jax.runner import entry
 from tests.jobs import environment
 from tests.runner.surviving import assert_same_end
 
@@ -86,35 +86,24 @@ def variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         monkeypatch.setenv(name, "")  # so that monkeypatch takes back what is set
         monkeypatch.delenv(name)
-    return tmp_path / "haepo_jax" / cache._processor()
+    return tmp_path / "haepo_jax" / entry._processor()
 
 
 def test_the_directory_is_the_users_and_may_be_chosen(variables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache.keep_compiled()
+    entry.keep_compiled()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(variables)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
-    cache.keep_compiled()
+    entry.keep_compiled()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
 
 
 def test_whoever_has_loaded_jax_has_configured_it(variables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jax", os)
-    cache.keep_compiled()
+    entry.keep_compiled()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
 def test_a_directory_that_cannot_be_made_is_done_without(variables: Path) -> None:
     variables.parent.write_text("a file")
-    cache.keep_compiled()
+    entry.keep_compiled()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
-
-
-def test_the_oldest_entries_go(variables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "MAX_BYTES", 25)
-    variables.mkdir(parents=True)
-    for age, name in enumerate(["new-cache", "middle-cache", "old-cache"]):
-        (variables / name).write_bytes(bytes(10))
-        os.utime(variables / name, (1e9 - age, 1e9 - age))
-    (variables / "other").write_bytes(bytes(100))
-    cache.keep_compiled()
-    assert sorted(path.name for path in variables.iterdir()) == ["middle-cache", "new-cache", "other"]

@@ -204,9 +204,9 @@ def test_the_last_and_the_best_stay(directory: Checkpoints) -> None:
     flip(files(best)[0])
     best = directory.best()
     assert best is not None and best.number == 6, "a damaged one is not the best"
-    directory.prune(keep=1, bad=[directory.path / "000006", directory.path / "000001"])
-    assert [one.number for one in directory.all()] == [5]
-    assert directory.write({"x": np.zeros(1)}, {}).number == 6
+    directory.prune(keep=1)
+    assert [one.number for one in directory.all()] == [1, 6]
+    assert directory.write({"x": np.zeros(1)}, {}).number == 7
 
 
 def test_leftovers_of_a_killed_process_are_swept_up(directory: Checkpoints) -> None:
@@ -229,7 +229,7 @@ def fail_at_call(function: Callable[..., Any], number: int) -> Callable[..., Any
     return replacement
 
 
-@pytest.mark.parametrize("place", ["_save_arrays", "_flush_one", "_describe"])
+@pytest.mark.parametrize("place", ["_save_arrays", "flush_to_disk", "_describe"])
 def test_a_full_disk_leaves_no_litter(directory: Checkpoints, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     good = directory.write({"x": np.ones(5)}, {})
     with monkeypatch.context() as patch:
@@ -269,20 +269,21 @@ def test_intervals(directory: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> N
     directory.path.parent.mkdir(exist_ok=True)
     clock = Clock(monkeypatch)
     saver = Saver(directory, steps=100, minutes=2)
-    saver.start(1000, best_return=None, saved=None, about={"a": 1})
+    saver.start(1000)
     assert not saver.due(1099) and saver.due(1100)
     clock.now = 119
     assert not saver.due(1000)
     clock.now = 120
     assert saver.due(1000)
-    saver.save({"x": jnp.zeros(1)}, 1000, "mark", None, {})
+    saver.save({"x": jnp.zeros(1)}, 1000, {"a": 1}, "moment")
     saver.wait()
     assert not saver.due(1099) and saver.due(1100)
-    saver.save({"x": jnp.zeros(1)}, 1100, "mark", None, {})
+    saver.save({"x": jnp.zeros(1)}, 1100, {"a": 1}, "moment")
     saver.wait()
     assert len(directory.all()) == 1, "the same moment is not saved twice"
     assert directory.all()[0].progress()["a"] == 1
     never = Saver(directory, steps=None, minutes=None)
+    never.start(0)
     clock.now = 1e9
     assert not never.due(10**12)
     saver.close()
@@ -292,17 +293,17 @@ def test_intervals(directory: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_best_row_is_kept_whenever_the_interval_comes(directory: Checkpoints) -> None:
     directory.path.parent.mkdir(exist_ok=True)
     saver = Saver(directory, keep=1)
-    saver.start(0, best_return=2.0, saved=None, about={})
-    for mark, value in enumerate([1.0, 3.0, 2.5, float("nan"), 3.0]):
-        saver.row({"x": jnp.full(1, mark)}, value, mark, lambda: {})
-    saver.save({"x": jnp.full(1, 9)}, 10, 9, None, {})
+    saver.start(0)
+    for moment, value in enumerate([1.0, 3.0]):
+        saver.hold({"x": jnp.full(1, moment)}, {"return": value}, moment)
+    saver.save({"x": jnp.full(1, 9)}, 10, {"return": None}, 9)
     saver.wait()
     best, last = directory.all()
     like = {"x": jax.ShapeDtypeStruct((1,), jnp.int32)}
     assert best.restore(like)["x"] == 1 and last.restore(like)["x"] == 9
-    assert directory.best() == best and saver.best_return == 3.0
-    saver.row({"x": jnp.full(1, 10)}, 4.0, 10, lambda: {})
-    saver.save({"x": jnp.full(1, 10)}, 10, 10, 4.0, {})
+    assert directory.best() == best
+    saver.hold({"x": jnp.full(1, 10)}, {"return": 4.0}, 10)
+    saver.save({"x": jnp.full(1, 10)}, 10, {"return": 4.0}, 10)
     saver.wait()
     assert [one.restore(like)["x"][0] for one in directory.all()] == [10], "one checkpoint where the last is the best"
     saver.close()
@@ -310,12 +311,12 @@ def test_the_best_row_is_kept_whenever_the_interval_comes(directory: Checkpoints
 
 def test_a_failed_write_is_reported_to_the_loop(directory: Checkpoints) -> None:
     saver = Saver(directory, steps=1)
-    saver.start(0, best_return=None, saved=None, about={})
+    saver.start(0)
     shutil.rmtree(directory.path.parent)
-    saver.save({"x": jnp.zeros(1)}, 1, 1, None, {})
+    saver.save({"x": jnp.zeros(1)}, 1, {}, 1)
     with pytest.raises(FileNotFoundError):
         saver.wait()
-    saver.save({"x": jnp.zeros(1)}, 1, 2, None, {})
+    saver.save({"x": jnp.zeros(1)}, 1, {}, 2)
     saver.close()
     with pytest.raises(FileNotFoundError):
         saver.due(1)

@@ -141,8 +141,6 @@ def test_a_run_writes_down_what_its_policy_says(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert train.main([*arguments, "total_steps=200", f"run_dir={run}"]) == 0
     before = [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
-    events = next(run.glob("events*")).read_bytes()
-    assert b"completions/text_summary" in events and events.count(b"\x89PNG") == 1, "the curve"
     assert train.main([f"run_dir={run}", "resume=true", "total_steps=400"]) == 0
     after = [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
     rows = len((run / "metrics.jsonl").read_text().splitlines())

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import haepo_jax as hx
-from haepo_jax.runner.checkpoints import Checkpoint, CheckpointError, Checkpoints
+from haepo_jax.runner.checkpoints import CheckpointError
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.run_dir import RunDir
 
@@ -203,22 +203,3 @@ def test_nothing_in_the_directory_is_executed(finished_runs: dict[str, Path], tm
             hx.load(run.path)
     (run.path / "checkpoints" / "000000").mkdir(exist_ok=True)
     assert not mark.exists() and json.loads(run.summary.read_text())
-
-
-def test_a_checkpoint_that_is_taken_away_meanwhile(
-    finished_runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the run itself, which goes on: the one that is there then is read."""
-    run = tmp_path / "run"
-    shutil.copytree(finished_runs["cartpole"], run)
-    restore, found = Checkpoint.restore, Checkpoints(run / "checkpoints").all()[-1].path
-    later = found.with_name(f"{int(found.name) + 1:06d}")
-
-    def pruned(self: Checkpoint, like: Any, **keywords: Any) -> Any:
-        if self.path == found:
-            found.rename(later)
-        return restore(self, like, **keywords)
-
-    monkeypatch.setattr(Checkpoint, "restore", pruned)
-    _, policy = hx.load(run)
-    assert later.exists() and int(policy.state.env_steps.to_int()) >= 3000

@@ -78,7 +78,7 @@ EACH_DEVICE_HAS_ITS_SHARE = """
 import re, sys
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
-from haepo_jax.runner.evaluation import EvaluationSize
+from haepo_jax.runner.program import EvaluationSize
 from haepo_jax.runner.program import Program, build, mesh_of
 config = compose(read_arguments(sys.argv[1:]).overrides, RunConfig)
 algorithm = build(config)

@@ -10,8 +10,8 @@ import pytest
 
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
+from haepo_jax.runner.loop import run
 from haepo_jax.runner.progress import PLAIN_LINES, Progress, duration, number
-from haepo_jax.runner.run import run
 from tests.runner.counting_algorithm import Counting
 
 
@@ -23,7 +23,7 @@ class Terminal(io.StringIO):
 def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *arguments: str, **keywords: Any) -> list[str]:
     config = compose(read_arguments(["env=CartPole-v1", *arguments]).overrides, RunConfig)
     monkeypatch.setattr(
-        "haepo_jax.runner.run.build", lambda config: Counting(total_steps=config.total_steps, **keywords)
+        "haepo_jax.runner.loop.build", lambda config: Counting(total_steps=config.total_steps, **keywords)
     )
     run(config, Path("the/directory"), [Progress(stream)])
     return stream.getvalue().splitlines()

@@ -28,7 +28,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
 def counting(monkeypatch: pytest.MonkeyPatch, runs: Runs) -> Runs:
     """Runs of an algorithm that compiles in no time: 40 updates of 10 steps, a row every 50."""
     monkeypatch.setattr(
-        "haepo_jax.runner.run.build", lambda config: Counting(total_steps=config.total_steps, log_points=8)
+        "haepo_jax.runner.loop.build", lambda config: Counting(total_steps=config.total_steps, log_points=8)
     )
     return runs
 
@@ -78,7 +78,7 @@ def test_a_row_does_not_depend_on_where_the_run_was_cut(
     """Seeds at different speeds, one that diverges in mid-row: the row under way stays the row under way."""
     for points in (3, 50):
         algorithm = Counting(total_steps=400, log_points=points, sick=(1,))
-        monkeypatch.setattr("haepo_jax.runner.run.build", lambda config, algorithm=algorithm: algorithm)
+        monkeypatch.setattr("haepo_jax.runner.loop.build", lambda config, algorithm=algorithm: algorithm)
         whole = tmp_path / f"whole{points}"
         assert counting(whole, *COUNTING, "num_seeds=4") == 0
         for calls in (2, 7, 12, 14, 15, 16, 17, 25):
@@ -94,10 +94,10 @@ def test_resume_without_a_run(counting: Runs, tmp_path: Path, capsys: pytest.Cap
     for arguments, message in [
         (
             ["resume=true"],
-            f"run_dir='{tmp_path}/new' does not exist: there is nothing to resume (resume=auto starts a run)",
+            f"run_dir='{tmp_path}/new' holds no run: there is nothing to resume (resume=auto starts a run)",
         ),
         ([f"run_dir={tmp_path}/empty", "resume=true"], "holds no run"),
-        ([f"run_dir={tmp_path}/file", "resume=true"], "is a file"),
+        ([f"run_dir={tmp_path}/file", "resume=true"], "holds no run"),
         (["run_dir=null", "resume=auto"], "resume=auto needs run_dir="),
         (["resume=perhaps"], "resume='perhaps' must be one of false, true, auto"),
         (["resume=auto"], "env= is missing"),

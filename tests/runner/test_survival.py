@@ -23,8 +23,7 @@ from haepo_jax.runner import checkpoints, loggers, run_dir
 from haepo_jax.runner.checkpoints import Checkpoints
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import peek, read_arguments
-from haepo_jax.runner.evaluation import EvaluationSize
-from haepo_jax.runner.program import Program, build
+from haepo_jax.runner.program import EvaluationSize, Program, build
 from haepo_jax.runner.resume import resume_command
 from haepo_jax.runner.run_dir import RunDir
 from tests.runner.counting_algorithm import Counting
@@ -42,7 +41,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch, runs: Runs) -> Runs:
     monkeypatch.setattr(
-        "haepo_jax.runner.run.build", lambda config: Counting(total_steps=config.total_steps, log_points=8)
+        "haepo_jax.runner.loop.build", lambda config: Counting(total_steps=config.total_steps, log_points=8)
     )
     return runs
 
@@ -242,7 +241,7 @@ def test_a_disk_that_fills_is_one_line(
 ) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert counting(whole, *COUNTING) == 0
-    atomically, append = run_dir.write_atomically, run_dir.AppendedFile.append
+    atomically = run_dir.write_atomically
     with monkeypatch.context() as patch:
         if file == "events":
             flush = record_writer.RecordWriter.flush
@@ -250,24 +249,24 @@ def test_a_disk_that_fills_is_one_line(
                 record_writer.RecordWriter, "flush", lambda self: no_room() if len(rows(run)) >= 4 else flush(self)
             )
         elif file == "metrics.jsonl":
+            append, write = run_dir.append_record, os.write
 
-            def append_until_full(self: Any, record: bytes) -> None:
-                if file not in str(self._path) or len(rows(run)) < 4:
-                    return append(self, record)
+            def append_until_full(path: Path, record: str) -> None:
+                calls: list[int] = []
+
+                def half(descriptor: int, data: bytes) -> int:
+                    """Half a record fits, the rest does not."""
+                    if calls:
+                        no_room()
+                    calls.append(1)
+                    return write(descriptor, data[: len(data) // 2])
+
                 with monkeypatch.context() as inner:
-                    write = os.write
-                    calls: list[int] = []
-                    # Half a record fits, the rest does not.
-                    inner.setattr(
-                        run_dir.os,
-                        "write",
-                        lambda fd, data: (
-                            no_room() if calls else (calls.append(1), write(fd, data[: len(data) // 2]))[1]
-                        ),
-                    )
-                    return append(self, record)
+                    if len(rows(run)) >= 4:
+                        inner.setattr(run_dir.os, "write", half)
+                    append(path, record)
 
-            patch.setattr(run_dir.AppendedFile, "append", append_until_full)
+            patch.setattr(loggers, "append_record", append_until_full)
         elif file == "checkpoints":
             save = checkpoints._save_arrays
 

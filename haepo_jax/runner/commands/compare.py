@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from haepo_jax.envs import list_envs
-from haepo_jax.runner.comparison_settings import DEFAULTS, CompareConfig, places, read_comparison
+from haepo_jax.runner.comparison import DEFAULTS, CompareConfig, compare, places, read_comparison
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import read_arguments
 from haepo_jax.runner.config.help import algorithm_table, settings_table
@@ -60,7 +60,6 @@ def main(argv: list[str]) -> int:
         return 0
     comparison = read_comparison(arguments.overrides)
     directory, runs = places(comparison)
-    from haepo_jax.runner.comparison import compare
     from haepo_jax.runner.program import build
 
     # A combination that does not work is refused before the first run is trained.

@@ -49,12 +49,10 @@ def main(argv: list[str]) -> int:
 
     from haepo_jax.runner import policy_evaluation
 
-    algorithm, run, seeds, states = policy_evaluation.load_seeds(directory, config.checkpoint, config.seed)
-    played = policy_evaluation.play(algorithm, states, config.episodes, config.episode_seed)
-    command = shlex.join(["python", "-m", "haepo_jax.evaluate", *argv])
-    asked = {name: getattr(config, name) for name in ("checkpoint", "episodes", "episode_seed")}
-    document = policy_evaluation.document(run, seeds, states, played, command=command, **asked)
-    print(policy_evaluation.report(document, played))
-    policy_evaluation.write(directory, document, played)
+    asked = {name: getattr(config, name) for name in ("checkpoint", "seed", "episodes", "episode_seed")}
+    document = policy_evaluation.evaluate(directory, **asked)
+    document = {"command": shlex.join(["python", "-m", "haepo_jax.evaluate", *argv]), **document}
+    print(policy_evaluation.report(document))
+    policy_evaluation.write(directory, document)
     print(f"evaluation.json and evaluation.png in {directory.path}")
     return 0

@@ -8,9 +8,9 @@ from haepo_jax.runner.config.arguments import Arguments, peek, read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.processes import ALONE, Processes, join
-from haepo_jax.runner.resume import compose_run, make_plan, run_to_resume
+from haepo_jax.runner.resume import compose_run, existing_run
 from haepo_jax.runner.run_dir import check_run_dir, config_text
-from haepo_jax.runner.session import train_and_report, warn
+from haepo_jax.runner.session import newest_checkpoint, train_and_report
 
 HELP = """\
 Trains one algorithm on one environment, all seeds in one compiled program.
@@ -83,11 +83,11 @@ def _processes(arguments: Arguments) -> Processes:
 
 
 def _dry_run(config: RunConfig) -> int:
-    directory = run_to_resume(config)
+    directory = existing_run(config.resume, config.run_dir)
     if directory is None:
         check_run_dir(config)
     else:
-        make_plan(config, directory, warn)
+        newest_checkpoint(config, directory)
     from haepo_jax.runner.loading import start_of
     from haepo_jax.runner.program import build, mesh_of
 

@@ -17,7 +17,7 @@ from haepo_jax.messages import duration, number
 from haepo_jax.runner.config import ConfigError, hyperparameter_fields
 from haepo_jax.runner.config.arguments import read_arguments, value_text
 from haepo_jax.runner.devices import describe_device, device_errors
-from haepo_jax.runner.evaluation import final_size
+from haepo_jax.runner.program import final_size
 from haepo_jax.runner.run_dir import json_text, write_atomically
 from haepo_jax.runner.sweeps.builder import Builder, identity
 from haepo_jax.runner.sweeps.cohort import Group, Trial, share_of_steps, train_cohort
@@ -188,12 +188,10 @@ class _Worker:
         ended, best = self._ended()
         if ended >= self._plan.num_configs:
             return  # nothing is built for a finished sweep
-        device, fallback = describe_device(local=True)
+        device = describe_device(local=True)
         seeds = f" of {self._settings.num_seeds} seeds" if self._settings.num_seeds > 1 else ""
         what = f"{self._plan.num_configs} configurations{seeds} ({self._plan.search} search)"
         self._display.say(f"sweeping {what} on {device} (JAX {jax.__version__})")
-        if fallback:
-            self._display.say(f"note: {fallback}")
         self._display.start(self._plan.num_configs, ended, best)
         waiting = False
         while True:

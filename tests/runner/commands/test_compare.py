@@ -14,8 +14,8 @@ import pytest
 
 from haepo_jax.runner import comparison
 from haepo_jax.runner.commands import compare
-from haepo_jax.runner.comparison_settings import Comparison, read_comparison
-from haepo_jax.runner.config import ConfigError, RunConfig
+from haepo_jax.runner.comparison import Comparison, read_comparison
+from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import command_of, compose, read_arguments
 from haepo_jax.runner.errors import Interrupted
 from haepo_jax.runner.run_dir import RunDir
@@ -34,7 +34,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that compile in no time; each algorithm's returns are its own."""
     strides = {"haepo": 20, "ppo": 10, "grpo": 10, "dpo": 15}
     monkeypatch.setattr(
-        "haepo_jax.runner.run.build",
+        "haepo_jax.runner.loop.build",
         lambda config: Counting(
             total_steps=config.total_steps, stride=strides[config.algo.name], start=strides[config.algo.name]
         ),
@@ -235,12 +235,6 @@ def test_results_without_a_return_or_a_second_seed() -> None:
         improvement = comparison.improvements(results)
         assert improvement["of"] == "ppo"
         assert "| ppo" in comparison.table(results, improvement)
-
-
-def test_a_directory_without_a_summary_is_told_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(ConfigError, match="is no summary of a run that ended"):
-        comparison.read_result("ppo", "x", RunDir(tmp_path))
 
 
 def test_probability_of_improvement() -> None:

@@ -150,7 +150,7 @@ def test_ctrl_c_ends_without_a_traceback(
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("haepo_jax.runner.run.build", interrupted)
+    monkeypatch.setattr("haepo_jax.runner.loop.build", interrupted)
     assert train.main(["env=CartPole-v1", f"run_dir={tmp_path}/run"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
