@@ -1,4 +1,4 @@
-"""An environment of one's own: an ordinary object with `reset` and `step` for ONE environment, in JAX."""
+"""A custom environment: a plain object whose `reset` and `step` handle a single environment, in JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from haepo_jax.envs import Box, Discrete, TimeStep
 
 
 class Landing:
-    """A lander falls; its engine is off or on. It is paid for coming down slowly."""
+    """A lander with an engine that is on or off, rewarded for landing slowly."""
 
     name, horizon = "landing", 100
     observation_space, action_space = Box(-10.0, 10.0, (2,)), Discrete(2)
@@ -23,12 +23,12 @@ class Landing:
         landed = height <= 0
         reward = jnp.where(landed, 1 - 10 * jnp.abs(speed), 0.0)
         state = {"height": height, "speed": speed, "time": time}
-        cut_off = (time >= self.horizon) & ~landed  # a time limit is no end of the task: the value beyond it counts
+        cut_off = (time >= self.horizon) & ~landed  # a time limit is not termination: bootstrap there
         return TimeStep(state, jnp.stack([height, speed]), reward, terminated=landed, truncated=cut_off)
 
 
 if __name__ == "__main__":
     algo = hx.HAEPO(Landing(), total_steps=12_000, log_points=6)
-    _, history = jax.jit(algo.train)(jax.random.key(0))
-    for steps, value in zip(history["env_steps"].to_int(), history["eval_return"], strict=True):
+    _, metrics = jax.jit(algo.train)(jax.random.key(0))
+    for steps, value in zip(metrics["env_steps"].to_int(), metrics["eval_return"], strict=True):
         print(f"{steps:>6} steps: return {value:.2f}")

@@ -1,4 +1,4 @@
-"""HAEPO's loss in a training loop of one's own: a network, a rollout, optax, and `hx.haepo_prefix_loss`."""
+"""HAEPO's loss in a custom training loop: a network, a rollout, optax, and `hx.haepo_prefix_loss`."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def log_probs(params, observation):  # (..., 4) -> (..., 2)
 
 @jax.jit
 def update(params, opt_state, key):
-    def act(carry, observation, is_first, action_mask, key):  # one decision in one environment
+    def act(carry, observation, is_first, action_mask, key):  # selects an action in one environment
         action = jax.random.categorical(key, log_probs(params, observation))
         return carry, action, log_probs(params, observation)[action]
 
@@ -29,7 +29,7 @@ def update(params, opt_state, key):
     steps, returns, _ = collect_episodes(
         env, act, (), environment_keys(key, 16), environment_keys(jax.random.fold_in(key, 1), 16)
     )
-    for _ in range(4):  # the weights saturate where a history has moved far
+    for _ in range(4):  # safe on one batch: the weights saturate when a history has moved far
         changes, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
         params = optax.apply_updates(params, changes)
     return params, opt_state, jnp.mean(returns)

@@ -1,7 +1,7 @@
-"""A fifth algorithm as an exercise: REINFORCE (Williams 1992) with the batch's mean return as its baseline.
+"""REINFORCE (Williams 1992), with the batch's mean return as baseline, as a custom algorithm.
 
-Episodes, optimiser, schedules, evaluation, vmapped seeds: all of it comes with `TrajectoryAlgorithm`. What remains is
-a loss on a batch of complete episodes.
+`TrajectoryAlgorithm` provides rollouts, optimiser, schedules, evaluation and vmapped seeds; only the loss on a batch of
+complete episodes is left to write.
 
     python examples/reinforce.py
 """
@@ -22,14 +22,14 @@ from haepo_jax.algorithms.trajectory import EpisodeBatch, TrajectoryAlgorithm
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class REINFORCE(TrajectoryAlgorithm):
-    """The log-probability of every action is weighed by how much its episode's return exceeds the batch's mean."""
+    """Weights the log-probability of every action by its episode's return minus the mean return of the batch."""
 
-    # The gradient is that of the policy which played the batch, so a batch serves one step.
+    # The gradient is on-policy, so each batch is used for one step.
     num_epochs: int = static(1, int, "epochs over the batch in each update", within=COUNT)
     num_minibatches: int = static(1, int, "minibatches per epoch", within=COUNT)
 
     def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
-        """The surrogate whose gradient is REINFORCE's; every array of `batch.steps` is (T, groups, members)."""
+        """The surrogate loss with the gradient of REINFORCE; all arrays in `batch.steps` are (T, groups, members)."""
         steps, mask = batch.steps, batch.steps.mask
         policy = self.sequence_distribution(params, batch.observation, steps)
 
@@ -39,7 +39,7 @@ class REINFORCE(TrajectoryAlgorithm):
 
         objective = jnp.mean(policy.log_prob(steps.action) * advantage, where=mask)
         entropy = jnp.mean(policy.entropy(), where=mask)
-        entropy_coef: Any = self.entropy_coef  # a number: schedules are read off before each update
+        entropy_coef: Any = self.entropy_coef  # a number: schedules are evaluated before each update
         loss = -objective - entropy_coef * entropy
         return loss, {"loss": loss, "entropy": entropy}
 
@@ -47,8 +47,8 @@ class REINFORCE(TrajectoryAlgorithm):
 def main() -> None:
     algo = REINFORCE("CartPole-v1", total_steps=500_000, learning_rate=1e-2, log_points=10)
     seeds = jax.vmap(jax.random.key)(jnp.arange(4))
-    _, history = jax.jit(jax.vmap(algo.train))(seeds)
-    for steps, returns in zip(history["env_steps"].to_int().T, history["eval_return"].T, strict=True):
+    _, metrics = jax.jit(jax.vmap(algo.train))(seeds)
+    for steps, returns in zip(metrics["env_steps"].to_int().T, metrics["eval_return"].T, strict=True):
         print(f"{int(steps.mean()):>8,} steps: return per seed", *(f"{value:6.1f}" for value in returns))
 
 

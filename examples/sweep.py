@@ -1,4 +1,5 @@
-"""A sweep from Python: 8 configurations of PPO, 2 seeds each, in one compiled program. Needs the extra `sweep`."""
+"""A sweep from Python: 8 configurations of PPO with 2 seeds each in one compiled program. Requires the extra
+`sweep`."""
 
 import numpy as np
 

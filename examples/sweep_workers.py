@@ -1,11 +1,11 @@
-"""Starts workers of one sweep through Hydra's launchers, such as submitit's for SLURM (pip install
+"""Starts workers of a sweep with one of Hydra's launchers, such as submitit for SLURM (pip install
 hydra-submitit-launcher; `submitit_local` starts them on this machine):
 
     python examples/sweep_workers.py -m hydra/launcher=submitit_slurm hydra.launcher.gpus_per_node=1 'worker=range(8)' \
         'sweep="env=CartPole-v1 algo.learning_rate=tag(log,interval(1e-4,1e-2)) num_configs=512 run_dir=/shared/sweep"'
 
-Each job is one worker of the study in `run_dir`, so they start when the queue lets them, in any number, and none minds if
-another ends. That needs no `distributed=true`, which is for the processes of one job.
+Each job is an independent worker of the study in `run_dir`: jobs may start and end at any time, in any number. They do
+not need `distributed=true`, which is for the processes of one job.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ ConfigStore.instance().store(name="workers", node=Workers)
 
 @hydra.main(version_base="1.3", config_path=None, config_name="workers")
 def work(config: Workers) -> None:
-    """What one job does: in a process of its own, because Hydra does not compose settings within a program of its own."""
+    """Runs one worker, in a subprocess because Hydra cannot compose a second configuration within a running Hydra
+    app."""
     subprocess.run([sys.executable, "-m", "haepo_jax.sweep", *shlex.split(config.sweep)], check=True)
 
 

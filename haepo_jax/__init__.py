@@ -1,7 +1,7 @@
 """haepo_jax: functional reinforcement learning around HAEPO in JAX.
 
-The names below are the public surface. They are loaded on first use, so that a command line can check its input before
-it pays for importing jax.
+The names below are the public API. They are loaded on first use, so that the command line can check its input without
+importing JAX.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ _HOMES = {
 }
 
 if os.environ.get("MPLBACKEND", "").startswith("module://") and "matplotlib" not in sys.modules:
-    # Jupyter hands its backend down to what a cell starts. Nothing here needs one, but matplotlib, which gymnax imports
-    # too, cannot be imported at all where the environment variable names one that is not installed.
+    # Processes started from Jupyter inherit its matplotlib backend. It is not needed here, but matplotlib, which gymnax
+    # also imports, cannot be imported if the backend in this environment variable is not installed.
     try:
         _backend = importlib.util.find_spec(os.environ["MPLBACKEND"].removeprefix("module://"))
     except (ImportError, ValueError):

@@ -21,9 +21,9 @@ usage: python -m haepo_jax <command> [key=value ...]
 commands:
 {commands}
   llm         fine-tune a language model
-  completion  print the completion script of a shell: bash or zsh
+  completion  print a shell completion script: bash or zsh
 
-Each command is also python -m haepo_jax.<command>; --help after it lists its settings. Train a policy in a minute:
+Each command also runs as python -m haepo_jax.<command>, and <command> --help lists its settings. To train a policy:
 
   python -m haepo_jax train env=CartPole-v1
 """
@@ -41,7 +41,7 @@ def _list(argv: list[str]) -> int:
         print(completion(argv[1:]), end="")
     elif argv:
         raise ConfigError(
-            f"unknown command {short(argv[0])}{did_you_mean(argv[0], ALL)}; the commands: {', '.join(ALL)}"
+            f"unknown command {short(argv[0])}{did_you_mean(argv[0], ALL)}; available commands: {', '.join(ALL)}"
         )
     else:
         print(_help(), end="")
@@ -49,7 +49,7 @@ def _list(argv: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command named first, with the other arguments; returns its exit status."""
+    """Runs the command given by the first argument, with the remaining ones; returns its exit status."""
     name, *rest = [*(sys.argv[1:] if argv is None else argv), ""]
     if name in COMMANDS or name == "llm":
         home = "haepo_jax.llm.__main__" if name == "llm" else f"haepo_jax.runner.commands.{name}"

@@ -1,4 +1,4 @@
-"""From the last layer of a network to what `action_distribution` takes, for any action space."""
+"""Converts the last layer of a network to the input of `action_distribution`, for any action space."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from haepo_jax.spaces import Box, Discrete, MultiDiscrete, Space, map_space, spa
 
 
 def action_size(action_space: Space, state_dependent_std: bool = False) -> int:
-    """How many numbers a network must put out for an action space."""
+    """The number of outputs that a network needs for an action space."""
     continuous = sum(math.prod(part.shape) for part in space_leaves(action_space) if isinstance(part, Box))
     choices = sum(_size(part) for part in space_leaves(action_space)) - continuous
     return choices + continuous * (2 if state_dependent_std else 1)
 
 
 def action_output(module: nn.Module, action_space: Space, output: jax.Array, state_dependent_std: bool = False) -> Any:
-    """What `action_distribution` takes, of a network's last layer (..., action_size).
+    """Converts a network's last layer (..., action_size) to the input of `action_distribution`.
 
-    To be called in the compact method of `module`: the log-std is one of its parameters, the same for all observations,
-    unless `state_dependent_std` makes the last numbers of `output` be it.
+    Call it in the compact method of `module`: the log-std is a parameter of the module, independent of the observation,
+    or with `state_dependent_std` the last entries of `output`.
     """
     parts = space_leaves(action_space)
     num_continuous = sum(_size(part) for part in parts if isinstance(part, Box))
-    # A squashed log-std rather than a clipped one: it has a gradient everywhere, so it can come back from an end.
+    # The log-std is squashed, not clipped: it has a gradient everywhere, so it can move away from a bound again.
     middle, half = (LOG_STD_MAX + LOG_STD_MIN) / 2, (LOG_STD_MAX - LOG_STD_MIN) / 2
     start = math.atanh(-middle / half)
     if not num_continuous:
@@ -68,7 +68,7 @@ def _size(part: Discrete | MultiDiscrete | Box) -> int:
 
 
 def squashed(action_space: Space, output: Any) -> Any:
-    """A network's output with its continuous actions, of which it holds mean and log-std, as `TanhGaussian`s."""
+    """A network's output, with mean and log-std of each continuous action replaced by a `TanhGaussian`."""
     return map_space(_squash, action_space, output)
 
 

@@ -1,4 +1,4 @@
-"""Counts that stay exact past 2^31 where jax has no 64-bit integers."""
+"""Step counts that stay exact beyond 2^31 without 64-bit integers."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class StepCount:
         return cls(jnp.uint32(value >> 32), jnp.uint32(value & 0xFFFFFFFF))
 
     def __add__(self, increment: jax.Array) -> StepCount:
-        """Adds a non-negative integer array of less than 2^32."""
+        """Adds a non-negative integer below 2^32."""
         low = self.low + increment.astype(jnp.uint32)
         return StepCount(self.high + (low < self.low).astype(jnp.uint32), low)
 
     def __lt__(self, other: StepCount) -> jax.Array:
         return (self.high < other.high) | ((self.high == other.high) & (self.low < other.low))
 
-    def share_of(self, total: int) -> jax.Array:
-        """The count over `total` as a float32, at most 1."""
+    def fraction_of(self, total: int) -> jax.Array:
+        """The count as a fraction of `total`, float32, at most 1."""
         share = self.high.astype(jnp.float32) * (2.0**32 / total) + self.low.astype(jnp.float32) / float(total)
         return jnp.minimum(share, 1.0)
 

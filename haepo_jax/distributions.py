@@ -1,9 +1,9 @@
-"""Action distributions: categorical for `Discrete` and `MultiDiscrete` spaces, diagonal Gaussian, clipped or passed
-through tanh, for `Box` spaces, and independent parts for dicts and tuples of them.
+"""Action distributions: categorical for `Discrete` and `MultiDiscrete` spaces, diagonal Gaussian, clipped or squashed
+with tanh, for `Box` spaces, and products of these for dicts and tuples.
 
 A distribution is a small pytree whose arrays may have any leading axes. Continuous actions and their log-probabilities
-are in the policy's own units, in which the environment's range is [-1, 1]; clipping and scaling happen at the
-environment's door (`Box.from_unit`), so they change no probability.
+are in policy units, in which the environment's range is [-1, 1]. Actions are clipped and scaled only when they are
+passed to the environment (`Box.from_unit`), so this changes no probability.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOG_STD_MIN, LOG_STD_MAX = -3.0, 1.0
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Categorical:
-    """Over n actions, from `log_probs` (..., n), normalised; an invalid action's is a large negative number."""
+    """A categorical distribution with normalised `log_probs` (..., n), large and negative for invalid actions."""
 
     log_probs: jax.Array
 
@@ -38,7 +38,7 @@ class Categorical:
         return jnp.argmax(self.log_probs, axis=-1).astype(jnp.int32)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        # A one-hot product: its gradient is dense arithmetic, where a gather's would be a slow scatter.
+        # A one-hot product has a dense gradient; that of a gather would be a slow scatter.
         chosen = jax.nn.one_hot(action, self.log_probs.shape[-1], dtype=self.log_probs.dtype)
         return jnp.sum(chosen * self.log_probs, axis=-1)
 
@@ -53,7 +53,7 @@ class Categorical:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DiagonalGaussian:
-    """Independent normals with `mean` and `log_std` (..., d); a log-probability is the sum over d."""
+    """Independent normal distributions with `mean` and `log_std` (..., d); log-probabilities are summed over d."""
 
     mean: jax.Array
     log_std: jax.Array
@@ -81,9 +81,9 @@ class DiagonalGaussian:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TanhGaussian:
-    """The tanh of a `DiagonalGaussian`: all its probability lies inside [-1, 1] (Haarnoja et al. 2018, arXiv 1801.01290).
+    """The tanh of a `DiagonalGaussian`, with support [-1, 1] (Haarnoja et al. 2018, arXiv 1801.01290).
 
-    Samples are kept `MARGIN` away from the ends, where float32 has no more digits for tanh to be undone.
+    Samples are kept `MARGIN` away from the bounds, where float32 is too coarse to invert tanh.
     """
 
     before: DiagonalGaussian
@@ -94,7 +94,7 @@ class TanhGaussian:
         return self._inside(jnp.tanh(self.before.sample(key)))
 
     def mode(self) -> jax.Array:
-        """The tanh of the mean, which is the median; the density's own maximum may lie at an end."""
+        """The tanh of the mean, which is the median; the maximum of the density may lie at a bound."""
         return self._inside(jnp.tanh(self.before.mean))
 
     def log_prob(self, action: jax.Array) -> jax.Array:
@@ -102,7 +102,7 @@ class TanhGaussian:
         return self.before.log_prob(raw) - jnp.sum(_log_slope(raw), axis=-1)
 
     def entropy(self) -> jax.Array:
-        """The Gaussian's, plus the mean of the slope's logarithm by Gauss-Hermite quadrature (no closed form exists)."""
+        """The Gaussian's entropy plus the mean log-derivative of tanh, by Gauss-Hermite quadrature (no closed form)."""
         nodes, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE_NODES)
         weights = weights / math.sqrt(2 * math.pi)
         spread = jnp.exp(self.before.log_std)[..., None]
@@ -110,7 +110,7 @@ class TanhGaussian:
         return self.before.entropy() + jnp.sum(_log_slope(raw) @ weights.astype(np.float32), axis=-1)
 
     def kl_to(self, other: TanhGaussian) -> jax.Array:
-        """KL(self || other) (...,): that of the Gaussians, since both are carried by the same one-to-one map."""
+        """KL(self || other) (...,), equal to that of the Gaussians, as both are transformed by the same bijection."""
         return self.before.kl_to(other.before)
 
     def _inside(self, action: jax.Array) -> jax.Array:
@@ -121,14 +121,14 @@ _QUADRATURE_NODES = 16
 
 
 def _log_slope(raw: jax.Array) -> jax.Array:
-    """log(1 - tanh(raw)^2), without its cancellation."""
+    """log(1 - tanh(raw)^2), computed without cancellation."""
     return 2 * (math.log(2) - raw - jax.nn.softplus(-2 * raw))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MultiCategorical:
-    """Independent categoricals, one for each of the d integers of a `MultiDiscrete` action (..., d)."""
+    """Independent categorical distributions, one for each of the d integers of a `MultiDiscrete` action (..., d)."""
 
     each: Categorical  # (..., d, n), n the largest size
 
@@ -152,9 +152,9 @@ class MultiCategorical:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Factorised:
-    """Independent distributions for the parts of a dict or tuple action: log-probability, entropy and KL are sums."""
+    """Independent distributions over the parts of a dict or tuple action; log-probability, entropy and KL are sums."""
 
-    parts: Any  # the action space's dicts and tuples, with a distribution for each part
+    parts: Any  # in the structure of the action space, with a distribution for each part
 
     def sample(self, key: jax.Array) -> Any:
         parts, structure = jax.tree.flatten(self.parts, is_leaf=is_distribution)
@@ -180,10 +180,10 @@ class Factorised:
 
 
 class Distribution(Protocol):
-    """What a policy may return in place of the numbers that describe it: a pytree with these methods.
+    """An action distribution; a policy may return one directly instead of its parameters. It must be a pytree.
 
-    Its arrays may have any leading axes (...), which all results have too. `kl_to` meets only its own kind. Samples of a
-    `Box` action are flat, (..., d), and in policy units.
+    Its arrays may have any leading axes (...), which all results share. `kl_to` is only called with the same type.
+    Samples of a `Box` action are flat, (..., d), and in policy units.
     """
 
     def sample(self, key: jax.Array) -> Any: ...
@@ -198,27 +198,27 @@ class Distribution(Protocol):
 
 
 def is_distribution(output: Any) -> bool:
-    """Whether a policy returned a distribution itself."""
+    """Whether the output of a policy is already a distribution."""
     return hasattr(output, "log_prob")
 
 
 def action_distribution(action_space: Space, output: Any, action_mask: Any = None) -> Distribution:
-    """The distribution that a policy's output describes.
+    """The action distribution described by the output of a policy.
 
     Args:
-      action_space: of the environment.
-      output: logits (..., n) for `Discrete(n)`; for `MultiDiscrete` the logits of all its integers, one after the other,
+      action_space: the action space of the environment.
+      output: logits (..., n) for `Discrete(n)`; for `MultiDiscrete` the concatenated logits of all its integers,
         (..., sum(sizes)); a pair of mean and log-std (..., *shape) for a `Box`, in policy units; dicts or tuples of
-        these where the space is one; in place of any of them a `Distribution`.
-      action_mask: bool, shaped like the logits, true where an action is valid; None where all are. For dicts and tuples
-        one for each part.
+        these if the space is one. Each may be replaced by a `Distribution`.
+      action_mask: bool, shaped like the logits, true for valid actions; None: all valid. For dicts and tuples one per
+        part.
 
     Raises:
-      TypeError: a mask for an output that is a distribution already.
+      TypeError: a mask is given for an output that is already a distribution.
     """
     if is_distribution(output):
         if action_mask is not None:
-            raise TypeError(f"the policy returned a {type(output).__name__}, which no mask can change: return logits")
+            raise TypeError(f"the policy returned a {type(output).__name__}, which cannot be masked: return logits")
         return output
     if isinstance(action_space, Mapping | tuple):
         masks = map_space(lambda part: None, action_space) if action_mask is None else action_mask
@@ -232,8 +232,8 @@ def action_distribution(action_space: Space, output: Any, action_mask: Any = Non
         return MultiCategorical(cast(Categorical, each))
     if isinstance(action_space, Discrete):
         logits = output.astype(jnp.promote_types(output.dtype, jnp.float32))
-        # Finite, so that an invalid action contributes 0 and not 0 * inf to entropy and KL, whether the environment rules
-        # it out or the policy itself with a logit of -inf; the outer select stops its gradient too.
+        # A finite floor, so that an action excluded by the environment's mask, or by a logit of -inf, contributes 0 and
+        # not 0 * inf to entropy and KL; the outer select also stops its gradient.
         floor = -1e9
         if action_mask is None:
             return Categorical(jnp.maximum(jax.nn.log_softmax(logits), floor))
@@ -246,7 +246,7 @@ def action_distribution(action_space: Space, output: Any, action_mask: Any = Non
 
 
 def _rows(x: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
-    """The parts of (..., sum(sizes)) below each other, filled up with zeros: (..., len(sizes), max(sizes))."""
+    """Splits (..., sum(sizes)) into rows padded with zeros, (..., len(sizes), max(sizes))."""
     if min(sizes) == max(sizes):
         return x.reshape(*x.shape[:-1], len(sizes), sizes[0])
     parts = jnp.split(x, list(itertools.accumulate(sizes))[:-1], axis=-1)

@@ -1,16 +1,15 @@
 """Policies and value functions.
 
-A policy is a pair of pure functions for ONE environment, which the library vmaps:
+A policy is a pair of pure functions for one environment, which the library vmaps:
 
     init(key, observation) -> (params, carry)
     apply(params, carry, observation, is_first) -> (carry, output)
 
-`is_first` is () for a single step and (T,) for a whole sequence, whose observations then have a leading T axis; it
-marks the first step of an episode, where a recurrent policy starts again from its initial carry. The carry of a
-feed-forward network is the empty tuple; networks that remember are in
-`haepo_jax.sequence_networks`. `output` is what `action_distribution` takes: logits (n,) for a `Discrete`
-space, a pair of mean and log-std for a `Box`, or a distribution of your own. A value function has the same form with a
-scalar output.
+`is_first` is () for a single step and (T,) for a sequence, whose observations have a leading T axis. It marks the first
+step of an episode, where a recurrent policy resets its carry. The carry of a feed-forward network is the empty tuple;
+recurrent networks are in `haepo_jax.sequence_networks`. `output` is the input of `action_distribution`: logits (n,) for
+a `Discrete` space, a pair of mean and log-std for a `Box`, or a custom distribution. A value function has the same form
+and a scalar output.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ import numpy as np
 from flax import nnx
 
 from haepo_jax.action_outputs import action_output, action_size
-from haepo_jax.sharding import shares_out
+from haepo_jax.sharding import environments_are_sharded
 from haepo_jax.spaces import Box, Discrete, Leaf, MultiDiscrete, Space, frozen_space, space_leaves
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
 
 
 class Policy(Protocol):
-    """See the module's docstring. An object must be hashable, since it is compiled in."""
+    """A policy or value function; see the module docstring. It must be hashable, as it is a compile-time constant."""
 
     def init(self, key: jax.Array, observation: Any) -> tuple[Any, Any]: ...
 
@@ -42,20 +41,20 @@ class Policy(Protocol):
 
 
 RECOMPUTE_ABOVE = 2**14
-"""Steps of a feed-forward policy whose activations are kept for the gradient; of more, the activations are made again."""
+"""Above this number of steps, activations of feed-forward policies are recomputed for the gradient, not stored."""
 
 
 def each_step(function: Callable[[Any], Any], steps: Any, num_axes: int) -> Any:
-    """`function` of every single step of a tree whose first `num_axes` axes are of steps, for what has no memory.
+    """Applies a feed-forward `function` to every step of a pytree whose first `num_axes` axes are step axes.
 
-    The steps are one long axis, so that each layer is one matrix product; on several axes XLA transposes the activations.
-    Above `RECOMPUTE_ABOVE` steps they are taken in parts, whose activations the backward pass computes again: memory
-    holds those of one part, for a third more computation. Where environments are shared out over devices there are no
-    parts: consecutive steps lie on one device, and every device would gather and compute them all.
+    The steps are flattened to one axis, so that each layer is one matrix product; with several axes XLA would transpose
+    the activations. Above `RECOMPUTE_ABOVE` steps they are processed in chunks whose activations are recomputed in the
+    backward pass: only one chunk is in memory, for a third more computation. With environments sharded over devices
+    there is no chunking: consecutive steps lie on one device, so every device would gather and compute all of them.
     """
     shape = jax.tree.leaves(steps)[0].shape[:num_axes]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[num_axes:]), steps)
-    if math.prod(shape) <= RECOMPUTE_ABOVE or shares_out():
+    if math.prod(shape) <= RECOMPUTE_ABOVE or environments_are_sharded():
         outputs = jax.vmap(function)(flat)
     else:
         outputs = jax.lax.map(jax.checkpoint(function), flat, batch_size=RECOMPUTE_ABOVE)
@@ -64,7 +63,7 @@ def each_step(function: Callable[[Any], Any], steps: Any, num_axes: int) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class LinenPolicy:
-    """A Flax Linen module that maps an observation to an output, whatever the leading axes."""
+    """A Flax Linen module that maps an observation to an output, with any leading axes."""
 
     module: nn.Module
 
@@ -86,23 +85,23 @@ class NNXPolicy:
 
     def apply(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:
         abstract = nnx.eval_shape(lambda: self.create(nnx.Rngs(0)))
-        graph, own = nnx.split(abstract)
-        if len(jax.tree.leaves(own)) != len(jax.tree.leaves(params)):
+        graph, state = nnx.split(abstract)
+        if len(jax.tree.leaves(state)) != len(jax.tree.leaves(params)):
             raise TypeError(
-                "an NNX policy may hold nnx.Param only: no BatchNorm statistics, no Dropout, no random state"
+                "an NNX policy may only have nnx.Param variables: no BatchNorm statistics, Dropout or random state"
             )
         return carry, nnx.merge(graph, params)(observation)
 
 
 def as_policy(policy: Any) -> Policy:
-    """Turns what a user may pass into a `Policy`.
+    """Converts a user's policy to a `Policy`.
 
     Args:
       policy: a Flax Linen module; a Flax NNX module class (or any function) that takes `rngs` and returns a module; or
-        an object with `init` and `apply`, which is taken as it is.
+        an object with `init` and `apply`, which is returned unchanged.
 
     Raises:
-      TypeError: for anything else, an NNX instance included: it holds one set of weights, and every seed needs its own.
+      TypeError: for anything else, including an NNX instance, which holds one set of weights, while seeds need several.
     """
     if isinstance(policy, nn.Module):
         return LinenPolicy(policy)
@@ -110,7 +109,7 @@ def as_policy(policy: Any) -> Policy:
         raise TypeError(f"policy={policy.__name__} is a Flax Linen class; pass an instance of it")
     if isinstance(policy, nnx.Module):
         raise TypeError(
-            f"policy={type(policy).__name__} is an NNX module that has its weights already; "
+            f"policy={type(policy).__name__} is an NNX module that is already initialised; "
             "pass a function of rngs that creates it, such as lambda rngs: MyModule(rngs=rngs)"
         )
     if callable(getattr(policy, "init", None)) and callable(getattr(policy, "apply", None)):
@@ -123,10 +122,10 @@ def as_policy(policy: Any) -> Policy:
 
 
 class Encoder(nn.Module):
-    """Observation -> feature vector: (..., *shape) of any space -> (..., features), float32.
+    """Encodes an observation of any space as a feature vector, (..., *shape) -> (..., features) float32.
 
-    Integers become one-hot (`Discrete`, `MultiDiscrete`) or are scaled by their bounds to [-1, 1]; images (three axes) go through
-    convolutions; everything else is flattened. The parts of a dict or tuple space are concatenated.
+    `Discrete` and `MultiDiscrete` values become one-hot, other integers are scaled from their bounds to [-1, 1]; images
+    (three axes) pass through convolutions; everything else is flattened. The parts of a dict or tuple are concatenated.
     """
 
     space: Space
@@ -148,7 +147,7 @@ class Encoder(nn.Module):
             x = _scale_integers(space, x)
         x = x.astype(jnp.float32)
         if len(space.shape) == 3:
-            # MinAtar's own network: one 3x3 convolution of 16 channels; larger images are halved until they are as small.
+            # As in MinAtar: one 3x3 convolution with 16 channels, after strided convolutions that shrink larger images.
             x = x.reshape(-1, *space.shape)
             while max(x.shape[1:3]) > 16 and min(x.shape[1:3]) >= 3:
                 x = nn.relu(nn.Dense(16)(_windows(x, stride=2)))
@@ -158,7 +157,7 @@ class Encoder(nn.Module):
 
 
 def _scale_integers(space: Box, x: jax.Array) -> jax.Array:
-    """Brings the elements that have bounds to [-1, 1], (..., *shape) float32."""
+    """Scales the bounded elements to [-1, 1], (..., *shape) float32."""
     bounded = space.bounded_elements
     if not bounded.any():
         return x.astype(jnp.float32)
@@ -174,9 +173,9 @@ def _scale_integers(space: Box, x: jax.Array) -> jax.Array:
 
 
 def _windows(x: jax.Array, stride: int) -> jax.Array:
-    """3x3 neighbourhoods without padding, (N, H, W, C) -> (N, H', W', 9 C); a dense layer on them is a convolution.
+    """3x3 patches without padding, (N, H, W, C) -> (N, H', W', 9 C); a dense layer on them is a convolution.
 
-    As a matrix product it trains several times faster on the CPU than XLA's convolution does under vmap.
+    As a matrix product it trains several times faster on a CPU than XLA's convolution under vmap.
     """
     height, width = x.shape[1] - 2, x.shape[2] - 2
     shifted = [x[:, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
@@ -184,17 +183,17 @@ def _windows(x: jax.Array, stride: int) -> jax.Array:
 
 
 def orthogonal(gain: float) -> Callable[..., jax.Array]:
-    """An initialiser: `gain` times a uniformly random matrix with orthonormal rows or columns (Saxe et al. 2014).
+    """Initialiser: `gain` times a uniformly random matrix with orthonormal rows or columns (Saxe et al. 2014).
 
-    It takes the polar factor of a Gaussian matrix, by Newton's iteration x <- 3/2 x - 1/2 x x'x, which is as uniform as
-    the usual QR factor. Batched over seeds, QR is slow on accelerators, and on the CPU two at once can wait for each
-    other's threads for ever (seen with jaxlib 0.10.2 on two cores); matrix products do neither.
+    Computes the polar factor of a Gaussian matrix by Newton's iteration x <- 3/2 x - 1/2 x x'x, which has the same
+    distribution as the usual QR factor. Batched over seeds, QR is slow on accelerators, and on a CPU two QR
+    decompositions at once can deadlock (seen with jaxlib 0.10.2 on two cores); matrix products avoid both.
     """
 
     def initialize(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         short, long = sorted(shape)
-        # Singular values start in (0, 1.5) and each step brings them nearer to 1, the small ones by half of themselves:
-        # 30 steps serve all but one matrix in a hundred thousand.
+        # Singular values start in (0, 1.5) and converge to 1; small ones grow by half per step. 30 steps suffice for
+        # all but one matrix in a hundred thousand.
         x = jax.random.normal(key, (long, short), jnp.float32) / (math.sqrt(long) + math.sqrt(short))
         x = jax.lax.fori_loop(0, 30, lambda _, x: 1.5 * x - 0.5 * x @ (x.T @ x), x)
         return (gain * (x if shape == (long, short) else x.T)).astype(dtype)
@@ -203,7 +202,7 @@ def orthogonal(gain: float) -> Callable[..., jax.Array]:
 
 
 def hidden_layers(x: jax.Array, sizes: Sequence[int], activation: str, layer_norm: bool) -> jax.Array:
-    """Dense layers with orthogonal weights of gain sqrt(2), inside a module's compact method: (..., n) -> (..., sizes[-1])."""
+    """Dense layers with orthogonal weights of gain sqrt(2), (..., n) -> (..., sizes[-1]); for a compact method."""
     for size in sizes:
         x = nn.Dense(size, kernel_init=orthogonal(math.sqrt(2)))(x)
         x = ACTIVATIONS[activation](nn.LayerNorm()(x) if layer_norm else x)
@@ -211,7 +210,7 @@ def hidden_layers(x: jax.Array, sizes: Sequence[int], activation: str, layer_nor
 
 
 class MLP(nn.Module):
-    """Encoder, hidden layers, and a linear output of `output_gain`: observation -> output and last hidden layer."""
+    """Encoder, hidden layers and a linear output with `output_gain`: observation -> output and last hidden layer."""
 
     space: Space
     num_outputs: int
@@ -227,8 +226,8 @@ class MLP(nn.Module):
 
 
 class ActionNetwork(nn.Module):
-    """The default policy network: what `action_distribution` takes; see `action_output` for its log-std. With
-    `with_features` also its last hidden layer."""
+    """The default policy network: observation -> input of `action_distribution`; see `action_output` for the log-std.
+    With `with_features` it also returns the last hidden layer."""
 
     observation_space: Space
     action_space: Space
@@ -241,7 +240,7 @@ class ActionNetwork(nn.Module):
     @nn.compact
     def __call__(self, observation: Any) -> Any:
         size = action_size(self.action_space, self.state_dependent_std)
-        # Nearly equal logits at the start: exploration, and no chance preference that the first updates must undo.
+        # A small gain gives a nearly uniform initial policy.
         hidden = self.hidden_sizes, self.activation, self.layer_norm
         output, features = MLP(self.observation_space, size, *hidden, 0.01)(observation)
         output = action_output(self, self.action_space, output, self.state_dependent_std)
@@ -271,7 +270,7 @@ def default_policy(
     state_dependent_std: bool = False,
     with_features: bool = False,
 ) -> Policy:
-    """The policy used where none is given; see `ActionNetwork`."""
+    """The default policy; see `ActionNetwork`."""
     spaces = frozen_space(observation_space), frozen_space(action_space)
     return LinenPolicy(ActionNetwork(*spaces, hidden_sizes, activation, layer_norm, state_dependent_std, with_features))
 
@@ -279,7 +278,7 @@ def default_policy(
 def default_value(
     observation_space: Space, hidden_sizes: tuple[int, ...], activation: str, layer_norm: bool = False
 ) -> Policy:
-    """The value function used where none is given; see `ValueNetwork`."""
+    """The default value function; see `ValueNetwork`."""
     return LinenPolicy(ValueNetwork(frozen_space(observation_space), hidden_sizes, activation, layer_norm))
 
 
@@ -288,15 +287,14 @@ _VALUE_HEAD = nn.Dense(1, kernel_init=orthogonal(1.0))
 
 @dataclasses.dataclass(frozen=True)
 class ActorCritic:
-    """A policy and a value function side by side, in the form of a `Policy` whose output is a pair: what the policy puts
-    out, and the value.
+    """A policy and a value function, combined as a `Policy` whose output is a pair of policy output and value.
 
-    Parameters are {"policy": ..., "value": ...}, and a carry is the pair of theirs.
+    Parameters are {"policy": ..., "value": ...}; the carry is the pair of both carries.
 
     Attributes:
       policy: the policy.
-      value: the value function; None: a linear function of the policy's features, which `policy` puts out beside its
-        output. What the two then share is computed once.
+      value: the value function; None: a linear function of the features that `policy` returns along with its output, so
+        that both share the hidden layers.
     """
 
     policy: Policy
@@ -322,7 +320,7 @@ class ActorCritic:
         return (policy_carry, value_carry), (output, value)
 
     def value_of(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:
-        """`apply` with the value alone as output; the memory of a policy that it does not need stays as it was."""
+        """Like `apply`, but only the value is computed and returned; the carry of a separate policy stays unchanged."""
         if self.value is None:
             carry, (_, value) = self.apply(params, carry, observation, is_first)
             return carry, value

@@ -1,4 +1,4 @@
-"""Running statistics of observations, carried in the train state and frozen within a batch."""
+"""Running statistics of observations, part of the train state and constant within an update."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RunningStatistics:
-    """Count () and, for every leaf of an observation, mean and sum of squared deviations (*shape), float32."""
+    """Count (), and mean and sum of squared deviations (*shape) of every leaf of an observation, float32."""
 
     count: jax.Array
     mean: Any
@@ -20,14 +20,14 @@ class RunningStatistics:
 
     @classmethod
     def of(cls, observation: Any) -> RunningStatistics:
-        """Statistics of nothing yet, for observations like this one; they normalise to the identity."""
+        """Empty statistics for observations like this one; they normalise to the identity."""
         zeros = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), observation)
         return cls(jnp.float32(0), zeros, jax.tree.map(jnp.zeros_like, zeros))
 
     def update(self, observations: Any, mask: jax.Array) -> RunningStatistics:
         """Adds the observations (..., *shape) where mask (...) is true.
 
-        The parallel form of Welford's algorithm (Chan, Golub & LeVeque 1983), so a batch is one merge.
+        Merges the batch with the parallel form of Welford's algorithm (Chan, Golub & LeVeque 1983).
         """
         added = jnp.sum(mask, dtype=jnp.float32)
         count = self.count + added
@@ -39,8 +39,8 @@ class RunningStatistics:
             batch_mean = jnp.sum(x, axes) / jnp.maximum(added, 1)
             batch_squares = jnp.sum(jnp.where(valid, x - jnp.expand_dims(batch_mean, axes), 0) ** 2, axes)
             delta = batch_mean - mean
-            share = added / jnp.maximum(count, 1)
-            return mean + delta * share, squares + batch_squares + delta**2 * self.count * share
+            fraction = added / jnp.maximum(count, 1)
+            return mean + delta * fraction, squares + batch_squares + delta**2 * self.count * fraction
 
         merged = jax.tree.map(merge, self.mean, self.squares, observations)
         outer, inner = jax.tree.structure(self.mean), jax.tree.structure((0, 0))

@@ -1,8 +1,8 @@
-"""Collecting experience: complete episodes for trajectory methods, fixed-length segments with auto-reset for PPO.
+"""Rollouts: complete episodes for trajectory methods, fixed-length segments with auto-reset for PPO and HAEPO.
 
-Environments and policies are functions for one environment; here they are vmapped over B environments that step together.
-The randomness of an environment is folded in from its own key and step number, so its result depends neither on how many
-others run beside it nor on how a run is split into calls.
+Environments and policies are functions for one environment; here they are vmapped over B environments that step in
+lockstep. The randomness of each environment is derived from its own key and step number, so its results depend neither
+on the number of parallel environments nor on how a run is split into calls.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax.envs.base import has_action_mask
-from haepo_jax.sharding import share_out
+from haepo_jax.sharding import shard_environments
 from haepo_jax.spaces import Box, Leaf, map_space
 from haepo_jax.unbatched import any_in_batch
 
 Act = Callable[[Any, Any, jax.Array, Any, jax.Array], tuple[Any, jax.Array, Any]]
-"""(carry, observation, is_first, action_mask, key) -> (carry, action, extras): one decision in one environment. The
-action is in policy units; `extras` is any pytree worth storing with it, such as its log-probability."""
+"""(carry, observation, is_first, action_mask, key) -> (carry, action, extras): selects an action in one environment.
+The action is in policy units; `extras` is any pytree to store with it, such as its log-probability."""
 
 
 @jax.tree_util.register_dataclass
@@ -32,12 +32,12 @@ class Trajectory:
     """Steps with leading axes (T, B), time first.
 
     Attributes:
-      observation: what the decision was based on, in the environment's own dtype.
+      observation: the observation before the action, in the environment's dtype.
       action: in policy units, shaped like the action space.
       reward: float32.
-      mask: true for valid steps, up to and including the last one of an episode; every other array is 0 elsewhere.
-      action_mask: valid actions (see `Environment`), or None where the environment has no such notion.
-      extras: what the policy stored with its action.
+      mask: true for valid steps, up to and including the last of an episode; all other arrays are 0 where it is false.
+      action_mask: valid actions (see `Environment`), or None if the environment has no action mask.
+      extras: the extras that the policy returned with the action.
     """
 
     observation: Any
@@ -49,9 +49,9 @@ class Trajectory:
 
     @property
     def decisions(self) -> jax.Array:
-        """The steps of `mask` that a loss is about: all but those whose one valid action pays nothing, as in a prompt.
+        """The valid steps that count in a loss: not those with a single valid action and no reward, as in a prompt.
 
-        Where actions have several parts, every step counts.
+        If actions have several parts, every valid step counts.
         """
         if not isinstance(self.action_mask, jax.Array):
             return self.mask
@@ -59,7 +59,7 @@ class Trajectory:
 
 
 def environment_keys(key: jax.Array, num_envs: int) -> jax.Array:
-    """One key for each environment, (num_envs,)."""
+    """One PRNG key per environment, (num_envs,)."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_envs, dtype=jnp.int32))
 
 
@@ -73,26 +73,26 @@ def collect_episodes(
     record: bool = True,
     max_steps: int | None = None,
 ) -> tuple[Trajectory | None, jax.Array, jax.Array]:
-    """Plays one complete episode in each environment and stops when the last one ends.
+    """Collects one complete episode per environment; stops when the last one ends.
 
     Args:
       env: an `Environment`.
       act: the policy.
-      initial_carry: of the policy in one environment.
+      initial_carry: initial policy carry of one environment.
       reset_keys: (B,); environments with equal keys start in the same state.
-      step_keys: (B,), of actions and transitions.
-      record: whether to keep the steps; evaluation needs only the sums.
-      max_steps: end episodes after as many steps, if that is less than env.horizon.
+      step_keys: (B,), for actions and transitions.
+      record: whether to store the steps; evaluation only needs returns and lengths.
+      max_steps: limit on the episode length, if less than env.horizon.
 
     Returns:
-      The steps (T, B) or None; returns (B,) float32; lengths (B,) int32. T is env.horizon or max_steps, whichever is
-      less, and an episode still running after T steps ends there.
+      The steps (T, B) or None; returns (B,) float32; lengths (B,) int32. T is the smaller of env.horizon and max_steps;
+      episodes still running after T steps are cut off.
     """
     horizon = env.horizon if max_steps is None else min(env.horizon, max_steps)
     num_envs = reset_keys.shape[0]
-    state, observation = share_out(jax.vmap(env.reset)(reset_keys))
+    state, observation = shard_environments(jax.vmap(env.reset)(reset_keys))
     carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *jnp.shape(x))), initial_carry)
-    one_step = jax.vmap(lambda *of_one: _step(env, act, *of_one), in_axes=(0, 0, 0, None, 0, 0))
+    one_step = jax.vmap(lambda *args: _step(env, act, *args), in_axes=(0, 0, 0, None, 0, 0))
 
     def step(loop: _Loop) -> _Loop:
         is_first = loop.time == 0
@@ -156,21 +156,21 @@ class _Stepped:
 def _step(
     env: Any, act: Act, state: Any, observation: Any, carry: Any, is_first: jax.Array, alive: jax.Array, key: jax.Array
 ) -> _Stepped:
-    """One decision and one transition of one environment. What is computed after its end is selected away, NaN included."""
+    """One action and one transition of one environment; the transition is set to 0 after the end of the episode."""
     action_key, env_key = jax.random.split(key)
     action_mask = env.action_mask(state) if has_action_mask(env) else None
     carry, action, extras = act(carry, observation, is_first, action_mask, action_key)
     after = env.step(env_key, state, to_env_action(env, action))
-    live = lambda tree: jax.tree.map(lambda x: jnp.where(alive, x, jnp.zeros_like(x)), tree)  # noqa: E731
+    masked = lambda tree: jax.tree.map(lambda x: jnp.where(alive, x, jnp.zeros_like(x)), tree)  # noqa: E731
     transition = Trajectory(
-        observation=live(observation), action=live(action), reward=live(after.reward), mask=alive,
-        action_mask=live(action_mask), extras=live(extras),
+        observation=masked(observation), action=masked(action), reward=masked(after.reward), mask=alive,
+        action_mask=masked(action_mask), extras=masked(extras),
     )  # fmt: skip
     return _Stepped(transition, after.state, after.observation, carry, after.terminated, after.truncated)
 
 
 def to_env_action(env: Any, action: Any) -> Any:
-    """An action in policy units -> in the environment's own."""
+    """Converts an action from policy units to those of the environment."""
 
     def convert(space: Leaf, x: jax.Array) -> jax.Array:
         return space.from_unit(x.reshape(space.shape)) if isinstance(space, Box) else x
@@ -181,11 +181,11 @@ def to_env_action(env: Any, action: Any) -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RolloutState:
-    """B environments in mid-episode, with leading axis B.
+    """B running environments, with leading axis B.
 
-    Each environment keeps one spare start, drawn from its own key and episode number, and takes it when its episode ends.
-    Spares are drawn again, all that are missing at once, only on the rare step where an episode ends without one. So every
-    episode starts from a fresh draw, and hardly a step pays for one.
+    Each environment keeps one spare initial state, drawn from its own key and episode number, and uses it when its
+    episode ends. Used spares are redrawn, all at once, only when an episode ends without one. So every episode starts
+    from a fresh initial state, but few steps pay for a reset.
     """
 
     state: Any
@@ -202,15 +202,15 @@ class RolloutState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A `Trajectory` (T, B), and where its episodes end.
+    """A `Trajectory` (T, B) with episode boundaries.
 
     Attributes:
-      steps: the trajectory; its mask is false only where a step led to a non-finite reward or observation. Such a step
-        ends its episode without a value beyond it.
-      is_first: (T, B) true at the first step of an episode.
-      terminated, truncated: (T, B) the episode ended after this step, by itself or by its time limit; never both.
-      final_value: (T, B) value of the observation that a truncated episode ended with; 0 elsewhere.
-      episode_return, episode_length: (T, B) of the episode that ended after this step; 0 elsewhere.
+      steps: the trajectory; its mask is false only for steps with a non-finite reward or next observation, which
+        terminate their episode.
+      is_first: (T, B), true at the first step of an episode.
+      terminated, truncated: (T, B), whether the episode terminated or was truncated after this step; never both.
+      final_value: (T, B), value of the final observation of a truncated episode; 0 elsewhere.
+      episode_return, episode_length: (T, B), of the episode that ended after this step; 0 elsewhere.
     """
 
     steps: Trajectory
@@ -223,7 +223,7 @@ class Segment:
 
 
 def start_environments(env: Any, initial_carry: Any, reset_key: jax.Array, num_envs: int) -> RolloutState:
-    """Environments at the start of their first episode; `reset_key` must be the same in every `collect_segment`."""
+    """Resets the environments for their first episode; pass the same `reset_key` to every `collect_segment`."""
     state, observation = _draw_starts(env, reset_key, jnp.zeros(num_envs, jnp.int32))
     spare = _draw_starts(env, reset_key, jnp.ones(num_envs, jnp.int32))
     carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *jnp.shape(x))), initial_carry)
@@ -243,19 +243,19 @@ def collect_segment(
     step_keys: jax.Array,
     num_steps: int,
 ) -> tuple[Segment, RolloutState]:
-    """Steps every environment `num_steps` times, starting a new episode where one ends or reaches `env.horizon`.
+    """Steps every environment `num_steps` times; resets it when an episode ends or reaches `env.horizon`.
 
     Args:
       env: an `Environment`.
       act: the policy.
-      value: (carry, observation) -> (), of one environment; computed only at steps where an episode is truncated.
-      state: from `start_environments` or the segment before.
-      reset_key: of the starts.
-      step_keys: (B,), of actions and transitions, new for every segment.
+      value: (carry, observation) -> (), the value function of one environment; used only where an episode is truncated.
+      state: from `start_environments` or the previous segment.
+      reset_key: key of the initial states.
+      step_keys: (B,), for actions and transitions; new for every segment.
       num_steps: T.
     """
-    one_step = jax.vmap(lambda *of_one: _step(env, act, *of_one))
-    state = share_out(state)
+    one_step = jax.vmap(lambda *args: _step(env, act, *args))
+    state = shard_environments(state)
     alive = jnp.ones_like(state.is_first)
     horizon = min(int(env.horizon), 2**31 - 1)
     packs = num_steps * len(alive) <= PACK_UP_TO
@@ -296,10 +296,10 @@ def collect_segment(
 
 
 def _where_any(flags: jax.Array, compute: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-    """`compute()`, which equals `otherwise()` where none of the flags (B,) is true.
+    """`compute()`, which must equal `otherwise()` if none of the flags (B,) is true.
 
-    On a CPU it is computed only where it is needed. On an accelerator, where the host would have to read the flags and
-    wait for them in every step, always.
+    On a CPU it is computed only if needed. On an accelerator it is always computed: a branch would make the host wait
+    for the flags in every step.
     """
     return jax.lax.platform_dependent(
         cpu=lambda: jax.lax.cond(any_in_batch(flags), compute, otherwise), default=compute
@@ -307,11 +307,11 @@ def _where_any(flags: jax.Array, compute: Callable[[], Any], otherwise: Callable
 
 
 def _next_starts(env: Any, reset_key: jax.Array, before: RolloutState, done: jax.Array) -> tuple[Any, Any, jax.Array]:
-    """The starts (state, observation) of the episodes that follow those which are `done` (B,), and the spares that are
-    left with the flags of those used, apart from what `done` uses now; see `RolloutState`.
+    """Initial states and observations for the environments that are `done` (B,), and the updated spares with their
+    flags, before those taken now are marked as used; see `RolloutState`.
 
-    On an accelerator every step draws the next start of every environment, and the spares stay as they were: the draws are
-    a kernel or two, where a decision would make the host wait. The starts are the same.
+    On an accelerator every step draws a new initial state for every environment, and the spares are unused: a reset
+    costs a kernel or two, while a branch would make the host wait. The initial states are the same.
     """
 
     def draw() -> Any:
@@ -329,21 +329,20 @@ def _next_starts(env: Any, reset_key: jax.Array, before: RolloutState, done: jax
 
 
 PACK_UP_TO = 2**18
-"""The most steps of a segment that is packed: unpacking copies it, and in larger ones each kernel has work enough."""
+"""The largest number of steps of a packed segment: unpacking copies it, and larger segments keep each kernel busy."""
 PACKED_SIZE = 16
-"""The most numbers of one environment's array that is stored in one array with others."""
+"""The largest size per environment of an array that is packed with others."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Packed:
-    """A tree of arrays (B, *shape) whose small leaves are the rows of one array, so that a loop stores them at once and
-    not one by one.
+    """A pytree of arrays (B, *shape) whose small leaves are packed into one array, so that a loop stores them at once.
 
     Attributes:
-      words: (n, B) uint32: the 32-bit numbers of the small leaves, and a row whose bits are the flags (B,).
+      words: (n, B) uint32, the 32-bit values of the small leaves, and a row whose bits are the flags (B,).
       rest: the other leaves.
-      like: how the tree is put together again.
+      like: how to reassemble the tree.
     """
 
     words: jax.Array
@@ -374,7 +373,7 @@ def _packed(tree: Any) -> _Packed:
 
 
 def _unpacked(packed: _Packed) -> Any:
-    """The tree with its leaves (T, B, *shape)."""
+    """The original tree with leaves (T, B, *shape)."""
     structure, kinds = packed.like
     words = packed.words
 
@@ -384,14 +383,14 @@ def _unpacked(packed: _Packed) -> Any:
         if kind == "flag":
             return (words[:, -1] >> found) & 1 == 1
         first, shape, dtype = found
-        own = jnp.moveaxis(words[:, first : first + math.prod(shape)], 1, -1)
-        return jax.lax.bitcast_convert_type(own, dtype).reshape(*own.shape[:2], *shape)
+        rows = jnp.moveaxis(words[:, first : first + math.prod(shape)], 1, -1)
+        return jax.lax.bitcast_convert_type(rows, dtype).reshape(*rows.shape[:2], *shape)
 
     return jax.tree.unflatten(structure, [leaf(*kind) for kind in kinds])
 
 
 def finite_observations(observations: Any, num_leading: int) -> jax.Array:
-    """Whether every number of an observation is finite: leaves (*leading, *shape) -> (*leading)."""
+    """Whether all entries of an observation are finite: leaves (*leading, *shape) -> (*leading)."""
     flags = [
         jnp.all(jnp.isfinite(x), axis=tuple(range(num_leading, x.ndim)))
         for x in jax.tree.leaves(observations)
@@ -406,7 +405,7 @@ def _draw_starts(env: Any, reset_key: jax.Array, episodes: jax.Array) -> tuple[A
 
 
 def _select(flags: jax.Array, on_true: Any, on_false: Any) -> Any:
-    """`where` over the leading axis of two trees."""
+    """`jnp.where` along the leading axis of two pytrees."""
     return jax.tree.map(
         lambda x, y: jnp.where(jnp.expand_dims(flags, tuple(range(1, x.ndim))), x, y), on_true, on_false
     )

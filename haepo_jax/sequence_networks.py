@@ -1,12 +1,10 @@
-"""Networks that remember: GRU, LSTM and a causal transformer, as policies and as value functions.
+"""Recurrent policies and value functions: GRU, LSTM and a causal transformer.
 
-All have the form of `haepo_jax.networks.Policy`. In the rollout they take one step at a time and carry their memory
-along; in `learn` they see a whole sequence at once. A recurrent cell is then scanned over time. The transformer is
-not: it carries a cache of keys and values from step to step, and over a sequence makes one parallel pass, whose results
-are the same.
+All have the form of `haepo_jax.networks.Policy`. In the rollout they process one step at a time and pass a carry along;
+in `learn` they process a whole sequence at once. A recurrent cell is scanned over time. The transformer carries a cache
+of keys and values from step to step, and processes a sequence in one parallel pass with the same results.
 
-Where a sequence begins in mid-episode, as PPO's segments do, it goes on from the carry; what the carry holds is a
-constant of the differentiation.
+A sequence that begins mid-episode, like PPO's segments, continues from the carry; no gradient flows into the carry.
 """
 
 from __future__ import annotations
@@ -28,9 +26,9 @@ _CELLS: dict[str, Any] = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
 
 
 class Recurrent(nn.Module):
-    """Dense layers of all but the last of `hidden_sizes`, then a `cell` ("gru" or "lstm") of the last one.
+    """Dense layers, then a recurrent `cell` ("gru" or "lstm") whose size is the last of `hidden_sizes`.
 
-    The carry is Flax's own: (size,) of a GRU, two of them of an LSTM.
+    The carry is that of Flax: (size,) for a GRU, a pair of them for an LSTM.
     """
 
     cell: str
@@ -56,7 +54,7 @@ class Recurrent(nn.Module):
         return step(self._cell(), carry, (x, jnp.asarray(is_first)))
 
     def _cell(self, **options: Any) -> nn.RNNCellBase:
-        # Flax's own QR for orthogonal weights can wait for ever; see `orthogonal`.
+        # The QR decomposition in Flax's orthogonal initialiser can deadlock; see `orthogonal`.
         cell: nn.RNNCellBase = _CELLS[self.cell](
             self.hidden_sizes[-1], recurrent_kernel_init=orthogonal(1.0), **options
         )
@@ -66,12 +64,12 @@ class Recurrent(nn.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """What a transformer remembers of an episode: a ring of its last C steps, the step at position p in slot p % C.
+    """The key-value cache of a transformer: a ring buffer of the last C steps, with position p in slot p % C.
 
     Attributes:
-      position: () int32, steps of the episode so far.
-      keys, values: for each layer (C, heads, width / heads). A slot that no step of this episode has filled may hold
-        anything: which are filled follows from `position`.
+      position: () int32, number of steps of the episode so far.
+      keys, values: for each layer (C, heads, width / heads). Slots not yet filled in this episode have arbitrary
+        contents; which ones are filled follows from `position`.
     """
 
     position: jax.Array
@@ -83,11 +81,10 @@ class Transformer(nn.Module):
     """Pre-norm blocks of causal self-attention with rotary positions (Su et al. 2021, arXiv 2104.09864).
 
     Attributes:
-      width: of every block; its hidden layer is four times as wide.
-      num_layers: blocks.
-      num_heads: of each block; `width / num_heads` must be even.
-      context: C, how many steps a block looks back on, the present one included. Of several blocks, each looks back as
-        far again.
+      width: width of every block; its MLP is four times as wide.
+      num_layers: number of blocks.
+      num_heads: attention heads per block; `width / num_heads` must be even.
+      context: C, attention window of a block in steps, including the current one; windows of stacked blocks add up.
     """
 
     width: int
@@ -106,14 +103,14 @@ class Transformer(nn.Module):
     def __call__(self, carry: Cache, x: jax.Array, is_first: jax.Array) -> tuple[Cache, jax.Array]:
         """Features of one step (n,), with is_first (), or of a sequence (T, n), with is_first (T,)."""
         one_step = jnp.ndim(is_first) == 0
-        # The sequence is known to need no cache where its first flag is a constant of the program.
+        # If `is_first` is a compile-time constant and true at the start, the cache is known to be empty.
         from_start = not one_step and isinstance(is_first, np.ndarray) and bool(is_first[0])
         x = nn.Dense(self.width)(x[None] if one_step else x)
         times, slots = jnp.arange(x.shape[0], dtype=jnp.int32), jnp.arange(self.context, dtype=jnp.int32)
-        # When the episode of each step began, -1: before this sequence.
+        # The time at which the episode of each step began; -1: before this sequence.
         start = jax.lax.cummax(jnp.where(is_first, times, -1))
         position = times - start + jnp.where(start < 0, carry.position - 1, 0)
-        # The latest position that belongs in each slot at the end, and when in this sequence that was.
+        # The position in each cache slot at the end of the sequence, and its time in the sequence.
         latest = position[-1] - (position[-1] - slots) % self.context
         written = latest - position[-1] + times[-1]
 
@@ -127,8 +124,8 @@ class Transformer(nn.Module):
                 recent = position[:, None] - held[None] < self.context
                 visible = jnp.concatenate([(start < 0)[:, None] & (held >= 0)[None] & recent, visible], axis=1)
 
-        def remember(cache: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
-            """The cache after the sequence, and what the sequence looks at."""
+        def update_cache(cache: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """The cache after the sequence, and the keys or values that the sequence attends to."""
             here = (written >= 0)[:, None, None]
             cache_after = jnp.where(here, new[jnp.maximum(written, 0)] if len(times) > 1 else new, cache)
             if one_step:
@@ -142,8 +139,8 @@ class Transformer(nn.Module):
                 nn.DenseGeneral((self.num_heads, self.width // self.num_heads), name=f"{name}_{layer}")(normed)
                 for name in ("query", "key", "value")
             )
-            key, seen_keys = remember(carry.keys[layer], _rotate(key, position))
-            value, seen_values = remember(carry.values[layer], value)
+            key, seen_keys = update_cache(carry.keys[layer], _rotate(key, position))
+            value, seen_values = update_cache(carry.values[layer], value)
             keys.append(key)
             values.append(value)
             attended = jax.nn.dot_product_attention(
@@ -157,7 +154,7 @@ class Transformer(nn.Module):
 
 
 def _rotate(x: jax.Array, position: jax.Array) -> jax.Array:
-    """Rotary embedding: x (T, heads, n), each pair (x[i], x[i + n/2]) turned by position (T,) times its frequency."""
+    """Rotary embedding of x (T, heads, n): rotates pairs (x[i], x[i + n/2]) by position (T,) times their frequency."""
     half = x.shape[-1] // 2
     frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = position[:, None, None].astype(jnp.float32) * frequency[None, None]
@@ -167,14 +164,14 @@ def _rotate(x: jax.Array, position: jax.Array) -> jax.Array:
 
 
 class SequenceNetwork(nn.Module):
-    """Encoder, a body that remembers, and a linear output: an action's, or a value where `action_space` is None.
+    """Encoder, recurrent body and linear output: a policy, or a value function if `action_space` is None.
 
     Attributes:
       observation_space: of the environment, hashable.
       action_space: of the environment, hashable, or None.
-      body: `Recurrent`, `Transformer` or any module with their two methods.
-      state_dependent_std: the standard deviation of continuous actions depends on the features.
-      with_features: the output is a pair, of the action's and the features.
+      body: `Recurrent`, `Transformer` or any module with the same two methods.
+      state_dependent_std: whether the standard deviation of continuous actions depends on the features.
+      with_features: whether to return a pair of policy output and features.
     """
 
     observation_space: Space
@@ -196,7 +193,7 @@ class SequenceNetwork(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class SequencePolicy:
-    """A `SequenceNetwork` as a policy, or a value function, of one environment."""
+    """A `SequenceNetwork` as a policy or value function of one environment."""
 
     network: SequenceNetwork
 
@@ -222,7 +219,7 @@ def sequence_policy(
     state_dependent_std: bool = False,
     with_features: bool = False,
 ) -> Policy:
-    """A policy of a kind, "gru", "lstm" or "transformer"; with `action_space=None` a value function."""
+    """A "gru", "lstm" or "transformer" policy, or value function if `action_space` is None."""
     body: nn.Module = (
         Transformer(hidden_sizes[0], len(hidden_sizes), num_heads, context)
         if kind == "transformer"

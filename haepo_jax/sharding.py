@@ -1,11 +1,11 @@
-"""One run over several devices: its environments are shared out, its parameters are on all of them.
+"""Data parallelism over several devices: environments are sharded, parameters are replicated.
 
-A sweep shares out its trials instead, which needs no communication; see `haepo_jax.runner.sweeps.lanes`. Here every device
-plays its share of an update's episodes, and XLA puts the sums and softmaxes over trajectories together from all of
-them, so that the mathematics is that of one device.
+Every device steps its shard of the environments, and XLA reduces sums and softmaxes over trajectories across devices,
+so that the mathematics is that of a single device. A sweep shards its trials instead, which needs no communication; see
+`haepo_jax.runner.sweeps.lanes`.
 
     with haepo_jax.sharding.over_environments():
-        state, history = jax.jit(algo.train)(key)
+        state, metrics = jax.jit(algo.train)(key)
 """
 
 from __future__ import annotations
@@ -23,30 +23,29 @@ AXIS = "environments"
 
 @contextlib.contextmanager
 def over_environments(devices: Sequence[Any] | None = None) -> Iterator[Mesh]:
-    """Jitted functions that are called, or lowered, in it share their environments out over devices; by default over
-    all, of every host. `num_envs` should be a multiple of their number.
+    """Context manager in which jitted functions shard their environments over devices, by default all of all hosts.
 
-    It sets jax's own mesh, as `jax.set_mesh` does, with the one axis `AXIS`; in any mesh that has it, of whatever
-    further axes, environments are shared out along it.
+    `num_envs` should be a multiple of the number of devices. It sets a mesh with the single axis `AXIS`, as
+    `jax.set_mesh` does; any other mesh that has this axis works as well.
     """
     mesh = Mesh(np.array(jax.devices() if devices is None else devices), (AXIS,), axis_types=(AxisType.Auto,))
     with jax.set_mesh(mesh):
         yield mesh
 
 
-def shares_out() -> bool:
-    """Whether jax's mesh has the axis along which environments are shared out."""
+def environments_are_sharded() -> bool:
+    """Whether the current mesh has the axis `AXIS`, along which environments are sharded."""
     mesh = jax.sharding.get_abstract_mesh()
     return dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(AXIS) is AxisType.Auto
 
 
-def share_out(lanes: Any) -> Any:
-    """Arrays with environments as their first axis, shared out where jax's mesh has the axis for it; else as they are.
+def shard_environments(tree: Any) -> Any:
+    """Shards arrays along their first axis, that of environments, if the current mesh has the axis `AXIS`.
 
-    An axis that cannot be shared out equally is left to XLA, and so is what is not traced.
+    Arrays that do not divide evenly are left to XLA, and so are arrays that are not traced.
     """
-    if not shares_out():
-        return lanes
+    if not environments_are_sharded():
+        return tree
     mesh = jax.sharding.get_abstract_mesh()
 
     def constrain(x: jax.Array) -> jax.Array:
@@ -54,14 +53,14 @@ def share_out(lanes: Any) -> Any:
             return x
         return jax.lax.with_sharding_constraint(x, PartitionSpec(AXIS))
 
-    return jax.tree.map(constrain, lanes)
+    return jax.tree.map(constrain, tree)
 
 
-def whole(mesh: Mesh) -> NamedSharding:
-    """Of arrays that every device of a mesh holds in full, parameters among them."""
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of replicated arrays, such as parameters."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def own_copy(tree: Any) -> Any:
-    """Arrays that every device holds in full, as this process's first device has them."""
+def local_copy(tree: Any) -> Any:
+    """The copy of replicated arrays on the first device of this process."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)

@@ -1,4 +1,4 @@
-"""Observation and action spaces: what an environment gives and takes, hashable so that it can be compiled in."""
+"""Observation and action spaces. They are hashable, so that they can be compile-time constants."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Bound: TypeAlias = float | tuple[Any, ...]
-"""One number for every entry, or nested tuples in the space's shape."""
+"""A number for all elements, or nested tuples in the shape of the space."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Discrete:
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """Arrays of a shape and dtype between `low` and `high`, which may be infinite.
+    """Arrays of a given shape and dtype between `low` and `high`, which may be infinite.
 
-    The bounds may be given as numbers or arrays that broadcast to `shape`; they are kept as a float, or as nested tuples of
-    floats where they differ from element to element, so that equal spaces compare and hash equal.
+    Bounds are numbers or arrays that broadcast to `shape`. They are stored as a float, or as nested tuples of floats if
+    they differ between elements, so that equal spaces compare and hash equal.
     """
 
     low: Bound
@@ -66,20 +66,20 @@ class Box:
 
     @property
     def bounded_elements(self) -> np.ndarray[Any, Any]:
-        """Which elements have two finite bounds: bool, () or shaped as the bounds."""
+        """Which elements have two finite bounds: bool, () or in the shape of the bounds."""
         return np.isfinite(np.asarray(self.low)) & np.isfinite(np.asarray(self.high))
 
     def from_unit(self, action: jax.Array) -> jax.Array:
-        """An action in the policy's units, (..., *shape), brought to this space's range and dtype.
+        """Converts an action from policy units, (..., *shape), to the range and dtype of this space.
 
-        An element with two finite bounds is clipped to [-1, 1], and -1 becomes `low`, 1 `high`; one with a single finite
-        bound is clipped to it, and one without stays as it is.
+        Elements with two finite bounds are clipped to [-1, 1] and scaled to [`low`, `high`]; those with one finite
+        bound are clipped to it; the others stay unchanged.
         """
         scaled = self.bounded_elements
         lead = (1,) * (action.ndim - len(self.shape))
 
         def constant(bound: Any) -> jax.Array:
-            # In as many axes as the action, so that no rank is promoted; a single number needs none.
+            # With as many axes as the action, to avoid rank promotion; scalars are exempt.
             array = np.asarray(bound)
             shape = (*lead, *(1,) * (len(self.shape) - array.ndim), *array.shape)
             return jnp.asarray(array.reshape(shape) if array.ndim else array, dtype=action.dtype)
@@ -88,9 +88,9 @@ class Box:
             clipped = jnp.clip(action, constant(self.low), constant(self.high)) if self._half_bounded else action
             return clipped.astype(self.dtype)
         low, high = (constant(np.where(scaled, bound, 0.0)) for bound in (self.low, self.high))
-        # The convex combination meets both ends exactly, which low + share * (high - low) does not in floating point.
-        share = (jnp.clip(action, -1.0, 1.0) + 1.0) / 2.0
-        result = (1.0 - share) * low + share * high
+        # In floating point the convex combination reaches both bounds exactly; low + fraction * (high - low) does not.
+        fraction = (jnp.clip(action, -1.0, 1.0) + 1.0) / 2.0
+        result = (1.0 - fraction) * low + fraction * high
         if not scaled.all():
             mask = scaled.reshape((*lead, *(1,) * (len(self.shape) - scaled.ndim), *scaled.shape))
             result = jnp.where(mask, result, jnp.clip(action, constant(self.low), constant(self.high)))
@@ -127,14 +127,14 @@ Space: TypeAlias = Leaf | Mapping[str, "Space"] | tuple["Space", ...]
 
 
 def space_leaves(space: Space) -> list[Leaf]:
-    """The parts, in the order of `jax.tree.leaves` of an observation."""
+    """The parts of a space, in the order of `jax.tree.leaves` of an observation."""
     return jax.tree.leaves(space)
 
 
 def map_space(function: Callable[..., Any], space: Space, *rest: Any) -> Any:
-    """`function(part, *its counterparts)` for every part of a space, in plain dicts and tuples like the space's own.
+    """Maps `function(part, *counterparts)` over the parts of a space; returns plain dicts and tuples in its structure.
 
-    The parts come in the order of `space_leaves`.
+    The parts are visited in the order of `space_leaves`.
     """
     if isinstance(space, Mapping):
         return {name: map_space(function, space[name], *(x[name] for x in rest)) for name in sorted(space)}
@@ -144,7 +144,7 @@ def map_space(function: Callable[..., Any], space: Space, *rest: Any) -> Any:
 
 
 def frozen_space(space: Any) -> Any:
-    """The same space with hashable dicts, to be compiled in."""
+    """The same space with hashable dicts, for use as a compile-time constant."""
     if isinstance(space, Mapping):
         return flax.core.FrozenDict({name: frozen_space(part) for name, part in space.items()})
     return tuple(map(frozen_space, space)) if isinstance(space, tuple) else space

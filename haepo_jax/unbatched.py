@@ -1,8 +1,8 @@
-"""Reductions that stay one value for the whole batch under `jax.vmap`.
+"""Reductions over all batch elements, whose result stays unbatched under `jax.vmap`.
 
-A `lax.while_loop`, `lax.cond` or `lax.switch` whose predicate is batched computes every branch and selects. Where a
-decision is only about how much work to do (is any lane alive? how long is the longest episode?), one answer for all
-lanes is right, and keeps the control flow real under any nesting of vmaps.
+A `lax.while_loop`, `lax.cond` or `lax.switch` with a batched predicate computes every branch and selects. If the
+decision is only about how much work to do (is any environment running? how long is the longest episode?), one answer
+for the whole batch is enough, and keeps real control flow under any nesting of vmaps.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 
-def _over_every_lane(reduction: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """A reduction to one value, () and never batched, over every lane of every enclosing vmap."""
+def _over_whole_batch(reduction: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """A reduction to an unbatched scalar () over the batch axes of all enclosing vmaps."""
 
     @jax.custom_batching.custom_vmap
     def function(x: jax.Array) -> jax.Array:
@@ -28,18 +28,19 @@ def _over_every_lane(reduction: Callable[[jax.Array], jax.Array]) -> Callable[[j
     return function
 
 
-any_in_batch = _over_every_lane(jnp.any)
+any_in_batch = _over_whole_batch(jnp.any)
 """Whether any flag is true: (...) bool -> () bool."""
-max_in_batch = _over_every_lane(jnp.max)
+max_in_batch = _over_whole_batch(jnp.max)
 """The largest value: (...) -> ()."""
 
 
 @jax.custom_batching.custom_vmap
 def hold_finished(unfinished: jax.Array, new: Any, old: Any) -> Any:
-    """What the turn of a `while_loop` leaves behind whose predicate is `any_in_batch(unfinished)`: `new`, and in a lane
-    that has finished, which exists under `jax.vmap` alone, `old`; () bool, and two pytrees alike.
+    """Keeps finished batch elements unchanged in a `while_loop` with predicate `any_in_batch(unfinished)`.
 
-    Without lanes a turn is taken only where it is unfinished, and no select has to be compiled for every array.
+    Returns `new`, and under `jax.vmap` `old` for batch elements that have finished. `unfinished` is a () bool, `new`
+    and `old` are pytrees of the same structure. Without vmap the body only runs if unfinished, so no select is
+    compiled.
     """
     del unfinished, old
     return new

@@ -58,7 +58,7 @@ def test_it_trains_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
         ("algo=examples.a2c:A3C", "there is no class A3C in examples.a2c"),
         ("algo=examples/a2c.py:A2C", "there is no module 'examples/a2c.py'; did you mean 'examples.a2c'?"),
         ("algo=examples.own_loop:main", "there is no class main in examples.own_loop"),
-        ("algo=dataclasses:Field", "dataclasses:Field is no subclass of haepo_jax.algorithms.base.Algorithm"),
+        ("algo=dataclasses:Field", "dataclasses:Field is not a subclass of haepo_jax.algorithms.base.Algorithm"),
         ("algo=examples.a3c:A3C", "there is no module 'examples.a3c'"),
     ],
 )
@@ -73,7 +73,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(
 def test_its_help_shows_its_hyperparameters(capsys: pytest.CaptureFixture[str]) -> None:
     assert train([NAME, "--help"]) == 0
     help_text = capsys.readouterr().out
-    assert re.search(r"algo.num_steps +8 +steps of each environment", help_text)
+    assert re.search(r"algo.num_steps +8 +steps per environment", help_text)
     assert "1: n-step returns, as published ([0, 1])" in help_text
 
 

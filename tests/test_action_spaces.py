@@ -241,7 +241,7 @@ def test_a_policy_may_return_a_distribution_of_its_own() -> None:
 
 
 def test_no_mask_for_a_distribution() -> None:
-    with pytest.raises(TypeError, match="returned a TanhGaussian, which no mask can change"):
+    with pytest.raises(TypeError, match="returned a TanhGaussian, which cannot be masked"):
         action_distribution(Discrete(2), TanhGaussian(DiagonalGaussian(jnp.zeros(2), jnp.zeros(2))), jnp.ones(2, bool))
 
 
@@ -260,7 +260,7 @@ def test_a_dict_action_with_masks_trains(name: str, squashed: bool) -> None:
     settings = SMALL | {"learning_rate": 1e-2, "squash_actions": squashed, "state_dependent_std": squashed}
     algorithm = getattr(hx, name)(Controls(), **settings | ({"num_steps": 4} if name == "PPO" else {}))
     state, history = jax.jit(algorithm.train)(jax.random.key(0))
-    assert int(state.health.invalid_episodes) == 0, "an invalid action was taken"
+    assert int(state.status.invalid_episodes) == 0, "an invalid action was taken"
     assert np.all(np.isfinite(history["loss"]))
     first = float(np.mean(algorithm.evaluate(algorithm.init(jax.random.key(0)), episodes=512)["return"]))
     last = float(np.mean(algorithm.evaluate(state, episodes=512)["return"]))
@@ -302,9 +302,9 @@ def test_the_default_network_has_an_output_for_every_space(space: Any, output: A
 
 
 def test_what_needs_continuous_actions_says_so() -> None:
-    with pytest.raises(hx.HyperparameterError, match="squash_actions=true needs continuous actions, and those of Cart"):
+    with pytest.raises(hx.HyperparameterError, match="squash_actions=true requires continuous actions, but Cart"):
         hx.PPO("CartPole-v1", squash_actions=True)
-    with pytest.raises(hx.HyperparameterError, match="state_dependent_std=true needs continuous"):
+    with pytest.raises(hx.HyperparameterError, match="state_dependent_std=true requires continuous"):
         hx.HAEPO("CartPole-v1", state_dependent_std=True)
-    with pytest.raises(hx.HyperparameterError, match="needs bounded actions, and those of toy/slider have no bounds"):
+    with pytest.raises(hx.HyperparameterError, match="requires bounded actions, but those of toy/slider are unbounded"):
         hx.HAEPO(Slider((-np.inf, np.inf)), squash_actions=True)

@@ -35,10 +35,10 @@ def test_comparison() -> None:
 
 @pytest.mark.parametrize("total", [10, 500_000, 2**31 + 1, 2**32, 2**40, 2**62])
 def test_share_of_a_total_of_any_size(total: int) -> None:
-    share_of = jax.jit(lambda count: count.share_of(total))
+    fraction_of = jax.jit(lambda count: count.fraction_of(total))
     for share in (0.0, 0.25, 0.5, 0.999, 1.0, 3.0):
         done = int(total * share)
-        found = share_of(StepCount.of(done))
+        found = fraction_of(StepCount.of(done))
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, min(done / total, 1.0), rtol=1e-6)
 

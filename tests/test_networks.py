@@ -195,7 +195,7 @@ def test_what_may_be_passed_as_a_policy() -> None:
     [
         (
             lambda: LinearNNX(nnx.Rngs(0)),
-            r"policy=LinearNNX is an NNX module that has its weights already.*lambda rngs",
+            r"policy=LinearNNX is an NNX module that is already initialised.*lambda rngs",
         ),
         (lambda: Linear, "policy=Linear is a Flax Linen class; pass an instance"),
         (lambda: 3, "policy=3 must be"),
@@ -215,7 +215,7 @@ def test_what_may_not(wrong: Any, message: str) -> None:
 def test_an_nnx_policy_with_random_state_is_refused() -> None:
     policy = as_policy(DropoutNNX)
     params, _ = policy.init(jax.random.key(0), jnp.zeros(2))
-    with pytest.raises(TypeError, match=r"nnx.Param only.*Dropout"):
+    with pytest.raises(TypeError, match=r"only have nnx.Param.*Dropout"):
         policy.apply(params, (), jnp.zeros(2), jnp.bool_(True))
 
 

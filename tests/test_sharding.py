@@ -55,11 +55,11 @@ def test_eight_devices_do_what_one_does(method: str) -> None:
 
 def test_nothing_is_shared_out_unless_it_is_asked_for() -> None:
     lanes = {"x": jnp.zeros((4, 2)), "key": jax.random.split(jax.random.key(0), 4)}
-    assert sharding.share_out(lanes) is lanes
+    assert sharding.shard_environments(lanes) is lanes
     with sharding.over_environments():
-        shared = jax.jit(sharding.share_out)(lanes)
+        shared = jax.jit(sharding.shard_environments)(lanes)
     assert shared["x"].shape == (4, 2) and shared["key"].shape == (4,)
-    assert sharding.share_out(lanes) is lanes
+    assert sharding.shard_environments(lanes) is lanes
 
 
 def test_a_mesh_of_another_kind_is_left_alone() -> None:
@@ -68,16 +68,16 @@ def test_a_mesh_of_another_kind_is_left_alone() -> None:
     for name in ("population", sharding.AXIS):
         mesh = jax.make_mesh((1,), (name,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
         share = PartitionSpec(name)
-        mapped = jax.shard_map(sharding.share_out, mesh=mesh, in_specs=share, out_specs=share, check_vma=False)
+        mapped = jax.shard_map(sharding.shard_environments, mesh=mesh, in_specs=share, out_specs=share, check_vma=False)
         assert "sharding_constraint" not in str(jax.make_jaxpr(mapped)(lanes))
 
 
 def test_a_jitted_function_follows_the_mesh() -> None:
     """It may have been called outside before; lanes may be those of several seeds."""
-    shared = jax.jit(lambda lanes: jax.vmap(sharding.share_out)(lanes))
+    shared = jax.jit(lambda lanes: jax.vmap(sharding.shard_environments)(lanes))
     lanes = jnp.zeros((3, 4))
     assert "sharding_constraint" not in str(jax.make_jaxpr(shared)(lanes))
     with sharding.over_environments(jax.devices()[:1]):
         assert "sharding_constraint" in str(jax.make_jaxpr(shared)(lanes))
-        assert sharding.share_out(lanes) is lanes, "what is not traced is where it is"
+        assert sharding.shard_environments(lanes) is lanes, "what is not traced is where it is"
     assert "sharding_constraint" not in str(jax.make_jaxpr(shared)(lanes))

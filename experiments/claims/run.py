@@ -289,7 +289,7 @@ def _train(
         "entropy": history["entropy"],
         "ess": history.get("ess"),
         "alignment": history.get("alignment"),
-        "diverged_at": np.asarray(state.health.diverged_at),
+        "diverged_at": np.asarray(state.status.diverged_at),
         **{name: history[name] for name in ("alignment_update", "alignment_likelihood") if name in history},
         # The share of a deep sea's cells, the half on and below the diagonal, that episodes so far have seen.
         **({"covered": 2 * covered(history["cells"]) / (side * (side + 1))} if probe is coverage else {}),

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import haepo_jax as hx
-from haepo_jax.algorithms.state import Start
+from haepo_jax.algorithms.state import InitialPolicy
 from haepo_jax.counting import StepCount
 from haepo_jax.envs import TokenTask
 from haepo_jax.envs.tokens import join, number
@@ -82,7 +82,7 @@ def solved(algorithm: Any, state: Any) -> jax.Array:
     return jnp.mean(judge.evaluate(state, episodes=HELD_OUT_PROMPTS)["return"])
 
 
-def supervised() -> tuple[Start, dict[str, Any]]:
+def supervised() -> tuple[InitialPolicy, dict[str, Any]]:
     """A model that has learnt from demonstrations until it solves at least 40 % of the held-out prompts."""
     algorithm = hx.Supervised(TASK, num_envs=256, anneal_learning_rate=False, total_steps=10**8, **NETWORK)
     state = jax.jit(algorithm.init)(jax.random.key(0))
@@ -93,10 +93,10 @@ def supervised() -> tuple[Start, dict[str, Any]]:
         state, _ = advance(state, StepCount.of(tokens))
         share = float(judge(state))
     print(f"supervised: {share:.3f} of the held-out prompts after {tokens:,} tokens", flush=True)
-    return Start(state.params, None), {"solved": share, "tokens": tokens}
+    return InitialPolicy(state.params, None), {"solved": share, "tokens": tokens}
 
 
-def run(algorithm: Any, start: Start) -> Any:
+def run(algorithm: Any, start: InitialPolicy) -> Any:
     """A function (rates, keys) -> shares of held-out prompts solved (lanes, points), compiled once."""
 
     def begin(key: jax.Array) -> Any:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import haepo_jax as hx
-from haepo_jax.algorithms.state import Start, TrainState
+from haepo_jax.algorithms.state import InitialPolicy, TrainState
 from haepo_jax.runner.run_dir import write_atomically
 from haepo_jax.runner.statistics import bootstrap_interval
 
@@ -82,7 +82,7 @@ def log_ratios(params: Any, reference: Any, steps: Any) -> jax.Array:
     return hx.trajectory_log_likelihood(now - jax.lax.stop_gradient(then), steps.decisions)
 
 
-def train(loss: Loss, start: Start, key: jax.Array) -> dict[str, jax.Array]:
+def train(loss: Loss, start: InitialPolicy, key: jax.Array) -> dict[str, jax.Array]:
     """One seed: its own pairs, its own order. `reward` and `kl` (POINTS + 1,) on held-out prompts; `agreement`, ()."""
     algorithm = PAIRED.replace(learning_rate=LEARNING_RATE)
     state = algorithm.init(key, start)

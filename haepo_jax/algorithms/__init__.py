@@ -1,6 +1,6 @@
-"""The algorithms; each is a frozen pytree with `init`, `train_step`, `train` and `evaluate`.
+"""The algorithms. Each is a frozen pytree with `init`, `train_step`, `train` and `evaluate`.
 
-Importing this package imports no jax; the classes are loaded on first use.
+Importing this package does not import JAX; the classes are loaded on first use.
 """
 
 import importlib

@@ -1,7 +1,8 @@
-"""The base of every algorithm: its hyperparameters, its policy as a function, and the life of a run.
+"""The base class of all algorithms: common hyperparameters, initialisation, training, evaluation and the policy.
 
-An algorithm is a frozen pytree. Its methods are pure, so they jit, vmap and scan; its numeric hyperparameters are
-leaves, so `jax.vmap(lambda lr: algo.replace(learning_rate=lr).train(key))(rates)` trains them all at once.
+An algorithm is a frozen pytree. Its methods are pure, so they can be jitted, vmapped and scanned; its numeric
+hyperparameters are leaves, so `jax.vmap(lambda lr: algo.replace(learning_rate=lr).train(key))(rates)` trains with all
+learning rates at once.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from haepo_jax.algorithms.fields import (
 from haepo_jax.algorithms.network_checks import check_networks
 from haepo_jax.algorithms.optimizers import clip_by_global_norm
 from haepo_jax.algorithms.other_names import SignatureOfInit, check_keywords
-from haepo_jax.algorithms.state import Health, Metrics, Start, TrainState, check_fits, keep_finite
+from haepo_jax.algorithms.state import InitialPolicy, Metrics, TrainingStatus, TrainState, check_fits, keep_finite
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.envs import make_env
@@ -45,75 +46,76 @@ from haepo_jax.spaces import Box, Space, space_leaves
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm(abc.ABC):
-    """The base of all algorithms. A subclass has an `update`, or inherits that of `SegmentAlgorithm` or
-    `TrajectoryAlgorithm` and has a `loss`.
+    """Base class of all algorithms.
+
+    A subclass defines `update`, or derives from `SegmentAlgorithm` or `TrajectoryAlgorithm` and defines `loss`.
 
     Attributes:
       env: an environment, its name, or an environment object of another library; see `make_env`.
       policy: a Flax Linen module, a function rngs -> NNX module, or an object with `init` and `apply`; None: the
-        network that `network` names, for the environment's spaces.
+        default network given by `network`.
 
     Raises:
-      HyperparameterError: at construction, for a value that cannot be used.
-      TypeError: at construction, for a hyperparameter that does not exist.
+      HyperparameterError: at construction, for an invalid value.
+      TypeError: at construction, for an unknown hyperparameter.
     """
 
     env: Any
     policy: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
     total_steps: int = static(500_000, int, "environment steps to train for", within=Range(1, 2**62))
-    num_envs: int = static(32, int, "environments that run side by side", within=COUNT)
+    num_envs: int = static(32, int, "number of parallel environments", within=COUNT)
     num_epochs: int = static(8, int, "epochs over the batch in each update", within=COUNT)
     num_minibatches: int = static(4, int, "minibatches per epoch", within=COUNT)
-    learning_rate: Scheduled = leaf(3e-3, "Adam's step size", within=NOT_NEGATIVE, scheduled=True)
+    learning_rate: Scheduled = leaf(3e-3, "learning rate of Adam", within=NOT_NEGATIVE, scheduled=True)
     anneal_learning_rate: bool = static(True, bool, "decay a constant learning_rate linearly to 0 over the run")
-    max_grad_norm: float = leaf(1.0, "gradients are clipped to this global norm", within=POSITIVE)
+    max_grad_norm: float = leaf(1.0, "maximum global norm of the gradients", within=POSITIVE)
     entropy_coef: Scheduled = leaf(0.01, "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
     network: str = static(
         "mlp",
         str,
-        "kind of the default networks; all but mlp are recurrent",
+        "type of the default networks; all but mlp are recurrent",
         choices=("mlp", "gru", "lstm", "transformer"),
     )
     hidden_sizes: tuple[int, ...] = static(
-        (64, 64), tuple, "widths of their hidden layers; gru, lstm: the last is the cell's; transformer: its blocks'"
+        (64, 64), tuple, "hidden layer sizes; gru, lstm: the last is the cell size; transformer: one per block"
     )
     activation: str = static(
-        "tanh", str, "of their hidden layers (the transformer uses gelu)", choices=("tanh", "relu", "swish")
+        "tanh", str, "activation of the hidden layers (the transformer uses gelu)", choices=("tanh", "relu", "swish")
     )
     layer_norm: bool = static(
-        False, bool, "normalise the hidden layers before their activation (the transformer always does)"
+        False, bool, "apply layer normalisation before each activation (the transformer always normalises)"
     )
-    num_heads: int = static(4, int, "transformer: attention heads of a block", within=COUNT)
+    num_heads: int = static(4, int, "transformer: attention heads per block", within=COUNT)
     context: int | None = static(
         None,
         int,
-        "transformer: steps that a block attends to, the current one included; null: the whole episode",
+        "transformer: attention window in steps, including the current one; null: the whole episode",
         within=COUNT,
         optional=True,
     )
     squash_actions: bool = static(
-        False, bool, "continuous actions are passed through tanh, rather than clipped, to their bounds"
+        False, bool, "squash continuous actions to their bounds with tanh instead of clipping them"
     )
     state_dependent_std: bool = static(
-        False, bool, "default networks: the standard deviation of actions depends on the observation"
+        False, bool, "default networks: make the action standard deviation depend on the observation"
     )
     normalize_observations: bool | None = static(
         None,
         bool,
-        "standardise observations with running statistics; null: where actions are continuous",
+        "standardise observations with running statistics; null: only if actions are continuous",
         optional=True,
     )
-    log_points: int = static(50, int, "rows of metrics, evenly spaced in steps", within=COUNT)
+    log_points: int = static(50, int, "number of rows in the metrics, evenly spaced in environment steps", within=COUNT)
     eval_episodes: int = static(
         16,
         int,
-        "episodes of each kind, sampled and greedy, at every row of metrics; 0: none",
+        "evaluation episodes per row of metrics, as many again with greedy actions; 0: no evaluation",
         within=Range(0, 2**31 - 1),
     )
     on_nan: str = static(
         "stop",
         str,
-        "for an update that is not finite. stop: end at the last finite state; skip: discard and count the update",
+        "what to do about a non-finite update. stop: end at the last finite state; skip: discard and count the update",
         choices=("stop", "skip"),
     )
 
@@ -124,7 +126,7 @@ class Algorithm(abc.ABC):
     __signature__ = SignatureOfInit()
 
     def __post_init__(self) -> None:
-        # jax rebuilds the object with tracers and placeholders in its leaves, so every step here leaves those alone.
+        # JAX rebuilds the object with tracers and placeholders as leaves, so nothing here may touch those.
         if isinstance(self.env, str) or type(self.env) is tuple or jax.tree_util.all_leaves([self.env]):
             object.__setattr__(self, "env", make_env(self.env))
         for field in dataclasses.fields(self):
@@ -143,9 +145,9 @@ class Algorithm(abc.ABC):
             check_networks(self.env, self.policy, getattr(self, "value", None))
 
     def check(self) -> None:
-        """Raises HyperparameterError at the first value that cannot be used.
+        """Raises HyperparameterError for the first invalid hyperparameter.
 
-        It is also run where no jax is loaded (see `fields`): it uses `self`'s hyperparameters and names of `fields` alone.
+        It also runs without JAX, so it may only use the hyperparameters of `self` and names from `fields` (see there).
         """
         for field in dataclasses.fields(self):
             if "kind" in field.metadata:
@@ -156,7 +158,7 @@ class Algorithm(abc.ABC):
             width = self.hidden_sizes[0]
             if any(size != width for size in self.hidden_sizes):
                 sizes = short(list(self.hidden_sizes))
-                raise HyperparameterError(f"hidden_sizes={sizes} must be equal for network=transformer, one a block")
+                raise HyperparameterError(f"hidden_sizes={sizes} must be equal for network=transformer, one per block")
             if width % (2 * self.num_heads):
                 below, above = width - width % (2 * self.num_heads), width - width % (-2 * self.num_heads)
                 nearest = f"{below} or {above}" if below else f"{above}"
@@ -170,15 +172,15 @@ class Algorithm(abc.ABC):
         for name in ("squash_actions", "state_dependent_std"):
             if getattr(self, name) and not boxes:
                 raise HyperparameterError(
-                    f"{name}=true needs continuous actions, and those of {self.env.name} are discrete"
+                    f"{name}=true requires continuous actions, but {self.env.name} has discrete ones"
                 )
         if self.squash_actions and not all(box.bounded for box in boxes):
             raise HyperparameterError(
-                f"squash_actions=true needs bounded actions, and those of {self.env.name} have no bounds"
+                f"squash_actions=true requires bounded actions, but those of {self.env.name} are unbounded"
             )
 
     def replace(self, **changes: Any) -> Self:
-        """The same algorithm with some hyperparameters changed; numbers may be tracers."""
+        """A copy with some hyperparameters changed; numbers may be tracers."""
         return dataclasses.replace(self, **changes)
 
     # One update.
@@ -186,24 +188,23 @@ class Algorithm(abc.ABC):
     def train_step(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """One update: collect experience, compute the loss, optimise.
 
-        An update whose loss, gradients, parameters or optimiser state are not finite never reaches the state. With
-        `on_nan="skip"` it is counted and the run continues with new experience; with `on_nan="stop"` the state is frozen
-        as it was before it.
+        An update with a non-finite loss, gradient, parameter or optimiser state is discarded. With `on_nan="skip"` it
+        is counted and the run continues with new experience; with `on_nan="stop"` the state stays frozen from then on.
 
         Returns:
-          The next state, and metrics: float32 scalars under the same names in every update. `episode_return` and
-          `episode_length` are 0 where `episodes`, the number of episodes that ended, is 0.
+          The next state, and metrics: float32 scalars with the same names in every update. `episode_return` and
+          `episode_length` are 0 if `episodes`, the number of episodes that ended, is 0.
         """
         new, metrics = self.update(state)
         return keep_finite(state, new, metrics, self.on_nan), metrics
 
     @abc.abstractmethod
     def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """What a subclass does in one update: the next state, with `update` and `env_steps` counted up, and metrics,
-        "loss" among them. `train_step` keeps what is not finite out of the state."""
+        """One update, implemented by subclasses: the next state, with `update` and `env_steps` incremented, and
+        metrics, including "loss". `train_step` discards it if it is not finite."""
 
     def scheduled(self, progress: jax.Array) -> Self:
-        """This algorithm with every schedule replaced by its value at `progress` () in [0, 1]."""
+        """A copy with every schedule replaced by its value at `progress` (), the fraction of the run done."""
         values = {}
         for field in dataclasses.fields(self):
             if field.metadata.get("scheduled"):
@@ -220,25 +221,25 @@ class Algorithm(abc.ABC):
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """Gradient clipping and Adam, without the step size, which depends on the fraction of the run done."""
+        """Gradient clipping and Adam; `apply_gradients` applies the scheduled learning rate."""
         return optax.chain(clip_by_global_norm(self.max_grad_norm), optax.scale_by_adam(eps=1e-5))
 
     def apply_gradients(self, params: Any, opt_state: Any, gradients: Any) -> tuple[Any, Any]:
         """One optimiser step: the next parameters and optimiser state; `self` must be `scheduled`."""
-        with jax.numpy_dtype_promotion("standard"):  # optax is not written for the strict one
+        with jax.numpy_dtype_promotion("standard"):  # optax does not support strict promotion
             updates, opt_state = self.optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, jax.tree.map(lambda u: -self.learning_rate * u, updates)), opt_state
 
-    # The life of a run.
+    # Initialisation, training and evaluation.
 
-    def init(self, key: jax.Array, start: Start | None = None) -> TrainState:
-        """A fresh train state from a typed PRNG key (`jax.random.key(seed)`).
+    def init(self, key: jax.Array, start: InitialPolicy | None = None) -> TrainState:
+        """A new train state from a typed PRNG key (`jax.random.key(seed)`).
 
-        With `start` the policy begins there, and so does a reference policy that is kept: `algo.init(key, policy.start)`
-        for a policy that `haepo_jax.load` gave. A value function begins afresh.
+        `start` initialises the policy and a fixed reference policy, for example `algo.init(key, policy.start)` with a
+        policy from `haepo_jax.load`. A value function is always initialised randomly.
 
         Raises:
-          ValueError: `start` is of another network, or its observations were normalised and these are not.
+          ValueError: `start` has different network shapes, or only one of the two normalises observations.
         """
         check_environment(self.env)
         params_key, run_key = jax.random.split(key)
@@ -249,7 +250,7 @@ class Algorithm(abc.ABC):
             normalize = any(isinstance(part, Box) for part in space_leaves(self.env.action_space))
         normalizer = RunningStatistics.of(observation) if normalize else None
         if start is not None:
-            check_fits(start, Start(self.policy_params(params), normalizer))
+            check_fits(start, InitialPolicy(self.policy_params(params), normalizer))
             params, normalizer = self.with_policy_params(params, start.params), start.normalizer
         state = TrainState(
             params=params,
@@ -260,12 +261,12 @@ class Algorithm(abc.ABC):
             key=run_key,
             update=jnp.int32(0),
             env_steps=StepCount.of(0),
-            health=Health.new(),
+            status=TrainingStatus.new(),
         )
         return dataclasses.replace(state, extra=self.init_extra(state))
 
     def init_params(self, key: jax.Array, observation: Any) -> Any:
-        """Fresh parameters, for one observation's shapes."""
+        """Randomly initialised parameters, given one example observation."""
         return self.policy_network.init(key, observation)[0]
 
     def init_reference(self, params: Any) -> Any:
@@ -273,26 +274,26 @@ class Algorithm(abc.ABC):
         return None
 
     def init_extra(self, state: TrainState) -> Any:
-        """`TrainState.extra` at the start of a run, whose other parts `state` has."""
+        """`TrainState.extra` at the start of a run; `state` has all other fields."""
         return None
 
-    def train(self, key: jax.Array, start: Start | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """The whole run, one compiled program under `jax.jit`; with `start` from there, as `init` says.
+    def train(self, key: jax.Array, start: InitialPolicy | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """Runs the whole training; under `jax.jit` one compiled program. See `init` for `start`.
 
         Returns:
-          The final state, and metrics in `log_points` rows evenly spaced in steps: those of the last update before each
-          point, `env_steps` (a `StepCount`), `update`, and the mean `eval_return`, `eval_return_greedy` and `eval_length`
-          of `eval_episodes` episodes. Where one update passes several points, their rows repeat.
+          The final state, and metrics with `log_points` rows, evenly spaced in environment steps: the metrics of the
+          last update before each point, `env_steps` (a `StepCount`), `update`, and the mean `eval_return`,
+          `eval_return_greedy` and `eval_length` over `eval_episodes` episodes. An update that passes several points
+          repeats its row.
         """
         return running.whole_run(self, self.init(key, start))
 
     def advance(self, state: TrainState, until: StepCount) -> tuple[TrainState, Metrics]:
-        """Updates until `until` steps are done; the metrics are the last update's, 0 where there was none."""
+        """Updates until `until` environment steps are done; the metrics are those of the last update, 0 if none."""
         return running.advance(self, state, until)
 
     def progress(self, state: TrainState, max_steps: int | None = None) -> dict[str, Any]:
-        """What a row of metrics has besides those of an update: counters, and an evaluation where `eval_episodes` > 0;
-        `max_steps` as in `evaluate`."""
+        """Counters for a row of metrics, and an evaluation if `eval_episodes` > 0; see `evaluate` for `max_steps`."""
         return running.progress(self, state, max_steps)
 
     def evaluate(
@@ -304,15 +305,15 @@ class Algorithm(abc.ABC):
         key: jax.Array | None = None,
         max_steps: int | None = None,
     ) -> dict[str, jax.Array]:
-        """Plays complete episodes with the current policy.
+        """Evaluates the current policy on complete episodes.
 
         Args:
-          state: of the run.
-          episodes: how many, side by side.
-          greedy: take each distribution's mode instead of a sample.
-          key: of starts, actions and transitions; by default one fixed key, shared by all runs and seeds, so that
-            differences between them are not differences of luck.
-          max_steps: end episodes after as many steps, if that is less than the environment's horizon.
+          state: the train state.
+          episodes: number of episodes, run in parallel.
+          greedy: take the mode of each action distribution instead of a sample.
+          key: PRNG key of initial states, actions and transitions. The default is one fixed key, so that all runs and
+            seeds are evaluated with the same random numbers.
+          max_steps: limit on the episode length, if less than the environment's horizon.
 
         Returns:
           `return` (episodes,) float32 and `length` (episodes,) int32.
@@ -324,12 +325,13 @@ class Algorithm(abc.ABC):
 
     @property
     def policy_network(self) -> Policy:
-        """The policy as a pair of pure functions."""
+        """The policy network, a pair of pure functions; see `haepo_jax.networks`."""
         return self.policy or self.default_network(self.env.action_space)
 
     def default_network(self, action_space: Space | None, with_features: bool = False) -> Policy:
-        """The network that `network` names: a policy, or with None for an action space a value function. A policy
-        `with_features` returns a pair, its output and its last hidden layer."""
+        """The default network given by `network`: a policy, or a value function if `action_space` is None.
+
+        `with_features`: a policy returns a pair, its output and its last hidden layer."""
         space = self.env.observation_space
         if self.network != "mlp":
             context = min(self.context or self.env.horizon, self.env.horizon)
@@ -344,8 +346,8 @@ class Algorithm(abc.ABC):
         return default_policy(space, action_space, *hidden, self.state_dependent_std, with_features)
 
     def initial_carry(self) -> Any:
-        """The carry of one environment's policy before its first step."""
-        # The carry holds no parameters, so under jit the initialisation of those is dead code.
+        """The initial policy carry of one environment."""
+        # The carry holds no parameters, so under jit their initialisation is dead code.
         return self.policy_network.init(jax.random.key(0), self.example_observation())[1]
 
     def example_observation(self) -> Any:
@@ -356,19 +358,19 @@ class Algorithm(abc.ABC):
     def act_distribution(
         self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array, action_mask: jax.Array | None = None
     ) -> tuple[Any, Distribution]:
-        """The action distribution of the current policy in one environment, and its next carry."""
+        """The next carry and the action distribution of the current policy in one environment."""
         observation = self.normalized(state.normalizer, observation)
         carry, output = self.policy_network.apply(self.policy_params(state.params), carry, observation, is_first)
         return carry, self.distribution(output, action_mask)
 
     def distribution(self, output: Any, action_mask: jax.Array | None) -> Distribution:
-        """The action distribution of a policy network's output."""
+        """The action distribution described by the output of the policy network."""
         if self.squash_actions:
             output = squashed(self.env.action_space, output)
         return action_distribution(self.env.action_space, output, action_mask)
 
     def normalized(self, normalizer: RunningStatistics | None, observation: Any) -> Any:
-        """An observation as the networks see it; discrete parts stay the integers that the networks make one-hot."""
+        """The normalised observation, as the networks see it; discrete parts stay integers (networks use one-hot)."""
         if normalizer is None:
             return observation
         leaves, structure = jax.tree.flatten(observation)
@@ -387,5 +389,5 @@ class Algorithm(abc.ABC):
 
     @staticmethod
     def with_policy_params(params: Any, policy_params: Any) -> Any:
-        """The parameters with another policy's in place of the policy's."""
+        """The parameters with those of the policy replaced."""
         return policy_params

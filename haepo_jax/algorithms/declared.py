@@ -1,8 +1,8 @@
-"""What algorithms there are and what hyperparameters they declare, read from their source without importing jax.
+"""The registered algorithms and their hyperparameters, read from source code without importing JAX.
 
-`import jax` takes longer than a command line may take to show its help or refuse a misspelt key. So this module parses
-the file of an algorithm's class and of the classes that it inherits from, keeps the fields made by `static` and `leaf`
-and the `check` methods, and evaluates those in the namespace of `fields`, which needs no jax.
+Importing JAX would make `--help` and the rejection of a misspelt key slow. So this module parses the source of an
+algorithm's class and its base classes, keeps the fields made by `static` and `leaf` and the `check` methods, and
+evaluates them in the namespace of `fields`, which does not import JAX.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ALGORITHMS: dict[str, str] = {
     "dpo": "haepo_jax.algorithms.dpo:DPO",
     "supervised": "haepo_jax.algorithms.supervised:Supervised",
 }
-"""The algorithms by name, each as `module:Class`; a custom one is named by that itself."""
+"""Algorithm names and their `module:Class`; a custom algorithm is given as `module:Class` directly."""
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_explore": ("haepo", {"surprisal_bonus": 0.01, "normalize_rewards": False}),
@@ -44,31 +44,30 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_envs": 64, "num_minibatches": 8, "learning_rate": 5e-3, "entropy_coef": 0.01},
     ),
 }
-"""Named settings: the algorithm each one is of, and what it changes."""
+"""Preset names: the algorithm, and the defaults that the preset changes."""
 
 
 class Declaration(Protocol):
-    """The hyperparameters of an algorithm class without the rest of it: a frozen dataclass with the class's name and
-    docstring, and its `check`."""
+    """The hyperparameters of an algorithm class: a frozen dataclass with its name, docstring and `check` method."""
 
     __dataclass_fields__: dict[str, dataclasses.Field[Any]]
 
     def __init__(self, **hyperparameters: Any) -> None: ...
 
     def check(self) -> None:
-        """Raises HyperparameterError at the first value that cannot be used."""
+        """Raises HyperparameterError for the first invalid hyperparameter."""
 
 
 def declaration(name: str) -> type[Declaration]:
-    """The hyperparameters that an algorithm's class declares; jax is not imported.
+    """The declared hyperparameters of an algorithm class, without importing JAX.
 
     Args:
-      name: of an algorithm or a preset, or `module:Class`.
+      name: an algorithm, a preset, or `module:Class`.
 
     Raises:
-      KeyError: there is no algorithm of this name.
-      ImportError: there is no such module, no such class in it, or it is not an algorithm's.
-      HyperparameterError: a declaration uses a name that `fields` does not have.
+      KeyError: the name is unknown.
+      ImportError: the module or the class does not exist, or the class is not an algorithm.
+      HyperparameterError: a declaration uses a name that `fields` does not define.
     """
     name = PRESETS[name][0] if name in PRESETS else name
     where = name if ":" in name else ALGORITHMS[name]
@@ -77,14 +76,13 @@ def declaration(name: str) -> type[Declaration]:
     if found is object:
         raise ImportError(f"there is no class {cls} in {module}")
     if not issubclass(found, _declared("haepo_jax.algorithms.base", "Algorithm")):
-        # Seen before the module is imported, so the name of an algorithm in a file cannot run code of any other kind.
-        raise ImportError(f"{module}:{cls} is no subclass of haepo_jax.algorithms.base.Algorithm")
+        # Checked before the module is imported, so an algorithm name in a file cannot execute unrelated code.
+        raise ImportError(f"{module}:{cls} is not a subclass of haepo_jax.algorithms.base.Algorithm")
     return cast(type[Declaration], found)
 
 
 def hyperparameters(name: str) -> dict[str, dataclasses.Field[Any]]:
-    """The hyperparameters of an algorithm or preset by name: fields with its defaults, whose `metadata` has kind, range and
-    description."""
+    """The hyperparameters of an algorithm or preset: dataclass fields with type, range and help text in `metadata`."""
     found = {}
     for field in dataclasses.fields(declaration(name)):  # type: ignore[arg-type]
         if "kind" in field.metadata:
@@ -94,7 +92,7 @@ def hyperparameters(name: str) -> dict[str, dataclasses.Field[Any]]:
 
 
 def load(name: str) -> type[Any]:
-    """The class of an algorithm or preset itself, or of `module:Class`; imports jax."""
+    """The class of an algorithm, a preset or `module:Class`; imports JAX."""
     name = PRESETS[name][0] if name in PRESETS else name
     module, _, cls = (name if ":" in name else ALGORITHMS[name]).partition(":")
     declaration(name)
@@ -103,7 +101,7 @@ def load(name: str) -> type[Any]:
 
 @functools.cache
 def _declared(module: str, name: str) -> type:
-    """The declaration of a class by its module and name; `object` for what is no class in a Python file."""
+    """The declaration of a class, given its module and name; `object` if there is no such class in a Python file."""
     tree = _tree(module)
     if tree is None:
         return object
@@ -122,8 +120,8 @@ def _declared(module: str, name: str) -> type:
         exec(compile(source, module, "exec", __future__.annotations.compiler_flag), namespace)
     except NameError as error:
         raise fields.HyperparameterError(
-            f"{module}:{name} cannot be read without importing it: {error}; a declaration may use names of "
-            "haepo_jax.algorithms.fields alone"
+            f"{module}:{name} cannot be read without importing it: {error}; a declaration may only use names from "
+            "haepo_jax.algorithms.fields"
         ) from None
     found = cast(type, namespace[name])
     found.__doc__ = ast.get_docstring(node)
@@ -133,20 +131,20 @@ def _declared(module: str, name: str) -> type:
 def _is_declaration(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.AnnAssign):
         return isinstance(statement.value, ast.Call)
-    if isinstance(statement, ast.Assign):  # a switch of the class, which `check` may read
+    if isinstance(statement, ast.Assign):  # a class constant, which `check` may read
         return isinstance(statement.value, ast.Constant)
     return isinstance(statement, ast.FunctionDef) and statement.name == "check"
 
 
 def _base(expression: ast.expr, tree: ast.Module, module: str) -> type:
-    """The declaration behind a base class, as it is written: `Base`, or `package.Base`."""
+    """The declaration of a base class written as `Base` or `package.Base`."""
     imports = _imports(tree, module)
     if isinstance(expression, ast.Name):
-        own = any(isinstance(node, ast.ClassDef) and node.name == expression.id for node in tree.body)
-        return _declared(module, expression.id) if own or expression.id in imports else object
+        defined_here = any(isinstance(node, ast.ClassDef) and node.name == expression.id for node in tree.body)
+        return _declared(module, expression.id) if defined_here or expression.id in imports else object
     if isinstance(expression, ast.Attribute) and isinstance(expression.value, ast.Name):
         package = ".".join(filter(None, imports.get(expression.value.id, ("", ""))))
-        for where in ALGORITHMS.values():  # `hx.PPO`: the package's own names are loaded on first use
+        for where in ALGORITHMS.values():  # `hx.PPO`: the names of the package are loaded on first use
             if package == "haepo_jax" and where.endswith(f":{expression.attr}"):
                 return _declared(*where.split(":"))
         return _declared(package, expression.attr) if package else object
@@ -154,7 +152,7 @@ def _base(expression: ast.expr, tree: ast.Module, module: str) -> type:
 
 
 def _imports(tree: ast.Module, module: str) -> dict[str, tuple[str, str]]:
-    """What a module imports at its top: the name there -> (module, name in it), the latter empty for a module."""
+    """Top-level imports of a module: local name -> (module, name in that module, or "" for the module itself)."""
     found: dict[str, tuple[str, str]] = {}
     for node in tree.body:
         if isinstance(node, ast.Import):
@@ -168,7 +166,7 @@ def _imports(tree: ast.Module, module: str) -> dict[str, tuple[str, str]]:
 
 @functools.cache
 def _tree(module: str) -> ast.Module | None:
-    """The syntax tree of a module, None where it is not a Python file; raises ImportError where there is none."""
+    """The syntax tree of a module, or None if it is not a Python file; raises ImportError if it does not exist."""
     if "/" in module:
         dotted = module.removesuffix(".py").strip("./").replace("/", ".")
         raise ImportError(f"there is no module {module!r}; did you mean {dotted!r}?")

@@ -20,20 +20,19 @@ from haepo_jax.losses.numerics import masked_mean
 class DPO(TrajectoryAlgorithm):
     """Direct Preference Optimization (arXiv 2305.18290).
 
-    In each group the episode with the higher return is preferred; see `dpo_loss`.
-
-    The reference policy is frozen for `reference_interval` updates and then moves to the current one.
+    In every pair of episodes of a group, the one with the higher return is preferred; see `dpo_loss`. Every
+    `reference_interval` updates the reference policy is set to the current policy.
     """
 
-    beta: Scheduled = leaf(0.1, "how strongly a pair's log-ratios are weighed", within=POSITIVE, scheduled=True)
+    beta: Scheduled = leaf(0.1, "scale of the log-ratios in the preference margin", within=POSITIVE, scheduled=True)
     reference_interval: int = static(
-        1, int, "updates after which the reference becomes the current policy", within=COUNT
+        1, int, "updates between resets of the reference policy to the current policy", within=COUNT
     )
 
     def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
         steps, mask = batch.steps, batch.mask
         current = self.sequence_distribution(params, batch.observation, steps)
-        # Relative to the reference from the first step on: two long sums subtracted would lose digits.
+        # Subtract the reference at every step: subtracting two long sums would lose precision.
         log_ratio = current.log_prob(steps.action) - batch.reference.log_prob(steps.action)
         return losses.dpo_loss(
             losses.trajectory_log_likelihood(log_ratio, mask), jnp.sum(steps.reward, axis=0, where=mask),

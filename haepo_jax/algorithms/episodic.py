@@ -1,4 +1,4 @@
-"""HAEPO on complete episodes (arXiv 2508.18884): the paper's trajectory weights, and the same at every prefix."""
+"""HAEPO on complete episodes (arXiv 2508.18884), with weights over trajectories, as in the paper, or over prefixes."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from haepo_jax.losses.numerics import masked_mean
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EpisodicHAEPO(TrajectoryAlgorithm):
-    """HAEPO (arXiv 2508.18884) on groups of complete episodes, without a value function: the paper's form among others.
+    """HAEPO (arXiv 2508.18884) on groups of complete episodes, without a value function; includes the paper's form.
 
-    Plackett-Luce weights over complete episodes; see `haepo_loss` and `haepo_prefix_loss`.
-
-    The defaults credit each reward to the decisions before it (`credit="prefix"`) and weigh by the likelihood ratio to
-    the behaviour policy. The paper's literal form is
+    Plackett-Luce weights over complete episodes; see `haepo_loss` and `haepo_prefix_loss`. By default each reward is
+    credited to the actions before it (`credit="prefix"`), and the score is the log-likelihood ratio to the behaviour
+    policy. The form of the paper is
     `EpisodicHAEPO(env, credit="trajectory", score="likelihood", normalize="standardize")`, on the command line
     `algo=haepo_paper`.
 
     Attributes:
-      weight_function: (scores, mask, temperature) -> weights, in place of the softmax; see `haepo_jax.losses.weights`.
+      weight_function: (scores, mask, temperature) -> weights, a replacement for the softmax; see
+        `haepo_jax.losses.weights`.
 
     Examples:
       >>> import haepo_jax as hx
@@ -48,18 +48,18 @@ class EpisodicHAEPO(TrajectoryAlgorithm):
     credit: str = static(
         "prefix",
         str,
-        "a reward is credited to the decisions before it, or to the whole trajectory",
+        "credit a reward to the actions before it (prefix), or to the whole trajectory",
         choices=("prefix", "trajectory"),
     )
     score: str = static(
         "log_ratio",
         str,
-        "what the softmax over trajectories is taken of",
+        "score in the softmax over trajectories",
         choices=("log_ratio", "likelihood", "mean_likelihood"),
     )
     temperature: Scheduled | str = leaf(
         1.0,
-        "of that softmax; 'auto' widens it where the weights would collapse",
+        "temperature of that softmax; 'auto' raises it where the weights would collapse",
         within=POSITIVE,
         scheduled=True,
         word="auto",
@@ -70,28 +70,26 @@ class EpisodicHAEPO(TrajectoryAlgorithm):
     normalize: str = static(
         "standardize",
         str,
-        "credit=trajectory: how returns are normalised in their group",
+        "credit=trajectory: how returns are normalised within a group",
         choices=("standardize", "center", "rank", "none"),
     )
-    entropy: str = static("policy", str, "which entropy entropy_coef rewards", choices=("policy", "weights"))
-    kl: str = static("policy", str, "which divergence kl_coef penalises", choices=("policy", "weights"))
+    entropy: str = static("policy", str, "entropy bonus on the policy or on the weights", choices=("policy", "weights"))
+    kl: str = static("policy", str, "KL penalty on the policy or on the weights", choices=("policy", "weights"))
     kl_coef: Scheduled = leaf(
         (3.0, 0.1), "weight of the KL penalty to the reference policy", within=NOT_NEGATIVE, scheduled=True
     )
-    reference: str = static(
-        "previous", str, "the frozen policy that the KL pulls towards", choices=("previous", "initial")
-    )
+    reference: str = static("previous", str, "reference policy of the KL penalty", choices=("previous", "initial"))
     weight_function: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
 
     def check(self) -> None:
         super().check()
         if self.credit == "prefix" and self.score != "log_ratio":
             raise HyperparameterError(
-                f"score={self.score!r} needs credit=trajectory; credit=prefix weighs by score=log_ratio"
+                f"score={self.score!r} requires credit=trajectory; credit=prefix requires score=log_ratio"
             )
 
     def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
-        """The per-decision loss, or the trajectory loss, of a batch (T, G, K)."""
+        """The per-decision or the trajectory loss of a batch (T, G, K)."""
         steps, mask = batch.steps, batch.mask
         current = self.sequence_distribution(params, batch.observation, steps)
         log_probs = current.log_prob(steps.action)
@@ -117,7 +115,7 @@ class EpisodicHAEPO(TrajectoryAlgorithm):
 
         total = losses.trajectory_log_likelihood
         if self.score == "log_ratio":
-            # Relative to the behaviour policy from the first step on: two long sums subtracted would lose digits.
+            # Subtract the behaviour policy at every step: subtracting two long sums would lose precision.
             base, behaviour = steps.extras, jnp.zeros(mask.shape[1:])
         else:
             base, behaviour = jnp.zeros_like(log_probs), None

@@ -1,8 +1,9 @@
-"""How an algorithm class declares its hyperparameters: `static` and `leaf` fields with a default, a range and a text.
+"""Declaration of hyperparameters: `static` and `leaf` dataclass fields with a default, a range and a help text.
 
-`static` fields set shapes or choose code and are compiled in; `leaf` fields are numbers that jax traces, so they vmap
-and change without recompilation. Nothing here imports jax: the command line reads these declarations, and runs an
-algorithm's `check`, before jax is loaded (see `declared`). So a declaration and a `check` use only names of this module.
+`static` fields determine shapes or code and are compile-time constants. `leaf` fields are numbers that JAX traces: they
+can be vmapped and change without recompilation. This module does not import JAX, because the command line reads the
+declarations and runs `check` before JAX is loaded (see `declared`). For the same reason declarations and `check` may
+only use names from this module.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 from haepo_jax.messages import did_you_mean, short
 
 Scheduled = Any
-"""A number; a pair `(start, end)` interpolated linearly over the run; or an optax schedule of the fraction of the run's
-steps done, from 0 to 1 (for example `optax.cosine_decay_schedule(3e-3, 1)`)."""
+"""A number; a pair `(start, end)` interpolated linearly over the run; or an optax schedule of the fraction of the run
+done, from 0 to 1 (for example `optax.cosine_decay_schedule(3e-3, 1)`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +57,14 @@ def static(
     choices: tuple[str, ...] = (),
     optional: bool = False,
 ) -> Any:
-    """A field that is compiled in: a size, a switch or the name of a rule.
+    """A field that is a compile-time constant: a size, a flag or the name of an option.
 
     Args:
-      default: its value where none is given.
+      default: the default value.
       kind: int, bool, str, or tuple for a list of sizes.
-      doc: what it does, in half a line, for the command line's help.
-      within: the range of a number.
-      choices: the strings allowed.
+      doc: a short description for the command-line help.
+      within: the valid range of a number.
+      choices: the valid strings.
       optional: whether None is allowed.
     """
     metadata = {"static": True, "kind": kind, "doc": doc, "within": within, "choices": choices, "optional": optional}
@@ -73,22 +74,22 @@ def static(
 def leaf(
     default: Any, doc: str, *, within: Range, scheduled: bool = False, word: str | None = None, optional: bool = False
 ) -> Any:
-    """A numeric field that jax traces; `static` describes the other arguments.
+    """A numeric field that JAX traces; see `static` for the other arguments.
 
     Args:
       scheduled: whether a pair or a schedule is allowed; see `Scheduled`.
-      word: a string allowed in the number's place (the rule "auto" of a temperature).
+      word: a string allowed instead of a number ("auto" for a temperature).
     """
     metadata = {"static": False, "kind": float, "doc": doc, "within": within, "choices": (), "optional": optional}
     return dataclasses.field(default=default, kw_only=True, metadata=metadata | {"scheduled": scheduled, "word": word})
 
 
 class HyperparameterError(ValueError):
-    """A hyperparameter that cannot be used; the message is one line that names it, its value and what would be right."""
+    """An invalid hyperparameter; the one-line message states its name, its value and what is expected."""
 
 
 def check_value(field: dataclasses.Field[Any], value: Any) -> None:
-    """Raises HyperparameterError where `value` cannot be used for `field`. Arrays and tracers pass unseen."""
+    """Raises HyperparameterError if `value` is invalid for `field`. Arrays and tracers are not checked."""
     if (value is not None or not field.metadata["optional"]) and (wrong := _objection(value, **field.metadata)):
         raise HyperparameterError(f"{field.name}={short(value)} {wrong}")
 
@@ -103,7 +104,7 @@ def _objection(
     word: str | None,
     **_: Any,
 ) -> str:
-    """What is wrong with a value of a field with this metadata; "" where nothing is."""
+    """What is wrong with the value of a field with this metadata, or ""."""
     pair = scheduled and isinstance(value, tuple | list) and len(value) == 2
     if kind is tuple:
         within = within or COUNT
@@ -134,7 +135,7 @@ _OR_PAIR = " or a pair [start, end]"
 
 
 def check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
-    """Raises HyperparameterError where `whole` is no multiple of `part`, naming the nearest multiples."""
+    """Raises HyperparameterError, naming the nearest multiples, if `whole` is not a multiple of `part`."""
     if whole % part:
         below, above = whole - whole % part, whole - whole % part + part
         nearest = f"{below} or {above}" if below else f"{above}"

@@ -18,9 +18,10 @@ from haepo_jax.losses.numerics import masked_mean
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GRPO(TrajectoryAlgorithm):
-    """Group Relative Policy Optimization (arXiv 2402.03300); its later variants by option.
+    """Group Relative Policy Optimization (arXiv 2402.03300), with options for its later variants.
 
-    Group-standardised returns as every step's advantage, clipped ratios, k3 KL to the reference; see `grpo_loss`.
+    The return, standardised within the group, is the advantage of every step; clipped ratios, k3 KL to the reference
+    policy; see `grpo_loss`.
     """
 
     normalize: str = static(
@@ -32,25 +33,23 @@ class GRPO(TrajectoryAlgorithm):
     average: str = static(
         "trajectory",
         str,
-        "means over steps: of each trajectory, of the group's steps (DAPO), or sums over the horizon (Dr. GRPO)",
+        "average over steps: per trajectory, over all steps of a group (DAPO), or sum / horizon (Dr. GRPO)",
         choices=("trajectory", "step", "constant"),
     )
     ratio: str = static(
         "step",
         str,
-        "probability ratios of steps, or of whole trajectories to the power of 1 / length (GSPO)",
+        "probability ratio per step, or per trajectory to the power 1 / length (GSPO)",
         choices=("step", "trajectory"),
     )
-    clip_eps: Scheduled = leaf(0.2, "how far the probability ratio may move from 1", within=POSITIVE, scheduled=True)
+    clip_eps: Scheduled = leaf(0.2, "clip range of the probability ratio", within=POSITIVE, scheduled=True)
     clip_eps_high: float | None = leaf(
-        None, "how far it may move above 1 (DAPO: 0.28); null: clip_eps", within=POSITIVE, optional=True
+        None, "upper clip range of the probability ratio (DAPO: 0.28); null: clip_eps", within=POSITIVE, optional=True
     )
     kl_coef: Scheduled = leaf(
         0.04, "weight of the KL penalty to the reference policy", within=NOT_NEGATIVE, scheduled=True
     )
-    reference: str = static(
-        "previous", str, "the frozen policy that the KL pulls towards", choices=("previous", "initial")
-    )
+    reference: str = static("previous", str, "reference policy of the KL penalty", choices=("previous", "initial"))
 
     def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
         steps, mask = batch.steps, batch.mask

@@ -29,19 +29,19 @@ from haepo_jax.losses.numerics import masked_mean
 class HAEPO(SegmentAlgorithm):
     """History-Aggregated Exploratory Policy Optimization (arXiv 2508.18884) on a replay buffer of segments.
 
-    Every update collects one segment and learns from the last `replay_batches` of them, each step with its probability
-    under the behaviour policy that took it; see `haepo_advantage_loss`. The softmax over a group weighs a segment by how
-    much likelier the policy has made it since, and bounds how far it may: that makes many epochs over old experience safe.
-    Advantages are estimated anew in every update with the current value function.
+    Every update collects one segment per environment and learns from those of the last `replay_batches` updates, using
+    the stored log-probabilities of the behaviour policies; see `haepo_advantage_loss`. The softmax over a group weights
+    a segment by how much more likely it has become under the current policy, and its saturation bounds the change,
+    which makes many epochs over old data safe. Every update recomputes the advantages with the current value function.
 
-    With `surprisal_bonus` the return to maximise holds the entropy of whole trajectories and not of single decisions:
-    where reward is too rare to show a way, all ways are kept open (maximum-entropy reinforcement learning, Ziebart 2010).
-    The preset `haepo_explore` does this.
+    `surprisal_bonus` adds the entropy of whole trajectories to the return, as in maximum-entropy reinforcement learning
+    (Ziebart 2010), which keeps exploration alive when rewards are sparse. The preset `haepo_explore` uses it.
 
-    The paper's form, and others that need no value function, are `EpisodicHAEPO`.
+    For the form of the paper and others without a value function see `EpisodicHAEPO`.
 
     Attributes:
-      weight_function: (scores, mask, temperature) -> weights, in place of the softmax; see `haepo_jax.losses.weights`.
+      weight_function: (scores, mask, temperature) -> weights, a replacement for the softmax; see
+        `haepo_jax.losses.weights`.
 
     Examples:
       >>> import haepo_jax as hx
@@ -50,19 +50,17 @@ class HAEPO(SegmentAlgorithm):
       >>> state, metrics = jax.jit(algo.train_step)(state)
     """
 
-    num_envs: int = static(8, int, "environments that run side by side", within=COUNT)
-    num_steps: int = static(32, int, "steps of each environment in one update", within=COUNT)
+    num_envs: int = static(8, int, "number of parallel environments", within=COUNT)
+    num_steps: int = static(32, int, "steps per environment and update", within=COUNT)
     num_epochs: int = static(4, int, "epochs over the replay buffer in each update", within=COUNT)
     num_minibatches: int = static(16, int, "minibatches per epoch", within=COUNT)
-    learning_rate: Scheduled = leaf(2e-3, "Adam's step size", within=NOT_NEGATIVE, scheduled=True)
-    replay_batches: int = static(
-        8, int, "batches that an update learns from: its own, and those of the updates before it", within=COUNT
-    )
+    learning_rate: Scheduled = leaf(2e-3, "learning rate of Adam", within=NOT_NEGATIVE, scheduled=True)
+    replay_batches: int = static(8, int, "size of the replay buffer in batches, including the newest", within=COUNT)
     group_size: int = static(
-        4, int, "segments that are weighed against each other, drawn anew in every epoch", within=Range(2, 2**31 - 1)
+        4, int, "segments per softmax group; groups are redrawn in every epoch", within=Range(2, 2**31 - 1)
     )
     temperature: Scheduled = leaf(
-        0.3, "of the softmax over a group: how far the policy may move", within=POSITIVE, scheduled=True
+        0.3, "temperature of the softmax over a group; sets the trust region", within=POSITIVE, scheduled=True
     )
     history_decay: float = leaf(0.95, "per-step decay of past log-ratios in the score", within=UNIT)
     kl_coef: Scheduled = leaf(
@@ -79,7 +77,7 @@ class HAEPO(SegmentAlgorithm):
         check_divides("num_envs * replay_batches", sequences, "num_minibatches * group_size", part)
 
     def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-        """The scalar to minimise, and metrics; groups are of consecutive sequences."""
+        """The loss to minimise, and metrics; groups consist of consecutive sequences."""
         current, values = self.outputs(params, batch.observation, batch.is_first, batch.action_mask, batch.carry)
 
         def grouped(x: jax.Array) -> jax.Array:

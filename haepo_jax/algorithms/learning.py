@@ -1,4 +1,4 @@
-"""What an update does once its batch is there: minibatches, gradient steps, and the state and metrics that follow."""
+"""The learning phase of an update: minibatches and gradient steps, the next train state and the metrics."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 def epoch_orders(key: jax.Array, num_epochs: int, size: int) -> jax.Array:
     """A random permutation of `size` indices for each epoch, (num_epochs, size) int32.
 
-    Random words are sorted whose last bits are the indices. `jax.random.permutation` sorts pairs of word and index, twice,
-    so that not even a tie has an effect; on a CPU that takes 13 times as long, a third of PPO's update on CartPole. A tie here,
-    between words of 20 random bits for 4096 indices, leaves two indices in their order, which matters only where one
-    minibatch ends between them.
+    Sorts random words whose low bits are the indices. `jax.random.permutation` sorts pairs of word and index, twice, to
+    rule out any effect of ties; on a CPU that takes 13 times as long, a third of PPO's update on CartPole. Here a tie
+    (20 random bits for 4096 indices) keeps two indices in order, which matters only at the boundary of two minibatches.
     """
     index_bits = (size - 1).bit_length()
     words = jax.random.bits(key, (num_epochs, size)) >> index_bits << index_bits
@@ -33,8 +32,8 @@ def epoch_orders(key: jax.Array, num_epochs: int, size: int) -> jax.Array:
 
 
 ONCE = ("ess", "max_weight", "alignment")
-"""Metrics that no gradient needs and that cost several kernels: not averaged over an update's gradient steps, but taken once,
-of its last minibatch under the parameters after it."""
+"""Metrics that are computed once per update, on its last minibatch with the final parameters, instead of averaged over
+all gradient steps: no gradient needs them, and each costs several kernels."""
 
 
 def run_epochs(
@@ -44,18 +43,18 @@ def run_epochs(
     orders: jax.Array,
     stop_above_kl: Any = None,
 ) -> tuple[Any, Any, Metrics]:
-    """The epochs of one update: a gradient step for each minibatch.
+    """Runs the epochs of one update, with a gradient step per minibatch.
 
     Args:
-      algorithm: `scheduled`.
-      state: before the update.
+      algorithm: the algorithm, `scheduled`.
+      state: the train state before the update.
       gradients_of: (params, indices of a minibatch) -> gradients and metrics.
-      orders: (num_epochs, size), the order of the batch in each epoch; cut into `num_minibatches` each.
-      stop_above_kl: once the metric "kl" of a minibatch exceeds it, the later ones change nothing and repeat its metrics;
-        None: all are used.
+      orders: (num_epochs, size), the order of the batch in each epoch, split into `num_minibatches`.
+      stop_above_kl: once the metric "kl" of a minibatch exceeds this, the later ones are skipped and repeat its
+        metrics; None: no limit.
 
     Returns:
-      Parameters, optimiser state, and metrics averaged over the minibatches, "grad_norm" among them; but see `ONCE`.
+      Parameters, optimiser state, and metrics averaged over the minibatches, including "grad_norm"; but see `ONCE`.
     """
     gradients_of = jax.jit(gradients_of)  # traced once
     minibatches = orders.reshape(algorithm.num_epochs * algorithm.num_minibatches, -1)
@@ -77,7 +76,7 @@ def run_epochs(
 
     learner = state.params, state.opt_state
     if stop_above_kl is None:
-        # One array for the metrics of a step: an accelerator would store each of them with a kernel of its own.
+        # Pack the metrics of a step into one array: an accelerator would launch a kernel to store each of them.
         names = sorted(jax.eval_shape(step, learner, minibatches[0])[1])
 
         def packed_step(learner: tuple[Any, Any], indices: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
@@ -97,7 +96,7 @@ def run_epochs(
 def next_state(
     state: TrainState, params: Any, opt_state: Any, steps: Trajectory, num_steps: jax.Array, **changes: Any
 ) -> TrainState:
-    """The state after an update that collected `steps`, `num_steps` () int32 of them, with any further `changes`."""
+    """The train state after an update that collected `num_steps` () int32 steps, with further `changes`."""
     normalizer = state.normalizer
     if normalizer is not None:
         normalizer = normalizer.update(steps.observation, steps.mask)
@@ -120,14 +119,14 @@ def update_metrics(
     ended: jax.Array,
     invalid: jax.Array,
 ) -> Metrics:
-    """The metrics of an update: those of learning, and the mean return and length of the episodes that ended in it.
+    """The metrics of an update: those of the learning phase, and the mean return and length of finished episodes.
 
     Args:
-      algorithm: `scheduled`.
-      learning: from `run_epochs`.
-      returns, lengths: of episodes, any shape; read where `ended`, of the same shape.
-      ended: bool; where no episode ended, the means are 0, and so is "episodes".
-      invalid: bool, any shape: episodes or steps that were not finite.
+      algorithm: the algorithm, `scheduled`.
+      learning: metrics from `run_epochs`.
+      returns, lengths: of episodes, any shape; used where `ended`, of the same shape.
+      ended: bool; if no episode ended, the means and "episodes" are 0.
+      invalid: bool, any shape: non-finite episodes or steps.
     """
     episodes = jnp.sum(ended, dtype=jnp.float32)
     mean = lambda x: jnp.sum(x.astype(jnp.float32), where=ended) / jnp.maximum(episodes, 1)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Whether a custom policy or value function puts out what the environment's spaces need; checked at construction."""
+"""Checks, at construction, that the output of a custom policy or value function matches the environment's spaces."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from haepo_jax.spaces import Box, Discrete, Leaf, MultiDiscrete, Space, frozen_s
 
 
 def check_networks(env: Any, policy: Any, value: Any) -> None:
-    """Raises ValueError, in one line, for a network whose output is not of the shape that the spaces of `env` need."""
+    """Raises ValueError, with a one-line message, if the output of a network does not match the spaces of `env`."""
     spaces = frozen_space(env.observation_space), frozen_space(env.action_space)
     fault = policy and _policy_fault(policy, *spaces)
     if fault:
@@ -36,7 +36,7 @@ def _policy_fault(policy: Policy, observation_space: Space, action_space: Space)
         return next(filter(None, faults), "")
     except (TypeError, KeyError, ValueError, IndexError):
         wanted = map_space(_wanted, action_space)
-        return f"its output must have the structure of the action space, {wanted}, and is {_shapes(output)}"
+        return f"its output must have the structure of the action space, {wanted}, but is {_shapes(output)}"
 
 
 @functools.lru_cache(maxsize=256)
@@ -44,11 +44,11 @@ def _value_fault(value: Policy, observation_space: Space) -> str:
     output = _output(value, observation_space)
     if output is None or getattr(output, "shape", None) == ():
         return ""
-    return f"its output must be a scalar, of shape (), and is {_shapes(output)}"
+    return f"its output must be a scalar, of shape (), but is {_shapes(output)}"
 
 
 def _output(network: Policy, observation_space: Space) -> Any:
-    """The shapes of a network's output for one observation; None where the space alone does not tell."""
+    """The shapes of a network's output for one observation, or None if the network cannot be traced."""
     observation = map_space(lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype), observation_space)
 
     def run(key: jax.Array, observation: Any) -> Any:
@@ -57,7 +57,7 @@ def _output(network: Policy, observation_space: Space) -> Any:
 
     try:
         return jax.eval_shape(run, jax.random.key(0), observation)
-    except Exception:  # a fault of the network's own comes again in `init`, with the user's own traceback
+    except Exception:  # `init` will raise it again, with the user's traceback
         return None
 
 
@@ -69,10 +69,10 @@ def _part_fault(part: Leaf, output: Any) -> str:
             mean, log_std = output
             if mean.shape == part.shape and log_std.size in (1, mean.size):
                 return ""
-        return f"for {_named(part)} its output must be {_wanted(part)}, and is {_shapes(output)}"
+        return f"for {_named(part)} its output must be {_wanted(part)}, but is {_shapes(output)}"
     if getattr(output, "shape", None) == (action_size(part),):
         return ""
-    return f"for {_named(part)} its output must be {_wanted(part)}, and is {_shapes(output)}"
+    return f"for {_named(part)} its output must be {_wanted(part)}, but is {_shapes(output)}"
 
 
 def _wanted(part: Leaf) -> str:
@@ -88,7 +88,7 @@ def _named(part: Leaf) -> str:
 
 
 def _shapes(output: Any) -> Any:
-    """An output's arrays by their shapes, in its own structure."""
+    """The shapes of an output's arrays, in the structure of the output."""
     if isinstance(output, tuple | list):
         return "(" + ", ".join(str(_shapes(part)) for part in output) + ")"
     if hasattr(output, "items"):

@@ -1,4 +1,4 @@
-"""Gradient clipping in few kernels."""
+"""Gradient clipping that needs few kernels on an accelerator."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import optax
 
 
 def global_norm(tree: Any) -> jax.Array:
-    """The Euclidean norm of all numbers of a tree, ().
+    """The Euclidean norm of all entries of a pytree, ().
 
-    On an accelerator that of one long vector, where a sum for each leaf would be a kernel for each.
+    On an accelerator the leaves are concatenated first: a sum per leaf would launch a kernel each.
     """
 
     def of_vector(tree: Any) -> jax.Array:
@@ -22,7 +22,7 @@ def global_norm(tree: Any) -> jax.Array:
 
 
 def clip_by_global_norm(max_norm: Any) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` with this module's norm."""
+    """`optax.clip_by_global_norm` with the `global_norm` of this module."""
 
     def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params

@@ -1,4 +1,4 @@
-"""What settings are called elsewhere, and were called here before: for the hint that follows an unknown name."""
+"""Names of settings in other libraries and in earlier versions, for hints about unknown names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from haepo_jax.messages import did_you_mean
 
 RENAMED = {"history_batches": "replay_batches", "history_bonus": "surprisal_bonus"}
-"""Earlier names of this library's own settings."""
+"""Former names of settings of this library."""
 
 _ELSEWHERE = {
     "activation": "act act_fn activation_fn nonlinearity",
@@ -44,20 +44,20 @@ _ELSEWHERE = {
     "value_coef": "critic_coef v_loss_coef value_loss_coef value_loss_weight vf_coef vf_coeff vf_cost",
 }
 ELSEWHERE = {name: ours for ours, names in _ELSEWHERE.items() for name in names.split()}
-"""Names of the same settings in Stable-Baselines3, CleanRL, PureJaxRL, rejax, Brax, Stoix, TRL and others."""
+"""Names of these settings in Stable-Baselines3, CleanRL, PureJaxRL, rejax, Brax, Stoix, TRL and others."""
 
 
 def our_name(name: str) -> str | None:
-    """This library's name for a setting known under another one; None where it is not known."""
+    """The name of a setting in this library, given its name elsewhere; None if unknown."""
     return RENAMED.get(name) or ELSEWHERE.get(name.lower())
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """What to append to a message about an unknown setting: the name here, or a similar one; "" where there is none.
+    """A hint to append to a message about an unknown setting: its name here, or a similar one; "" if there is none.
 
     Args:
-      name: that was given, without a prefix.
-      known: the names that would do, with the prefix they are written with, such as `algo.learning_rate`.
+      name: the unknown name, without a prefix.
+      known: the valid names, with their prefix, such as `algo.learning_rate`.
     """
     known = list(known)
     ours = our_name(name)
@@ -68,7 +68,7 @@ def hint(name: str, known: Iterable[str]) -> str:
 
 
 def check_keywords(cls: type, names: Iterable[str]) -> None:
-    """Raises TypeError, with a hint, for a keyword argument that a class does not take."""
+    """Raises TypeError, with a hint, for an unknown keyword argument of a class."""
     unknown = [name for name in names if name not in getattr(cls, "__dataclass_fields__", ())]
     if unknown:
         parameters = inspect.signature(cls).parameters
@@ -78,7 +78,7 @@ def check_keywords(cls: type, names: Iterable[str]) -> None:
 
 
 class SignatureOfInit:
-    """`inspect.signature(cls)` and `help(cls)` show the arguments of `__init__` although the class has a `__new__`."""
+    """Makes `inspect.signature(cls)` and `help(cls)` show the arguments of `__init__` instead of `__new__`."""
 
     def __get__(self, instance: Any, owner: type) -> inspect.Signature:
         signature = inspect.signature(owner.__init__)  # type: ignore[misc]

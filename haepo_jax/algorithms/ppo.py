@@ -19,38 +19,38 @@ from haepo_jax.losses.numerics import masked_mean
 class PPO(SegmentAlgorithm):
     """Proximal Policy Optimization (arXiv 1707.06347); with a replay buffer, GePPO (arXiv 2111.00072).
 
-    The clipped surrogate on segments of fixed length; see `ppo_loss`. With `replay_batches` above 1 every update learns
-    from the segments of the last updates too, their advantages estimated anew with the current value function;
-    `clip_around="current"` then clips as generalised PPO does (Queeney et al. 2021).
+    The clipped surrogate on fixed-length segments; see `ppo_loss`. With `replay_batches` above 1 every update also
+    learns from the segments of previous updates, with advantages recomputed by the current value function; together
+    with `clip_around="current"` this is GePPO (Queeney et al. 2021).
     """
 
     num_epochs: int = static(4, int, "epochs over the batch in each update", within=COUNT)
-    learning_rate: Scheduled = leaf(1e-3, "Adam's step size", within=NOT_NEGATIVE, scheduled=True)
+    learning_rate: Scheduled = leaf(1e-3, "learning rate of Adam", within=NOT_NEGATIVE, scheduled=True)
     entropy_coef: Scheduled = leaf((0.01, 0.0), "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
-    max_grad_norm: float = leaf(0.5, "gradients are clipped to this global norm", within=POSITIVE)
-    clip_eps: Scheduled = leaf(0.2, "how far the probability ratio may move", within=POSITIVE, scheduled=True)
+    max_grad_norm: float = leaf(0.5, "maximum global norm of the gradients", within=POSITIVE)
+    clip_eps: Scheduled = leaf(0.2, "clip range of the probability ratio", within=POSITIVE, scheduled=True)
     clip_around: str = static(
         "behaviour",
         str,
-        "the clip range is centred on the ratio 1 of the behaviour policy, or on that of the policy before the update (GePPO)",
+        "centre of the clip range: the behaviour policy (a ratio of 1), or the policy before the update (GePPO)",
         choices=("behaviour", "current"),
     )
     value_clip_eps: float | None = leaf(
         None,
-        "how far a value may move in an update before its loss is clipped; null: no clipping",
+        "clip range of the change of a value in an update; null: no clipping",
         within=POSITIVE,
         optional=True,
     )
     normalize_advantages: bool = static(True, bool, "standardise the advantages of each minibatch")
     target_kl: float | None = leaf(
         None,
-        "skip the rest of an update's minibatches once the KL to the policy that is clipped around exceeds this; null: never",
+        "skip an update's remaining minibatches once the KL to the policy at the clip centre exceeds this; null: never",
         within=POSITIVE,
         optional=True,
     )
 
     def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-        """The scalar to minimise, and metrics; see `ppo_loss`."""
+        """The loss to minimise, and metrics; see `ppo_loss`."""
         current, values = self.outputs(params, batch.observation, batch.is_first, batch.action_mask, batch.carry)
         centre = None
         if self.clip_around == "current" and batch.reference is not None:

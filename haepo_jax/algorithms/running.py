@@ -1,4 +1,4 @@
-"""Runs: the loop over updates, and the evaluation of a policy between them. All of it is pure."""
+"""The training loop and evaluation as pure functions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ EVALUATION_SEED = 0x5EED
 
 
 def advance(algorithm: Algorithm, state: TrainState, until: StepCount) -> tuple[TrainState, Metrics]:
-    """Updates until `until` steps are done or the run has diverged; the last update's metrics, 0 where there was none."""
+    """Updates until `until` steps are done or the run diverges; the metrics are those of the last update, 0 if none."""
 
     def unfinished(state: TrainState) -> jax.Array:
-        return (state.env_steps < until) & ~state.health.diverged
+        return (state.env_steps < until) & ~state.status.diverged
 
     def step(loop: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         return hold_finished(unfinished(loop[0]), train_step(loop[0]), loop)
@@ -33,7 +33,7 @@ def advance(algorithm: Algorithm, state: TrainState, until: StepCount) -> tuple[
 
 
 def whole_run(algorithm: Algorithm, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """All updates from `state` to `total_steps`, with a row of metrics at each of `log_points` evenly spaced points."""
+    """Runs all updates from `state` to `total_steps`, with metrics at `log_points` evenly spaced points."""
     total, rows = algorithm.total_steps, algorithm.log_points
     points = [-(-total * (row + 1) // rows) for row in range(rows)]
     until = StepCount(
@@ -52,15 +52,15 @@ def whole_run(algorithm: Algorithm, state: TrainState) -> tuple[TrainState, dict
 
 
 def _zeros(shapes: Any) -> Any:
-    # Not NaN: `jax_debug_nans` refuses any that leaves a compiled function.
+    # Not NaN: `jax_debug_nans` rejects any NaN returned by a compiled function.
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def progress(algorithm: Algorithm, state: TrainState, max_steps: int | None = None) -> dict[str, Any]:
-    """What a row has beside the metrics: counters, and an evaluation where `eval_episodes` > 0."""
+    """The other entries of a row of metrics: counters, and an evaluation if `eval_episodes` > 0."""
     row: dict[str, Any] = {"env_steps": state.env_steps, "update": state.update}
     if algorithm.eval_episodes:
-        # Both kinds in one loop: it then takes as many steps as the longest episode, not as the two longest.
+        # Sampled and greedy episodes share one loop, which runs as long as the longest episode of both.
         key = jax.random.key(EVALUATION_SEED)
         both = jax.vmap(lambda greedy: play(algorithm, state, algorithm.eval_episodes, greedy, key, max_steps))
         played = both(jnp.array([False, True]))
@@ -77,7 +77,7 @@ def play(
     key: jax.Array,
     max_steps: int | None = None,
 ) -> dict[str, jax.Array]:
-    """Plays complete episodes side by side; see `Algorithm.evaluate`."""
+    """Evaluates on complete episodes, run in parallel; see `Algorithm.evaluate`."""
     reset_key, step_key = jax.random.split(key)
 
     def act(
@@ -87,8 +87,8 @@ def play(
         choose = lambda mode, sample: jnp.where(greedy, mode, sample)  # noqa: E731
         return carry, jax.tree.map(choose, distribution.mode(), distribution.sample(key)), None
 
-    # Where an algorithm is a constant of the compiled program, the compiler would compute ahead with the environment's
-    # numbers and round differently; so evaluation is the same to the last bit inside `jax.jit` and outside.
+    # If the algorithm is a constant of the compiled program, XLA would fold the environment's parameters and round
+    # differently. The barrier makes evaluation bit-identical inside and outside `jax.jit`.
     env = jax.lax.optimization_barrier(algorithm.env)
     keys = environment_keys(reset_key, episodes), environment_keys(step_key, episodes)
     _, returns, lengths = collect_episodes(

@@ -1,4 +1,4 @@
-"""One update of the algorithms that learn from segments of fixed length with a value function: PPO and HAEPO."""
+"""The base class of algorithms that learn from fixed-length segments with a value function: PPO and HAEPO."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from haepo_jax.losses.numerics import decayed_sum
 from haepo_jax.networks import ActorCritic, each_step
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.rollout import RolloutState, Segment, collect_segment, environment_keys, start_environments
-from haepo_jax.sharding import share_out
+from haepo_jax.sharding import shard_environments
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RewardScale:
-    """Running statistics of the discounted return, and that return so far in each environment (B,)."""
+    """Running statistics of the discounted return, and the current discounted return of each environment (B,)."""
 
     statistics: RunningStatistics
     discounted_return: jax.Array
 
     def update(self, segment: Segment, discount: jax.Array) -> RewardScale:
-        """Adds a segment's rewards (T, B)."""
+        """Adds the rewards (T, B) of a segment."""
 
         decay = jnp.where(segment.is_first, 0, discount)
         totals = decayed_sum(segment.steps.reward, decay, start=self.discounted_return)
         return RewardScale(self.statistics.update(totals, segment.steps.mask), totals[-1])
 
     def apply(self, rewards: jax.Array) -> jax.Array:
-        """Rewards over the standard deviation of the discounted return, clipped to [-10, 10]."""
+        """Rewards divided by the standard deviation of the discounted return, clipped to [-10, 10]."""
         deviation = jnp.sqrt(self.statistics.squares / jnp.maximum(self.statistics.count, 1))
         return jnp.clip(rewards / (deviation + 1e-8), -10, 10)
 
@@ -57,14 +57,14 @@ class RewardScale:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """N segments, each collected with the policy of one update; leading axes (N, T), or (N,) where it says so.
+    """N segments, each collected with the policy of one update; leading axes (N, T) unless stated otherwise.
 
     Attributes:
-      segment: the steps; `segment.steps.extras` holds the behaviour policy's log-probabilities.
-      carry: (N,) of policy and value function before the first step.
-      next_observation, next_is_first: (N,) the observation that follows the last step, and whether it starts an episode.
-      values: of each step, and (N,) of `next_observation`, as estimated when the segments were collected; None where they
-        are estimated anew.
+      segment: the steps; `segment.steps.extras` holds the log-probabilities under the behaviour policy.
+      carry: (N,), carry of policy and value function before the first step.
+      next_observation, next_is_first: (N,), the observation after the last step, and whether it starts an episode.
+      values: value estimates of each step, and (N,) of `next_observation`, from when the segments were collected; None
+        if they are recomputed.
     """
 
     segment: Segment
@@ -80,9 +80,9 @@ class SegmentState:
     """`TrainState.extra` of a `SegmentAlgorithm`.
 
     Attributes:
-      envs: environments in mid-episode.
-      reward_scale: None where rewards are not normalised.
-      replay: the segments of the last `replay_batches` updates; None where that is 1.
+      envs: the running environments.
+      reward_scale: None if rewards are not normalised.
+      replay: the replay buffer, the segments of the last `replay_batches` updates; None if that is 1.
     """
 
     envs: RolloutState
@@ -93,21 +93,21 @@ class SegmentState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What a loss is of: sequences with leading axes (N, T), of `carry` (N,). Single steps (N,) for feed-forward networks,
-    where the algorithm's `single_steps` is true.
+    """A minibatch for the loss: sequences with leading axes (N, T), or for feed-forward networks, if the algorithm's
+    `single_steps` is true, single steps (N,).
 
     Attributes:
-      observation: as the networks see it.
-      is_first: the step is the first of its episode.
+      observation: normalised observations, as the networks see them.
+      is_first: whether the step is the first of its episode.
       action: in policy units.
       action_mask: see `Environment`, or None.
-      mask: the steps that the loss is about.
-      log_prob: of the action under the behaviour policy.
-      value: of the value function before the update.
+      mask: the steps that count in the loss.
+      log_prob: log-probability of the action under the behaviour policy.
+      value: value estimates before the update.
       advantage, value_target: see `SegmentAlgorithm.advantage_estimator`.
-      reference: action distributions of the policy before the update; None where that is the behaviour policy of every
-        step, and the algorithm's `needs_reference` is false.
-      carry: of policy and value function before the first step.
+      reference: action distributions of the policy before the update; None if that is the behaviour policy of every
+        step and the algorithm's `needs_reference` is false.
+      carry: (N,), carry of policy and value function before the first step.
     """
 
     observation: Any
@@ -125,32 +125,30 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class SegmentAlgorithm(Algorithm):
-    """The base of `PPO` and `HAEPO`, which add a `loss`.
+    """Base class of `PPO` and `HAEPO`; subclasses define `loss`.
 
-    Policy and value function are separate networks, of the same kind by default, each with its own carry; with
+    Policy and value function are separate networks, of the same type by default, each with its own carry; with
     `shared_trunk` they are one network with two heads.
 
     Attributes:
-      value: the value function, in any form that `policy` may have, with a scalar output; None: the default network.
+      value: the value function, in any form accepted for `policy`, with a scalar output; None: the default network.
     """
 
     value: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
-    num_steps: int = static(128, int, "steps of each environment in one update", within=COUNT)
-    replay_batches: int = static(
-        1, int, "batches that an update learns from: its own, and those of the updates before it", within=COUNT
-    )
+    num_steps: int = static(128, int, "steps per environment and update", within=COUNT)
+    replay_batches: int = static(1, int, "size of the replay buffer in batches, including the newest", within=COUNT)
     discount: float = leaf(0.99, "discount factor gamma", within=UNIT)
-    gae_lambda: float = leaf(0.95, "lambda of generalised advantage estimation and of V-trace", within=UNIT)
+    gae_lambda: float = leaf(0.95, "lambda of generalised advantage estimation or V-trace", within=UNIT)
     advantage_estimator: str = static(
         "gae",
         str,
-        "generalised advantage estimation, or V-trace, which corrects for the policy having changed since",
+        "generalised advantage estimation, or V-trace, which corrects for off-policy data",
         choices=("gae", "vtrace"),
     )
     value_coef: float = leaf(0.5, "weight of the value loss", within=NOT_NEGATIVE)
     surprisal_bonus: Scheduled = leaf(
         0.0,
-        "reward per nat of an action's surprisal, -log pi of the behaviour policy, added to the task's",
+        "weight of the surprisal of the action, -log pi under the behaviour policy, added to the reward",
         within=NOT_NEGATIVE,
         scheduled=True,
     )
@@ -160,11 +158,11 @@ class SegmentAlgorithm(Algorithm):
     shared_trunk: bool = static(
         False,
         bool,
-        "default networks: the value function is one more output of the policy network, not its own network",
+        "default networks: policy and value function share one network with two heads",
     )
 
-    # Of a subclass: whether its loss takes the steps of feed-forward networks one by one, and whether it reads
-    # `Batch.reference` even where that is the behaviour policy.
+    # Set by subclasses: whether the loss takes single steps of feed-forward networks, and whether it uses
+    # `Batch.reference` even if that is the behaviour policy.
     single_steps = True
     needs_reference = False
 
@@ -174,7 +172,7 @@ class SegmentAlgorithm(Algorithm):
             steps = self.num_envs * self.num_steps * self.replay_batches
             names = "num_envs * num_steps" + (" * replay_batches" if self.replay_batches > 1 else "")
             check_divides(names, steps, "num_minibatches", self.num_minibatches)
-            if self.network != "mlp":  # minibatches are then of whole sequences
+            if self.network != "mlp":  # minibatches then consist of whole sequences
                 names = "num_envs" + (" * replay_batches" if self.replay_batches > 1 else "")
                 check_divides(names, self.num_envs * self.replay_batches, "num_minibatches", self.num_minibatches)
 
@@ -185,23 +183,23 @@ class SegmentAlgorithm(Algorithm):
                 raise HyperparameterError(f"shared_trunk=true requires the default networks; remove {name}=")
 
     def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """One update, from experience to the next state."""
-        now = self.scheduled(state.env_steps.share_of(self.total_steps))
+        """One update: collect segments, update the replay buffer, compute targets, run the epochs."""
+        now = self.scheduled(state.env_steps.fraction_of(self.total_steps))
         collect_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.update))
 
-        # Collect num_steps of every environment with the current policy, the behaviour policy of this segment.
+        # Collect num_steps steps of every environment with the current policy, the behaviour policy of this segment.
         segment, envs = now.collect(state, collect_key)
         reward_scale = state.extra.reward_scale
         if reward_scale is not None:
             reward_scale = reward_scale.update(segment, now.discount)
 
-        # The replay buffer: the new segment takes the place of the oldest one.
+        # The new segment replaces the oldest one in the replay buffer.
         replay = now.replayed(state, now.sequences(state, segment, envs))
 
-        # Targets: advantages and value targets by the value function before the update.
+        # Compute advantages and value targets with the value function before the update.
         batch = now.batch(state, replay, reward_scale)
 
-        # Epochs of minibatches, each one step of the optimiser.
+        # Run the epochs, one optimiser step per minibatch.
         params, opt_state, learning = now.learn(state, batch, learn_key)
 
         # The next state, and metrics.
@@ -216,8 +214,8 @@ class SegmentAlgorithm(Algorithm):
         """Steps every environment num_steps times with the current policy.
 
         Returns:
-          The segment (T, B), whose `steps.extras` are the log-probability of each step and, where the networks have a
-          carry, its value; and the environments as they are after it.
+          The segment (T, B), whose `steps.extras` are the log-probability of each step and, if the networks have a
+          carry, its value; and the environments after it.
         """
 
         def act(
@@ -227,7 +225,7 @@ class SegmentAlgorithm(Algorithm):
             carry, (output, value) = self.actor_critic.apply(state.params, carry, observation, is_first)
             distribution = self.distribution(output, action_mask)
             action = distribution.sample(key)
-            # Without a carry the values are estimated after the rollout, of all steps at once.
+            # Without a carry the values of all steps are computed at once after the rollout.
             kept = value if jax.tree.leaves(carry) else ()
             return carry, action, (distribution.log_prob(action), kept)
 
@@ -240,7 +238,7 @@ class SegmentAlgorithm(Algorithm):
         )
 
     def sequences(self, state: TrainState, segment: Segment, envs: RolloutState) -> Sequences:
-        """A segment (T, B) as it is kept, B sequences (B, T); `envs` is where it ended."""
+        """A segment (T, B) as B sequences (B, T); `envs` are the environments after it."""
         log_prob, value = segment.steps.extras
         values = None
         if self.keeps_values:
@@ -257,7 +255,7 @@ class SegmentAlgorithm(Algorithm):
         return Sequences(by_env, state.extra.envs.carry, envs.observation, envs.is_first, values)
 
     def replayed(self, state: TrainState, new: Sequences) -> Sequences:
-        """The replay buffer with `new` in the place of the oldest batch: N = replay_batches * num_envs sequences."""
+        """The replay buffer, N = replay_batches * num_envs sequences, with the oldest batch replaced by `new`."""
         if self.replay_batches == 1:
             return new
         slot = state.update % self.replay_batches * self.num_envs
@@ -265,9 +263,9 @@ class SegmentAlgorithm(Algorithm):
         return jax.tree.map(insert, state.extra.replay, new)
 
     def batch(self, state: TrainState, sequences: Sequences, reward_scale: RewardScale | None) -> Batch:
-        """What to learn from: advantages and value targets by the value function before the update.
+        """The batch to learn from, with advantages and value targets from the value function before the update.
 
-        Only the observation that a truncated episode ended with keeps the value that it had when it was collected.
+        Only the final observation of a truncated episode keeps its value from when it was collected.
         """
         segment, steps = sequences.segment, sequences.segment.steps
         observation = self.normalized(state.normalizer, steps.observation)
@@ -281,7 +279,7 @@ class SegmentAlgorithm(Algorithm):
         bootstrap = jnp.where(segment.truncated, segment.final_value, following)
         rewards = steps.reward if reward_scale is None else reward_scale.apply(steps.reward)
         rewards = rewards - self.surprisal_bonus * jnp.where(steps.decisions, steps.extras, 0)
-        # The delta of an invalid step is then 0: it teaches nothing, and nothing of it reaches the steps before.
+        # The TD error of an invalid step is then 0, so it affects neither its own target nor those of earlier steps.
         rewards = jnp.where(steps.mask, rewards, values)
         estimated = rewards.T, values.T, bootstrap.T, segment.terminated.T, segment.truncated.T
         if self.advantage_estimator == "vtrace":
@@ -300,32 +298,32 @@ class SegmentAlgorithm(Algorithm):
         )  # fmt: skip
 
     def learn(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Any, Metrics]:
-        """The epochs of one update; `self` must be `scheduled`. Returns parameters, optimiser state and mean metrics."""
+        """Runs the epochs of one update: parameters, optimiser state and mean metrics; `self` must be `scheduled`."""
         chex.assert_equal_shape([batch.is_first, batch.log_prob, batch.advantage, batch.value_target])
         if self.single_steps and not jax.tree.leaves(batch.carry):
             batch = self._as_single_steps(batch)
         size = batch.is_first.shape[0]
         orders = epoch_orders(key, self.num_epochs, size)
         if self.replay_batches > 1:
-            # Until the replay buffer is full, what there is stands in for the rest, equally often or once more.
+            # Until the replay buffer is full, its contents are repeated to fill the batch, as evenly as possible.
             filled = jnp.minimum(state.update + 1, self.replay_batches) * (size // self.replay_batches)
             orders = orders % filled
 
         def gradients_of(params: Any, indices: jax.Array) -> tuple[Any, Metrics]:
-            minibatch = share_out(jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), batch))
+            minibatch = shard_environments(jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), batch))
             return jax.grad(self.loss, has_aux=True)(params, minibatch)
 
         return run_epochs(self, state, gradients_of, orders, getattr(self, "target_kl", None))
 
     @abc.abstractmethod
     def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-        """The scalar to minimise, and metrics, "loss" among them, of a minibatch; `self` is `scheduled`."""
+        """The loss of a minibatch, a scalar to minimise, and metrics, including "loss"; `self` is `scheduled`."""
 
     # Policy and value function.
 
     @property
     def keeps_values(self) -> bool:
-        """Whether values are those of the policy's own segment, and not estimated anew for a replay buffer."""
+        """Whether the values from the rollout are used, instead of recomputing them for the replay buffer."""
         return not self.needs_reference and self.replay_batches == 1
 
     @property
@@ -338,8 +336,8 @@ class SegmentAlgorithm(Algorithm):
     def outputs(
         self, params: Any, observation: Any, is_first: jax.Array, action_mask: Any, carry: Any
     ) -> tuple[Distribution, jax.Array]:
-        """Action distributions and values (N, T) of sequences that start from `carry` (N,). Without a carry every step is a
-        sequence by itself, and the leading axes may be any."""
+        """Action distributions and values (N, T) of sequences that start from `carry` (N,). Without a carry every step
+        is independent, and any leading axes are allowed."""
 
         def sequence(
             observation: Any, is_first: jax.Array, action_mask: Any, carry: Any
@@ -354,12 +352,12 @@ class SegmentAlgorithm(Algorithm):
         )
 
     def value_of(self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array) -> jax.Array:
-        """The value () of one environment's observation."""
+        """The value () of the observation of one environment."""
         observation = self.normalized(state.normalizer, observation)
         return self.actor_critic.value_of(state.params, carry, observation, is_first)[1]
 
     def _next_value(self, state: TrainState, observation: Any, sequences: Sequences) -> jax.Array:
-        """The value (N,) of the observation that follows each sequence."""
+        """The value (N,) of the observation after each sequence."""
         carry = sequences.carry
         if jax.tree.leaves(carry):
             after = functools.partial(self.actor_critic.value_of, state.params)
@@ -368,10 +366,10 @@ class SegmentAlgorithm(Algorithm):
         return jax.vmap(value_of)(carry, sequences.next_observation, sequences.next_is_first)
 
     def _as_single_steps(self, batch: Batch) -> Batch:
-        """(N, T) -> (N T,), the steps of each update together and in the order in which they were taken.
+        """(N, T) -> (N T,), ordered by update, then by time.
 
-        Without a carry every step is a sequence by itself, and has no time axis: one of length 1 would make XLA transpose
-        the gradients of all layers, a third of the time of `learn`.
+        Without a carry the steps are independent and get no time axis: one of length 1 would make XLA transpose the
+        gradients of all layers, which takes a third of the time of `learn`.
         """
 
         def flat(x: jax.Array) -> jax.Array:
@@ -394,7 +392,7 @@ class SegmentAlgorithm(Algorithm):
     def init_extra(self, state: TrainState) -> SegmentState:
         carry = self.actor_critic.init(jax.random.key(0), self.example_observation())[1]
         if self.single_steps and jax.tree.leaves(carry):
-            # Of a custom network; `check` has seen those that have a name.
+            # A custom recurrent network; `check` covers the default ones.
             names = "num_envs" + (" * replay_batches" if self.replay_batches > 1 else "")
             check_divides(names, self.num_envs * self.replay_batches, "num_minibatches", self.num_minibatches)
         envs = start_environments(self.env, carry, starts_key(state.key), self.num_envs)
@@ -412,5 +410,5 @@ class SegmentAlgorithm(Algorithm):
 
 
 def starts_key(key: jax.Array) -> jax.Array:
-    """The key of all starts in a run: a number that no update has, since updates fold theirs into the same key."""
+    """The key of all initial states of a run. Updates fold their number into the same key; 2^32 - 1 is never one."""
     return jax.random.fold_in(key, 2**32 - 1)

@@ -1,4 +1,4 @@
-"""Supervised learning from a task's demonstrations: the policy that other algorithms then start from."""
+"""Supervised learning on demonstrations, to pretrain a policy for the other algorithms."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from haepo_jax.rollout import Trajectory, environment_keys
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Supervised(TrajectoryAlgorithm):
-    """Likelihood of an expert's actions: next-token training on a task's demonstrations.
+    """Maximum likelihood on the demonstrations of a task (behaviour cloning).
 
-    The loss is the mean negative log-likelihood of the expert's decisions; for a token task, next-token cross-entropy.
-    Every update draws new demonstrations. The environment has a `demonstration(state) -> (horizon,)`: the actions, in
-    policy units, of an expert that starts there; what comes after the episode's end is not used.
+    The loss is the mean negative log-likelihood of the expert's actions; for a token task, next-token cross-entropy.
+    Every update draws new demonstrations. The environment must provide `demonstration(state) -> (horizon,)`, the
+    actions of an expert from that state, in policy units; actions after the end of the episode are ignored.
     """
 
-    num_envs: int = static(64, int, "demonstrations per update, new ones in each", within=COUNT)
+    num_envs: int = static(64, int, "demonstrations per update, drawn anew every time", within=COUNT)
     num_epochs: int = static(1, int, "epochs over the batch in each update", within=COUNT)
     num_minibatches: int = static(1, int, "minibatches per epoch", within=COUNT)
     entropy_coef: Scheduled = leaf(0.0, "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
 
-    # Demonstrations are not weighed against each other.
+    # Demonstrations are not compared within groups.
     group_size: int = dataclasses.field(default=1, kw_only=True, metadata={"static": True})
     shared_start: bool = dataclasses.field(default=False, kw_only=True, metadata={"static": True})
 
@@ -41,7 +41,7 @@ class Supervised(TrajectoryAlgorithm):
             raise ValueError(f"{self.env.name} has no demonstrations to learn from")
 
     def collect(self, state: TrainState, key: jax.Array) -> tuple[Trajectory, jax.Array, jax.Array, jax.Array]:
-        """Demonstrations in place of episodes of the policy's own; see `TrajectoryAlgorithm.collect`."""
+        """Collects demonstrations instead of episodes of the policy; see `TrajectoryAlgorithm.collect`."""
         steps = jax.vmap(self._demonstrate, out_axes=1)(environment_keys(key, self.num_envs))
         invalid = jnp.zeros(self.num_envs, bool)
         returns = jnp.sum(steps.reward, axis=0, where=steps.mask)
@@ -57,9 +57,9 @@ class Supervised(TrajectoryAlgorithm):
             state, observation, alive = now
             action_mask = self.env.action_mask(state) if has_action_mask(self.env) else None
             after = self.env.step(key, state, action)
-            live = Trajectory(observation, action, after.reward, alive, action_mask, extras=None)
-            steps = jax.tree.map(lambda x: jnp.where(alive, x, jnp.zeros_like(x)), live)
-            return (after.state, after.observation, alive & ~(after.terminated | after.truncated)), steps
+            transition = Trajectory(observation, action, after.reward, alive, action_mask, extras=None)
+            masked = jax.tree.map(lambda x: jnp.where(alive, x, jnp.zeros_like(x)), transition)
+            return (after.state, after.observation, alive & ~(after.terminated | after.truncated)), masked
 
         steps: Trajectory = jax.lax.scan(step, (state, observation, jnp.bool_(True)), actions)[1]
         return steps

@@ -1,6 +1,6 @@
-"""One update of the methods that learn from groups of complete episodes: EpisodicHAEPO, GRPO and DPO.
+"""The base class of algorithms that learn from groups of complete episodes: EpisodicHAEPO, GRPO and DPO.
 
-They see the same batches and differ in `loss` alone.
+They use the same batches and differ only in `loss`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class EpisodeBatch:
     """Groups of complete episodes, leading axes (T, G, K): time, group, member.
 
     Attributes:
-      steps: the trajectory; `steps.extras` holds the behaviour policy's log-probabilities.
-      observation: as the networks see it.
-      reference: the reference policy's action distributions.
+      steps: the trajectory; `steps.extras` holds the log-probabilities under the behaviour policy.
+      observation: normalised observations, as the networks see them.
+      reference: action distributions of the reference policy.
     """
 
     steps: Trajectory
@@ -42,19 +42,19 @@ class EpisodeBatch:
 
     @property
     def mask(self) -> jax.Array:
-        """The steps (T, G, K) that count in a loss; see `Trajectory.decisions`."""
+        """The steps (T, G, K) that count in the loss; see `Trajectory.decisions`."""
         return self.steps.decisions
 
     def groups(self, indices: jax.Array) -> EpisodeBatch:
-        """The groups of these indices (M,)."""
+        """The groups with the given indices (M,)."""
         return jax.tree.map(lambda x: jnp.take(x, indices, axis=1), self)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrajectoryAlgorithm(Algorithm):
-    """The base of the algorithms that learn from groups of complete episodes, which add a `loss`."""
+    """Base class of algorithms that learn from groups of complete episodes; subclasses define `loss`."""
 
-    group_size: int = static(8, int, "episodes that are weighed against each other", within=COUNT)
+    group_size: int = static(8, int, "episodes per group", within=COUNT)
     shared_start: bool = static(True, bool, "start the episodes of a group in the same state")
 
     def check(self) -> None:
@@ -71,14 +71,14 @@ class TrajectoryAlgorithm(Algorithm):
             )
 
     def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """One update, from complete episodes to the next state."""
-        now = self.scheduled(state.env_steps.share_of(self.total_steps))
+        """One update: collect complete episodes, run the epochs."""
+        now = self.scheduled(state.env_steps.fraction_of(self.total_steps))
         rollout_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.update))
 
         # Collect num_envs episodes with the current policy, the behaviour policy of this update.
         steps, returns, lengths, invalid = now.collect(state, rollout_key)
 
-        # Epochs of minibatches of whole groups, each one step of the optimiser.
+        # Run the epochs, one optimiser step per minibatch of whole groups.
         params, opt_state, learning = now.learn(state, steps, learn_key)
 
         # The next state, and metrics.
@@ -87,11 +87,11 @@ class TrajectoryAlgorithm(Algorithm):
         return new_state, update_metrics(now, learning, returns, lengths, ~invalid, invalid)
 
     def collect(self, state: TrainState, key: jax.Array) -> tuple[Trajectory, jax.Array, jax.Array, jax.Array]:
-        """Plays num_envs episodes with the current policy, the behaviour policy of this update.
+        """Collects num_envs episodes with the current policy, the behaviour policy of this update.
 
         Returns:
-          The steps (T, G, K); returns, lengths, and whether an episode is invalid (num_envs,): one with a non-finite
-          observation or reward leaves its group.
+          The steps (T, G, K); and of each episode, (num_envs,), its return, its length, and whether it is invalid. An
+          episode with a non-finite observation or reward is masked out of its group.
         """
         reset_key, step_key = jax.random.split(key)
         num_groups = self.num_envs // self.group_size
@@ -116,7 +116,7 @@ class TrajectoryAlgorithm(Algorithm):
         return jax.tree.map(grouped, steps), returns, lengths, invalid
 
     def learn(self, state: TrainState, steps: Trajectory, key: jax.Array) -> tuple[Any, Any, Metrics]:
-        """The epochs of one update; `self` must be `scheduled`. Returns parameters, optimiser state and mean metrics."""
+        """Runs the epochs of one update: parameters, optimiser state and mean metrics; `self` must be `scheduled`."""
         horizon = steps.mask.shape[0]
         reference_params = state.params if state.reference is None else state.reference
 
@@ -142,12 +142,12 @@ class TrajectoryAlgorithm(Algorithm):
 
     @abc.abstractmethod
     def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
-        """The scalar to minimise, and metrics, "loss" among them, of a minibatch of groups; `self` is `scheduled`."""
+        """The loss of a minibatch of groups, a scalar, and metrics, including "loss"; `self` is `scheduled`."""
 
     def sequence_distribution(self, params: Any, observation: Any, steps: Trajectory) -> Distribution:
-        """Action distributions (T, G, K) under `params` for whole episodes."""
+        """Action distributions (T, G, K) of whole episodes under `params`."""
         carry = self.initial_carry()
-        # A constant of the program: a transformer then knows that there is nothing before to look back on.
+        # A compile-time constant: it tells a transformer that its cache is empty.
         is_first = np.arange(steps.mask.shape[0]) == 0
 
         def sequence(observation: Any, action_mask: jax.Array | None, is_first: jax.Array) -> Distribution:
@@ -162,7 +162,7 @@ class TrajectoryAlgorithm(Algorithm):
 
     def init_reference(self, params: Any) -> Any:
         """`TrainState.reference` at the start of a run."""
-        # None stands for the policy that collected the batch.
+        # None stands for the behaviour policy.
         return jax.tree.map(jnp.copy, params) if getattr(self, "reference", None) == "initial" else None
 
     def next_reference(self, state: TrainState, params: Any) -> Any:
@@ -171,15 +171,15 @@ class TrajectoryAlgorithm(Algorithm):
 
 
 def on_valid_steps(function: Callable[[Any], Any], tree: Any, mask: jax.Array) -> Any:
-    """`function` of the shortest of three prefixes (1/8, 1/3, all) of a tree that holds every valid step.
+    """Applies `function` to the shortest of three prefixes (1/8, 1/3, all) of a tree that contains every valid step.
 
-    Episodes end long before the horizon in most environments, and the steps behind the last valid one would cost as much
-    as the valid ones. The function is compiled three times: it should hold what costs time and no more. A loop over chunks
-    of time would be compiled once, but has to compute or move every activation twice: it made updates of full length 1.1
-    to 1.4 times as slow.
+    In most environments episodes end long before the horizon, and the padding would cost as much as the valid steps.
+    The function is compiled three times, so it should contain only the expensive part. A loop over chunks of time would
+    be compiled once, but has to compute or move every activation twice; it took 1.1 to 1.4 times as long at full
+    length.
 
     Args:
-      function: its result must have the same shapes for every prefix.
+      function: the function; its result must have the same shapes for every prefix.
       tree: arrays (T, ...).
       mask: (T, G, K), the valid steps.
     """
@@ -192,7 +192,7 @@ def on_valid_steps(function: Callable[[Any], Any], tree: Any, mask: jax.Array) -
 
 
 def drop_invalid(steps: Trajectory) -> tuple[Trajectory, jax.Array]:
-    """Masks out whole episodes (T, B) that hold a non-finite observation or reward; returns which they are (B,) too."""
+    """Masks out whole episodes (T, B) with a non-finite observation or reward; also returns which ones, (B,)."""
     finite = jnp.isfinite(steps.reward) & finite_observations(steps.observation, 2)
     invalid = ~jnp.all(finite, axis=0)
 

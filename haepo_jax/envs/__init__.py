@@ -1,7 +1,7 @@
-"""Environments: one small protocol (`haepo_jax.envs.base`), tasks that come with the package, adapters for gymnax and
-Brax and, where they are installed, MuJoCo Playground, Jumanji, Craftax, Pgx and XLand-MiniGrid.
+"""Environments: a small protocol (`haepo_jax.envs.base`), built-in tasks, and adapters for gymnax, Brax and, if
+installed, MuJoCo Playground, Jumanji, Craftax, Pgx and XLand-MiniGrid.
 
-Importing this package imports neither jax nor any environment library.
+Importing this package imports neither JAX nor any environment library.
 """
 
 import importlib
@@ -38,7 +38,7 @@ __all__ = [
 _IN_BASE = frozenset(__all__) - {"TokenTask", "list_envs", "make_env", "resolve_name"}
 
 
-# Prefix -> the adapter and its function.
+# Prefix -> the adapter's module and function.
 _MAKERS: dict[str, tuple[str, str]] = {
     "haepo": ("haepo_jax.envs.tasks", "make_task"),
     **{name: (f"haepo_jax.envs.{name}", f"make_{name}") for name in LIBRARIES},
@@ -46,25 +46,26 @@ _MAKERS: dict[str, tuple[str, str]] = {
 
 
 def make_env(env: Any, **kwargs: Any) -> "Environment":
-    """An environment by name, or from an object of an environment library or of one's own.
+    """Creates an environment by name, or from an environment object of a supported library or a custom one.
 
     Args:
-        env: one of `list_envs()`, for instance `CartPole-v1` (or `gymnax/CartPole-v1`), `brax/ant`, `haepo/random_walk`,
+        env: one of `list_envs()`, for example `CartPole-v1` (or `gymnax/CartPole-v1`), `brax/ant`, `haepo/random_walk`,
             `jumanji/Snake-v1`; or an environment object of gymnax, Craftax or XLand-MiniGrid, alone or with its params
             as `(env, params)`, of Brax, Playground, Jumanji or Pgx; or one that follows the protocol.
-        **kwargs: the environment's settings. gymnax, Craftax and XLand-MiniGrid: fields of their `EnvParams`, and
-            gymnax's constructor arguments; Brax: `backend`, `episode_length` and the constructor's arguments;
-            Playground: entries of its config; Jumanji: the constructor's arguments and `episode_length`; Pgx: `opponent`
-            and `episode_length`; the package's own tasks: see `haepo_jax.envs.tasks`. Of these an object takes `episode_length` and
-            `opponent` only: it has all others.
+        **kwargs: the environment's settings. gymnax, Craftax and XLand-MiniGrid: fields of their `EnvParams`, and for
+            gymnax constructor arguments; Brax: `backend`, `episode_length` and constructor arguments; Playground:
+            entries of its config; Jumanji: constructor arguments and `episode_length`; Pgx: `opponent` and
+            `episode_length`; built-in tasks: see `haepo_jax.envs.tasks`. An object only takes `episode_length` and
+            `opponent`: it has its other settings already.
 
     Returns:
-        An environment whose static part is equal, and hashes equal, for equal arguments: jitted code compiles once.
+        An environment. Equal arguments give environments whose static parts compare and hash equal, so that jitted code
+        is compiled once.
 
     Raises:
-        ValueError: unknown name or setting (near matches are named), or a value that the environment refuses.
-        TypeError: a setting of the wrong type, or an object that is no environment.
-        ImportError: the library behind the name is not installed.
+        ValueError: an unknown name or setting (near matches are suggested), or an invalid value.
+        TypeError: a setting of the wrong type, or an object that is not an environment.
+        ImportError: the library of the environment is not installed.
     """
     from haepo_jax.envs.libraries import in_32_bits, usual_promotion
     from haepo_jax.envs.objects import from_object

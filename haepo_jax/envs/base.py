@@ -1,6 +1,6 @@
-"""The environment protocol: all that the rest of the library knows about environments.
+"""The environment protocol, the only interface between environments and the rest of the library.
 
-Every function is for one environment; the library vmaps. An environment never resets itself.
+Every function is for one environment; the library vmaps. Environments do not auto-reset.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ PyTree: TypeAlias = Any
 
 
 class TimeStep(NamedTuple):
-    """What a step returns. `terminated`: the episode's natural end; `truncated`: the time limit, and not terminated."""
+    """The result of a step. `terminated`: the task ended; `truncated`: a time limit cut the episode off; never both."""
 
     state: PyTree
     observation: PyTree
@@ -28,10 +28,10 @@ class TimeStep(NamedTuple):
 
 
 class Environment(Protocol):
-    """One environment.
+    """The environment protocol.
 
-    Optional: `action_mask(state)`, the valid actions: bool (n,) for `Discrete(n)`; for `MultiDiscrete` those of all its
-    integers, one after the other, (sum(sizes),); for dicts and tuples one for each part, None for a `Box`.
+    Optional: `action_mask(state)`, the valid actions: bool (n,) for `Discrete(n)`; for `MultiDiscrete` the concatenated
+    masks of all its integers, (sum(sizes),); for dicts and tuples one mask per part, None for a `Box`.
     """
 
     @property
@@ -39,7 +39,7 @@ class Environment(Protocol):
 
     @property
     def horizon(self) -> int:
-        """No episode is longer than this many steps: the rollout truncates those that are, in training as in evaluation."""
+        """The maximum episode length in steps: the rollout truncates longer episodes, in training and in evaluation."""
         ...
 
     @property
@@ -49,20 +49,20 @@ class Environment(Protocol):
 
     @property
     def action_space(self) -> Space:
-        """As `observation_space`."""
+        """Like `observation_space`."""
         ...
 
     def reset(self, key: Array) -> tuple[PyTree, PyTree]:
-        """Start an episode: (state, observation)."""
+        """Starts an episode; returns (state, observation)."""
         ...
 
     def step(self, key: Array, state: PyTree, action: Array) -> TimeStep:
-        """One step with an action in the environment's own units. The state keeps its structure, shapes and dtypes."""
+        """One step with an action in the units of the environment. The state keeps its structure, shapes and dtypes."""
         ...
 
 
 class Replaceable:
-    """Gives a frozen dataclass `replace`."""
+    """Adds a `replace` method to a frozen dataclass."""
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed. `env.replace(params=...)` may carry traced or batched parameters."""
@@ -70,20 +70,20 @@ class Replaceable:
 
 
 def static_field(**kwargs: Any) -> Any:
-    """A dataclass field that is part of the pytree's structure, not a leaf."""
+    """A dataclass field that is static metadata of the pytree, not a leaf."""
     return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
 def has_action_mask(env: Environment) -> bool:
-    """Whether the environment tells which of its discrete actions are valid."""
+    """Whether the environment provides a mask of valid actions."""
     return callable(getattr(env, "action_mask", None))
 
 
 def check_environment(env: Environment) -> None:
-    """Trace one reset and one step abstractly (nothing is computed) and say in one line what breaks the protocol.
+    """Checks an environment against the protocol by tracing one reset and one step; nothing is computed.
 
     Raises:
-        TypeError: a space, observation, state, reward, flag or mask is not what the protocol says.
+        TypeError: a space, observation, state, reward, flag or mask does not follow the protocol; in one line.
         ValueError: a horizon below 1.
     """
     name = env.name
@@ -95,7 +95,7 @@ def check_environment(env: Environment) -> None:
     for part in jax.tree.leaves(env.action_space):
         if isinstance(part, Box) and not np.issubdtype(part.dtype, np.floating):
             raise TypeError(
-                f"{name}: action_space has a Box of {part.dtype}, and actions of a Box are floating point: "
+                f"{name}: action_space has a Box of {part.dtype}, but the actions of a Box must be floating point; "
                 "use Discrete or MultiDiscrete for integers"
             )
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -116,24 +116,23 @@ def check_environment(env: Environment) -> None:
             raise TypeError(f"{name}: {field} must be a {np.dtype(dtype).name} scalar, got {_describe(value)}")
     if has_action_mask(env):
         if not any(isinstance(part, Discrete | MultiDiscrete) for part in jax.tree.leaves(env.action_space)):
-            raise TypeError(f"{name}: action_mask needs a Discrete or MultiDiscrete action space")
+            raise TypeError(f"{name}: action_mask requires a Discrete or MultiDiscrete action space")
         _check_mask(f"{name}: action_mask", env.action_space, jax.eval_shape(env.action_mask, state))  # type: ignore[attr-defined]
 
 
 def strongly_typed(tree: PyTree) -> PyTree:
-    """The same tree of arrays without JAX's weak types, which would make a loop's carry change type."""
+    """The same pytree of arrays without JAX's weak types, which would change the type of a loop carry."""
     return jax.tree.map(lambda leaf: _cast(jnp.asarray(leaf), jnp.asarray(leaf).dtype), tree)
 
 
 def finish_step(
     name: str, old_state: PyTree, state: PyTree, observation: PyTree, reward: Any, terminated: Any, truncated: Any
 ) -> TimeStep:
-    """A `TimeStep` in the protocol's types: state leaves in the dtypes of `old_state`, truncation never beside
-    termination.
+    """A `TimeStep` with the dtypes of the protocol and of `old_state`; termination overrides truncation.
 
     Raises:
-        TypeError: the state changed its structure, a shape, or from an integer to a float; reward or a flag is no
-            scalar.
+        TypeError: the state changed its structure, a shape, or from integer to float; the reward or a flag is no
+        scalar.
     """
     if not _same_structure(old_state, state):
         raise TypeError(f"{name}: the state's structure differs between reset and step")
@@ -148,17 +147,17 @@ def finish_step(
 
 
 def first_observation(env: Environment) -> PyTree:
-    """Shapes and dtypes (`jax.ShapeDtypeStruct`s) of what `reset` shows; nothing is computed."""
+    """Shapes and dtypes (`jax.ShapeDtypeStruct`s) of the observation of `reset`; nothing is computed."""
     return jax.eval_shape(env.reset, jax.eval_shape(lambda: jax.random.key(0)))[1]
 
 
 def space_of(example: PyTree) -> PyTree:
-    """Unbounded boxes in the shapes and dtypes of an observation (arrays or `jax.ShapeDtypeStruct`s)."""
+    """Unbounded boxes with the shapes and dtypes of an observation (arrays or `jax.ShapeDtypeStruct`s)."""
     return jax.tree.map(lambda leaf: Box(-np.inf, np.inf, leaf.shape, leaf.dtype), example)
 
 
 def _cast(leaf: Array, dtype: Any) -> Array:
-    # Typed PRNG keys have no numeric dtype to convert to.
+    # Typed PRNG keys cannot be converted to a numeric dtype.
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else jax.lax.convert_element_type(leaf, dtype)
 
 
@@ -191,7 +190,7 @@ def _describe_tree(tree: Any) -> str:
 def _check_space(what: str, space: Any) -> None:
     spaces = jax.tree.leaves(space)
     if not spaces or not all(isinstance(part, Discrete | MultiDiscrete | Box) for part in spaces):
-        raise TypeError(f"{what} must be made of Discrete, MultiDiscrete and Box, got {short(space)}")
+        raise TypeError(f"{what} must consist of Discrete, MultiDiscrete and Box, got {short(space)}")
 
 
 def _check_mask(what: str, space: Any, mask: Any) -> None:
@@ -212,7 +211,7 @@ def _check_observation(what: str, space: Any, observation: PyTree) -> None:
     spaces = jax.tree.leaves(space)
     if not _same_structure(space, observation):
         structures = f"{jax.tree.structure(observation)} and {jax.tree.structure(space)}"
-        raise TypeError(f"{what} has another structure than observation_space: {structures}")
+        raise TypeError(f"{what} has a different structure than observation_space: {structures}")
     for leaf_space, leaf in zip(spaces, jax.tree.leaves(observation), strict=True):
         fits = (
             jnp.issubdtype(leaf.dtype, jnp.integer)
@@ -220,7 +219,7 @@ def _check_observation(what: str, space: Any, observation: PyTree) -> None:
             else leaf.dtype == leaf_space.dtype
         )
         if leaf.shape != leaf_space.shape or not fits:
-            raise TypeError(f"{what} is {_describe(leaf)}, but its space {leaf_space}")
+            raise TypeError(f"{what} is {_describe(leaf)}, but its space is {leaf_space}")
 
 
 def _same_structure(one: PyTree, other: PyTree) -> bool:
@@ -230,7 +229,7 @@ def _same_structure(one: PyTree, other: PyTree) -> bool:
 
 def _check_same(what: str, before: PyTree, after: PyTree) -> None:
     if not _same_structure(before, after):
-        raise TypeError(f"{what} has another structure after step than after reset")
+        raise TypeError(f"{what} has a different structure after step than after reset")
     leaves = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
     for (path, old), new in leaves:
         if _describe(old) != _describe(new):

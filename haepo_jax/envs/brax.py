@@ -1,7 +1,7 @@
 """Brax tasks under the environment protocol.
 
-Freeman et al., "Brax - A Differentiable Physics Engine for Large Scale Rigid Body Simulation" (2021). Upstream no
-longer maintains these tasks; MuJoCo Playground (`haepo_jax.envs.playground`) is where they went.
+Freeman et al., "Brax - A Differentiable Physics Engine for Large Scale Rigid Body Simulation" (2021). These tasks are
+no longer maintained upstream; their successor is MuJoCo Playground (`haepo_jax.envs.playground`).
 """
 
 import functools
@@ -18,16 +18,17 @@ BACKENDS = ("generalized", "spring", "positional", "mjx")
 
 
 def make_brax(task: str, *, episode_length: int = 1000, **kwargs: Any) -> PhysicsEnv:
-    """Build the Brax task `task` (`ant`, not `brax/ant`).
+    """Creates the Brax task `task` (`ant`, not `brax/ant`).
 
     Args:
-        task: of those that `list_envs` names.
+        task: one of the tasks in `list_envs`.
         episode_length: the time limit in control steps.
-        **kwargs: `backend` (one of `BACKENDS`; Brax's default, `generalized`, serves every task), `n_frames` and
-            `debug`, and the task's own constructor arguments.
+        **kwargs: `backend` (one of `BACKENDS`; Brax's default, `generalized`, supports every task), `n_frames`,
+          `debug`,
+            and the constructor arguments of the task.
 
     Raises:
-        ValueError: an unknown setting, or a value that the task refuses (`swimmer` has the generalized backend only).
+        ValueError: an unknown setting, or an invalid value (`swimmer` only supports the generalized backend).
         TypeError: a setting of the wrong type.
         ImportError: Brax is not installed.
     """
@@ -45,13 +46,13 @@ def make_brax(task: str, *, episode_length: int = 1000, **kwargs: Any) -> Physic
 
 
 def adapt_brax(name: str, inner: Any, *, episode_length: int = 1000) -> PhysicsEnv:
-    """An object of Brax's `Env` class as it is; `episode_length` is its time limit, which Brax leaves to a wrapper."""
+    """Adapts an instance of Brax's `Env`; `episode_length` is its time limit, which Brax leaves to a wrapper."""
     return make_physics(name, inner, "sys" if hasattr(inner, "sys") else "", episode_length)
 
 
 @functools.cache
 def _build(name: str, task: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
-    """Brax's environment object: the same one for the same arguments, because JAX's caches know it by identity."""
+    """Brax's environment object, cached by its arguments because JAX's caches compare it by identity."""
     registry = _registry(name)
     with quiet():
         return registry[task](**dict(arguments))
@@ -59,17 +60,17 @@ def _build(name: str, task: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
 
 @functools.cache
 def _registry(name: str) -> dict[str, Any]:
-    load(name, "Brax", "mujoco")  # which `quiet` needs
+    load(name, "Brax", "mujoco")  # needed by `quiet`
     with quiet():
         envs, fluid = load(name, "Brax", "brax.envs"), load(name, "Brax", "brax.fluid")
     if "a_min" not in inspect.signature(jnp.clip).parameters:
-        # The swimmer's fluid forces call jnp.clip by a keyword that newer JAX has dropped.
+        # The swimmer's fluid forces call jnp.clip with a keyword that newer JAX has removed.
         fluid.jp = _NumpyWithOldClip()
     return envs._envs
 
 
 class _NumpyWithOldClip:
-    """`jax.numpy`, with `clip` also taking its former keyword `a_min`."""
+    """`jax.numpy` with the former keyword `a_min` of `clip`."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(jnp, name)

@@ -1,7 +1,8 @@
 """Craftax and Craftax-Classic under the environment protocol (optional: `pip install 'haepo_jax[craftax]'`).
 
-Matthews et al., "Craftax: A Lightning-Fast Benchmark for Open-Ended Reinforcement Learning" (arXiv 2402.16801). The
-first time that pixels are asked for, Craftax spends a minute on its textures and keeps them beside its own files.
+Matthews et al., "Craftax: A Lightning-Fast Benchmark for Open-Ended Reinforcement Learning" (arXiv 2402.16801). On
+first use of pixel observations, Craftax builds its textures, which takes a minute, and caches them in its own
+directory.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class CraftaxEnv(LibraryEnvironment):
-    """A Craftax task. Its leaves are Craftax's own `EnvParams`, and its state is Craftax's own."""
+    """A Craftax task. Its leaves are Craftax's `EnvParams`, and its state is Craftax's."""
 
     def _reset(self, key: Array) -> tuple[PyTree, PyTree]:
         observation, state = self.inner.reset_env(key, self.params)
@@ -30,22 +31,22 @@ class CraftaxEnv(LibraryEnvironment):
 
     def _step(self, key: Array, state: Any, action: Array) -> tuple[PyTree, PyTree, Any, Any, Any]:
         observation, new, reward, _, _ = self.inner.step_env(key, state, action, self.params)
-        # The time limit apart from death and victory.
+        # Separate the time limit from death and victory.
         terminated = self.inner.is_terminal(new, self.params.replace(max_timesteps=jnp.iinfo(jnp.int32).max))
         truncated = new.timestep >= jnp.minimum(self.params.max_timesteps, self.horizon)
         return new, observation, reward, terminated, truncated
 
 
 def make_craftax(task: str, **kwargs: Any) -> CraftaxEnv:
-    """Build the task `task` (`Craftax-Symbolic-v1`, not `craftax/Craftax-Symbolic-v1`).
+    """Creates the Craftax task `task` (`Craftax-Symbolic-v1`, not `craftax/Craftax-Symbolic-v1`).
 
     Args:
-        task: of those that `list_envs` names.
-        **kwargs: fields of Craftax's `EnvParams`: `max_timesteps`, the horizon, which complete episodes want much
-            shorter than its 10,000 and 100,000; `day_length`, `god_mode`, ...
+        task: one of the tasks in `list_envs`.
+        **kwargs: fields of Craftax's `EnvParams`: `max_timesteps`, the horizon, which should be much shorter than the
+            default 10,000 or 100,000 for algorithms on complete episodes; `day_length`, `god_mode`, ...
 
     Raises:
-        ValueError: an unknown setting, or a value that the task refuses.
+        ValueError: an unknown setting, or an invalid value.
         TypeError: a setting of the wrong type.
         ImportError: Craftax is not installed.
     """
@@ -60,16 +61,16 @@ def make_craftax(task: str, **kwargs: Any) -> CraftaxEnv:
 
 @functools.cache
 def _build(library: Any, task: str) -> Any:
-    """Craftax's environment object: always the same one, because JAX's caches know it by identity."""
+    """Craftax's environment object, cached because JAX's caches compare it by identity."""
     with contextlib.redirect_stdout(io.StringIO()):
         return library.make_craftax_env_from_name(task, auto_reset=False)
 
 
 def adapt_craftax(name: str, inner: Any, params: Any = None) -> CraftaxEnv:
-    """An environment object of Craftax, with its params or its default ones; that its `step` may reset is no matter."""
+    """Adapts an environment object of Craftax, with its params or the default ones; any auto-reset is bypassed."""
     params = inner.default_params if params is None else params
     horizon = check_horizon(name, "max_timesteps", params.max_timesteps)
-    # Craftax's own numbers as arrays: Python's would be no leaves to batch over.
+    # Numbers as arrays: Python numbers could not be batched.
     values = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
     params = params.replace(**{key: _array(x) for key, x in values.items() if isinstance(x, numbers.Real)})
     space = inner.observation_space(params)

@@ -1,7 +1,7 @@
 """gymnax tasks (1.x and 0.0.9) under the environment protocol.
 
-Lange, "gymnax: A JAX-based Reinforcement Learning Environment Library" (2022). The two versions differ in what
-`step_env` calls done: 1.x keeps the time limit apart, 0.0.9 folds it in.
+Lange, "gymnax: A JAX-based Reinforcement Learning Environment Library" (2022). The `done` of `step_env` includes the
+time limit in 0.0.9, but not in 1.x.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from haepo_jax.envs.base import Array, Box, Discrete, PyTree, first_observation
 from haepo_jax.envs.kwargs import check_settings, constructor_settings, freeze
 from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon, load
 
-# Tasks that end by themselves long before their declared limit. A rollout's arrays are as long as the horizon, and
-# Catch's 1000 declared steps for episodes of 9 would make every update a hundred times as costly.
+# Tasks that terminate long before their declared limit. Rollout buffers are as long as the horizon, and the declared
+# 1000 steps of Catch, whose episodes have 9, would make every update a hundred times as expensive.
 _LONGEST_EPISODE: dict[str, Callable[[Any, Any], int]] = {
     "Catch-bsuite": lambda inner, params: inner.rows - 1,
     "DeepSea-bsuite": lambda inner, params: inner.size,
@@ -33,15 +33,15 @@ _LONGEST_EPISODE: dict[str, Callable[[Any, Any], int]] = {
 
 
 LARGEST_SIZE = 4096
-"""The most that a size among a constructor's arguments may be: DeepSea's table of that many rows and columns already
-takes 64 MB, and past some 40,000 XLA ends the process."""
+"""The largest size allowed as a constructor argument: DeepSea's table with this many rows and columns takes 64 MB, and
+beyond about 40,000 XLA aborts the process."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class GymnaxEnv(LibraryEnvironment):
-    """A gymnax task. Its leaves are gymnax's own `EnvParams`; its state is gymnax's own, and its observations are in the
-    dtype that the task really yields, MinAtar's as bool."""
+    """A gymnax task. Its leaves are gymnax's `EnvParams`, and its state is gymnax's. Observations have the dtype that
+    the task actually returns; those of MinAtar are cast to bool."""
 
     def _reset(self, key: Array) -> tuple[PyTree, PyTree]:
         observation, state = self.inner.reset_env(key, self.params)
@@ -56,17 +56,17 @@ class GymnaxEnv(LibraryEnvironment):
         else:
             terminated, truncated = done, self.inner.is_truncated(new_state, self.params)
             if not type(self.inner).__module__.startswith("gymnax."):
-                # A task written for 0.0.x counts its time limit as done; asked without the limit, it tells them apart.
+                # A task written for 0.0.x includes the time limit in `done`; a step without the limit separates them.
                 terminated = self.inner.step_env(key, state, action, _without_limit(self.params))[3]
         truncated = jnp.logical_or(truncated, new_state.time >= self.horizon)
         return new_state, _compact(self.name, observation), reward, terminated, truncated
 
 
 def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
-    """Build the gymnax task `name`; `kwargs` are its constructor's arguments and fields of its `EnvParams`.
+    """Creates the gymnax task `name`; `kwargs` are constructor arguments and fields of its `EnvParams`.
 
     Raises:
-        ValueError: an unknown setting, a value the task refuses, or a task that the installed gymnax does not have.
+        ValueError: an unknown setting, an invalid value, or a task that the installed gymnax does not have.
         TypeError: a setting of the wrong type.
         ImportError: gymnax is not installed.
     """
@@ -75,7 +75,7 @@ def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
     fields = {
         field.name: getattr(default.default_params, field.name) for field in dataclasses.fields(default.default_params)
     }
-    # A few tasks store a whole number in a float: the limit is a count all the same.
+    # A few tasks store this integer as a float.
     fields["max_steps_in_episode"] = int(fields["max_steps_in_episode"])
     check_settings(name, kwargs, {**constructor, **fields})
     if kwargs.get("max_steps_in_episode", 1) < 1:
@@ -92,7 +92,7 @@ def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
 
 
 def adapt_gymnax(name: str, inner: Any, params: Any = None) -> GymnaxEnv:
-    """An object of gymnax's `Environment` class as it is, with its params or its default ones."""
+    """Adapts an instance of gymnax's `Environment`, with its params or the default ones."""
     return _adapt(name, inner, _parameters(inner.default_params if params is None else params, {}))
 
 
@@ -106,7 +106,7 @@ def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnv:
 
 
 def _build(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
-    """gymnax's environment object: the same one for the same arguments, because JAX's caches know it by identity."""
+    """gymnax's environment object, cached by its arguments because JAX's caches compare it by identity."""
     try:
         hash(arguments)
     except TypeError:  # an array among the arguments
@@ -124,7 +124,7 @@ _construct_once = functools.cache(_construct)
 
 
 class _Later(types.ModuleType):
-    """Stands for a module that is imported when something of it is used."""
+    """A placeholder for a module that is imported on first use."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -136,7 +136,7 @@ class _Later(types.ModuleType):
 
 @contextlib.contextmanager
 def _without_plotting() -> Iterator[None]:
-    """gymnax imports these for its pictures, which takes most of its two seconds; inside, they are only named."""
+    """Defers the import of gymnax's plotting libraries, which takes most of its import time of two seconds."""
     later = {name: _Later(name) for name in ("seaborn", "matplotlib.pyplot") if name not in sys.modules}
     sys.modules.update(later)
     try:
@@ -148,12 +148,12 @@ def _without_plotting() -> Iterator[None]:
 
 
 def _compact(name: str, observation: PyTree) -> PyTree:
-    """MinAtar's images are of zeros and ones: a quarter of the memory as booleans, and the same to a network."""
+    """Casts MinAtar's images of zeros and ones to bool, a quarter of the memory with no difference to a network."""
     return observation.astype(bool) if name.endswith("-MinAtar") else observation
 
 
 def _parameters(defaults: Any, overrides: dict[str, Any]) -> Any:
-    """gymnax's parameters as arrays: Python numbers would be weakly typed, and no leaves to batch over."""
+    """gymnax's parameters as arrays: Python numbers would be weakly typed and could not be batched."""
     changes = {}
     for field in dataclasses.fields(defaults):
         default = jnp.asarray(getattr(defaults, field.name))
@@ -172,7 +172,7 @@ def _without_limit(params: Any) -> Any:
 
 
 def _in_declared_order(state: Any) -> Any:
-    """Undo a slip of gymnax 0.0.9: SimpleBandit puts (rewards, total_regret, time) into fields that begin with time."""
+    """Works around a bug of gymnax 0.0.9: SimpleBandit assigns rewards, total_regret and time to the wrong fields."""
     if jnp.ndim(state.time) == 0:
         return state
     return type(state)(rewards=state.time, total_regret=state.rewards, time=state.total_regret)
@@ -189,12 +189,12 @@ def _plain(space: Any) -> Any:
 
 
 def _space(space: Any, actual: jax.ShapeDtypeStruct | None = None) -> Discrete | Box:
-    """Our space for gymnax's. Declared dtypes are not to be trusted for observations: `actual` decides."""
+    """Converts a gymnax space; `actual` overrides the shape and the dtype, which gymnax may declare wrongly."""
     if hasattr(space, "n"):
         return Discrete(int(space.n))
     shape = tuple(space.shape) if actual is None else actual.shape
     dtype = np.dtype(np.float32) if actual is None else actual.dtype
-    # gymnax, as Gym, writes the largest float for no bound at all.
+    # Like Gym, gymnax uses the largest float for "unbounded".
     largest = float(np.finfo(np.float32).max)
     low, high = (np.asarray(bound, np.float64) for bound in (space.low, space.high))
     lowest: Any = np.where(low <= -largest, -np.inf, low)

@@ -1,7 +1,7 @@
 """Jumanji tasks under the environment protocol (optional: `pip install 'haepo_jax[jumanji]'`).
 
-Bonnet et al., "Jumanji: a Diverse Suite of Scalable Reinforcement Learning Environments in JAX" (arXiv 2306.09884). An
-episode's randomness comes from the key in Jumanji's own state, so episodes with one start share their luck too.
+Bonnet et al., "Jumanji: a Diverse Suite of Scalable Reinforcement Learning Environments in JAX" (arXiv 2306.09884). The
+randomness of an episode comes from the key in Jumanji's state, so episodes with the same initial state share it.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon
 from haepo_jax.messages import short
 from haepo_jax.spaces import MultiDiscrete
 
-# Tasks without a time limit that end by themselves: the most steps, read off the environment.
+# Tasks without a time limit: the maximum episode length, given the environment.
 _LONGEST_EPISODE: dict[str, Callable[[Any], int]] = {
     "BinPack": lambda inner: inner.generator.max_num_items,
     "CVRP": lambda inner: 2 * inner.num_nodes,
@@ -32,11 +32,11 @@ _LONGEST_EPISODE: dict[str, Callable[[Any], int]] = {
     "TSP": lambda inner: inner.num_cities,
 }
 LARGEST_ONE_HOT = 256
-"""What Jumanji calls discrete and has more values is a count, such as that of the steps, and no choice."""
+"""The largest size of a `Discrete` observation; Jumanji's larger discrete observations are counts, such as of steps."""
 
 
 class JumanjiState(NamedTuple):
-    """Jumanji's own state; the valid actions, where the task tells; and int32 (), the steps taken."""
+    """Jumanji's state; the mask of valid actions, if the task has one; and int32 (), the steps taken."""
 
     inner: Any
     valid: Any
@@ -46,13 +46,13 @@ class JumanjiState(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class JumanjiEnv(LibraryEnvironment):
-    """A Jumanji task. Observations are nested dicts; a mask of valid actions goes to the policy's distribution instead.
+    """A Jumanji task. Observations are nested dicts; an action mask in them becomes the environment's `action_mask`.
 
-    Several integers whose mask is over their combinations are one `Discrete` here, over all combinations, so that the
-    mask holds exactly; with a mask for each they are a `MultiDiscrete`.
+    An action of several integers is a `MultiDiscrete` if each has its own mask, and a `Discrete` over all combinations
+    if the mask is over combinations, so that the mask is exact.
     """
 
-    combined: tuple[int, ...] = static_field()  # the sizes of several integers that are one Discrete here
+    combined: tuple[int, ...] = static_field()  # sizes of the integers that are combined to one Discrete
     masked: bool = static_field()
 
     def _reset(self, key: Array) -> tuple[PyTree, PyTree]:
@@ -66,17 +66,17 @@ class JumanjiEnv(LibraryEnvironment):
         inner, step = self.inner.step(state.inner, jnp.asarray(action, self.inner.action_spec.dtype))
         observation, valid = self._split(step.observation)
         new = JumanjiState(inner, valid, state.steps + 1)
-        # An end with a discount of 0 is the episode's own, any other one a time limit's.
+        # A discount of 0 marks termination; other ends are due to a time limit.
         terminated = step.last() & (step.discount == 0)
         return new, observation, step.reward, terminated, step.last() | (new.steps >= self.horizon)
 
     @property
     def action_mask(self) -> Callable[[JumanjiState], Array] | None:
-        """state -> the valid actions; None where Jumanji does not tell."""
+        """state -> the valid actions; None if the task has no mask."""
         return (lambda state: state.valid) if self.masked else None
 
     def _split(self, observation: Any) -> tuple[PyTree, Array | None]:
-        """Jumanji's observation as a dict, and the mask in it by itself."""
+        """Splits Jumanji's observation into a dict and the action mask."""
         plain = strongly_typed(_plain(observation))
         if not self.masked:
             return plain, None
@@ -85,15 +85,15 @@ class JumanjiEnv(LibraryEnvironment):
 
 
 def make_jumanji(task: str, *, episode_length: int | None = None, **kwargs: Any) -> JumanjiEnv:
-    """Build the Jumanji task `task` (`Snake-v1`, not `jumanji/Snake-v1`).
+    """Creates the Jumanji task `task` (`Snake-v1`, not `jumanji/Snake-v1`).
 
     Args:
-        task: of those that `list_envs` names.
-        episode_length: a time limit for tasks that have none of their own; None: what the task cannot exceed, or 1000.
-        **kwargs: the task's constructor arguments: `time_limit`, `num_rows`, ...
+        task: one of the tasks in `list_envs`.
+        episode_length: a time limit for tasks that have none; None: the task's maximum episode length, or 1000.
+        **kwargs: constructor arguments of the task: `time_limit`, `num_rows`, ...
 
     Raises:
-        ValueError: an unknown setting, or a value that the task refuses.
+        ValueError: an unknown setting, or an invalid value.
         TypeError: a setting of the wrong type.
         ImportError: Jumanji is not installed.
     """
@@ -109,18 +109,20 @@ def make_jumanji(task: str, *, episode_length: int | None = None, **kwargs: Any)
 
 @functools.cache
 def _build(name: str, task: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
-    """Jumanji's environment object: the same one for the same arguments, because JAX's caches know it by identity."""
+    """Jumanji's environment object, cached by its arguments because JAX's caches compare it by identity."""
     return load(name, "Jumanji", "jumanji").make(task, **dict(arguments))
 
 
 def adapt_jumanji(name: str, inner: Any, *, episode_length: int | None = None) -> JumanjiEnv:
-    """An object of Jumanji's `Environment` class as it is.
+    """Adapts an instance of Jumanji's `Environment`.
 
     Raises:
-        ValueError: it has more than one reward a step, or actions that have no counterpart here.
+        ValueError: it returns several rewards per step, or its actions are not supported.
     """
     if inner.reward_spec.shape != ():
-        raise ValueError(f"{name} pays {inner.reward_spec.shape} rewards a step, one for each agent; one is needed")
+        raise ValueError(
+            f"{name} is multi-agent, with rewards of shape {inner.reward_spec.shape}; a scalar reward is required"
+        )
     spec = inner.observation_spec
     mask_shape = getattr(getattr(spec, "action_mask", None), "shape", None)
     action_space, combined = _action_space(name, inner.action_spec, mask_shape)
@@ -136,7 +138,7 @@ def _action_space(name: str, spec: Any, mask_shape: tuple[int, ...] | None) -> t
     if np.issubdtype(spec.dtype, np.floating) and hasattr(spec, "maximum"):
         return _box(spec, spec.shape, spec.dtype), ()
     if not hasattr(spec, "num_values"):
-        raise ValueError(f"{name}: actions of {short(spec)} have no counterpart here")
+        raise ValueError(f"{name}: actions of {short(spec)} are not supported")
     sizes = tuple(np.asarray(spec.num_values).reshape(-1).tolist())
     if spec.shape == ():
         return Discrete(*sizes), ()
@@ -144,7 +146,7 @@ def _action_space(name: str, spec: Any, mask_shape: tuple[int, ...] | None) -> t
         return Discrete(math.prod(sizes)), sizes
     if len(spec.shape) == 1 and (mask_shape is None or all((len(sizes), size) == mask_shape for size in sizes)):
         return MultiDiscrete(sizes), ()
-    raise ValueError(f"{name}: actions of sizes {sizes} with a mask {mask_shape} have no counterpart here")
+    raise ValueError(f"{name}: actions of sizes {sizes} with a mask of shape {mask_shape} are not supported")
 
 
 def _plain(observation: Any) -> Any:
@@ -159,7 +161,7 @@ def _plain(observation: Any) -> Any:
 
 
 def _observation_space(spec: Any, actual: Any) -> Any:
-    """Our spaces for Jumanji's; shapes and dtypes are those of an `actual` observation."""
+    """Converts Jumanji's spec to a space, with the shapes and dtypes of an `actual` observation."""
     if isinstance(actual, dict):
         return {name: _observation_space(getattr(spec, name), part) for name, part in actual.items()}
     count = getattr(spec, "num_values", None)

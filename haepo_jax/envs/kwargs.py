@@ -1,4 +1,4 @@
-"""Checks of the keyword arguments of `make_env`, in one line each and without jax."""
+"""Checks of the keyword arguments of `make_env`, with one-line errors and without importing JAX."""
 
 import inspect
 import math
@@ -9,11 +9,11 @@ from typing import Any
 from haepo_jax.messages import did_you_mean, short
 
 LARGEST = float.fromhex("0x1.fffffep127")
-"""The largest number in 32 bits."""
+"""The largest finite float32."""
 
 
 def constructor_settings(factory: Callable[..., Any]) -> dict[str, Any]:
-    """The named keyword arguments of `factory` and their defaults (None where there is none)."""
+    """The keyword arguments of `factory` and their defaults (None for required ones)."""
     return {
         name: None if parameter.default is parameter.empty else parameter.default
         for name, parameter in inspect.signature(factory).parameters.items()
@@ -22,10 +22,10 @@ def constructor_settings(factory: Callable[..., Any]) -> dict[str, Any]:
 
 
 def check_settings(env: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuse settings that `defaults` does not name, or whose type differs from the default's.
+    """Checks the names of settings against `defaults`, and their types against those of the defaults.
 
     Raises:
-        ValueError: a name is unknown; near matches and all valid names are in the message.
+        ValueError: a name is unknown; the message lists near matches and all valid names.
         TypeError: a value has the wrong type.
     """
     for name, value in given.items():
@@ -36,7 +36,7 @@ def check_settings(env: str, given: Mapping[str, Any], defaults: Mapping[str, An
 
 
 def check_type(what: str, value: Any, default: Any) -> None:
-    """Refuse a `value` of another kind than a bool, int, float or str `default`; other defaults accept anything."""
+    """Checks that `value` has the type of a bool, int, float or str `default`; other defaults accept anything."""
     if isinstance(default, bool):
         expected, fits = "true or false", isinstance(value, bool)
     elif isinstance(default, Integral):
@@ -56,5 +56,5 @@ def check_type(what: str, value: Any, default: Any) -> None:
 
 
 def freeze(value: Any) -> Any:
-    """Lists, as config files give them, become tuples, so that equal settings hash equal."""
+    """Converts lists, as in config files, to tuples, so that equal settings hash equal."""
     return tuple(freeze(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""What the adapters share: importing libraries that may be missing, and the form of their environments."""
+"""Shared parts of the adapters: importing optional libraries, and the base class of their environments."""
 
 import abc
 import contextlib
@@ -16,16 +16,16 @@ from haepo_jax.envs.kwargs import check_type
 from haepo_jax.envs.names import LIBRARIES
 from haepo_jax.messages import short
 
-_CONFIG: Any = jax.config  # whose flags are not typed
+_CONFIG: Any = jax.config  # its flags are untyped
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LibraryEnvironment(Replaceable, abc.ABC):
-    """The base of the adapters, which add `_reset` and `_step` in the library's own dtypes.
+    """Base class of the adapters; subclasses define `_reset` and `_step` in the dtypes of the library.
 
-    Its leaves are `params`, so `env.replace(params=...)` vmaps. `horizon` is fixed when the environment is made: params with
-    a smaller limit shorten episodes, a larger one does not lengthen them. The library computes in 32 bits, whatever
-    `jax_enable_x64` says: none is tested in 64, and several do not run.
+    Its leaves are `params`, so `env.replace(params=...)` can be vmapped. `horizon` is fixed at construction: params
+    with a smaller limit shorten episodes, a larger one has no effect. The library always computes in 32 bits,
+    regardless of `jax_enable_x64`: no library is tested with 64 bits, and several fail.
     """
 
     params: Any
@@ -36,12 +36,12 @@ class LibraryEnvironment(Replaceable, abc.ABC):
     action_space: Any = static_field()
 
     def reset(self, key: Array) -> tuple[PyTree, PyTree]:
-        """Start an episode: (state, observation)."""
+        """Starts an episode; returns (state, observation)."""
         with tracing():
             return strongly_typed(self._reset(key))
 
     def step(self, key: Array, state: PyTree, action: Array) -> TimeStep:
-        """One step without the library's automatic reset."""
+        """One step, without the library's auto-reset."""
         with tracing():
             if hasattr(self.action_space, "dtype"):
                 action = jnp.asarray(action, self.action_space.dtype)
@@ -49,18 +49,18 @@ class LibraryEnvironment(Replaceable, abc.ABC):
 
     @abc.abstractmethod
     def _reset(self, key: Array) -> tuple[PyTree, PyTree]:
-        """(state, observation)."""
+        """Returns (state, observation)."""
 
     @abc.abstractmethod
     def _step(self, key: Array, state: Any, action: Array) -> tuple[PyTree, PyTree, Any, Any, Any]:
-        """(state, observation, reward, terminated, truncated), the last of which may also hold where terminated does."""
+        """Returns (state, observation, reward, terminated, truncated); both flags may be true."""
 
 
 def load(name: str, library: str, module: str) -> Any:
-    """Import `module`, which the environment `name`, `<prefix>/<task>`, needs.
+    """Imports `module`, required by the environment `name`, `<prefix>/<task>`.
 
     Raises:
-        ImportError: it, or something that it needs, is not installed; what to install is named.
+        ImportError: it, or one of its dependencies, is not installed; the message names what to install.
     """
     try:
         return importlib.import_module(module)
@@ -68,13 +68,13 @@ def load(name: str, library: str, module: str) -> Any:
         absent = (error.name or module).partition(".")[0]
         prefix = name.partition("/")[0] if "/" in name else "gymnax"
         raise ImportError(
-            f"{name} needs {library}, and {absent} is not installed: pip install {LIBRARIES[prefix].extra}"
+            f"{name} requires {library}, but {absent} is not installed: pip install {LIBRARIES[prefix].extra}"
         ) from error
 
 
 @contextlib.contextmanager
 def building(name: str, settings: dict[str, Any]) -> Iterator[None]:
-    """Whatever a library raises over settings becomes a ValueError of one line that names them."""
+    """Converts any exception of a library to a one-line ValueError that names the settings."""
     try:
         yield
     except Exception as error:
@@ -85,7 +85,7 @@ def building(name: str, settings: dict[str, Any]) -> Iterator[None]:
 
 
 def check_horizon(name: str, setting: str, value: Any) -> int:
-    """`value`, where it is a time limit that an environment can have; raises ValueError or TypeError."""
+    """Returns `value` if it is a valid time limit; raises ValueError or TypeError otherwise."""
     check_type(f"{name}: {setting}", value, 1)
     if value < 1:
         raise ValueError(f"{name}: {setting} must be at least 1, got {value}")
@@ -93,18 +93,18 @@ def check_horizon(name: str, setting: str, value: Any) -> int:
 
 
 def x64_enabled() -> bool:
-    """Whether jax makes 64-bit numbers where no dtype is given."""
+    """Whether JAX creates 64-bit arrays by default."""
     return bool(_CONFIG.jax_enable_x64)
 
 
 def in_32_bits() -> contextlib.AbstractContextManager[Any]:
-    """What is traced or computed inside has jax's default dtypes, whatever `jax_enable_x64` says."""
+    """A context with JAX's 32-bit default dtypes, regardless of `jax_enable_x64`."""
     return jax.enable_x64(False) if x64_enabled() else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def usual_promotion() -> Iterator[None]:
-    """No library promises to run under jax's stricter rules."""
+    """A context with JAX's default promotion rules: the libraries are not written for the strict ones."""
     with contextlib.ExitStack() as stack:
         if _CONFIG.jax_numpy_dtype_promotion != "standard":
             stack.enter_context(jax.numpy_dtype_promotion("standard"))
@@ -115,11 +115,10 @@ def usual_promotion() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """The library's code runs in 32 bits, with jax's usual promotion, and without the warnings that its dtypes and names
-    give, once per trace."""
+    """A context for tracing library code: 32 bits, default promotion, no warnings about its dtypes and names."""
     with in_32_bits(), usual_promotion(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="scatter inputs have incompatible types", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Explicitly requested dtype", category=UserWarning)
-        # Brax reads MuJoCo's data by names that MuJoCo warns it will drop.
+        # Brax accesses MuJoCo's data by deprecated names.
         warnings.simplefilter("ignore", DeprecationWarning)
         yield

@@ -1,7 +1,7 @@
-"""The names of all environments, known without importing jax or any environment library.
+"""The names of all environments, without importing JAX or any environment library.
 
-A library's tasks are read off the text of its own registry, so that command lines answer `env=CartPol-v1` in
-milliseconds; tests compare what is read with the registries themselves.
+The tasks of a library are parsed from the source of its registry, so that the command line rejects `env=CartPol-v1`
+within milliseconds. Tests compare the parsed names with the registries.
 """
 
 import functools
@@ -19,9 +19,9 @@ class Library(NamedTuple):
 
     Attributes:
         package: the package to import.
-        files: its registry, relative to the package.
-        pattern: a task's name in a line of them, after which no comment precedes it.
-        extra: what to install, as pip takes it.
+        files: the source files of its registry, relative to the package.
+        pattern: a regular expression for a task name in a line that is not commented out.
+        extra: what to install, as an argument of pip.
     """
 
     package: str
@@ -46,31 +46,31 @@ LIBRARIES: dict[str, Library] = {
         "'haepo_jax[playground]'",
     ),
 }
-"""Prefix -> the library behind it."""
+"""Prefix -> library."""
 
 HAEPO: tuple[str, ...] = ("bandit", "random_walk", "hidden_cartpole", "addition", "reverse", "countdown")
 
-_DOWNLOADS = "is not served: it downloads its {} when it is built"
-_AGENTS = "is not served: it pays a reward to each agent, and one is needed"
+_DOWNLOADS = "is not supported: it downloads its {} on construction"
+_AGENTS = "is not supported: it is multi-agent"
 REFUSED: dict[str, str] = {
     "MNISTBandit-bsuite": _DOWNLOADS.format("data"),
     "jumanji/Sokoban-v0": _DOWNLOADS.format("levels"),
     "jumanji/Connector-v3": _AGENTS,
     "jumanji/LevelBasedForaging-v0": _AGENTS,
     "jumanji/SearchAndRescue-v0": _AGENTS,
-    "jumanji/MultiCVRP-v0": "is not served: it has one action more than its mask of valid actions has entries",
-    "pgx/bridge_bidding": "is not served: it needs results of double dummy play that have to be downloaded",
+    "jumanji/MultiCVRP-v0": "is not supported: it has one action more than its action mask has entries",
+    "pgx/bridge_bidding": "is not supported: it requires double-dummy results that have to be downloaded",
 }
-"""Tasks of the libraries that `make_env` does not serve by name, and why; see also `refusal`."""
+"""Tasks that `make_env` does not support by name, and why; see also `refusal`."""
 
 _LIST_COMMAND = "python -c \"import haepo_jax as hx; print(*hx.list_envs(), sep='\\n')\""
 
 
 def list_envs() -> list[str]:
-    """Names that `make_env` accepts on this installation, without importing any environment library.
+    """The names that `make_env` accepts in this installation, without importing any environment library.
 
-    gymnax tasks stand under their plain names, others as `brax/...`, `haepo/...` and, of the optional libraries that are
-    installed, `jumanji/...` and so on.
+    gymnax tasks are listed by their plain names, others as `brax/...`, `haepo/...` and, for installed optional
+    libraries, `jumanji/...` and so on.
     """
     names = [*_full_names("gymnax"), *_full_names("brax"), *(f"haepo/{name}" for name in HAEPO)]
     names += [name for prefix in LIBRARIES if prefix not in ("gymnax", "brax") for name in _full_names(prefix)]
@@ -78,16 +78,16 @@ def list_envs() -> list[str]:
 
 
 def resolve_name(name: str) -> str:
-    """The canonical form of an environment's name: `gymnax/CartPole-v1` becomes `CartPole-v1`, others stay.
+    """The canonical form of an environment name: `gymnax/CartPole-v1` becomes `CartPole-v1`, others are unchanged.
 
-    Names of a library that is not installed are not checked; `make_env` says what to install.
+    Names of a library that is not installed are not checked; `make_env` then reports what to install.
 
     Raises:
-        TypeError: `name` is no string.
-        ValueError: no environment has that name (near matches among those installed are named), or it is not served.
+        TypeError: `name` is not a string.
+        ValueError: the environment does not exist (installed near matches are suggested), or it is not supported.
     """
     if not isinstance(name, str):
-        raise TypeError(f"an environment's name is a string, got {type(name).__name__}")
+        raise TypeError(f"the name of an environment must be a string, got {type(name).__name__}")
     canonical = name.removeprefix("gymnax/")
     reason = refusal(canonical)
     if reason is not None:
@@ -104,20 +104,20 @@ def resolve_name(name: str) -> str:
 
 
 def refusal(name: str) -> str | None:
-    """Why `make_env` does not serve a task of a library by name, or None."""
+    """Why `make_env` does not support a task by name, or None."""
     if name.startswith("xminigrid/XLand-"):
-        return "has no goal without a ruleset: give it one and pass it on as an object, hx.make_env((env, params))"
+        return "requires a ruleset: pass the environment as an object with its params, hx.make_env((env, params))"
     return REFUSED.get(name)
 
 
 def is_installed(prefix: str) -> bool:
-    """Whether the library behind a prefix can be imported."""
+    """Whether the library with this prefix is installed."""
     return importlib.util.find_spec(LIBRARIES[prefix].package) is not None
 
 
 @functools.cache
 def tasks_of(prefix: str) -> tuple[str, ...]:
-    """The names in a library's registry, in its order, those not served included; empty where it is not installed."""
+    """All names in the registry of a library, in its order, also unsupported ones; empty if it is not installed."""
     library = LIBRARIES[prefix]
     spec = importlib.util.find_spec(library.package)
     found: list[str] = []
@@ -134,5 +134,5 @@ def _full_names(prefix: str) -> list[str]:
 
 
 def _registered_at_runtime() -> list[str]:
-    """Names that a user has added with `gymnax.register`, which needs gymnax imported."""
+    """Names that the user has added with `gymnax.register`, if gymnax has been imported."""
     return list(getattr(sys.modules.get("gymnax.registration"), "registered_envs", ()))

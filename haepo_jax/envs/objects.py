@@ -1,6 +1,6 @@
-"""Environment objects: those of other libraries, which are adapted, and those that follow the protocol themselves.
+"""Environments from objects: those of other libraries are adapted, those that follow the protocol are used directly.
 
-An object can only exist where its library has been imported, so nothing is imported here to recognise one.
+If an object exists, its library has been imported; so nothing needs to be imported here to recognise it.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from haepo_jax.envs.kwargs import check_settings
 from haepo_jax.envs.libraries import in_32_bits, usual_promotion, x64_enabled
 from haepo_jax.messages import short
 
-# Our adapter's name, and the class of the environments that it takes.
+# Adapter name, and the base class of the environments that it adapts.
 _CLASSES: tuple[tuple[str, str, str], ...] = (
     ("gymnax", "gymnax.environments.environment", "Environment"),
     ("craftax", "craftax.environment_base.environment_bases", "EnvironmentNoAutoReset"),
@@ -40,44 +40,46 @@ _CLASSES: tuple[tuple[str, str, str], ...] = (
     ("pgx", "pgx.core", "Env"),
 )
 
-# Of wrappers' names: what the rollout does for every environment must not be done twice.
+# Parts of the names of wrappers that do what the rollout already does.
 _DONE_BY_THE_ROLLOUT = ("Vmap", "AutoReset", "Episode", "Eval")
 
 
 def from_object(obj: Any, **settings: Any) -> Environment:
-    """An environment from an object of a known library, or from one that follows the protocol.
+    """Creates an environment from an object of a known library, or from one that follows the protocol.
 
-    A registered pytree is returned as it is, any other object that follows the protocol as a `PlainEnvironment`, and one of
-    another library is adapted, alone or as a pair `(env, params)`.
+    Library objects are adapted, alone or as a pair `(env, params)`. A registered pytree that follows the protocol is
+    returned unchanged, any other object that follows it as a `PlainEnvironment`.
 
     Args:
-        obj: of gymnax, Craftax or XLand-MiniGrid, with or without its params, of Brax, Playground, Jumanji or Pgx; or one
-            with the members of `Environment`.
-        **settings: the keyword arguments of the library's `adapt_...` in `haepo_jax.envs`.
+        obj: an environment of gymnax, Craftax or XLand-MiniGrid, with or without its params, of Brax, Playground,
+          Jumanji
+            or Pgx; or an object with the members of `Environment`.
+        **settings: keyword arguments of the library's `adapt_...` function in `haepo_jax.envs`.
 
     Raises:
-        ValueError: an unknown setting, a horizon below 1, or an environment without a counterpart here.
-        TypeError: a member is missing, or what reset or step returns does not fit the protocol; a setting of the wrong
-            type, params where the library has none, or a wrapper that vectorises, resets or ends episodes.
+        ValueError: an unknown setting, a horizon below 1, or an unsupported environment.
+        TypeError: a member is missing, or the result of reset or step does not follow the protocol; a setting has the
+        wrong
+            type; params are given to a library without them; or a wrapper vectorises, resets or ends episodes.
     """
     adapted = _adapt(obj, **settings)
     if adapted is not None:
         return adapted
     if settings:
-        raise ValueError(f"{type(obj).__name__} takes no settings here: it has its own, and {short(settings)} came too")
+        raise ValueError(f"{type(obj).__name__} takes no settings, got {short(settings)}")
     members = ("name", "horizon", "observation_space", "action_space", "reset", "step")
     missing = [member for member in members if not hasattr(obj, member)]
     if missing:
-        raise TypeError(f"{type(obj).__name__} is no environment: it has no {', '.join(missing)}")
+        raise TypeError(f"{type(obj).__name__} is not an environment: it has no {', '.join(missing)}")
     if isinstance(obj, type):
-        raise TypeError(f"{obj.__name__} is a class: pass an instance")
+        raise TypeError(f"{obj.__name__} is a class; pass an instance")
     env = PlainEnvironment(_ByIdentity(obj)) if jax.tree_util.all_leaves([obj]) else obj
     check_environment(env)
     return env
 
 
 class _ByIdentity:
-    """Holds any object as static metadata: hashable whatever it is, and equal only to a holder of the same object."""
+    """Holds any object as static metadata; hashes and compares by the identity of the object."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -92,10 +94,10 @@ class _ByIdentity:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlainEnvironment(Replaceable):
-    """A user's ordinary object that follows the protocol, made a pytree without leaves; its numbers stay constants.
+    """A plain object that follows the protocol, wrapped as a pytree without leaves; its attributes are constants.
 
-    Rewards are cast to float32, flags to bool, state leaves to the dtypes they had before the step, and observations to the
-    precision that their space declares.
+    Rewards are cast to float32, flags to bool, state leaves to the dtypes before the step, and observations to the
+    precision declared by their space.
     """
 
     holder: _ByIdentity = static_field()
@@ -128,7 +130,7 @@ class PlainEnvironment(Replaceable):
         return after._replace(observation=self._as_declared(after.observation))
 
     def _as_declared(self, observation: PyTree) -> PyTree:
-        """Under `jax_enable_x64` numbers made without a dtype have 64 bits, which no space means unless it says so."""
+        """Casts observations to the declared precision: under `jax_enable_x64` arrays have 64 bits by default."""
         leaves, structure = jax.tree.flatten(strongly_typed(observation))
         spaces = jax.tree.leaves(self.observation_space)
         if not x64_enabled() or len(spaces) != len(leaves):
@@ -140,7 +142,7 @@ class PlainEnvironment(Replaceable):
         return jax.tree.unflatten(structure, cast)
 
     def __getattr__(self, name: str) -> Any:
-        # Reached only for what is not defined above: action_mask, if the object has one, and its own extras.
+        # Called only for names not defined above: an optional action_mask, and further attributes of the object.
         if name.startswith("__") or name == "holder":
             raise AttributeError(name)
         return getattr(self.holder.value, name)
@@ -151,7 +153,7 @@ def _same_kind(one: Any, other: Any) -> bool:
 
 
 def _adapt(obj: Any, **settings: Any) -> Any:
-    """The environment that an object of a known library is; None for anything else."""
+    """Adapts an object of a known library; None for anything else."""
     inner, *params = obj if type(obj) is tuple and len(obj) == 2 else (obj,)
     for library, module, base in _CLASSES:
         if module not in sys.modules or not isinstance(inner, getattr(sys.modules[module], base)):
@@ -161,8 +163,8 @@ def _adapt(obj: Any, **settings: Any) -> Any:
         adapter = getattr(importlib.import_module(f"haepo_jax.envs.{library}"), f"adapt_{library}")
         arguments = inspect.signature(adapter).parameters
         if params and "params" not in arguments:
-            raise TypeError(f"{name} has no params: pass the environment by itself")
-        # The adapters look at the values themselves: some may be of several types.
+            raise TypeError(f"{name} has no params; pass the environment alone")
+        # The adapters check the values themselves, since some may have several types.
         check_settings(name, settings, {key: None for key, x in arguments.items() if x.kind is x.KEYWORD_ONLY})
         with in_32_bits(), usual_promotion():
             return adapter(name, inner, *params, **settings)
@@ -173,9 +175,9 @@ def _check_object(name: str, inner: Any) -> None:
     try:
         hash(inner)
     except TypeError:
-        raise TypeError(f"{name} cannot be hashed, which an object that is compiled in must be") from None
+        raise TypeError(f"{name} must be hashable") from None
     while inner is not None:
         wrapper = type(inner).__name__
         if wrapper.endswith("Wrapper") and any(word in wrapper for word in _DONE_BY_THE_ROLLOUT):
-            raise TypeError(f"{name}: leave out {wrapper}: the rollout vectorises, resets and ends episodes by itself")
+            raise TypeError(f"{name}: remove {wrapper}; the rollout itself vectorises, resets and truncates episodes")
         inner = vars(inner).get("env", vars(inner).get("_env")) if hasattr(inner, "__dict__") else None

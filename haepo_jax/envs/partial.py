@@ -1,4 +1,4 @@
-"""Environments that show only a part of what they know, so that a policy has to remember."""
+"""Partially observed environments, which require memory."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ from haepo_jax.envs.base import Array, Box, Environment, Replaceable, TimeStep, 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class PartiallyObserved(Replaceable):
-    """Another environment, whose observation is a vector, of which only the entries `visible` are seen."""
+    """Wraps an environment with vector observations and shows only the entries `visible`."""
 
     env: Environment
     visible: tuple[int, ...] = static_field()
@@ -46,10 +46,10 @@ class PartiallyObserved(Replaceable):
 
 
 def make_hidden_cartpole(**kwargs: Any) -> PartiallyObserved:
-    """CartPole-v1 without its velocities: the positions of cart and pole, (2,), are seen.
+    """CartPole-v1 without velocities; the observation, (2,), has the positions of cart and pole.
 
     Args:
-        **kwargs: of CartPole-v1.
+        **kwargs: settings of CartPole-v1.
     """
     from haepo_jax.envs.gymnax import make_gymnax
 

@@ -1,7 +1,7 @@
-"""Pgx's games under the environment protocol (optional: `pip install 'haepo_jax[pgx]'`).
+"""Pgx games under the environment protocol (optional: `pip install 'haepo_jax[pgx]'`).
 
 Koyamada et al., "Pgx: Hardware-Accelerated Parallel Game Simulators for Reinforcement Learning" (arXiv 2303.17503). The
-agent is player 0, who begins in about half of the games; the other players are part of the environment.
+agent is player 0, who moves first in about half of the games; the other players are part of the environment.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from haepo_jax.messages import short
 AGENT = 0
 
 Opponent: TypeAlias = Callable[[Array, Array, Array], Array]
-"""(key, observation, valid actions (n,) bool) -> action () int32: a move of the player whose turn it is."""
+"""(key, observation, valid actions (n,) bool) -> action () int32: a move of the current player."""
 
-# Games that end by themselves: the most moves that one player can make in one.
+# Games of bounded length: the maximum number of moves of one player.
 _LONGEST_GAME: dict[str, int] = {
     "animal_shogi": 128,
     "chess": 256,
@@ -38,12 +38,12 @@ _LONGEST_GAME: dict[str, int] = {
 
 
 def random_opponent(key: Array, observation: Array, valid: Array) -> Array:
-    """Any valid action, all equally likely."""
+    """A uniformly random valid action."""
     return jax.random.categorical(key, jnp.where(valid, 0.0, -jnp.inf))
 
 
 class PgxState(NamedTuple):
-    """Pgx's own state, whose turn is the agent's; and int32 (), the moves that the agent has made."""
+    """Pgx's state, in which it is the agent's turn; and int32 (), the number of moves of the agent."""
 
     inner: Any
     steps: Array
@@ -52,7 +52,7 @@ class PgxState(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class PgxEnv(LibraryEnvironment):
-    """A Pgx game. A step is a move of the agent and all moves of others up to its next turn; rewards of these add up."""
+    """A Pgx game. A step is a move of the agent and all opponent moves until its next turn, with the sum of rewards."""
 
     opponent: Opponent = static_field()
 
@@ -71,17 +71,17 @@ class PgxEnv(LibraryEnvironment):
         return new, inner.observation, reward, inner.terminated, truncated
 
     def action_mask(self, state: PgxState) -> Array:
-        """The rules' own."""
+        """The legal actions."""
         return state.inner.legal_action_mask
 
     def _keys(self, key: Array) -> tuple[Array, Array]:
-        """Of the agent's move and of the others'. A game for one player has no others: to split its key all the same
-        costs a fifth of a step of MinAtar's Breakout."""
+        """The keys of the agent's and the opponents' moves. Not split for one player: splitting would take a fifth of
+        the time of a step of MinAtar's Breakout."""
         own_key, others_key = (key, key) if self.inner.num_players == 1 else jax.random.split(key)
         return own_key, others_key
 
     def _others(self, key: Array, inner: Any) -> tuple[Any, Array]:
-        """The moves of others until it is the agent's turn or the game is over, and what the agent was paid."""
+        """Plays the opponents' moves until the agent's turn or the end; returns the state and the agent's reward."""
         if self.inner.num_players == 1:
             return inner, inner.rewards[AGENT]
 
@@ -101,14 +101,14 @@ class PgxEnv(LibraryEnvironment):
 
 
 def make_pgx(task: str, **kwargs: Any) -> PgxEnv:
-    """Build the game `task` (`connect_four`, not `pgx/connect_four`).
+    """Creates the Pgx game `task` (`connect_four`, not `pgx/connect_four`).
 
     Args:
-        task: of those that `list_envs` names.
-        **kwargs: `opponent` and `episode_length`; see `adapt_pgx`. For other settings pass an object of your own.
+        task: one of the tasks in `list_envs`.
+        **kwargs: `opponent` and `episode_length`; see `adapt_pgx`. For other settings pass a Pgx object.
 
     Raises:
-        ValueError: an unknown setting, or a value that cannot be used.
+        ValueError: an unknown setting, or an invalid value.
         TypeError: a setting of the wrong type.
         ImportError: Pgx is not installed.
     """
@@ -120,30 +120,30 @@ def make_pgx(task: str, **kwargs: Any) -> PgxEnv:
 
 @functools.cache
 def _build(library: Any, task: str) -> Any:
-    """Pgx's environment object: always the same one, because JAX's caches know it by identity."""
+    """Pgx's environment object, cached because JAX's caches compare it by identity."""
     return library.make(task)
 
 
 def adapt_pgx(
     name: str, inner: Any, *, opponent: str | Opponent = "random", episode_length: int | None = None
 ) -> PgxEnv:
-    """An object of Pgx's `Env` class as it is.
+    """Adapts an instance of Pgx's `Env`.
 
     Args:
-        name: for messages.
-        inner: the object.
-        opponent: "random", or from Python a function for the moves of all other players (see `Opponent`), such as one
-            that asks a policy trained before.
-        episode_length: a limit on the agent's moves; None: what the game cannot exceed, or 1000.
+        name: name in messages.
+        inner: the Pgx environment.
+        opponent: "random", or from Python a function that selects the moves of all other players (see `Opponent`), for
+            example with a trained policy.
+        episode_length: limit on the agent's moves; None: the maximum length of the game, or 1000.
 
     Raises:
-        ValueError: an opponent that is neither, or a limit below 1.
-        TypeError: a limit that is no integer.
+        ValueError: an invalid opponent, or a limit below 1.
+        TypeError: the limit is not an integer.
     """
     if opponent == "random":
         opponent = random_opponent
     if not callable(opponent):
-        raise ValueError(f"{name}: opponent must be 'random', or from Python a function, got {short(opponent)}")
+        raise ValueError(f"{name}: opponent must be 'random' or, from Python, a function, got {short(opponent)}")
     start = jax.eval_shape(inner.init, jax.eval_shape(lambda: jax.random.key(0)))
     low, high = (0, 1) if start.observation.dtype == jnp.bool_ else (-np.inf, np.inf)
     limit = _longest_game(inner) if episode_length is None else episode_length
@@ -155,6 +155,6 @@ def adapt_pgx(
 def _longest_game(inner: Any) -> int:
     if inner.id == "hex":
         return (inner.size**2 + 1) // 2
-    if inner.id.startswith("go_"):  # Pgx ends a game after two moves for each point of the board
+    if inner.id.startswith("go_"):  # Pgx ends a game after two moves per board point
         return int(inner.id.rpartition("x")[2]) ** 2
     return _LONGEST_GAME.get(inner.id, 1000)

@@ -1,4 +1,4 @@
-"""What Brax and MuJoCo Playground share: a `State` with obs, reward and done, and a physics model to be swapped."""
+"""Shared adapter of Brax and MuJoCo Playground, whose physics model can be replaced."""
 
 import contextlib
 import copy
@@ -18,7 +18,7 @@ from haepo_jax.envs.libraries import LibraryEnvironment, check_horizon
 
 
 class PhysicsState(NamedTuple):
-    """The library's own state, and the number of steps taken."""
+    """The library's state, and the number of steps taken."""
 
     inner: Any
     steps: Array  # int32 ()
@@ -28,25 +28,25 @@ class PhysicsState(NamedTuple):
 @dataclasses.dataclass(frozen=True, eq=False)
 class PhysicsEnv(LibraryEnvironment):
     """A Brax or Playground task. Its leaves are the whole physics model (masses, friction, gains, gravity, ...), so
-    `env.replace(params=env.params.replace(...))` is domain randomisation. Actions are in [-1, 1].
+    `env.replace(params=env.params.replace(...))` allows domain randomisation. Actions are in [-1, 1].
     """
 
-    model_attribute: str = static_field()  # where `inner` keeps the model; empty where there is none
+    model_attribute: str = static_field()  # the attribute of `inner` that holds the model; "" if there is none
 
     def _reset(self, key: Array) -> tuple[PyTree, PyTree]:
         inner = strongly_typed(self._with_params().reset(key))
         return PhysicsState(inner, jnp.zeros((), jnp.int32)), inner.obs
 
     def _step(self, key: Array, state: PhysicsState, action: Array) -> tuple[PyTree, PyTree, Any, Any, Any]:
-        """The physics draws no random numbers, so `key` is not used."""
-        # Some tasks write into state.metrics, a dict: give them a copy of the containers.
+        """One step. The physics is deterministic, so `key` is not used."""
+        # Some tasks modify the dict state.metrics in place, so pass a copy of the containers.
         inner_state = jax.tree.map(lambda leaf: leaf, state.inner)
         inner = self._with_params().step(inner_state, action)
         new = PhysicsState(inner, state.steps + 1)
         return new, inner.obs, inner.reward, inner.done > 0.5, new.steps >= self.horizon
 
     def _with_params(self) -> Any:
-        """`inner` with this model in place: on a shallow copy, because environments made alike share `inner`."""
+        """A shallow copy of `inner` with this model; `inner` is shared by environments with the same arguments."""
         if not self.model_attribute:
             return self.inner
         inner = copy.copy(self.inner)
@@ -55,7 +55,7 @@ class PhysicsEnv(LibraryEnvironment):
 
 
 def make_physics(name: str, inner: Any, model_attribute: str, horizon: int) -> PhysicsEnv:
-    """Wrap a Brax or Playground environment object; the observation's space is read off its reset.
+    """Adapts a Brax or Playground environment object; its observation space is derived from `reset`.
 
     Raises:
         ValueError: a horizon below 1.
@@ -69,7 +69,7 @@ def make_physics(name: str, inner: Any, model_attribute: str, horizon: int) -> P
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what the physics libraries print, log and warn of while they are imported and load a model."""
+    """Silences the output, logs and warnings of the physics libraries while they are imported and load a model."""
     level = logging.root.manager.disable
     with (
         contextlib.redirect_stdout(io.StringIO()),
@@ -81,7 +81,7 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.WARNING)
         stack.callback(logging.disable, level)
         mujoco: Any = importlib.import_module("mujoco")
-        # MuJoCo's C code prints its warnings itself, and writes MUJOCO_LOG.TXT into the working directory.
+        # MuJoCo's C code prints warnings directly, and writes MUJOCO_LOG.TXT to the working directory.
         if hasattr(mujoco, "set_mju_user_warning"):
             previous = mujoco.get_mju_user_warning()
             mujoco.set_mju_user_warning(lambda message: None)

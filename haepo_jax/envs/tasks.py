@@ -1,5 +1,4 @@
-"""The tasks that come with the package, by name; and two of them, those of the source paper's own experiments (arXiv
-2508.18884)."""
+"""The built-in tasks by name, and two of them: the bandit and random walk of the HAEPO paper (arXiv 2508.18884)."""
 
 import dataclasses
 import math
@@ -15,18 +14,18 @@ from haepo_jax.envs.partial import make_hidden_cartpole
 from haepo_jax.envs.tokens import make_addition, make_countdown, make_reverse
 
 LARGEST = 1_000_000
-"""The most arms or cells: an observation is as long."""
+"""The maximum number of arms or cells, which is also the observation size."""
 
 
 class BanditParams(NamedTuple):
-    """means: (num_arms,) mean reward of each arm; noise_std: () standard deviation of a pull about it."""
+    """means: (num_arms,), mean reward of each arm; noise_std: (), standard deviation of the reward noise."""
 
     means: Array
     noise_std: Array
 
 
 class BanditState(NamedTuple):
-    """pulls: int32 () made so far."""
+    """pulls: int32 (), number of pulls so far."""
 
     pulls: Array
 
@@ -34,7 +33,7 @@ class BanditState(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bandit(Replaceable):
-    """A stationary k-armed bandit with Gaussian rewards, several pulls an episode (see `make_bandit`)."""
+    """A stationary k-armed bandit with Gaussian rewards and several pulls per episode (see `make_bandit`)."""
 
     params: BanditParams
     num_arms: int = static_field()
@@ -53,12 +52,12 @@ class Bandit(Replaceable):
         return Discrete(self.num_arms)
 
     def reset(self, key: Array) -> tuple[BanditState, Array]:
-        """Start an episode; the arms are the same in all of them."""
+        """Starts an episode; all episodes have the same arms."""
         state = BanditState(jnp.zeros((), jnp.int32))
         return state, self._observe(state, jnp.zeros((self.num_arms,)), jnp.zeros(()))
 
     def step(self, key: Array, state: BanditState, action: Array) -> TimeStep:
-        """Pull an arm. The last pull ends the task, so it terminates: nothing follows that could be cut off."""
+        """Pulls an arm. The last pull terminates the episode; it is never truncated."""
         noise = self.params.noise_std * jax.random.normal(key, dtype=jnp.float32)
         reward = self.params.means[action] + noise
         state = BanditState(state.pulls + 1)
@@ -71,16 +70,16 @@ class Bandit(Replaceable):
 
 
 def make_bandit(*, num_arms: int = 10, num_pulls: int = 10, noise_std: float = 1.0, seed: int = 0) -> Bandit:
-    """A k-armed bandit whose mean rewards are drawn once, from a standard normal, when it is made.
+    """A k-armed bandit whose mean rewards are drawn once, at construction, from a standard normal distribution.
 
-    The observation, (num_arms + 2,), is the last arm pulled as one-hot (zeros at the start), its reward, and the share
-    of pulls left. The best return is `num_pulls * env.params.means.max()` on average.
+    The observation, (num_arms + 2,), is the last arm pulled as one-hot (zeros at the start), its reward, and the
+    fraction of pulls left. The best expected return is `num_pulls * env.params.means.max()`.
 
     Args:
         num_arms: number of arms.
-        num_pulls: pulls in an episode, the horizon.
-        noise_std: standard deviation of a reward about its arm's mean (leaf `params.noise_std`).
-        seed: draws the means (leaf `params.means`).
+        num_pulls: pulls per episode, the horizon.
+        noise_std: standard deviation of a reward around the mean of its arm (leaf `params.noise_std`).
+        seed: seed of the means (leaf `params.means`).
 
     Raises:
         ValueError: fewer than one arm or pull, more arms than `LARGEST`, or a negative noise_std.
@@ -97,14 +96,14 @@ def make_bandit(*, num_arms: int = 10, num_pulls: int = 10, noise_std: float = 1
 
 
 class RandomWalkParams(NamedTuple):
-    """reward: () at the far end; slip: () probability that a move goes the other way."""
+    """reward: (), reward at the right end; slip: (), probability that a move goes the other way."""
 
     reward: Array
     slip: Array
 
 
 class RandomWalkState(NamedTuple):
-    """position: int32 () from the left; steps: int32 () taken."""
+    """position: int32 (), from the left; steps: int32 (), taken so far."""
 
     position: Array
     steps: Array
@@ -113,7 +112,7 @@ class RandomWalkState(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class RandomWalk(Replaceable):
-    """A chain walked left (action 0) and right (1), with the only reward at its right end (see `make_random_walk`)."""
+    """A chain with moves to the left (action 0) and right (1) and a reward at its right end; see `make_random_walk`."""
 
     params: RandomWalkParams
     length: int = static_field()
@@ -132,13 +131,13 @@ class RandomWalk(Replaceable):
         return Discrete(2)
 
     def reset(self, key: Array) -> tuple[RandomWalkState, Array]:
-        """Start at the left end."""
+        """Starts at the left end."""
         zero = jnp.zeros((), jnp.int32)
         state = RandomWalkState(zero, zero)
         return state, self._observe(state)
 
     def step(self, key: Array, state: RandomWalkState, action: Array) -> TimeStep:
-        """Move by one; the left end is a wall, the right end terminates, the horizon truncates."""
+        """Moves by one cell; the left end is a wall, the right end terminates, the horizon truncates."""
         slips = jax.random.bernoulli(key, self.params.slip)
         right = jnp.logical_xor(action == 1, slips)
         position = jnp.clip(state.position + jnp.where(right, 1, -1), 0, self.length - 1).astype(jnp.int32)
@@ -153,26 +152,24 @@ class RandomWalk(Replaceable):
 
 
 def make_random_walk(*, length: int = 10, horizon: int = 100, reward: float = 1.0, slip: float = 0.0) -> RandomWalk:
-    """A chain of `length` cells; the walk starts at the left end and is paid once, at the right end, which ends the
-    episode.
+    """A chain of `length` cells; episodes start at the left end and terminate with a reward at the right end.
 
     The observation, (length,), is the position as one-hot. The best return is `reward`, after length - 1 steps. A
-    policy that moves at random needs about (length - 1)^2 steps, so length and horizon together set how rare the first
-    reward is.
+    random policy needs about (length - 1)^2 steps, so length and horizon together determine how sparse the reward is.
 
     Args:
         length: number of cells, from 2 to `LARGEST`.
         horizon: time limit in steps, at least length - 1.
-        reward: paid at the right end (leaf `params.reward`).
+        reward: reward at the right end (leaf `params.reward`).
         slip: probability that a move goes the other way (leaf `params.slip`).
 
     Raises:
-        ValueError: a value out of range, or a right end out of reach.
+        ValueError: a value is out of range, or the right end cannot be reached.
     """
     _within("haepo/random_walk", length=(length, 2, LARGEST), horizon=(horizon, 1, math.inf), slip=(slip, 0, 1))
     if horizon < length - 1:
         raise ValueError(
-            f"haepo/random_walk: the far end of length={length} is out of reach in horizon={horizon} steps"
+            f"haepo/random_walk: the right end of length={length} cannot be reached in horizon={horizon} steps"
         )
     params = RandomWalkParams(jnp.asarray(reward, jnp.float32), jnp.asarray(slip, jnp.float32))
     return RandomWalk(params, length, horizon)
@@ -189,14 +186,14 @@ TASKS: dict[str, Callable[..., Any]] = {
 
 
 def make_task(task: str, **kwargs: Any) -> Any:
-    """Build one of the package's tasks by the last part of its name, checking the settings' names and types.
+    """Creates a built-in task by the last part of its name, after checking the names and types of the settings.
 
     Raises:
-        ValueError: an unknown setting, or a value out of range.
+        ValueError: an unknown setting, or a value is out of range.
         TypeError: a setting of the wrong type.
     """
     factory = TASKS[task]
-    if factory is not make_hidden_cartpole:  # whose settings are those of CartPole
+    if factory is not make_hidden_cartpole:  # its settings are checked by CartPole
         check_settings(f"haepo/{task}", kwargs, constructor_settings(factory))
     return factory(**kwargs)
 

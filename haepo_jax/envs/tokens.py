@@ -1,8 +1,8 @@
-"""Token tasks: a prompt, a completion of one token an action, and a reward that can be verified, at its end.
+"""Token tasks: a prompt, a completion with one token per action, and a verifiable reward at its end.
 
-The prompt is played too: its tokens are the only valid actions until it has been said. So an observation is the last
-token alone, a policy that remembers is a language model, a forced token has probability one and no gradient, and every
-algorithm can play. What is forced and pays nothing is no decision and counts in no mean over steps; see
+The prompt is part of the episode: its tokens are forced, that is, the only valid actions until the prompt is complete.
+So the observation is just the last token, a recurrent policy is a language model, a forced token has probability one
+and no gradient, and every algorithm applies. Forced tokens without reward do not count in means over steps; see
 `haepo_jax.rollout.Trajectory.decisions`.
 """
 
@@ -18,20 +18,20 @@ import numpy as np
 from haepo_jax.envs.base import Array, Discrete, Replaceable, TimeStep, static_field
 
 END = 0
-"""The token that ends a completion, and that pads prompts, answers and completions to their length."""
+"""The token that ends a completion, and pads prompts, answers and completions."""
 
 Sample: TypeAlias = Callable[[Array], tuple[Array, Any]]
 Reward: TypeAlias = Callable[[Array, Any, Array], Array]
 
 
 def exact_match(prompt: Array, answer: Array, completion: Array) -> Array:
-    """1 where the completion is the answer, token by token and ended where it ends; else 0."""
+    """1 if the completion equals the answer, including its end; else 0."""
     return jnp.all(completion == answer).astype(jnp.float32)
 
 
 class TokenState(NamedTuple):
-    """prompt: (P,) int32; answer: what the reward is judged by; completion: (C,) int32 so far; time: () int32, tokens
-    said after the prompt's first."""
+    """prompt: (P,) int32; answer: passed to the reward; completion: (C,) int32, so far; time: () int32, steps so
+    far."""
 
     prompt: Array
     answer: Any
@@ -42,23 +42,23 @@ class TokenState(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenTask(Replaceable):
-    """A task of one's own is a sampler of prompts and a reward, pure functions in jax.
+    """A token task, defined by a prompt sampler and a reward, both pure JAX functions.
 
     Attributes:
-      name: of the task.
-      alphabet: one character for each token but the end's, token i being `alphabet[i - 1]`.
-      max_prompt: P, tokens of the longest prompt.
-      max_completion: C, tokens of the longest completion, its end included; one that does not end is cut off there.
-      sample: key -> prompt (P,) int32 and answer, both padded with `END`. The answer may be anything that the reward
-        needs; to learn from demonstrations (`algo=supervised`) it must be a right completion (C,).
-      reward: prompt (P,), answer, completion (C,) -> () float32, called once the completion has ended.
+      name: name of the task.
+      alphabet: one character per token except `END`; token i is `alphabet[i - 1]`.
+      max_prompt: P, maximum prompt length in tokens.
+      max_completion: C, maximum completion length in tokens, including `END`; longer completions are cut off.
+      sample: key -> prompt (P,) int32 and answer, both padded with `END`. The answer can be anything that the reward
+        needs; for learning from demonstrations (`algo=supervised`) it must be a correct completion (C,).
+      reward: prompt (P,), answer, completion (C,) -> () float32, evaluated at the end of the completion.
 
     Examples:
       >>> import jax, jax.numpy as jnp
       >>> from haepo_jax.envs import TokenTask
       >>> def sample(key):
       ...     prompt = jax.random.randint(key, (5,), 1, 3)  # of a and b
-      ...     return prompt, jnp.array([1 + jnp.sum(prompt == 2) % 2, 0])  # b where the number of b is odd
+      ...     return prompt, jnp.array([1 + jnp.sum(prompt == 2) % 2, 0])  # b if the number of b is odd
       >>> task = TokenTask("parity", alphabet="ab", max_prompt=5, max_completion=2, sample=sample)
       >>> task.decode([1, 2, 2, 0, 0])
       'abb'
@@ -84,7 +84,7 @@ class TokenTask(Replaceable):
         return Discrete(len(self.alphabet) + 1)
 
     def reset(self, key: Array) -> tuple[TokenState, Array]:
-        """A new prompt; its first token is the first observation."""
+        """Samples a prompt; its first token is the first observation."""
         prompt, answer = self.sample(key)
         if jnp.shape(prompt) != (self.max_prompt,):
             raise TypeError(
@@ -97,7 +97,7 @@ class TokenTask(Replaceable):
         return state, prompt[0]
 
     def step(self, key: Array, state: TokenState, action: Array) -> TimeStep:
-        """Say one token, or the next of the prompt."""
+        """Appends a token to the completion, or the next forced token of the prompt."""
         forced, place = self._forced(state), state.time + 1 - self._prompt_length(state)
         token = jnp.where(forced, self._next_of_prompt(state), action)
         completion = jnp.where(jnp.arange(self.max_completion) == place, token, state.completion)
@@ -109,23 +109,25 @@ class TokenTask(Replaceable):
         return TimeStep(state, token, jnp.where(ended, reward, 0.0), ended, jnp.zeros((), bool))
 
     def action_mask(self, state: TokenState) -> Array:
-        """All tokens, or while the prompt is said its next one."""
+        """All tokens, or only the next token of an unfinished prompt."""
         tokens = jnp.arange(self.action_space.n)
         return jnp.where(self._forced(state), tokens == self._next_of_prompt(state), True)
 
     def demonstration(self, state: TokenState) -> Array:
-        """What an expert does from a start, (horizon,) int32: it says the prompt and the answer, and ends.
+        """The actions of an expert from an initial state, (horizon,) int32: the rest of the prompt, then the answer.
 
         Raises:
-          TypeError: the answer is no completion.
+          TypeError: the answer is not a completion.
         """
         answer = state.answer
         if jnp.shape(answer) != (self.max_completion,) or not jnp.issubdtype(jnp.asarray(answer).dtype, jnp.integer):
-            raise TypeError(f"{self.name} has no demonstrations: its answers are no tokens ({self.max_completion},)")
+            raise TypeError(
+                f"{self.name} has no demonstrations: its answers are not tokens of shape ({self.max_completion},)"
+            )
         return join(state.prompt[1:], answer, length=self.horizon)
 
     def encode(self, text: str, length: int) -> np.ndarray[Any, Any]:
-        """Tokens (length,) int32, padded with `END`; raises ValueError for a character that is not in the alphabet."""
+        """Encodes text as tokens (length,) int32, padded with `END`; raises ValueError for an unknown character."""
         unknown = sorted(set(text) - set(self.alphabet))
         if unknown or len(text) > length:
             what = f"has no character {unknown[0]!r}" if unknown else f"takes at most {length} tokens here"
@@ -133,12 +135,12 @@ class TokenTask(Replaceable):
         return np.array([self.alphabet.index(c) + 1 for c in text] + [END] * (length - len(text)), np.int32)
 
     def decode(self, tokens: Any) -> str:
-        """The text before the first `END`."""
+        """Decodes tokens to text, up to the first `END`."""
         ids = np.asarray(tokens).tolist()
         return "".join(self.alphabet[i - 1] for i in ids[: ids.index(END) if END in ids else None])
 
     def _prompt_length(self, state: TokenState) -> Array:
-        # A task without a prompt starts from the end's token.
+        # A task without a prompt starts from `END`.
         return jnp.maximum(jnp.sum(state.prompt != END, dtype=jnp.int32), 1)
 
     def _forced(self, state: TokenState) -> Array:
@@ -148,15 +150,15 @@ class TokenTask(Replaceable):
         return state.prompt[jnp.minimum(state.time + 1, self.max_prompt - 1)]
 
 
-def join(*pieces: Any, length: int) -> Array:
-    """Padded pieces, or single tokens, as one: their tokens in order, padded with `END` to (length,) int32."""
-    tokens = jnp.concatenate([jnp.atleast_1d(jnp.asarray(piece, jnp.int32)) for piece in pieces])
+def join(*parts: Any, length: int) -> Array:
+    """Concatenates padded sequences or single tokens; the result is padded with `END` to (length,) int32."""
+    tokens = jnp.concatenate([jnp.atleast_1d(jnp.asarray(part, jnp.int32)) for part in parts])
     tokens = tokens[jnp.argsort(tokens == END, stable=True)]
     return jnp.pad(tokens, (0, max(0, length - len(tokens))))[:length]
 
 
 def number(value: Array, digits: int) -> Array:
-    """A number below 10^digits as tokens (digits,), first digit first, padded; "0" to "9" are the tokens 1 to 10."""
+    """A number below 10^digits as tokens (digits,), padded, leading digit first; "0" to "9" are the tokens 1 to 10."""
     powers = jnp.array([10**i for i in reversed(range(digits))])
     leading = (value < powers) & (powers > 1)
     return join(jnp.where(leading, END, value // powers % 10 + 1), length=digits)
@@ -164,10 +166,10 @@ def number(value: Array, digits: int) -> Array:
 
 @functools.cache
 def make_addition(*, digits: int = 2) -> TokenTask:
-    """The sum of two numbers: "17+85=" is answered by "102". A right answer earns 1.
+    """Addition of two numbers: the answer to "17+85=" is "102". The reward of a correct answer is 1.
 
     Args:
-        digits: of the longest number, 1 to 8.
+        digits: maximum number of digits, 1 to 8.
 
     Raises:
         ValueError: out of range.
@@ -187,11 +189,11 @@ def make_addition(*, digits: int = 2) -> TokenTask:
 
 @functools.cache
 def make_reverse(*, letters: int = 10, length: int = 6) -> TokenTask:
-    """A word said backwards: "face=" is answered by "ecaf". A right answer earns 1.
+    """Reversal of a word: the answer to "face=" is "ecaf". The reward of a correct answer is 1.
 
     Args:
-        letters: of the alphabet, 2 to 26.
-        length: of the longest word, 1 to 1000; all lengths up to it are as likely.
+        letters: size of the alphabet, 2 to 26.
+        length: maximum word length, 1 to 1000; lengths are uniformly distributed.
 
     Raises:
         ValueError: out of range.
@@ -212,13 +214,13 @@ def make_reverse(*, letters: int = 10, length: int = 6) -> TokenTask:
 
 @functools.cache
 def make_countdown(*, numbers: int = 3) -> TokenTask:
-    """Numbers from 1 to 9 to be combined to a target by +, - and *, calculated from left to right.
+    """Numbers from 1 to 9 must be combined to a target with +, - and *, evaluated from left to right.
 
-    "357=22:" is answered by "3*5+7", or by any other expression that uses each number once and comes to 22; that earns
-    1. Every target can be reached.
+    An answer to "357=22:" is "3*5+7"; the reward is 1 for any expression that uses each number once and evaluates to
+    22. Every target is reachable.
 
     Args:
-        numbers: how many, 2 to 6.
+        numbers: how many numbers, 2 to 6.
 
     Raises:
         ValueError: out of range.

@@ -1,4 +1,4 @@
-"""XLand-MiniGrid's tasks under the environment protocol (optional: `pip install 'haepo_jax[xminigrid]'`).
+"""XLand-MiniGrid tasks under the environment protocol (optional: `pip install 'haepo_jax[xminigrid]'`).
 
 Nikulin et al., "XLand-MiniGrid: Scalable Meta-Reinforcement Learning Environments in JAX" (arXiv 2312.12044).
 """
@@ -18,9 +18,9 @@ from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class XMiniGridEnv(LibraryEnvironment):
-    """An XLand-MiniGrid task; its state is the library's `TimeStep`, and its randomness that state's own.
+    """An XLand-MiniGrid task; its state is the library's `TimeStep`, which also holds the PRNG key.
 
-    Of `params` only XLand's `ruleset` has leaves: `env.replace(params=...)` vmaps over rulesets.
+    In `params` only XLand's `ruleset` has leaves: `env.replace(params=...)` can be vmapped over rulesets.
     """
 
     def _reset(self, key: Array) -> tuple[PyTree, PyTree]:
@@ -29,19 +29,19 @@ class XMiniGridEnv(LibraryEnvironment):
 
     def _step(self, key: Array, state: Any, action: Array) -> tuple[PyTree, PyTree, Any, Any, Any]:
         new = self.inner.step(self.params, state, action)
-        # An end with a discount of 0 is the episode's own, any other one the time limit's.
+        # A discount of 0 marks termination; other ends are due to the time limit.
         return new, new.observation, new.reward, new.last() & (new.discount == 0), new.last()
 
 
 def make_xminigrid(task: str, **kwargs: Any) -> XMiniGridEnv:
-    """Build the task `task` (`MiniGrid-Empty-5x5`, not `xminigrid/MiniGrid-Empty-5x5`).
+    """Creates the task `task` (`MiniGrid-Empty-5x5`, not `xminigrid/MiniGrid-Empty-5x5`).
 
     Args:
-        task: of those that `list_envs` names.
+        task: one of the tasks in `list_envs`.
         **kwargs: fields of the task's `EnvParams`: `max_steps`, `view_size`, `height`, ...
 
     Raises:
-        ValueError: an unknown setting, or a value that the task refuses.
+        ValueError: an unknown setting, or an invalid value.
         TypeError: a setting of the wrong type.
         ImportError: xminigrid is not installed.
     """
@@ -55,19 +55,19 @@ def make_xminigrid(task: str, **kwargs: Any) -> XMiniGridEnv:
 
 @functools.cache
 def _build(library: Any, task: str) -> Any:
-    """The library's environment object: always the same one, because JAX's caches know it by identity."""
+    """The library's environment object, cached because JAX's caches compare it by identity."""
     return library.make(task)
 
 
 def adapt_xminigrid(name: str, inner: Any, params: Any = None) -> XMiniGridEnv:
-    """An environment object of the library, wrapped or not, with its params or its default ones.
+    """Adapts an environment object of the library, wrapped or not, with its params or the default ones.
 
     Raises:
-        ValueError: no time limit.
+        ValueError: there is no time limit.
     """
     params = inner.default_params() if params is None else params
     if params.max_steps is None:
-        raise ValueError(f"{name}: params.max_steps is None, and a time limit is needed")
+        raise ValueError(f"{name}: params.max_steps is None, but a time limit is required")
     horizon = check_horizon(name, "max_steps", params.max_steps)
     actions = Discrete(int(inner.num_actions(params)))
     env = XMiniGridEnv(jax.tree.map(jnp.asarray, params), inner, name, horizon, None, actions)
@@ -75,7 +75,7 @@ def adapt_xminigrid(name: str, inner: Any, params: Any = None) -> XMiniGridEnv:
 
 
 def _observation_space(observation: Any) -> Any:
-    """Unbounded boxes, but for the usual view (height, width, 2), whose entries are numbers of tiles and of colours."""
+    """Unbounded boxes, except for the usual view (height, width, 2) of tile and colour indices."""
     if isinstance(observation, dict) or observation.dtype != jnp.uint8 or observation.shape[-1] != 2:
         return space_of(observation)
     return Box(0, 12, observation.shape, observation.dtype)

@@ -1,4 +1,4 @@
-"""What every loss asks of its arguments, refused by name: function, argument, what came and what would be right."""
+"""Argument checks of the losses; each error names the function, the argument, the value and what is expected."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from haepo_jax.messages import did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Checks:
-    """The checks of one public function; ``function`` is the name that its error messages start with.
+    """Argument checks of one public function; error messages start with its name, ``function``.
 
-    Only shapes, dtypes and Python numbers are looked at, so every check also works on tracers under ``jit`` and
-    ``vmap``. A dtype that cannot be used is a TypeError, anything else a ValueError.
+    Only shapes, dtypes and Python numbers are inspected, so every check also works on tracers under ``jit`` and
+    ``vmap``. An unsupported dtype raises TypeError, anything else ValueError.
     """
 
     function: str
@@ -34,9 +34,10 @@ class Checks:
         min_ndim: int = 0,
         integers: Any = None,
     ) -> jax.Array:
-        """Returns ``value`` in at least float32; refuses another ``shape``, where one is asked for (that of ``like``), and an
-        empty axis. ``integers``: the dtype that integers and booleans are cast to (returns, rewards); None: they are
-        refused (log-probabilities).
+        """Returns ``value`` in at least float32; rejects empty axes and, if ``shape`` is given, any other shape.
+
+        ``like`` describes ``shape`` in the error message. ``integers`` is the dtype that integers and booleans are cast
+        to (returns, rewards); with None they are rejected (log-probabilities).
         """
         array = self._array(name, value)
         kinds = (jnp.floating, jnp.integer, jnp.bool_) if integers is not None else (jnp.floating,)
@@ -63,7 +64,7 @@ class Checks:
         return (array.astype(jnp.int32) if array.dtype == jnp.bool_ else array) != 0
 
     def option(self, name: str, value: object, options: tuple[str, ...]) -> None:
-        """Refuses a string option that does not exist, naming the nearest."""
+        """Rejects an unknown string option and suggests the closest known one."""
         if isinstance(value, str) and value in options:
             return
         known = ", ".join(map(repr, options))
@@ -79,9 +80,9 @@ class Checks:
         open_low: bool = False,
         shape: tuple[int, ...] = (),
     ) -> jax.Array:
-        """Returns a hyperparameter as a constant of the differentiation, its range checked where it is a Python number.
+        """Returns a hyperparameter with its gradient stopped, after checking the range of a Python number.
 
-        Arrays and tracers are trusted: looking at their values would break ``jit``; they must broadcast to ``shape``.
+        Arrays and tracers must broadcast to ``shape``; their values are not checked, since that would break ``jit``.
         """
         array = self.broadcastable(name, value, shape)
         if isinstance(value, (int, float, np.number)):
@@ -94,7 +95,7 @@ class Checks:
         return jax.lax.stop_gradient(array)
 
     def broadcastable(self, name: str, value: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
-        """Returns real numbers as floating point, or refuses what does not broadcast to ``shape``."""
+        """Returns real numbers as floating point; rejects arrays that do not broadcast to ``shape``."""
         array = self._array(name, value)
         if jnp.issubdtype(array.dtype, jnp.integer):
             # A Python int stays weakly typed as a float, so that it does not set the dtype of the loss.
@@ -120,10 +121,10 @@ class Checks:
         whole: bool = False,
         like: str = "",
     ) -> jax.Array:
-        """Returns an entropy or a divergence, which the loss is going to average, as an array of ``shape``.
+        """Returns an entropy or a divergence, to be averaged by the loss, as an array of ``shape``.
 
-        A Python number becomes of ``dtype``. ``whole``: whether an array must have ``shape`` itself, that of ``like``, because
-        to broadcast a part of it would hide a mistake.
+        A Python number is cast to ``dtype``. With ``whole`` an array must have exactly ``shape`` (described by
+        ``like``): broadcasting a smaller one would hide a mistake.
         """
         array = self.broadcastable(name, value, shape)
         if whole and array.ndim > 0:

@@ -20,30 +20,30 @@ def generalized_advantage_estimation(
     discount: ArrayLike,
     gae_lambda: ArrayLike,
 ) -> tuple[jax.Array, jax.Array]:
-    """Advantages of a segment and the targets of the value function (Schulman 2016, arXiv 1506.02438, eq. 16; PPO's eq.
-    11 and 12).
+    """Generalised advantage estimation: advantages and value targets of a segment.
+
+    See Schulman 2016, arXiv 1506.02438, eq. 16, and eq. 11 and 12 of PPO (arXiv 1707.06347):
 
         delta[t] = r[t] + gamma (1 - terminated[t]) bootstrap[t] - v[t]
         A[t] = delta[t] + gamma lambda (1 - terminated[t] or truncated[t]) A[t+1]
 
-    A terminated step is worth nothing after its reward; a truncated one is worth the value of the observation it was
-    cut off at.
+    Nothing follows a terminated step; a truncated step bootstraps from the value of the final observation.
 
     Args:
       rewards: (T, ...), reward of each step, time first; integers are cast.
-      values: (T, ...), value of the observation acted on; floating point.
-      bootstrap_values: (T, ...), value of the observation that follows each step, before any reset: the next step's
-        value, or that of the final observation where an episode ends. It is not read where ``terminated``.
-      terminated: (T, ...), bool or 0/1: the episode came to its natural end with this step.
-      truncated: (T, ...), bool or 0/1: the episode was cut off after this step.
+      values: (T, ...), value of each step's observation; floating point.
+      bootstrap_values: (T, ...), value of the observation after each step, before any reset: the next step's value, or
+        that of the final observation at the end of an episode. Ignored where ``terminated``.
+      terminated: (T, ...), bool or 0/1: the episode terminated at this step.
+      truncated: (T, ...), bool or 0/1: the episode was truncated after this step.
       discount: scalar gamma in [0, 1].
       gae_lambda: scalar lambda in [0, 1].
 
     Returns:
-      Advantages and value targets (advantage + value), each (T, ...), at least float32, without gradient.
+      Advantages and value targets (advantage + value), each (T, ...), at least float32, with gradients stopped.
 
     Raises:
-      TypeError: values are not floating point, or another array not a real number.
+      TypeError: ``values`` is not floating point, or another array is not numeric.
       ValueError: shapes differ, or a number is out of range.
 
     Examples:
@@ -90,32 +90,31 @@ def vtrace(
     clip_rho: ArrayLike = 1.0,
     clip_c: ArrayLike = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """V-trace: advantages and value targets of a segment that another policy collected (Espeholt 2018, arXiv 1802.01561,
-    eq. 1 and remark 2).
+    """V-trace: off-policy advantages and value targets of a segment (Espeholt 2018, arXiv 1802.01561, eq. 1, remark 2).
 
         rho[t] = min(clip_rho, ratio[t])      c[t] = lambda min(clip_c, ratio[t])      ratio[t] = exp(log_ratio[t])
         delta[t] = rho[t] (r[t] + gamma (1 - terminated[t]) bootstrap[t] - v[t])
         target[t] - v[t] = delta[t] + gamma c[t] (1 - terminated[t] or truncated[t]) (target[t+1] - v[t+1])
         A[t] = r[t] + gamma (1 - terminated[t]) (bootstrap[t] + lambda (1 - truncated[t]) (target[t+1] - v[t+1])) - v[t]
 
-    The advantage lacks the ratio of its own step, which the losses here apply themselves; IMPALA's actor gradient is rho[t]
-    A[t] times that of the log-probability. Where the policies are equal, both are those of
+    The advantage does not include the ratio of its own step, which the losses here apply themselves; IMPALA's actor
+    gradient is rho[t] A[t] times that of the log-probability. If the two policies are equal, the results are those of
     ``generalized_advantage_estimation``.
 
     Args:
-      log_ratio: (T, ...), log-probability of each action under the policy whose value is wanted, less that under the
-        policy that took it (nats); time first; floating point.
+      log_ratio: (T, ...), log-probability (nats) of each action under the target policy minus that under the behaviour
+        policy; time first; floating point.
       rewards, values, bootstrap_values, terminated, truncated: (T, ...), as for ``generalized_advantage_estimation``.
       discount: scalar gamma in [0, 1].
       vtrace_lambda: scalar lambda in [0, 1].
-      clip_rho: scalar >= 0, the bound on rho: it sets which policy's value is the fixed point.
-      clip_c: scalar >= 0, the bound on c: it sets how far corrections reach back.
+      clip_rho: scalar >= 0, upper bound of rho; determines the policy whose value is the fixed point.
+      clip_c: scalar >= 0, upper bound of c; determines how far corrections propagate back.
 
     Returns:
-      Advantages and value targets, each (T, ...), at least float32, without gradient.
+      Advantages and value targets, each (T, ...), at least float32, with gradients stopped.
 
     Raises:
-      TypeError: log-ratios or values are not floating point, or another array not a real number.
+      TypeError: ``log_ratio`` or ``values`` is not floating point, or another array is not numeric.
       ValueError: shapes differ, or a number is out of range.
 
     Examples:
@@ -130,7 +129,7 @@ def vtrace(
       ...     truncated=jnp.array([False, False]),
       ...     discount=1.0,
       ... )
-      >>> print(targets)  # 0.5 * 1 + 0.5 * 1; then 1, the ratio 2 counting as 1
+      >>> print(targets)  # 0.5 * 1 + 0.5 * 1; then 1, as the ratio 2 is clipped to 1
       [1. 1.]
       >>> print(advantages)
       [2. 1.]

@@ -1,4 +1,4 @@
-"""HAEPO: the cumulative log-likelihood of a trajectory weighs its return (arXiv 2508.18884)."""
+"""HAEPO: returns are weighted by the cumulative log-likelihood of their trajectories (arXiv 2508.18884)."""
 
 from __future__ import annotations
 
@@ -48,50 +48,48 @@ def haepo_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """HAEPO's loss over groups of whole trajectories (HAEPO, arXiv 2508.18884).
 
-    Inside each group, over its K valid members, with score s and normalised return R~:
+    Within each group, over its K valid members, with score s and normalised return R~:
 
         w = softmax_k(s / tau)      J = sum_k w[k] R~[k]      loss = -J - entropy_coef * H + kl_coef * KL
 
-    and the loss is the mean over the groups that have a valid member. The gradient of J is
-    (1/tau) sum_k w[k] (R~[k] - sum_j w[j] R~[j]) ds[k]: the softmax brings its own baseline, and weights that have
-    collapsed onto one trajectory have no gradient. tau, R~, the behaviour and the reference policy are constants of the
-    differentiation.
+    The loss is the mean over the groups with a valid member. The gradient of J is
+    (1/tau) sum_k w[k] (R~[k] - sum_j w[j] R~[j]) ds[k]: the softmax provides its own baseline, and the gradient
+    vanishes when the weights collapse onto one trajectory. No gradient flows through tau, R~, the behaviour policy or
+    the reference policy.
 
     Args:
       log_likelihood: (..., K), L = sum of the log-probabilities (nats) of a trajectory's actions; see
         ``trajectory_log_likelihood``.
-      returns: (..., K), the return of each trajectory; integers are cast.
-      score: "likelihood", s = L, the paper's; "mean_likelihood", s = L / lengths; "log_ratio", s = L - L_behaviour,
-        with tau = 1 self-normalised importance sampling. For long trajectories pass ``log_likelihood`` = sum(l -
-        l_behaviour) and ``behaviour_log_likelihood`` = 0: subtracting two long sums loses digits.
+      returns: (..., K), return of each trajectory; integers are cast.
+      score: "likelihood", s = L, as in the paper; "mean_likelihood", s = L / lengths; "log_ratio", s = L - L_behaviour,
+        which with tau = 1 is self-normalised importance sampling. For long trajectories pass ``log_likelihood`` = sum(l
+        - l_behaviour) and ``behaviour_log_likelihood`` = 0: subtracting two long sums loses precision.
       temperature: tau > 0: a scalar, an array that broadcasts to the leading axes, or "auto"; see
         ``plackett_luce_weights``.
-      weight_function: weights in place of the softmax; see ``weights.WeightFunction``. ``None``: the softmax.
+      weight_function: a replacement for the softmax; see ``weights.WeightFunction``. ``None``: the softmax.
       normalize: "none", "center", "standardize" or "rank"; see ``normalize_returns``.
       entropy_coef: scalar, weight of H in the loss.
       kl_coef: scalar, weight of KL in the loss.
-      mask: (..., K), bool or 0/1: which members are valid; default all. What is masked changes neither value nor
-        gradient, NaN included.
-      behaviour_log_likelihood: (..., K), L under the policy that collected the batch; "log_ratio" needs it.
-      reference_log_likelihood: (..., K), L under the frozen reference, for ``kl="weights"``; default
+      mask: (..., K), bool or 0/1: which members are valid; default all. Masked entries, even NaN, affect neither the
+        value nor the gradient.
+      behaviour_log_likelihood: (..., K), L under the behaviour policy; required by "log_ratio".
+      reference_log_likelihood: (..., K), L under the frozen reference policy, for ``kl="weights"``; default
         ``behaviour_log_likelihood``.
-      lengths: (..., K), number of valid steps; "mean_likelihood" needs it.
+      lengths: (..., K), number of valid steps; required by "mean_likelihood".
       entropy: "policy", H = ``policy_entropy``; "weights", H = -sum_k w log w / log K (0 for K = 1).
-      kl: "policy", KL = ``policy_kl``; "weights", KL(w_ref || w), where w_ref has the same score and temperature.
-      policy_entropy: the mean over valid steps of the policy's entropy: a scalar, or an array that broadcasts to the
-        leading axes.
-      policy_kl: the mean over valid steps of KL(reference || theta), exact or ``kl_k3``: shaped as ``policy_entropy``.
+      kl: "policy", KL = ``policy_kl``; "weights", KL(w_ref || w), where w_ref uses the same score and temperature.
+      policy_entropy: mean policy entropy over valid steps: a scalar, or an array that broadcasts to the leading axes.
+      policy_kl: mean over valid steps of KL(reference || theta), exact or ``kl_k3``; shaped like ``policy_entropy``.
 
     Returns:
-      The loss, a scalar in at least float32, and metrics, scalars without gradient, means over the groups that have a
-      valid member: "loss"; "objective" (J); "entropy" (H); "kl" (KL); "ess", effective sample size of w as a fraction
-      of K; "max_weight", the largest w; "alignment", Spearman's rank correlation of weight and return, 0 where
-      undefined. All are 0 where nothing is valid.
+      The loss, a scalar in at least float32, and metrics, scalars with gradients stopped, averaged over the groups with
+      a valid member: "loss"; "objective" (J); "entropy" (H); "kl" (KL); "ess", effective sample size of w as a fraction
+      of K; "max_weight", the largest w; "alignment", Spearman's rank correlation of weight and return, 0 if undefined.
+      All are 0 if no member is valid.
 
     Raises:
-      TypeError: a log-likelihood is not floating point, or another array not a real number.
-      ValueError: shapes differ, an option is unknown or out of range, or the option chosen needs an argument that is
-        missing.
+      TypeError: a log-likelihood is not floating point, or another array is not numeric.
+      ValueError: shapes differ, an option is unknown or out of range, or an argument required by an option is missing.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -110,13 +108,13 @@ def haepo_loss(
     likelihood = check.floats("log_likelihood", log_likelihood, min_ndim=1)
     shape, groups = likelihood.shape, likelihood.shape[:-1]
     reward = check.floats("returns", returns, shape, like=like, integers=likelihood.dtype)
-    live = check.mask("mask", mask, shape, like=like)
+    valid = check.mask("mask", mask, shape, like=like)
 
     def constant(name: str, value: ArrayLike | None, integers: Any = None) -> jax.Array | None:
         if value is None:
             return None
         array = check.floats(name, value, shape, like=like, integers=integers)
-        return jax.lax.stop_gradient(select(live, array))
+        return jax.lax.stop_gradient(select(valid, array))
 
     behaviour = constant("behaviour_log_likelihood", behaviour_log_likelihood)
     reference = constant("reference_log_likelihood", reference_log_likelihood)
@@ -133,35 +131,36 @@ def haepo_loss(
             raise ValueError("haepo_loss: score='log_ratio' needs behaviour_log_likelihood")
         return cumulative - behaviour
 
-    scores = scored(select(live, likelihood))
-    tau = resolve_temperature(check, temperature, scores, live, groups)
-    weights, log_weights = weigh(weight_function, scores, live, tau)
-    normalized = normalize_returns(reward, normalize=normalize, mask=live)
-    # The weights sum to 1, so J is unchanged; but its gradient no longer carries the rounding of a large common return.
-    floor = lowest(normalized, live)
-    objective = floor[..., 0] + jnp.sum(weights * select(live, normalized - floor), axis=-1)
+    scores = scored(select(valid, likelihood))
+    tau = resolve_temperature(check, temperature, scores, valid, groups)
+    weights, log_weights = weigh(weight_function, scores, valid, tau)
+    normalized = normalize_returns(reward, normalize=normalize, mask=valid)
+    # The weights sum to 1, so subtracting the lowest return and adding it back leaves J unchanged, but keeps the
+    # rounding error of a large common return out of the gradient.
+    floor = lowest(normalized, valid)
+    objective = floor[..., 0] + jnp.sum(weights * select(valid, normalized - floor), axis=-1)
 
     if entropy == "weights":
-        entropies = relative_entropy(weights, log_weights, live)
+        entropies = relative_entropy(weights, log_weights, valid)
     else:
         entropies = check.average("policy_entropy", policy_entropy, groups, scores.dtype)
     if kl == "weights":
         anchor = behaviour if reference is None else reference
         if anchor is None:
             raise ValueError("haepo_loss: kl='weights' needs reference_log_likelihood or behaviour_log_likelihood")
-        divergences = divergence(*weigh(weight_function, scored(anchor), live, tau), log_weights)
+        divergences = divergence(*weigh(weight_function, scored(anchor), valid, tau), log_weights)
     else:
         divergences = check.average("policy_kl", policy_kl, groups, scores.dtype)
 
-    valid = jnp.any(live, axis=-1)
+    group_valid = jnp.any(valid, axis=-1)
     terms = {
-        "objective": masked_mean(objective, valid),
-        "entropy": masked_mean(entropies, valid),
-        "kl": masked_mean(divergences, valid),
+        "objective": masked_mean(objective, group_valid),
+        "entropy": masked_mean(entropies, group_valid),
+        "kl": masked_mean(divergences, group_valid),
     }
     spread = {
-        "ess": masked_mean(effective_fraction(weights, live), valid),
-        "max_weight": masked_mean(jnp.max(weights, axis=-1), valid),
-        "alignment": masked_mean(alignment(scores, select(live, reward), live), valid),
+        "ess": masked_mean(effective_fraction(weights, valid), group_valid),
+        "max_weight": masked_mean(jnp.max(weights, axis=-1), group_valid),
+        "alignment": masked_mean(alignment(scores, select(valid, reward), valid), group_valid),
     }
     return total(check, terms, spread, entropy_coef, kl_coef)

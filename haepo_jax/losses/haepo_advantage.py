@@ -1,4 +1,4 @@
-"""HAEPO on advantages, for segments of trajectories: the form that `haepo_jax.HAEPO` trains with."""
+"""HAEPO on advantages of trajectory segments: the loss of `haepo_jax.HAEPO`."""
 
 from __future__ import annotations
 
@@ -28,47 +28,47 @@ def haepo_advantage_loss(
     policy_kl: ArrayLike = 0.0,
     weight_function: WeightFunction | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """HAEPO on advantages: at every step the histories of a group compete for the credit of what follows.
+    """HAEPO on advantages: at every step a softmax over the group weights the histories by their log-ratios.
 
-    HAEPO (arXiv 2508.18884) weighs whole trajectories by their histories. Here every step of K trajectory segments is
-    weighed, each with the behaviour policy that took it, which may differ between members. With the advantages A^
-    standardised over all valid steps, h the history decay, and first/last the ends of an episode inside a segment:
+    HAEPO (arXiv 2508.18884) weights whole trajectories. Here every step of K trajectory segments is weighted, relative
+    to the behaviour policy that took it, which may differ between members. With advantages A^ standardised over all
+    valid steps, history decay h, and first/last marking episode boundaries inside a segment:
 
         s[t,k] = h (1 - first[t,k]) s[t-1,k] + l[t,k] - l_behaviour[t,k]       w[t,k] = softmax_k(s[t,k] / tau)
         c[t,k] = A^[t,k] - h (1 - last[t,k]) A^[t+1,k]
         J = tau K^2 / (K - 1) sum_{t,k} w[t,k] (c[t,k] - cbar[t]) / N          loss = -J - entropy_coef * H + kl_coef * KL
 
-    cbar[t] is the group's mean and N the number of valid steps. The credits c telescope: where the policies are equal
-    (all w = 1/K), a member's gradient is A^[t] times that of its log-probability, whatever h, less what the group's other
-    members give as a baseline; with A^ from generalised advantage estimation and h = gamma lambda, c are temporal-difference
-    residuals. So h sets how much of its history a step answers for, not how credit is assigned. Once the policy has
-    moved, the weights of histories that it has made likelier or unlikelier than others saturate within about tau nats,
-    and with them the gradient: tau is the size of the trust region. tau, h, the advantages and the behaviour policy are
-    constants of the differentiation.
+    cbar[t] is the group mean and N the number of valid steps. The credits c telescope: while the policy equals the
+    behaviour policies (all w = 1/K), a member's gradient is A^[t] times that of its log-probability for any h, minus a
+    baseline from the other members of the group; with A^ from generalised advantage estimation and h = gamma lambda, c
+    are temporal-difference residuals. So h sets how much of the history enters the weights, not how credit is assigned.
+    As the policy moves, the weights of histories that have become more or less likely than the others saturate within
+    about tau nats, and so does the gradient: tau is the size of the trust region. No gradient flows through tau, h, the
+    advantages or the behaviour policy.
 
     Args:
       log_probs: (T, ..., K), log-probability (nats) of each action under the policy being optimised; time first, then
         groups, then members.
       behaviour_log_probs: (T, ..., K), the same under the policy that took the step.
-      advantages: (T, ..., K), for example of ``generalized_advantage_estimation``; standardised here.
-      is_first: (T, ..., K), bool or 0/1: the step is the first of its episode, so no history precedes it.
-      mask: (T, ..., K), bool or 0/1: steps to learn from; default all. A masked step adds nothing to its history and
-        earns nothing, NaN included.
-      history_decay: scalar h in [0, 1]; 0: each step for itself.
+      advantages: (T, ..., K), for example from ``generalized_advantage_estimation``; standardised here.
+      is_first: (T, ..., K), bool or 0/1: first steps of episodes, where the history is reset.
+      mask: (T, ..., K), bool or 0/1: steps to learn from; default all. Masked steps, even NaN, add nothing to the
+        history and receive no credit.
+      history_decay: scalar h in [0, 1]; 0 weights every step on its own.
       temperature: scalar tau > 0.
-      weight_function: weights in place of the softmax; see ``weights.WeightFunction``. ``None``: the softmax.
+      weight_function: a replacement for the softmax; see ``weights.WeightFunction``. ``None``: the softmax.
       entropy_coef: scalar, weight of H in the loss.
       kl_coef: scalar, weight of KL in the loss.
-      policy_entropy: the policy's entropy: a scalar (a mean over valid steps), or (T, ..., K), averaged over valid steps.
-      policy_kl: KL(reference || theta): shaped as ``policy_entropy``.
+      policy_entropy: policy entropy: a scalar (the mean over valid steps), or (T, ..., K), averaged over valid steps.
+      policy_kl: KL(reference || theta), shaped like ``policy_entropy``.
 
     Returns:
-      The loss, a scalar in at least float32, and metrics, scalars without gradient: "loss"; "objective" (J); "entropy"
-      (H); "kl" (KL); "ess", effective sample size of w as a fraction of K, and "max_weight", the largest w, means over
-      steps and groups; "alignment", Spearman's rank correlation of weight and credit inside a group, likewise.
+      The loss, a scalar in at least float32, and metrics, scalars with gradients stopped: "loss"; "objective" (J);
+      "entropy" (H); "kl" (KL); and, averaged over steps and groups, "ess", the effective sample size of w as a fraction
+      of K, "max_weight", the largest w, and "alignment", Spearman's rank correlation of weight and credit.
 
     Raises:
-      TypeError: log-probabilities are not floating point, or another array not a real number.
+      TypeError: log-probabilities are not floating point, or another array is not numeric.
       ValueError: shapes differ, a number is out of range, or a group has a single member.
 
     Examples:
@@ -85,39 +85,39 @@ def haepo_advantage_loss(
     current = check.floats("log_probs", log_probs, min_ndim=2)
     shape, size = current.shape, current.shape[-1]
     if size < 2:
-        raise ValueError(f"haepo_advantage_loss: a group needs 2 members at least, got shape {shape}")
-    live = check.mask("mask", mask, shape, like=like)
+        raise ValueError(f"haepo_advantage_loss: a group needs at least 2 members, got shape {shape}")
+    valid = check.mask("mask", mask, shape, like=like)
     first = check.mask("is_first", is_first, shape, like=like)
 
     def constant(name: str, value: ArrayLike, integers: Any = None) -> jax.Array:
         array = check.floats(name, value, shape, like=like, integers=integers)
-        return jax.lax.stop_gradient(select(live, array))
+        return jax.lax.stop_gradient(select(valid, array))
 
     behaviour = constant("behaviour_log_probs", behaviour_log_probs)
     advantage = constant("advantages", advantages, integers=current.dtype)
     decay = check.number("history_decay", history_decay, low=0, high=1)
     tau = check.number("temperature", temperature, low=0, open_low=True)
 
-    kept = jnp.where(first, 0, decay)  # what of the history before it a step keeps
-    scores = decayed_sum(select(live, current) - behaviour, kept)
-    weights, _ = weigh(weight_function, scores, jnp.ones_like(live), tau)
+    kept = jnp.where(first, 0, decay)  # the factor on the history before each step
+    scores = decayed_sum(select(valid, current) - behaviour, kept)
+    weights, _ = weigh(weight_function, scores, jnp.ones_like(valid), tau)
 
-    standard = standardize_all(advantage, live)
+    standard = standardize_all(advantage, valid)
     following = jnp.concatenate([kept[1:] * standard[1:], jnp.zeros_like(standard[:1])])
-    credit = centre(select(live, standard) - following, jnp.ones_like(live))
-    num_live = jnp.maximum(jnp.sum(live, dtype=weights.dtype), 1)
+    credit = centre(select(valid, standard) - following, jnp.ones_like(valid))
+    num_valid = jnp.maximum(jnp.sum(valid, dtype=weights.dtype), 1)
     averages = (("policy_entropy", policy_entropy), ("policy_kl", policy_kl))
     entropy, kl = masked_means(
-        live, *(check.average(name, x, shape, scores.dtype, whole=True, like=like) for name, x in averages)
+        valid, *(check.average(name, x, shape, scores.dtype, whole=True, like=like) for name, x in averages)
     )
     terms = {
-        "objective": tau * size**2 / (size - 1) * jnp.sum(weights * credit) / num_live,
+        "objective": tau * size**2 / (size - 1) * jnp.sum(weights * credit) / num_valid,
         "entropy": entropy,
         "kl": kl,
     }
     spread = {
-        "ess": jnp.mean(effective_fraction(weights, jnp.ones_like(live))),
+        "ess": jnp.mean(effective_fraction(weights, jnp.ones_like(valid))),
         "max_weight": jnp.mean(jnp.max(weights, axis=-1)),
-        "alignment": jnp.mean(alignment(scores, credit, jnp.ones_like(live))),
+        "alignment": jnp.mean(alignment(scores, credit, jnp.ones_like(valid))),
     }
     return total(check, terms, spread, entropy_coef, kl_coef)

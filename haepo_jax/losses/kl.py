@@ -1,4 +1,4 @@
-"""An estimate of the KL divergence from samples."""
+"""Sample-based estimate of the KL divergence."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def kl_k3(log_probs: ArrayLike, reference_log_probs: ArrayLike) -> jax.Array:
     """The k3 estimate of KL(reference || theta), one value per action.
 
     exp(d) - 1 - d with d = l - l_ref (Schulman 2020, "Approximating KL divergence",
-    http://joschu.net/blog/kl-approx.html): never negative, and without bias for actions sampled from the reference.
-    Beyond d = 20 the exponential continues as its tangent, so value and gradient stay finite. The mean over valid steps
-    is what ``haepo_loss`` and ``haepo_prefix_loss`` take as ``policy_kl``.
+    http://joschu.net/blog/kl-approx.html). It is never negative, and unbiased for actions sampled from the reference.
+    Beyond d = 20 the exponential is replaced by its tangent, so that value and gradient stay finite. ``haepo_loss`` and
+    ``haepo_prefix_loss`` take it, or its mean over valid steps, as ``policy_kl``.
 
     Args:
       log_probs: (...), log-probability of each action under the policy being optimised; floating point.
-      reference_log_probs: (...), the same under the frozen reference; no gradient flows into it.
+      reference_log_probs: (...), the same under the frozen reference policy; its gradient is stopped.
 
     Returns:
       (...), the estimate for each action, at least float32.

@@ -1,4 +1,4 @@
-"""Numerical building blocks: wide accumulation, masked means, exponentials that cannot overflow, ranks."""
+"""Numerical building blocks: accumulation in float32, masked means, exponentials that cannot overflow, ranks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# exp(20) = 5e8: far outside any ratio worth trusting, and times a return of 1e12 still finite in float32.
+# exp(20) = 5e8 is far beyond any useful ratio, and times a return of 1e12 is still finite in float32.
 LOG_RATIO_LIMIT = 20.0
 
 
 def accumulate(x: jax.Array) -> jax.Array:
-    """Casts an array of any shape to the type its sums are taken in: at least float32; float64 stays.
+    """Casts an array to the dtype that its sums are computed in: at least float32; float64 is kept.
 
     Integers become JAX's default float (float32, or float64 in x64 mode).
     """
@@ -21,70 +21,68 @@ def accumulate(x: jax.Array) -> jax.Array:
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
 
 
-def select(live: jax.Array, x: jax.Array) -> jax.Array:
-    """``x`` where ``live`` and 0 elsewhere, shapes equal: a NaN that is masked reaches neither value nor gradient.
+def select(valid: jax.Array, x: jax.Array) -> jax.Array:
+    """``x`` where ``valid``, 0 elsewhere; equal shapes. Keeps a masked NaN out of both value and gradient.
 
-    It has to come before anything is computed from ``x``: a NaN times a cotangent of 0 is NaN again.
+    Apply it before computing anything from ``x``: a NaN times a cotangent of 0 is again NaN.
     """
-    return jnp.where(live, x, jnp.zeros_like(x))
+    return jnp.where(valid, x, jnp.zeros_like(x))
 
 
-def masked_mean(x: jax.Array, live: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
-    """Mean of ``x`` over the entries where ``live`` (same shape), along ``axis``; 0 where nothing is valid."""
-    count = jnp.sum(live, axis=axis, dtype=x.dtype)
-    return jnp.sum(select(live, x), axis=axis) / jnp.maximum(count, 1)
+def masked_mean(x: jax.Array, valid: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
+    """Mean of ``x`` over the entries where ``valid`` (same shape), along ``axis``; 0 if none is."""
+    count = jnp.sum(valid, axis=axis, dtype=x.dtype)
+    return jnp.sum(select(valid, x), axis=axis) / jnp.maximum(count, 1)
 
 
-def masked_means(live: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
-    """`masked_mean` of each of several arrays, all of the shape of ``live`` and taken in the
-    type of the first; on an accelerator in one reduction."""
+def masked_means(valid: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
+    """`masked_mean` of several arrays, cast to the dtype of the first; in a single reduction on an accelerator."""
 
-    def at_once(live: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
-        rows = jnp.stack([select(live, x).reshape(-1) for x in arrays])
-        return list(jnp.sum(rows, axis=1) / jnp.maximum(jnp.sum(live, dtype=rows.dtype), 1))
+    def at_once(valid: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
+        rows = jnp.stack([select(valid, x).reshape(-1) for x in arrays])
+        return list(jnp.sum(rows, axis=1) / jnp.maximum(jnp.sum(valid, dtype=rows.dtype), 1))
 
-    def apart(live: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
-        return [masked_mean(x, live) for x in arrays]
+    def apart(valid: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
+        return [masked_mean(x, valid) for x in arrays]
 
     arrays = tuple(x.astype(arrays[0].dtype) for x in arrays)
-    return jax.lax.platform_dependent(live, *arrays, cpu=apart, default=at_once)
+    return jax.lax.platform_dependent(valid, *arrays, cpu=apart, default=at_once)
 
 
 def divide(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x / y, and 0 with a gradient of 0 where y is 0; shapes broadcast. A NaN in y stays: it must not pass for 0."""
+    """x / y, or 0 with zero gradient where y is 0; shapes broadcast. NaNs in y propagate."""
     return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
 
 
-def centre(x: jax.Array, live: jax.Array) -> jax.Array:
-    """``x`` (..., K) less its mean over the valid entries of the last axis; 0 where masked; exactly 0 where all are
-    equal.
+def centre(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """``x`` (..., K) minus its mean over the valid entries of the last axis; 0 where masked.
 
-    A valid entry is subtracted first: the rounded mean of equal numbers need not be that number.
+    Equal entries give exactly 0: a valid entry is subtracted first, since the mean of equal numbers can be rounded.
     """
-    shifted = select(live, x - lowest(x, live))
-    return select(live, shifted - masked_mean(shifted, live, -1)[..., None])
+    shifted = select(valid, x - lowest(x, valid))
+    return select(valid, shifted - masked_mean(shifted, valid, -1)[..., None])
 
 
-def standardize(x: jax.Array, live: jax.Array) -> jax.Array:
-    """``centre`` over the population standard deviation + 1e-8 of the valid entries of the last axis, (..., K)."""
-    centred = centre(x, live)
-    deviation = jnp.sqrt(masked_mean(centred**2, live, -1))
+def standardize(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """``centre`` divided by the population standard deviation of the valid entries of the last axis + 1e-8."""
+    centred = centre(x, valid)
+    deviation = jnp.sqrt(masked_mean(centred**2, valid, -1))
     return centred / (deviation[..., None] + 1e-8)
 
 
-def standardize_all(x: jax.Array, live: jax.Array) -> jax.Array:
-    """``standardize`` over all valid entries, whatever the axes."""
-    return standardize(x.reshape(-1), live.reshape(-1)).reshape(x.shape)
+def standardize_all(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """``standardize`` over all valid entries of all axes."""
+    return standardize(x.reshape(-1), valid.reshape(-1)).reshape(x.shape)
 
 
 def decayed_sum(x: jax.Array, decay: jax.Array, *, start: jax.Array | None = None, reverse: bool = False) -> jax.Array:
     """y[t] = decay[t] y[t-1] + x[t] along the first axis, or with ``reverse`` y[t] = decay[t] y[t+1] + x[t]; (T, ...).
 
-    Where a decay is 0 nothing gets through, NaN included. The sum begins with y[-1] (or y[T]) = ``start``, (...), or 0.
+    A decay of 0 blocks everything before it, NaN included. The initial value y[-1] (or y[T]) is ``start``, (...), or 0.
 
-    Which way it is computed is chosen for the platform when the program is lowered. A loop over time is the least
-    arithmetic and the fastest on a CPU; on an accelerator each of its turns would start several kernels, so there the sums
-    of neighbours at distances 1, 2, 4, ... are added, log2(T) steps that XLA fuses into a kernel or a few.
+    The algorithm is chosen per platform at lowering. On a CPU a loop over time does the least arithmetic and is
+    fastest. On an accelerator every iteration would launch several kernels, so sums at distances 1, 2, 4, ... are added
+    instead, in log2(T) steps that XLA fuses into few kernels.
     """
     decay = jnp.broadcast_to(decay, x.shape).astype(x.dtype)
     start = jnp.zeros_like(x[0]) if start is None else start.astype(x.dtype)
@@ -109,7 +107,7 @@ def _sum_by_doubling(x: jax.Array, decay: jax.Array, start: jax.Array, *, revers
     x = x.at[begin].add(_through(decay[begin], start))
 
     def earlier(x: jax.Array, distance: int) -> jax.Array:
-        """What lies that many steps before, and 0 where nothing does."""
+        """``x`` shifted by ``distance`` steps and padded with 0."""
         nothing = jnp.zeros((distance, *x.shape[1:]), x.dtype)
         return jnp.concatenate([x[distance:], nothing] if reverse else [nothing, x[:-distance]])
 
@@ -122,41 +120,40 @@ def _sum_by_doubling(x: jax.Array, decay: jax.Array, start: jax.Array, *, revers
     return x
 
 
-def lowest(x: jax.Array, live: jax.Array) -> jax.Array:
-    """The smallest valid entry of the last axis, (..., K) -> (..., 1); 0 where nothing is valid."""
-    least = jnp.min(jnp.where(live, x, jnp.inf), axis=-1, keepdims=True)
-    return select(jnp.any(live, axis=-1, keepdims=True), least)
+def lowest(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """The smallest valid entry along the last axis, (..., K) -> (..., 1); 0 if none is valid."""
+    least = jnp.min(jnp.where(valid, x, jnp.inf), axis=-1, keepdims=True)
+    return select(jnp.any(valid, axis=-1, keepdims=True), least)
 
 
-def centred_ranks(x: jax.Array, live: jax.Array) -> jax.Array:
-    """Ranks along the last axis among the valid entries, ties sharing their mean rank, scaled to [-0.5, 0.5]; (..., K)
-    -> (..., K).
+def centred_ranks(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """Ranks of the valid entries along the last axis, scaled to [-0.5, 0.5]; (..., K) -> (..., K).
 
-    0 where masked and for a single valid entry. Comparing all pairs beats sorting up to thousands of entries.
+    Ties get their mean rank; masked entries and a single valid entry get 0. Comparing all pairs is faster than sorting
+    for up to thousands of entries.
     """
-    own, rival = x[..., :, None], x[..., None, :]
-    # Whole numbers: XLA's CPU compiler writes out all pairs before it sums floats.
-    order = (rival < own).astype(jnp.int32) - (rival > own).astype(jnp.int32)
-    ahead = jnp.sum(live[..., None, :].astype(jnp.int32) * order, axis=-1, dtype=jnp.int32)
-    count = jnp.sum(live, axis=-1, keepdims=True, dtype=x.dtype)
-    return select(live & (count > 1), ahead.astype(x.dtype) / (2 * jnp.maximum(count - 1, 1)))
+    left, right = x[..., :, None], x[..., None, :]
+    # Integers: with floats XLA's CPU compiler materialises all pairs before summing.
+    order = (right < left).astype(jnp.int32) - (right > left).astype(jnp.int32)
+    ahead = jnp.sum(valid[..., None, :].astype(jnp.int32) * order, axis=-1, dtype=jnp.int32)
+    count = jnp.sum(valid, axis=-1, keepdims=True, dtype=x.dtype)
+    return select(valid & (count > 1), ahead.astype(x.dtype) / (2 * jnp.maximum(count - 1, 1)))
 
 
-def rank_correlation(x: jax.Array, y: jax.Array, live: jax.Array) -> jax.Array:
-    """Spearman's rank correlation over the valid entries of the last axis, (..., K) twice -> (...); 0 where
-    undefined."""
-    a, b = centred_ranks(x, live), centred_ranks(y, live)
+def rank_correlation(x: jax.Array, y: jax.Array, valid: jax.Array) -> jax.Array:
+    """Spearman's rank correlation of valid entries along the last axis, (..., K), (..., K) -> (...); 0 if undefined."""
+    a, b = centred_ranks(x, valid), centred_ranks(y, valid)
     scale = jnp.sqrt(jnp.sum(a**2, axis=-1) * jnp.sum(b**2, axis=-1))
     return divide(jnp.sum(a * b, axis=-1), scale)
 
 
 def bounded_exp(x: jax.Array) -> jax.Array:
-    """exp(x) up to the limit, its tangent beyond: finite, and its gradient still points the right way."""
+    """exp(x), continued by its tangent beyond ``LOG_RATIO_LIMIT``: finite, with a gradient of the right sign."""
     return jnp.exp(jnp.minimum(x, LOG_RATIO_LIMIT)) + _beyond(x)
 
 
 def k3(x: jax.Array) -> jax.Array:
-    """exp(x) - 1 - x, its exponential bounded as in ``bounded_exp``; the digits of a small x are kept."""
+    """exp(x) - 1 - x with the exponential of ``bounded_exp``; accurate for small x."""
     return jnp.expm1(jnp.minimum(x, LOG_RATIO_LIMIT)) + _beyond(x) - x
 
 
@@ -171,8 +168,10 @@ def clipped_surrogate(
     clip_eps_high: jax.Array | None = None,
     around: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """PPO's per-step objective and whether the ratio lies outside the clip range; all of one shape (Schulman 2017, eq.
-    7). The range goes from ``around`` - ``clip_eps`` to ``around`` + ``clip_eps_high``, by default ``clip_eps``."""
+    """PPO's per-step objective (Schulman 2017, eq. 7), and whether the ratio lies outside the clip range; same shapes.
+
+    The range is [``around`` - ``clip_eps``, ``around`` + ``clip_eps_high``], the latter by default ``clip_eps``.
+    """
     high = clip_eps if clip_eps_high is None else clip_eps_high
     ratio = bounded_exp(log_ratio)
     least, most = around - clip_eps, around + high

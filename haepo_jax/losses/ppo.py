@@ -42,42 +42,40 @@ def ppo_loss(
         J = mean min(rho A, clip(rho, 1 - eps, 1 + eps) A), rho = exp(l - l_behaviour)
         loss = -J + value_coef * mean (v - target)^2 / 2 - entropy_coef * H
 
-    With ``clip_around_log_probs``, l', the range is rho' - eps to rho' + eps with rho' = exp(l' - l_behaviour): generalised
-    PPO, which reuses the experience of earlier policies (GePPO; Queeney 2021, arXiv 2111.00072, eq. 8).
+    With ``clip_around_log_probs``, l', the clip range is rho' - eps to rho' + eps with rho' = exp(l' - l_behaviour), as
+    in GePPO, which reuses samples from earlier policies (Queeney 2021, arXiv 2111.00072, eq. 8).
 
-    Means are over valid steps; no order of the steps is assumed. Beyond log rho = 20 the ratio continues as its tangent,
-    so value and gradient stay finite.
+    Means are over valid steps, in any order. Beyond log rho = 20 the ratio is replaced by its tangent, so that value
+    and gradient stay finite.
 
     Args:
       log_probs: (...), log-probability (nats) of each action under the policy being optimised; any shape.
-      behaviour_log_probs: (...), the same under the policy that collected the batch; a constant.
-      advantages: (...), a constant; see ``generalized_advantage_estimation``.
-      values: (...), the value function's estimate.
-      value_targets: (...), what it should be; a constant.
-      behaviour_values: (...), the estimate when the batch was collected; needed for ``value_clip_eps``.
+      behaviour_log_probs: (...), the same under the behaviour policy; its gradient is stopped.
+      advantages: (...), gradient stopped; see ``generalized_advantage_estimation``.
+      values: (...), value estimates.
+      value_targets: (...), regression targets of ``values``; gradient stopped.
+      behaviour_values: (...), value estimates from when the batch was collected; required by ``value_clip_eps``.
       clip_eps: scalar eps >= 0.
-      clip_around_log_probs: (...), log-probability of each action under the policy that the clip range is centred on, such
-        as the policy before the update; a constant. ``None``: the behaviour policy.
+      clip_around_log_probs: (...), log-probability of each action under the policy that the clip range is centred on,
+        such as the policy before the update; gradient stopped. ``None``: the behaviour policy.
       value_coef: scalar, weight of the value loss.
-      value_clip_eps: scalar > 0: the value loss becomes the larger of the plain one and that of ``behaviour_values`` +
-        the change clipped to +-``value_clip_eps``; ``None``: no clipping.
+      value_clip_eps: scalar > 0; clips the change of the values from ``behaviour_values``, and the value loss is the
+        larger of the clipped and the unclipped one. ``None``: no clipping.
       entropy_coef: scalar, weight of H.
-      policy_entropy: the policy's entropy: a scalar (a mean over valid steps), or (...), which is averaged over live
-        steps.
-      normalize_advantages: whether advantages are standardised over the valid steps of this minibatch (population std +
-        1e-8).
+      policy_entropy: policy entropy: a scalar (the mean over valid steps), or (...), averaged over valid steps.
+      normalize_advantages: whether to standardise the advantages over the valid steps of this minibatch (population std
+        + 1e-8).
       mask: (...), bool or 0/1: which steps are valid; default all.
 
     Returns:
-      The loss, a scalar in at least float32, and metrics, scalars without gradient: "loss"; "objective" (J);
-      "value_loss"; "entropy" (H); "kl", the k3 estimate of KL(behaviour || theta), or of the KL to the policy
-      that the range is centred on; "clip_fraction", the share of ratios
-      outside the clip range; "explained_variance", 1 - Var(target - v) / Var(target), 0 where the targets are all
-      equal.
+      The loss, a scalar in at least float32, and metrics, scalars with gradients stopped: "loss"; "objective" (J);
+      "value_loss"; "entropy" (H); "kl", the k3 estimate of the KL from the policy that the clip range is centred on (by
+      default the behaviour policy) to theta; "clip_fraction", the fraction of ratios outside the clip range;
+      "explained_variance", 1 - Var(target - v) / Var(target), 0 if all targets are equal.
 
     Raises:
-      TypeError: log-probabilities or values are not floating point, or another array not a real number.
-      ValueError: shapes differ, a number is out of range, or ``value_clip_eps`` comes without ``behaviour_values``.
+      TypeError: log-probabilities or values are not floating point, or another array is not numeric.
+      ValueError: shapes differ, a number is out of range, or ``value_clip_eps`` is given without ``behaviour_values``.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -89,7 +87,7 @@ def ppo_loss(
       ...     values=jnp.array([0.0, 2.0]),
       ...     value_targets=jnp.array([0.0, 0.0]),
       ... )
-      >>> print(round(float(metrics["objective"]), 3))  # (1.2 - 1) / 2: the ratio 1.5 counts as 1.2
+      >>> print(round(float(metrics["objective"]), 3))  # (1.2 - 1) / 2: the ratio 1.5 is clipped to 1.2
       0.1
       >>> print(round(float(metrics["value_loss"]), 3), round(float(loss), 3))
       1.0 0.4
@@ -98,18 +96,18 @@ def ppo_loss(
     like = "the shape of log_probs"
     current = check.floats("log_probs", log_probs)
     shape = current.shape
-    live = check.mask("mask", mask, shape, like=like)
-    current = select(live, current)
+    valid = check.mask("mask", mask, shape, like=like)
+    current = select(valid, current)
 
     def floats(name: str, value: ArrayLike) -> jax.Array:
-        return select(live, check.floats(name, value, shape, like=like))
+        return select(valid, check.floats(name, value, shape, like=like))
 
     behaviour = jax.lax.stop_gradient(floats("behaviour_log_probs", behaviour_log_probs))
     advantage = jax.lax.stop_gradient(floats("advantages", advantages))
     value = floats("values", values)
     target = jax.lax.stop_gradient(floats("value_targets", value_targets))
     if normalize_advantages:
-        advantage = standardize_all(advantage, live)
+        advantage = standardize_all(advantage, valid)
 
     eps, around = check.number("clip_eps", clip_eps, low=0), behaviour
     if clip_around_log_probs is None:
@@ -129,14 +127,14 @@ def ppo_loss(
     entropies = check.average("policy_entropy", policy_entropy, shape, current.dtype, whole=True, like=like)
 
     objective, squares, entropy, kl, clip_fraction = masked_means(
-        live, surrogate, squares, entropies, k3(current - around), clipped
+        valid, surrogate, squares, entropies, k3(current - around), clipped
     )
     value_loss = squares / 2
     weight = check.number("value_coef", value_coef)
     loss = weight * value_loss - objective - check.number("entropy_coef", entropy_coef) * entropy
 
-    total = _variance(target, live)
-    explained = divide(total - _variance(target - value, live), total)
+    total = _variance(target, valid)
+    explained = divide(total - _variance(target - value, valid), total)
     metrics = {
         "loss": loss,
         "objective": objective,
@@ -149,6 +147,6 @@ def ppo_loss(
     return loss, jax.lax.stop_gradient(metrics)
 
 
-def _variance(x: jax.Array, live: jax.Array) -> jax.Array:
-    flat = live.reshape(-1)
+def _variance(x: jax.Array, valid: jax.Array) -> jax.Array:
+    flat = valid.reshape(-1)
     return masked_mean(centre(x.reshape(-1), flat) ** 2, flat)

@@ -1,4 +1,4 @@
-"""Returns made comparable inside a group."""
+"""Normalisation of returns within a group."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ NORMALIZATIONS = ("none", "center", "standardize", "rank")
 def normalize_returns(
     returns: ArrayLike, *, normalize: str = "standardize", mask: ArrayLike | None = None
 ) -> jax.Array:
-    """Normalised returns R~ over the valid members of each group, as a constant of the differentiation.
+    """Normalises the returns R~ of each group over its valid members; the gradient is stopped.
 
     Args:
-      returns: (..., K), one return per trajectory, leading axes are groups; integers are cast.
-      normalize: "none"; "center" subtracts the group's mean; "standardize" also divides by its population standard
-        deviation + 1e-8 (GRPO, arXiv 2402.03300, section 4.1.2); "rank" gives centred ranks in [-0.5, 0.5], ties
-        sharing their mean rank, as evolution strategies use them (Salimans 2017, arXiv 1703.03864).
+      returns: (..., K), one return per trajectory; leading axes are groups; integers are cast.
+      normalize: "none"; "center" subtracts the group mean; "standardize" also divides by the population standard
+        deviation + 1e-8 (GRPO, arXiv 2402.03300, section 4.1.2); "rank" gives centred ranks in [-0.5, 0.5], with the
+        mean rank for ties, as in evolution strategies (Salimans 2017, arXiv 1703.03864).
       mask: (..., K), bool or 0/1: which members are valid; default all.
 
     Returns:
-      (..., K), at least float32, 0 where masked. Equal returns give exactly 0 (except with "none"), and so does a
-      single member.
+      (..., K), at least float32, 0 where masked. Except with "none", equal returns, or a single one, give exactly 0.
 
     Raises:
-      TypeError: ``returns`` or ``mask`` holds no real numbers.
+      TypeError: ``returns`` or ``mask`` is not numeric.
       ValueError: shapes differ, or ``normalize`` is unknown.
 
     Examples:
@@ -43,10 +42,10 @@ def normalize_returns(
     check = Checks("normalize_returns")
     check.option("normalize", normalize, NORMALIZATIONS)
     values = check.floats("returns", returns, min_ndim=1, integers=jnp.result_type(float))
-    live = check.mask("mask", mask, values.shape, like="the shape of returns")
-    values = select(live, jax.lax.stop_gradient(values))
+    valid = check.mask("mask", mask, values.shape, like="the shape of returns")
+    values = select(valid, jax.lax.stop_gradient(values))
     if normalize == "none":
         return values
     if normalize == "rank":
-        return centred_ranks(values, live)
-    return centre(values, live) if normalize == "center" else standardize(values, live)
+        return centred_ranks(values, valid)
+    return centre(values, valid) if normalize == "center" else standardize(values, valid)

@@ -1,4 +1,4 @@
-"""Cumulative log-likelihoods, the Plackett-Luce weights that HAEPO makes of them, and what describes such weights."""
+"""Cumulative log-likelihoods, HAEPO's Plackett-Luce weights, and statistics of these weights."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from haepo_jax.losses.numerics import divide, lowest, rank_correlation, select
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Auto:
-    """The temperature "auto" as a pytree without leaves, so that it can stand in a pytree where a number would be a
-    leaf."""
+    """The temperature "auto" as a pytree without leaves, so that it can replace a number in a pytree."""
 
 
 AUTO = Auto()
 
 REGULARIZERS = ("policy", "weights")
-"""What an entropy or a KL of a loss may be of: the policy, or the weights."""
+"""The distributions whose entropy or KL a loss can use: the policy's, or the weights."""
 
 Temperature = ArrayLike | Literal["auto"] | Auto
 
 
 WeightFunction = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""(scores, mask, temperature) -> weights in place of the softmax: (..., K), bool (..., K) and an array that broadcasts to
-(..., 1) -> (..., K), differentiable in the scores, at least 0, 0 where masked, with a sum of 1 over the valid members."""
+"""(scores, mask, temperature) -> weights, a replacement for the softmax.
+
+Scores (..., K), a bool mask (..., K) and an array that broadcasts to (..., 1) -> (..., K): differentiable in the
+scores, non-negative, 0 where masked, and summing to 1 over the valid members."""
 
 
 def trajectory_log_likelihood(log_probs: ArrayLike, mask: ArrayLike) -> jax.Array:
-    """Cumulative log-likelihood L = sum_t m[t] l[t]: the whole history in one number (HAEPO, arXiv 2508.18884).
+    """Cumulative log-likelihood of each trajectory, L = sum_t m[t] l[t] (HAEPO, arXiv 2508.18884).
 
     Args:
-      log_probs: (T, ..., K), log-probability of each action; time first; floating point. What is masked may be
-        anything, NaN included.
-      mask: (T, ..., K), bool or 0/1: whether the trajectory has reached that step, its last step included.
+      log_probs: (T, ..., K), log-probability of each action; time first; floating point. Masked entries may be NaN.
+      mask: (T, ..., K), bool or 0/1: valid steps, up to and including a trajectory's last.
 
     Returns:
       (..., K), summed in at least float32.
 
     Raises:
-      TypeError: ``log_probs`` is not floating point, or ``mask`` neither bool nor a real number.
+      TypeError: ``log_probs`` is not floating point, or ``mask`` is not numeric.
       ValueError: the shapes differ.
 
     Examples:
@@ -60,8 +60,8 @@ def trajectory_log_likelihood(log_probs: ArrayLike, mask: ArrayLike) -> jax.Arra
     """
     check = Checks("trajectory_log_likelihood")
     steps = check.floats("log_probs", log_probs, min_ndim=1)
-    live = check.mask("mask", mask, steps.shape, like="the shape of log_probs")
-    return jnp.sum(select(live, steps), axis=0)
+    valid = check.mask("mask", mask, steps.shape, like="the shape of log_probs")
+    return jnp.sum(select(valid, steps), axis=0)
 
 
 def plackett_luce_weights(
@@ -71,22 +71,22 @@ def plackett_luce_weights(
 
     ``temperature="auto"`` sets tau = max(1, (max s - min s) / 2) over the valid members. The weights then differ by a
     factor of at most e^2, and by Kantorovich's inequality the effective sample size (sum w)^2 / sum w^2 is at least 4
-    e^2 / (1 + e^2)^2 = 42 % of the valid members, however long the trajectories are; scores closer together than that
+    e^2 / (1 + e^2)^2 = 42 % of the valid members, however long the trajectories are. Scores that span less than 2 nats
     keep tau = 1.
 
     Args:
-      scores: (..., K), one score per trajectory, leading axes are groups; floating point.
-      temperature: tau > 0: a scalar, an array that broadcasts to the leading axes, or "auto" (or ``AUTO``). No gradient
-        flows into it.
+      scores: (..., K), one score per trajectory; leading axes are groups; floating point.
+      temperature: tau > 0: a scalar, an array that broadcasts to the leading axes, or "auto" (or ``AUTO``); its
+        gradient is stopped.
       mask: (..., K), bool or 0/1: which members are valid; default all.
 
     Returns:
-      (..., K), at least float32: the valid weights of a group sum to 1, a masked weight is exactly 0, and so is every
-      weight of a group without a valid member.
+      (..., K), at least float32: the valid weights of a group sum to 1; masked weights, and all weights of a group
+      without a valid member, are exactly 0.
 
     Raises:
-      TypeError: ``scores`` is not floating point, or another argument is not a real number.
-      ValueError: shapes do not fit, ``temperature`` is not above 0 or an unknown rule.
+      TypeError: ``scores`` is not floating point, or another argument is not numeric.
+      ValueError: shapes do not match, or ``temperature`` is neither above 0 nor "auto".
 
     Examples:
       >>> import jax.numpy as jnp
@@ -100,55 +100,57 @@ def plackett_luce_weights(
     """
     check = Checks("plackett_luce_weights")
     logits = check.floats("scores", scores, min_ndim=1)
-    live = check.mask("mask", mask, logits.shape, like="the shape of scores")
-    tau = resolve_temperature(check, temperature, logits, live, logits.shape[:-1])
-    return log_softmax(logits, live, tau)[0]
+    valid = check.mask("mask", mask, logits.shape, like="the shape of scores")
+    tau = resolve_temperature(check, temperature, logits, valid, logits.shape[:-1])
+    return log_softmax(logits, valid, tau)[0]
 
 
 def resolve_temperature(
-    check: Checks, temperature: Temperature, scores: jax.Array, live: jax.Array, groups: tuple[int, ...]
+    check: Checks, temperature: Temperature, scores: jax.Array, valid: jax.Array, groups: tuple[int, ...]
 ) -> jax.Array:
-    """The temperature as a constant that broadcasts against ``scores``: a rule applied to them, or numbers for
-    ``groups``, checked."""
+    """The temperature, with its gradient stopped, as an array that broadcasts against ``scores``.
+
+    "auto" is computed from the scores; numbers are checked and must broadcast to ``groups``.
+    """
     if isinstance(temperature, str):
         check.option("temperature", temperature, ("auto",))
         temperature = AUTO
     if isinstance(temperature, Auto):
         scores = jax.lax.stop_gradient(scores)
-        spread = -lowest(-scores, live) - lowest(scores, live)
+        spread = -lowest(-scores, valid) - lowest(scores, valid)
         return jnp.maximum(spread / 2, 1)
     tau = check.number("temperature", temperature, low=0, open_low=True, shape=groups)
     return jnp.expand_dims(tau, (*range(scores.ndim - 1 - tau.ndim), -1))
 
 
-def log_softmax(scores: jax.Array, live: jax.Array, tau: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Softmax of scores / tau over the valid members of the last axis, and its logarithm; (..., K) each, both 0 where
-    masked.
+def log_softmax(scores: jax.Array, valid: jax.Array, tau: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Softmax of scores / tau over the valid members, and its logarithm; (..., K) each, 0 where masked.
 
-    The logarithm stays finite where the weight itself underflows, so entropies and divergences do too.
+    The logarithm stays finite where a weight underflows, and so do entropies and divergences.
     """
-    top = -lowest(-jax.lax.stop_gradient(scores), live)
-    # The maximum goes before the division: two scores of -1e6 that differ by 1 keep that 1 at any temperature.
-    scaled = select(live, jnp.where(live, scores, top) - top) / tau
-    exponentials = select(live, jnp.exp(scaled))
+    top = -lowest(-jax.lax.stop_gradient(scores), valid)
+    # The maximum is subtracted before the division: the difference of two scores near -1e6 then survives any
+    # temperature.
+    scaled = select(valid, jnp.where(valid, scores, top) - top) / tau
+    exponentials = select(valid, jnp.exp(scaled))
     total = jnp.sum(exponentials, axis=-1, keepdims=True)
     total = jnp.where(total == 0, 1, total)  # nothing is valid
-    return exponentials / total, select(live, scaled - jnp.log(total))
+    return exponentials / total, select(valid, scaled - jnp.log(total))
 
 
 def weigh(
-    function: WeightFunction | None, scores: jax.Array, live: jax.Array, tau: jax.Array
+    function: WeightFunction | None, scores: jax.Array, valid: jax.Array, tau: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The weights of scores and their logarithms, (..., K) each: of ``function``, or of the softmax for ``None``."""
+    """Weights and their logarithms, (..., K) each, from ``function``, or from the softmax if it is ``None``."""
     if function is None:
-        return log_softmax(scores, live, tau)
-    weights = select(live, function(scores, live, tau))
+        return log_softmax(scores, valid, tau)
+    weights = select(valid, function(scores, valid, tau))
     return weights, jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, weights, 1)), 0)
 
 
-def relative_entropy(weights: jax.Array, log_weights: jax.Array, live: jax.Array) -> jax.Array:
-    """Entropy of the weights as a fraction of log K, its largest value; (..., K) -> (...)."""
-    most = jnp.log(jnp.maximum(jnp.sum(live, axis=-1, dtype=weights.dtype), 1))
+def relative_entropy(weights: jax.Array, log_weights: jax.Array, valid: jax.Array) -> jax.Array:
+    """Entropy of the weights as a fraction of its maximum, log K; (..., K) -> (...)."""
+    most = jnp.log(jnp.maximum(jnp.sum(valid, axis=-1, dtype=weights.dtype), 1))
     return divide(-jnp.sum(weights * log_weights, axis=-1), most)
 
 
@@ -157,15 +159,15 @@ def divergence(reference_weights: jax.Array, log_reference: jax.Array, log_weigh
     return jnp.sum(reference_weights * (log_reference - log_weights), axis=-1)
 
 
-def effective_fraction(weights: jax.Array, live: jax.Array) -> jax.Array:
-    """Effective sample size over K, (..., K) -> (...); the weights sum to 1."""
-    squares = jnp.sum(live, axis=-1, dtype=weights.dtype) * jnp.sum(weights**2, axis=-1)
+def effective_fraction(weights: jax.Array, valid: jax.Array) -> jax.Array:
+    """Effective sample size as a fraction of K, (..., K) -> (...), for weights that sum to 1."""
+    squares = jnp.sum(valid, axis=-1, dtype=weights.dtype) * jnp.sum(weights**2, axis=-1)
     return divide(jnp.ones_like(squares), squares)
 
 
-def alignment(scores: jax.Array, returns: jax.Array, live: jax.Array) -> jax.Array:
-    """Rank correlation of weight and return: taken of the scores, which keep the order of weights that underflow."""
-    return rank_correlation(jax.lax.stop_gradient(scores), returns, live)
+def alignment(scores: jax.Array, returns: jax.Array, valid: jax.Array) -> jax.Array:
+    """Rank correlation of weight and return, computed from the scores, whose order survives underflowing weights."""
+    return rank_correlation(jax.lax.stop_gradient(scores), returns, valid)
 
 
 def total(
@@ -175,7 +177,7 @@ def total(
     entropy_coef: ArrayLike,
     kl_coef: ArrayLike,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """-objective - entropy_coef * entropy + kl_coef * kl of ``terms``, and all metrics without gradient."""
+    """-objective - entropy_coef * entropy + kl_coef * kl of ``terms``, and all metrics with gradients stopped."""
     bonus = check.number("entropy_coef", entropy_coef) * terms["entropy"]
     penalty = check.number("kl_coef", kl_coef) * terms["kl"]
     loss = penalty - terms["objective"] - bonus

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax.algorithms.base import Algorithm
-from haepo_jax.algorithms.state import Start, TrainState
+from haepo_jax.algorithms.state import InitialPolicy, TrainState
 from haepo_jax.messages import one_line, short
 from haepo_jax.rollout import to_env_action
 from haepo_jax.runner.checkpoints import CheckpointError, Checkpoints
@@ -61,9 +61,9 @@ class TrainedPolicy:
         return _act_at_once(self._acting(), observation, key, action_mask)
 
     @property
-    def start(self) -> Start:
+    def start(self) -> InitialPolicy:
         """For another training to start from: `algo.init(key, policy.start)`."""
-        return Start(self.algorithm.policy_params(self.state.params), self.state.normalizer)
+        return InitialPolicy(self.algorithm.policy_params(self.state.params), self.state.normalizer)
 
     def initial_carry(self) -> Any:
         """The recurrent state before the first step of an episode; an empty tuple for a feed-forward policy."""
@@ -147,7 +147,7 @@ def policy_of(algorithm: Algorithm, config: RunConfig, states: TrainState, seed:
     return TrainedPolicy(algorithm, jax.tree.map(lambda x: x[index], states))
 
 
-def start_of(config: RunConfig, algorithm: Algorithm) -> Start | None:
+def start_of(config: RunConfig, algorithm: Algorithm) -> InitialPolicy | None:
     """What a run with `init_from` starts from, on the host; raises ConfigError where that does not fit."""
     if config.init_from is None:
         return None
@@ -158,10 +158,10 @@ def start_of(config: RunConfig, algorithm: Algorithm) -> Start | None:
         raise ConfigError(f"init_from={short(config.init_from)}: {error}") from None
 
 
-def checked_start(start: Start, algorithm: Algorithm) -> Start:
+def checked_start(start: InitialPolicy, algorithm: Algorithm) -> InitialPolicy:
     """A start on the host; raises ValueError where the algorithm cannot begin from it."""
     jax.eval_shape(algorithm.init, jax.random.key(0), start)
-    host: Start = jax.device_get(start)
+    host: InitialPolicy = jax.device_get(start)
     return host
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from haepo_jax import sharding
 from haepo_jax.algorithms.base import Algorithm
-from haepo_jax.algorithms.state import CAUSES, EPISODE_MEANS, Start, TrainState
+from haepo_jax.algorithms.state import CAUSES, EPISODE_MEANS, InitialPolicy, TrainState
 from haepo_jax.runner.checkpoints import Checkpoint, Saver, prng_implementation
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.devices import describe_device, device_errors, versions
@@ -47,7 +47,7 @@ def run(
     checkpoint: Checkpoint | None = None,
     stop: StopSignals = NEVER,
     processes: Processes = ALONE,
-    start: Start | None = None,
+    start: InitialPolicy | None = None,
 ) -> tuple[dict[str, Any], TrainState]:
     """Trains as configured; returns the summary and the final train state, of several seeds with a leading axis.
 
@@ -159,7 +159,7 @@ class LoopState:
 
 @dataclasses.dataclass(frozen=True)
 class Counters:
-    """How far every seed is, read from a train state; one value per seed in each list (see `TrainState` and `Health`)."""
+    """How far every seed is, read from a train state; one value per seed in each list (see `TrainState`, `TrainingStatus`)."""
 
     update: list[int]
     env_steps: list[int]
@@ -171,8 +171,8 @@ class Counters:
     @classmethod
     def read(cls, state: TrainState) -> Counters:
         """Waits for the device."""
-        health = (getattr(state.health, field.name) for field in dataclasses.fields(cls)[2:])
-        values = (state.update, state.env_steps.to_int(), *health)
+        status = (getattr(state.status, field.name) for field in dataclasses.fields(cls)[2:])
+        values = (state.update, state.env_steps.to_int(), *status)
         return cls(*(np.atleast_1d(np.asarray(value)).tolist() for value in values))
 
     @property
@@ -194,7 +194,7 @@ class Counters:
 
 
 def _not_finite(cause: int) -> list[str]:
-    """The names behind the bits of `Health.cause`."""
+    """The names behind the bits of `TrainingStatus.cause`."""
     return [name for bit, name in enumerate(CAUSES) if cause >> bit & 1]
 
 
@@ -306,13 +306,13 @@ class _Loop:
         ended = False
         for observer in self.observers:
             observer.on_row(row)
-            ended |= bool(observer.on_state(row, sharding.own_copy(self.state)))
+            ended |= bool(observer.on_state(row, sharding.local_copy(self.state)))
         if ended and at.before(self._total):
             position.ended = self._total
         if self._return > (-np.inf if position.best_return is None else position.best_return):
             position.best_return = self._return
             with self._timed("checkpoint_seconds"):
-                self.saver.hold(sharding.own_copy(self.state), self._progress(), self.moment)
+                self.saver.hold(sharding.local_copy(self.state), self._progress(), self.moment)
         if self.processes.meet(int(position.ended == self._total))[0]:
             position.ended = self._total
 
@@ -391,7 +391,7 @@ class _Loop:
     def _save(self) -> None:
         steps = self.position.steps // self.program.num_seeds
         with self._timed("checkpoint_seconds"):
-            self.saver.save(sharding.own_copy(self.state), steps, self._progress(), self.moment)
+            self.saver.save(sharding.local_copy(self.state), steps, self._progress(), self.moment)
 
     def _leave_if_asked(self) -> None:
         # The first process's clock is everyone's, so that all come to the same end of the next call.

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from haepo_jax import envs, sharding
 from haepo_jax.algorithms import declared, fields
 from haepo_jax.algorithms.base import Algorithm
-from haepo_jax.algorithms.state import Start, TrainState
+from haepo_jax.algorithms.state import InitialPolicy, TrainState
 from haepo_jax.counting import StepCount
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.checkpoints import Checkpoint, from_arrays, to_arrays
@@ -107,7 +107,7 @@ class Program:
         seeds: Sequence[int],
         final: EvaluationSize,
         mesh: Mesh | None = None,
-        start: Start | None = None,
+        start: InitialPolicy | None = None,
     ) -> None:
         begin = time.perf_counter()
         self.algorithm = algorithm
@@ -133,7 +133,7 @@ class Program:
 
         placed: dict[str, Any] = {}
         if mesh is not None:
-            placed = dict.fromkeys(("in_shardings", "out_shardings"), sharding.whole(mesh))
+            placed = dict.fromkeys(("in_shardings", "out_shardings"), sharding.replicated(mesh))
         pool = ThreadPoolExecutor(3)
 
         def compiled(function: Any, axes: Any, *arguments: Any, **keywords: Any) -> tuple[Any, Future[Any]]:

@@ -23,7 +23,7 @@ from haepo_jax.runner.signals import StopSignals
 
 if TYPE_CHECKING:
     from haepo_jax.algorithms.base import Algorithm
-    from haepo_jax.algorithms.state import Start, TrainState
+    from haepo_jax.algorithms.state import InitialPolicy, TrainState
     from haepo_jax.runner.observers import Observer
 
 
@@ -63,7 +63,7 @@ def run_in_directory(
     observers: Sequence[Observer] | None = None,
     embedded: bool = False,
     processes: Processes = ALONE,
-    start: Start | None = None,
+    start: InitialPolicy | None = None,
 ) -> tuple[RunDir, dict[str, Any], TrainState | None]:
     """Trains as configured, with the files of a run; with `config.resume` resumes the one in `config.run_dir`.
 

@@ -24,7 +24,7 @@ def update(method: str, task: str) -> None:
     if method != "EpisodicHAEPO":  # No episode need have ended.
         finite = {name: fine for name, fine in finite.items() if not name.startswith("episode_")}
     assert all(finite.values()), metrics
-    assert int(state.health.diverged_at) == -1
+    assert int(state.status.diverged_at) == -1
     assert state.env_steps.to_int() > 0
     if method == "EpisodicHAEPO":
         assert metrics["episodes"] == 4 and metrics["invalid_episodes"] == 0

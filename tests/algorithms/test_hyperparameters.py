@@ -69,7 +69,7 @@ DECLARED = {cls.__name__: cls for cls in map(declared.declaration, declared.ALGO
         ("EpisodicHAEPO", {"temperature": "warm"}, "temperature='warm' must be a number .*or 'auto'"),
         ("HAEPO", {"temperature": 0.0}, "temperature=0.0 is out of range"),
         ("EpisodicHAEPO", {"score": "log_rato"}, "score='log_rato' must be one of .*did you mean 'log_ratio'"),
-        ("EpisodicHAEPO", {"score": "likelihood"}, "score='likelihood' needs credit=trajectory"),
+        ("EpisodicHAEPO", {"score": "likelihood"}, "score='likelihood' requires credit=trajectory"),
         ("EpisodicHAEPO", {"normalize": "standardise"}, "did you mean 'standardize'"),
         ("EpisodicHAEPO", {"reference": "last"}, "reference='last' must be one of previous, initial"),
         ("HAEPO", {"activation": "gelu"}, "activation='gelu' must be one of tanh, relu, swish"),
@@ -104,7 +104,7 @@ def test_a_misspelt_name_is_a_type_error() -> None:
 def test_an_environment_that_does_not_exist_or_fit() -> None:
     with pytest.raises(ValueError, match="CartPole-v1"):
         hx.HAEPO("CartPol-v1")
-    with pytest.raises(TypeError, match="object is no environment"):
+    with pytest.raises(TypeError, match="object is not an environment"):
         hx.HAEPO(object())
 
 
@@ -180,7 +180,9 @@ def test_a_custom_class_is_read_by_module_and_class(tmp_path: Path, monkeypatch:
         with pytest.raises(hx.HyperparameterError, match="is unlucky"):
             declared.declaration(f"my_algorithms:{name}")(num_epochs=7).check()
     assert list(declared.hyperparameters("my_algorithms:Other")) == list(declared.hyperparameters("haepo"))
-    with pytest.raises(hx.HyperparameterError, match="my_algorithms:Third .* 'LIMIT' is not defined; .*fields alone"):
+    with pytest.raises(
+        hx.HyperparameterError, match="my_algorithms:Third .* 'LIMIT' is not defined; .*only use names from"
+    ):
         declared.hyperparameters("my_algorithms:Third")
     for name in ("my_algorithms:None", "no_such_module:Mine", "no.such:Mine"):
         with pytest.raises(ImportError, match="there is no "):

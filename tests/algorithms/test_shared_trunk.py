@@ -11,7 +11,7 @@ import pytest
 
 import haepo_jax as hx
 from haepo_jax.algorithms.fields import HyperparameterError
-from haepo_jax.algorithms.state import Start
+from haepo_jax.algorithms.state import InitialPolicy
 
 SMALL: dict[str, Any] = {
     "num_envs": 4, "num_steps": 6, "num_epochs": 2, "num_minibatches": 1, "hidden_sizes": (8, 8), "total_steps": 96,
@@ -96,12 +96,12 @@ def test_pixels_and_continuous_actions() -> None:
     for env, settings in (("Breakout-MinAtar", {}), ("Pendulum-v1", {"squash_actions": True})):
         state, history = jax.jit(make("HAEPO", env, eval_episodes=0, **settings).train)(jax.random.key(0))
         assert np.isfinite(history["loss"]).all()
-        assert not state.health.diverged
+        assert not state.status.diverged
 
 
 def test_it_starts_from_a_policy_without_a_value_function() -> None:
     start = hx.EpisodicHAEPO("CartPole-v1", hidden_sizes=(8, 8)).init(jax.random.key(3)).params
-    params = make("PPO").init(jax.random.key(0), Start(start, None)).params
+    params = make("PPO").init(jax.random.key(0), InitialPolicy(start, None)).params
     jax.tree.map(np.testing.assert_array_equal, params["policy"], start)
 
 

@@ -146,9 +146,9 @@ def test_an_update_that_is_not_finite_stops_the_run(run: Run) -> None:
     sick = dataclasses.replace(run.states[4], params=jax.tree.map(lambda x: x + jnp.nan, run.states[4].params))
     after, metrics = run.step(run.algo, sick)
     assert np.isnan(metrics["loss"])
-    assert int(after.health.diverged_at) == 4
-    assert int(after.health.cause) > 0
-    assert trees_equal(dataclasses.replace(after, health=sick.health), sick)
+    assert int(after.status.diverged_at) == 4
+    assert int(after.status.cause) > 0
+    assert trees_equal(dataclasses.replace(after, status=sick.status), sick)
 
 
 # Seeds and hyperparameters side by side.

@@ -133,14 +133,14 @@ def test_updates_go_on_where_episodes_break() -> None:
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
         broken += int(metrics["invalid_episodes"])
     assert broken > 0
-    assert int(state.health.invalid_episodes) == broken
-    assert int(state.health.skipped) == 0
+    assert int(state.status.invalid_episodes) == broken
+    assert int(state.status.skipped) == 0
 
     # An update that is not finite by itself is dropped, and the run goes on from other episodes.
     sick = dataclasses.replace(before, params=jax.tree.map(lambda x: x * jnp.nan, before.params))
     after, metrics = step(sick)
     assert np.isnan(metrics["loss"])
-    assert int(after.health.skipped) == 1
+    assert int(after.status.skipped) == 1
     assert int(after.update) == int(sick.update) + 1
     jax.tree.map(np.testing.assert_array_equal, after.opt_state, sick.opt_state)
 

@@ -85,13 +85,13 @@ def step_with(**changes):
     ("obj", "error", "message"),
     [
         (SimpleNamespace(name="x", reset=None), TypeError, "no horizon, observation_space, action_space, step"),
-        (None, TypeError, "NoneType is no environment"),
+        (None, TypeError, "NoneType is not an environment"),
         (Countdown, TypeError, "pass an instance"),
         (spoilt(horizon=0), ValueError, "horizon must be at least 1"),
         (spoilt(horizon="7"), TypeError, "horizon must be an integer, got '7'"),
-        (spoilt(action_space=3), TypeError, "action_space must be made of Discrete, MultiDiscrete and Box, got 3"),
-        (spoilt(observation_space=Box(0, 1, (2,))), TypeError, "another structure than observation_space"),
-        (spoilt(observation_space=SimpleNamespace(n=2)), TypeError, "must be made of Discrete, MultiDiscrete and Box"),
+        (spoilt(action_space=3), TypeError, "action_space must consist of Discrete, MultiDiscrete and Box, got 3"),
+        (spoilt(observation_space=Box(0, 1, (2,))), TypeError, "a different structure than observation_space"),
+        (spoilt(observation_space=SimpleNamespace(n=2)), TypeError, "must consist of Discrete, MultiDiscrete and Box"),
         (
             spoilt(observation_space={"left": Box(0, 1, (2,)), "parity": Discrete(2)}),
             TypeError,
@@ -101,7 +101,7 @@ def step_with(**changes):
         (
             spoilt(action_space=Box(0, 7, (2,), np.int32)),
             TypeError,
-            "action_space has a Box of int32, and actions of a Box are floating point: use Discrete or MultiDiscrete",
+            "action_space has a Box of int32, but the actions of a Box must be floating point; use Discrete or MultiDiscrete",
         ),
         (step_with(reward=jnp.zeros(3)), TypeError, "reward must be a scalar"),
         (step_with(terminated=jnp.zeros(2, bool)), TypeError, "terminated must be a scalar"),

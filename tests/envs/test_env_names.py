@@ -69,9 +69,9 @@ def test_names_that_are_refused():
         make_env("MNISTBandit-bsuite")
     with pytest.raises(ValueError, match="unknown environment"):
         make_env("qqqqqq")
-    with pytest.raises(TypeError, match="is a string"):
+    with pytest.raises(TypeError, match="must be a string"):
         resolve_name(3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="int is no environment"):
+    with pytest.raises(TypeError, match="int is not an environment"):
         make_env(3)
 
 
@@ -98,4 +98,4 @@ def test_of_a_library_that_is_missing_nothing_is_listed():
         "try: make_env('brax/ant')\nexcept ImportError as error: print(error)"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert output.strip() == "brax/ant needs Brax, and brax is not installed: pip install brax"
+    assert output.strip() == "brax/ant requires Brax, but brax is not installed: pip install brax"

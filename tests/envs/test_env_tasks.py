@@ -72,7 +72,7 @@ def test_random_walk_slips():
         ("haepo/bandit", {"noise_std": float("nan")}, ValueError, "noise_std must be at least 0"),
         ("haepo/bandit", {"num_pulls": "many"}, TypeError, "num_pulls must be an integer"),
         ("haepo/random_walk", {"length": 1}, ValueError, "length must be at least 2"),
-        ("haepo/random_walk", {"length": 50, "horizon": 10}, ValueError, "out of reach"),
+        ("haepo/random_walk", {"length": 50, "horizon": 10}, ValueError, "cannot be reached"),
         ("haepo/random_walk", {"slip": 1.5}, ValueError, "slip must be at most 1"),
     ],
 )

@@ -130,7 +130,7 @@ def test_an_own_task_trains() -> None:
     )
     _, history = jax.jit(algo.train)(jax.random.key(0))
     assert history["eval_return"][-1] > 2.8
-    with pytest.raises(TypeError, match="own has no demonstrations: its answers are no tokens"):
+    with pytest.raises(TypeError, match="own has no demonstrations: its answers are not tokens"):
         task.demonstration(task.reset(jax.random.key(0))[0])
 
 

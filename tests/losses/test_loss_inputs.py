@@ -463,7 +463,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: losses.haepo_advantage_loss(steps[:, :1], steps[:, :1], steps[:, :1], steps[:, :1]),
         ValueError,
-        r"haepo_advantage_loss: a group needs 2 members at least, got shape \(6, 1\)",
+        r"haepo_advantage_loss: a group needs at least 2 members, got shape \(6, 1\)",
     ),
     (
         lambda: losses.haepo_advantage_loss(steps, steps, steps[:, :2], steps),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.algorithms.state import Health
+from haepo_jax.algorithms.state import TrainingStatus
 from haepo_jax.counting import StepCount
 
 
@@ -17,7 +17,7 @@ class State(NamedTuple):
     stride: jax.Array
     update: jax.Array
     env_steps: StepCount
-    health: Health
+    status: TrainingStatus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +48,18 @@ class Counting:
             self.stride + seed,
             jnp.int32(0),
             StepCount.of(self.start),
-            Health(jnp.int32(0), jnp.int32(-1), jnp.int32(0), jnp.int32(0)),
+            TrainingStatus(jnp.int32(0), jnp.int32(-1), jnp.int32(0), jnp.int32(0)),
         )
 
     def train_step(self, state: State) -> tuple[State, dict[str, jax.Array]]:
         seed = state.stride - self.stride
         if self.sick:
             sick = (state.update == 4) & jnp.isin(seed, jnp.array(self.sick))
-            health = Health(jnp.int32(0), jnp.where(sick, state.update, -1), jnp.where(sick, 3, 0), jnp.int32(0))
-            state = state._replace(health=health)
-        moved = jnp.where(state.health.diverged, 0, 1)
+            status = TrainingStatus(
+                jnp.int32(0), jnp.where(sick, state.update, -1), jnp.where(sick, 3, 0), jnp.int32(0)
+            )
+            state = state._replace(status=status)
+        moved = jnp.where(state.status.diverged, 0, 1)
         state = state._replace(update=state.update + moved, env_steps=state.env_steps + moved * state.stride)
         episodes = jnp.where(state.update > 1, 1.0, 0.0)
         metrics = {"loss": state.update.astype(jnp.float32), "episode_return": episodes, "episodes": episodes}
@@ -67,7 +69,7 @@ class Counting:
         nothing = dict.fromkeys(("loss", "episode_return", "episodes", "ess"), jnp.float32(jnp.nan))
 
         def unfinished(loop: tuple[State, dict[str, jax.Array]]) -> jax.Array:
-            return (loop[0].env_steps < until) & ~loop[0].health.diverged
+            return (loop[0].env_steps < until) & ~loop[0].status.diverged
 
         return jax.lax.while_loop(unfinished, lambda loop: self.train_step(loop[0]), (state, nothing))
 

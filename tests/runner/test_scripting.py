@@ -343,7 +343,7 @@ def test_own_objects_are_logged_described_and_resumed(
     for start in (policy, str(tmp_path / "whole")):
         begun = hx.train(algo, init_from=start, final_eval_episodes=0, progress=False)
         assert begun.summary["updates"] > 0
-    with pytest.raises(ConfigError, match="init_from: the policy to start from has another network"):
+    with pytest.raises(ConfigError, match="init_from: the initial policy has a different network"):
         hx.train(Shifted(Drift(), **SMALL | {"hidden_sizes": (4,)}), init_from=policy)
     assert train.main([f"run_dir={tmp_path}/whole", "resume=true"]) == 2
     file = tmp_path / "whole" / "config.yaml"

@@ -184,7 +184,7 @@ class Group:
         state = self._lanes.state
         self.env_steps: Ints = np.asarray(state.env_steps.to_int())[: self.real]
         self.updates: Ints = np.asarray(state.update, np.int64)[: self.real]
-        self.diverged_at: Ints = np.asarray(state.health.diverged_at, np.int64)[: self.real]
+        self.diverged_at: Ints = np.asarray(state.status.diverged_at, np.int64)[: self.real]
         self._length = np.asarray(self._lanes.episode_length, np.float64)[: self.real]
 
     def evaluate(self) -> Floats:

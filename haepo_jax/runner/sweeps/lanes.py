@@ -58,7 +58,7 @@ def advance(algorithm: Algorithm, lane: Lane, until: StepCount, updates: jax.Arr
     """
 
     def unfinished(lane: Lane) -> jax.Array:
-        return (lane.state.env_steps < until) & ~lane.state.health.diverged
+        return (lane.state.env_steps < until) & ~lane.state.status.diverged
 
     def step(loop: tuple[jax.Array, Lane]) -> tuple[jax.Array, Lane]:
         made, lane = loop
@@ -74,11 +74,11 @@ def advance(algorithm: Algorithm, lane: Lane, until: StepCount, updates: jax.Arr
 
 def _record(algorithm: Algorithm, lane: Lane, state: TrainState, metrics: dict[str, jax.Array]) -> Lane:
     points = lane.curve_sum.shape[0]
-    part = jnp.minimum(state.env_steps.share_of(algorithm.total_steps) * points, points - 1).astype(jnp.int32)
+    part = jnp.minimum(state.env_steps.fraction_of(algorithm.total_steps) * points, points - 1).astype(jnp.int32)
     # A custom algorithm may have neither; a mean over no episode is 0.
     value, length = (metrics.get(name, jnp.float32(jnp.nan)) for name in EPISODE_MEANS)
     ended = metrics.get("episodes", 1) > 0
-    known = jnp.isfinite(value) & ended & ~state.health.diverged
+    known = jnp.isfinite(value) & ended & ~state.status.diverged
     return Lane(
         state=state,
         curve_sum=lane.curve_sum.at[part].add(jnp.where(known, value, 0.0)),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import haepo_jax as hx
-from haepo_jax.algorithms.state import Start
+from haepo_jax.algorithms.state import InitialPolicy
 from haepo_jax.algorithms.trajectory import EpisodeBatch
 from haepo_jax.runner.commands import pretrain, train
 from tests.toy_envs import Drift, trees_equal
@@ -61,7 +61,7 @@ def test_every_algorithm_plays_and_counts_decisions_alone(method: Any) -> None:
     @jax.jit
     def run(key: jax.Array) -> Any:
         start = algo.init(key)
-        even = Start(jax.tree.map(jnp.zeros_like, algo.policy_params(start.params)), None)
+        even = InitialPolicy(jax.tree.map(jnp.zeros_like, algo.policy_params(start.params)), None)
         return algo.train_step(algo.init(key, even))[1]
 
     metrics = run(jax.random.key(0))
@@ -72,7 +72,7 @@ def test_every_algorithm_plays_and_counts_decisions_alone(method: Any) -> None:
 def test_what_a_training_starts_from() -> None:
     source = hx.Supervised(TASK, **SMALL)
     policy = jax.jit(source.init)(jax.random.key(1)).params
-    start = Start(policy, None)
+    start = InitialPolicy(policy, None)
     haepo = hx.EpisodicHAEPO(TASK, reference="initial", **GROUPED)
     state = jax.jit(haepo.init)(jax.random.key(2), start)
     assert trees_equal(state.params, policy) and trees_equal(state.reference, policy)
@@ -84,11 +84,11 @@ def test_what_a_training_starts_from() -> None:
 
 
 def test_what_it_cannot_start_from() -> None:
-    start = Start(hx.Supervised(TASK, **SMALL).init(jax.random.key(0)).params, None)
+    start = InitialPolicy(hx.Supervised(TASK, **SMALL).init(jax.random.key(0)).params, None)
     for options, message in (
-        ({"hidden_sizes": (16,)}, r"another network: .*kernel.* is \(8, 4\) there and \(16, 4\) here"),
-        ({"network": "lstm"}, "another network: .* missing"),
-        ({"normalize_observations": True}, "observations that were not normalised, and these are"),
+        ({"hidden_sizes": (16,)}, r"different network: .*kernel.* is \(8, 4\), but must be \(16, 4\)"),
+        ({"network": "lstm"}, "different network: .* missing"),
+        ({"normalize_observations": True}, "trained on unnormalised observations, but this algorithm normalises them"),
     ):
         with pytest.raises(ValueError, match=message):
             hx.EpisodicHAEPO(TASK, **{**GROUPED, **options}).init(jax.random.key(0), start)
@@ -127,7 +127,7 @@ def test_from_demonstrations_to_another_training(tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     for wrong, message in (
         ([*grouped, f"init_from={first}"], "is no directory"),
-        (["algo.network=lstm", f"init_from={tmp_path / 'gone'}"], "has another network"),
+        (["algo.network=lstm", f"init_from={tmp_path / 'gone'}"], "has a different network"),
         (["algo=supervised", f"init_from={tmp_path}"], "init_from="),
     ):
         assert train.main([*ENV, *NETWORK, *FEW, *wrong, f"run_dir={tmp_path / 'wrong'}"]) == 2

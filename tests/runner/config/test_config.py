@@ -104,7 +104,7 @@ REFUSED = {
         ["algo.num_minibatches=3"],
         "num_envs * replay_batches=64 is not a multiple of num_minibatches * group_size=12; the nearest that are: 60 or 72",
     ),
-    "options that do not fit": (["algo=haepo_episodic", "algo.score=likelihood"], "needs credit=trajectory"),
+    "options that do not fit": (["algo=haepo_episodic", "algo.score=likelihood"], "requires credit=trajectory"),
     "null for a choice": (
         ["algo=haepo_episodic", "algo.normalize=null"],
         "algo.normalize=None must be a string",

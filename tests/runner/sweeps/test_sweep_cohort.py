@@ -266,7 +266,7 @@ def test_advance_stops_each_lane_at_its_own_end_and_all_after_so_many_updates() 
         state = alone(Toy(learning_rate=rate), seed, 60)
         assert done.state.env_steps.to_int()[lane] == state.env_steps.to_int()
         np.testing.assert_allclose(done.state.params[lane], state.params, rtol=1e-6)
-    assert done.state.health.diverged_at.tolist() == [-1, -1, 2], "one that diverges does not hurt the others"
+    assert done.state.status.diverged_at.tolist() == [-1, -1, 2], "one that diverges does not hurt the others"
 
 
 def test_the_learning_curve_holds_the_returns_of_each_part() -> None:
