@@ -38,9 +38,16 @@ def made(name: str, env: Any = None) -> Any:
     return getattr(hx, cls)(Drift(horizon=3) if env is None else env, **settings)
 
 
-@pytest.mark.parametrize("env", ["haepo/bandit", "Pendulum-v1"])
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("mode", ["dtypes", "ranks"])
+@pytest.mark.parametrize(
+    ("mode", "env"),
+    [
+        ("dtypes", "Pendulum-v1"),
+        ("ranks", "haepo/bandit"),
+        pytest.param("dtypes", "haepo/bandit", marks=pytest.mark.slow),
+        pytest.param("ranks", "Pendulum-v1", marks=pytest.mark.slow),
+    ],
+)
 def test_no_dtype_and_no_rank_is_promoted(mode: str, name: str, env: str) -> None:
     """Both are seen when a run is traced."""
     algo = made(name, env)
@@ -49,7 +56,7 @@ def test_no_dtype_and_no_rank_is_promoted(mode: str, name: str, env: str) -> Non
         jax.eval_shape(algo.train, jax.eval_shape(lambda: jax.random.key(0)))
 
 
-WITHOUT_JIT = ("haepo", "ppo", "grpo")
+WITHOUT_JIT = ("ppo", "grpo")
 """The quickest; operation by operation an update of the others takes minutes."""
 
 

@@ -231,7 +231,9 @@ def equal_trees(ours: Any, theirs: Any) -> None:
         np.testing.assert_allclose(own[key], value, rtol=1e-6, atol=1e-6, err_msg=key)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("craftax/") else name for name in TASKS]
+)
 def test_segments_are_the_librarys_own_stepping(name: str) -> None:
     """Observations, masks, rewards, both kinds of end and what follows an end, over several episodes of several lanes,
     against the library's functions called one step at a time with the same keys and actions."""
