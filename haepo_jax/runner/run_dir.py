@@ -129,7 +129,7 @@ def check_run_dir(config: RunConfig) -> None:
     if config.run_dir is not None:
         name, path = short(config.run_dir), Path(config.run_dir)
         with refusing(config.run_dir):
-            if os.path.lexists(path) and not path.is_dir():
+            if _exists(path) and not path.is_dir():
                 raise ConfigError(f"run_dir={name} is a file, not a directory")
             if RunDir(path).holds_run():
                 raise ConfigError(
@@ -142,7 +142,7 @@ def check_writable(name: str) -> None:
     """Raises ConfigError if a directory of that name cannot be created or written, as far as can be told without."""
     path = Path(name)
     with refusing(name):
-        nearest = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
+        nearest = next(parent for parent in (path, *path.absolute().parents) if _exists(parent))
         if not nearest.is_dir():
             raise ConfigError(f"run_dir={short(name)} cannot be made: {short(str(nearest))} is not a directory")
         if not os.access(nearest, os.W_OK | os.X_OK):
@@ -233,6 +233,15 @@ def leading_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[in
                 break
             count, size = count + 1, size + len(line)
     return count, size
+
+
+def _exists(path: Path) -> bool:
+    """Whether anything has that name; unlike `os.path.lexists` it raises for a name that is too long or has a null byte."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def keep_rows(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

@@ -261,9 +261,9 @@ def test_settings_edited_by_hand_are_refused(
     run = tmp_path / "run"
     killed(counting, run)
     config = run / "config.yaml"
-    config.write_text(config.read_text().replace("num_epochs: 16", "num_epochs: 9"))
+    config.write_text(config.read_text().replace("num_epochs: 4", "num_epochs: 9"))
     assert counting(run, "resume=true") == 2
-    assert "was written with algo.num_epochs=16, not 9 as config.yaml says" in capsys.readouterr().err
+    assert "was written with algo.num_epochs=4, not 9 as config.yaml says" in capsys.readouterr().err
     config.write_text("[")
     assert counting(run, "resume=true") == 2
     assert capsys.readouterr().err.count("\n") == 1

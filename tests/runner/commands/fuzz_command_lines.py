@@ -169,6 +169,7 @@ def good_values(field: dataclasses.Field[Any]) -> list[str]:
     if field.name in (
         "halving",
         "pbt",
+        "seeds",
         "cohort",
         "search",
         "distributed",
