@@ -56,6 +56,7 @@ def test_it_trains_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
         ("algo.clip_eps=0.1", "unknown key 'algo.clip_eps'"),
         ("algo.num_step=4", "did you mean 'algo.num_steps'?"),
         ("algo=examples.a2c:A3C", "there is no class A3C in examples.a2c"),
+        ("algo=examples/a2c.py:A2C", "there is no module 'examples/a2c.py'; did you mean 'examples.a2c'?"),
         ("algo=examples.own_loop:main", "there is no class main in examples.own_loop"),
         ("algo=dataclasses:Field", "dataclasses:Field is not a subclass of haepo_jax.algorithms.base.Algorithm"),
         ("algo=examples.a3c:A3C", "there is no module 'examples.a3c'"),

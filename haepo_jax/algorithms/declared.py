@@ -167,6 +167,9 @@ def _imports(tree: ast.Module, module: str) -> dict[str, tuple[str, str]]:
 @functools.cache
 def _tree(module: str) -> ast.Module | None:
     """The syntax tree of a module, or None if it is not a Python file; raises ImportError if it does not exist."""
+    if "/" in module:
+        dotted = module.removesuffix(".py").strip("./").replace("/", ".")
+        raise ImportError(f"there is no module {module!r}; did you mean {dotted!r}?")
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import sys
@@ -14,6 +15,9 @@ from pathlib import Path
 
 from haepo_jax.runner.errors import FAILED, outcome
 from haepo_jax.version import __version__
+
+MAX_CACHE_BYTES = 2**30
+"""Of compiled programs; each takes about 1 MB."""
 
 
 def entry_point(
@@ -70,6 +74,11 @@ def keep_compiled() -> None:
         directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "haepo_jax", _processor())
         directory = directory.expanduser().absolute()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The oldest programs go; jax's own bound needs a further package and a lock for every read.
+        entries = sorted(directory.glob("*-cache"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path, total in zip(entries, itertools.accumulate(path.stat().st_size for path in entries), strict=True):
+            if total > MAX_CACHE_BYTES:
+                path.unlink(missing_ok=True)
         if os.access(directory, os.W_OK | os.X_OK):
             os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
             # Programs that compile in less than jax's second are many, and are seconds together.

@@ -107,3 +107,14 @@ def test_a_directory_that_cannot_be_made_is_done_without(variables: Path) -> Non
     variables.parent.write_text("a file")
     entry.keep_compiled()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+def test_the_oldest_programs_go(variables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry, "MAX_CACHE_BYTES", 25)
+    variables.mkdir(parents=True)
+    for age, name in enumerate(["new-cache", "middle-cache", "old-cache"]):
+        (variables / name).write_bytes(bytes(10))
+        os.utime(variables / name, (1e9 - age, 1e9 - age))
+    (variables / "other").write_bytes(bytes(100))
+    entry.keep_compiled()
+    assert sorted(path.name for path in variables.iterdir()) == ["middle-cache", "new-cache", "other"]
