@@ -131,8 +131,8 @@ def finish_step(
     """A `TimeStep` with the dtypes of the protocol and of `old_state`; termination overrides truncation.
 
     Raises:
-        TypeError: the state changed its structure, a shape, or from integer to float; the reward or a flag is no
-        scalar.
+        TypeError: the state changed its structure, a shape, or from integer to float; the reward or a flag is not a
+            scalar.
     """
     if not _same_structure(old_state, state):
         raise TypeError(f"{name}: the state's structure differs between reset and step")

@@ -24,8 +24,7 @@ def make_brax(task: str, *, episode_length: int = 1000, **kwargs: Any) -> Physic
         task: one of the tasks in `list_envs`.
         episode_length: the time limit in control steps.
         **kwargs: `backend` (one of `BACKENDS`; Brax's default, `generalized`, supports every task), `n_frames`,
-          `debug`,
-            and the constructor arguments of the task.
+            `debug`, and the constructor arguments of the task.
 
     Raises:
         ValueError: an unknown setting, or an invalid value (`swimmer` only supports the generalized backend).

@@ -52,15 +52,13 @@ def from_object(obj: Any, **settings: Any) -> Environment:
 
     Args:
         obj: an environment of gymnax, Craftax or XLand-MiniGrid, with or without its params, of Brax, Playground,
-          Jumanji
-            or Pgx; or an object with the members of `Environment`.
+            Jumanji or Pgx; or an object with the members of `Environment`.
         **settings: keyword arguments of the library's `adapt_...` function in `haepo_jax.envs`.
 
     Raises:
         ValueError: an unknown setting, a horizon below 1, or an unsupported environment.
         TypeError: a member is missing, or the result of reset or step does not follow the protocol; a setting has the
-        wrong
-            type; params are given to a library without them; or a wrapper vectorises, resets or ends episodes.
+            wrong type; params are given to a library without them; or a wrapper vectorises, resets or ends episodes.
     """
     adapted = _adapt(obj, **settings)
     if adapted is not None:

@@ -18,8 +18,7 @@ def make_playground(task: str, **kwargs: Any) -> PhysicsEnv:
     Args:
         task: one of the tasks in `list_envs`.
         **kwargs: entries of the task's config: `episode_length`, `ctrl_dt`, `impl`, ... The default is `impl="jax"`,
-          which,
-            unlike `impl="warp"`, supports nested vmaps on every device.
+            which, unlike `impl="warp"`, supports nested vmaps on every device.
 
     Raises:
         ValueError: an unknown setting, or an invalid value.
