@@ -54,7 +54,7 @@ class RunConfig:
         None, tuple, "the seeds by number, such as [3,5,8], in place of seed and num_seeds", within=SEEDS
     )
     final_eval_episodes: int | None = setting(
-        None, int, "episodes per seed behind the final return; 0: none; null: 128, or as many as total_steps would do for",
+        None, int, "evaluation episodes per seed for the final return; 0: none; null: 128, fewer in a short run",
         within=Range(0, 2**31 - 1),
     )  # fmt: skip
     env_kwargs: dict[str, Any] = setting(None, dict, "keyword arguments of the environment: env_kwargs.<name>=<value>")
