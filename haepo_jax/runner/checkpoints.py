@@ -36,7 +36,7 @@ from haepo_jax.runner.run_dir import flush_to_disk
 Arrays = dict[str, npt.NDArray[Any]]
 
 ARRAYS, PROGRESS, MANIFEST = "arrays", "progress.json", "manifest.json"
-FORMAT = 2
+FORMAT = 3
 
 
 # --- A train state as named arrays ------------------------------------------------------------------------------------
