@@ -51,19 +51,19 @@ class TrainResult:
       algorithm: that was trained.
       seeds: (S,) their numbers.
       state: the final train state; every leaf has the seeds as its first axis, one seed included.
-      history: each metric (S, R), NaN where a seed has no value; `update` and `env_steps` are int64, and `wall_seconds`
-        is the same for every seed.
+      metrics: an (S, R) array for each metric, NaN where a seed has no value; `update` and `env_steps` are int64, and
+        `wall_seconds` is the same for every seed.
       summary: how the run ended, as `summary.json` has it.
     """
 
     algorithm: Algorithm
     seeds: list[int]
     state: TrainState
-    history: dict[str, npt.NDArray[Any]]
+    metrics: dict[str, npt.NDArray[Any]]
     summary: dict[str, Any]
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The history as a table: a row for each seed and logged row, in columns `seed`, `row` and one a metric.
+        """The metrics as a table: a row for each seed and logged row, in columns `seed`, `row` and one a metric.
 
         Raises:
           ImportError: pandas is not installed.
@@ -72,9 +72,9 @@ class TrainResult:
             import pandas
         except ImportError:
             raise ImportError("to_pandas needs pandas: pip install pandas") from None
-        count, rows = next(iter(self.history.values())).shape if self.history else (len(self.seeds), 0)
+        count, rows = next(iter(self.metrics.values())).shape if self.metrics else (len(self.seeds), 0)
         index = {"seed": np.repeat(self.seeds, rows), "row": np.tile(np.arange(rows), count)}
-        return pandas.DataFrame({**index, **{name: values.ravel() for name, values in self.history.items()}})
+        return pandas.DataFrame({**index, **{name: values.ravel() for name, values in self.metrics.items()}})
 
 
 def train(
@@ -91,7 +91,7 @@ def train(
 
     Examples:
       >>> result = hx.train(hx.PPO("CartPole-v1", total_steps=50_000), seeds=4, run_dir="runs/mine")
-      >>> result.history["eval_return"].shape
+      >>> result.metrics["eval_return"].shape
       (4, 50)
 
     The algorithm may be any `Algorithm`, of the user's own class, environment and networks; the metrics that its `update`
@@ -153,7 +153,7 @@ def train(
         state = final or load_run(directory, "last", warn, algo)[2]
     if len(numbers) == 1 and state.update.ndim == 0:
         state = jax.tree.map(lambda x: x[None], state)
-    return TrainResult(algo, numbers, state, _history(rows), summary)
+    return TrainResult(algo, numbers, state, _metrics(rows), summary)
 
 
 def _seeds(seeds: int | Sequence[int]) -> list[int]:
@@ -218,7 +218,7 @@ class _Rows(Observer):
         self.rows.append(row.to_json())
 
 
-def _history(rows: list[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]:
+def _metrics(rows: list[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]:
     """The rows of `metrics.jsonl` as arrays (seeds, rows)."""
     each = [{"wall_seconds": [row["wall_seconds"]] * len(row["seeds"]["update"]), **row["seeds"]} for row in rows]
     missing = [None] * (len(each[0]["update"]) if each else 0)

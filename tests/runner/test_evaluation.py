@@ -85,7 +85,7 @@ def test_an_environment_without_an_end_is_not_evaluated_for_ever(capsys: pytest.
     assert result.summary["final_eval_episodes"] == 1 and result.summary["final_eval_max_steps"] == 32
     assert result.summary["final_return_mean"] == result.summary["final_length_mean"] == 32
     # The first evaluation plays 2 x 32 steps: the next ones wait until the training has done as many.
-    assert np.isfinite(result.history["eval_return"][0]).tolist() == [True, False, False, True]
+    assert np.isfinite(result.metrics["eval_return"][0]).tolist() == [True, False, False, True]
     assert "over 1 episodes of at most 32 steps" in capsys.readouterr().out
 
 

@@ -64,9 +64,9 @@ def test_the_result_is_arrays(capsys: pytest.CaptureFixture[str]) -> None:
     result = hx.train(Counting(total_steps=202), seeds=range(3, 5))
     assert result.seeds == [3, 4] == result.summary["seeds"]
     # Points 41, 81, 122, 162, 202; updates of 13 and 14 steps.
-    assert result.history["env_steps"].tolist() == [[52, 91, 130, 169, 208], [42, 84, 126, 168, 210]]
-    assert result.history["loss"].tolist() == [[4, 7, 10, 13, 16], [3, 6, 9, 12, 15]]
-    assert result.history["update"].dtype == result.history["env_steps"].dtype == np.int64
+    assert result.metrics["env_steps"].tolist() == [[52, 91, 130, 169, 208], [42, 84, 126, 168, 210]]
+    assert result.metrics["loss"].tolist() == [[4, 7, 10, 13, 16], [3, 6, 9, 12, 15]]
+    assert result.metrics["update"].dtype == result.metrics["env_steps"].dtype == np.int64
     assert result.state.update.tolist() == [16, 15]
     out = capsys.readouterr().out
     assert out.startswith("training Counting on ") and "2 seeds" in out and "results in" not in out
@@ -79,7 +79,7 @@ def test_one_seed_is_an_axis_too(capsys: pytest.CaptureFixture[str]) -> None:
         Counting(total_steps=20), progress=False, callbacks=[lambda row, state: seen.append(state.update.shape)]
     )
     assert result.state.update.shape == (1,) == result.state.key.shape and set(seen) == {(1,)}
-    assert np.isnan(result.history["episode_return"][0, 0]) and result.history["episode_return"][0, 1] == 1
+    assert np.isnan(result.metrics["episode_return"][0, 0]) and result.metrics["episode_return"][0, 1] == 1
     assert capsys.readouterr().out == ""
 
 
@@ -93,7 +93,7 @@ def test_a_callback_ends_a_run_in_good_order(tmp_path: Path, capsys: pytest.Capt
 
     run = tmp_path / "run"
     result = hx.train(Counting(total_steps=202), seeds=2, run_dir=run, callbacks=[enough])
-    assert result.history["env_steps"].tolist() == [[50, 90, 130], [44, 88, 132]]
+    assert result.metrics["env_steps"].tolist() == [[50, 90, 130], [44, 88, 132]]
     saved = RunDir(run).read_summary()
     assert saved.pop("command").startswith("haepo_jax.train(...)")
     assert result.summary["ended_early"] and result.summary == saved
@@ -105,7 +105,7 @@ def test_a_callback_ends_a_run_in_good_order(tmp_path: Path, capsys: pytest.Capt
     assert len(kept) == 3 and same(again.state, result.state)
     err = capsys.readouterr().err
     assert "has ended early, by a callback, at 131 steps" in err and "its result is returned" in err
-    assert all(np.array_equal(again.history[name], result.history[name], equal_nan=True) for name in result.history)
+    assert all(np.array_equal(again.metrics[name], result.metrics[name], equal_nan=True) for name in result.metrics)
     # So does one that was killed between its last checkpoint and its summary.
     (run / "summary.json").unlink()
     killed = hx.train(Counting(total_steps=202), seeds=2, run_dir=run, callbacks=[enough], resume=True)
@@ -113,7 +113,7 @@ def test_a_callback_ends_a_run_in_good_order(tmp_path: Path, capsys: pytest.Capt
     # More steps take it further.
     longer = hx.train(Counting(total_steps=300), seeds=2, run_dir=run, resume=True)
     assert longer.state.env_steps.to_int().tolist() == [300, 308] and not longer.summary["ended_early"]
-    assert longer.history["env_steps"][:, :3].tolist() == result.history["env_steps"].tolist()
+    assert longer.metrics["env_steps"][:, :3].tolist() == result.metrics["env_steps"].tolist()
 
 
 @pytest.mark.usefixtures("counting")
@@ -122,7 +122,7 @@ def test_seeds_by_number(tmp_path: Path) -> None:
     assert listed.seeds == listed.summary["seeds"] == [3, 5, 8]
     for lane, seed in enumerate(listed.seeds):
         alone = hx.train(Counting(total_steps=50), seeds=[seed], progress=False)
-        assert alone.history["env_steps"][0].max() == listed.history["env_steps"][lane].max()
+        assert alone.metrics["env_steps"][0].max() == listed.metrics["env_steps"][lane].max()
     config = RunDir(tmp_path / "run").read_config(own=True)
     assert (config.seed, config.num_seeds, config.seed_numbers) == (3, 3, [3, 5, 8])
     again = hx.train(Counting(total_steps=50), seeds=[3, 5, 8], run_dir=tmp_path / "run", resume=True)
@@ -187,8 +187,8 @@ def test_ctrl_c_ends_after_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> No
     assert signal.getsignal(signal.SIGINT) is before
     ended = hx.train(algo, seeds=2, run_dir=tmp_path / "broken", resume=True)
     assert rows(tmp_path / "broken") == rows(tmp_path / "whole") and same(ended.state, whole.state)
-    for name in {*whole.history} - {"wall_seconds"}:
-        assert np.array_equal(whole.history[name], ended.history[name], equal_nan=True), name
+    for name in {*whole.metrics} - {"wall_seconds"}:
+        assert np.array_equal(whole.metrics[name], ended.metrics[name], equal_nan=True), name
 
 
 @pytest.mark.usefixtures("counting")
@@ -213,7 +213,7 @@ def test_the_table_has_a_row_for_each_seed_and_row(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "pandas", Pandas)
     table: Any = result.to_pandas()
     assert table["seed"].tolist() == [0] * 5 + [1] * 5 and table["row"].tolist() == [*range(5)] * 2
-    assert table["env_steps"].tolist() == result.history["env_steps"].ravel().tolist()
+    assert table["env_steps"].tolist() == result.metrics["env_steps"].ravel().tolist()
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"^to_pandas needs pandas: pip install pandas$"):
         result.to_pandas()
@@ -309,8 +309,8 @@ def test_own_objects_are_logged_described_and_resumed(
     assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
 
     # The metric reaches every logger.
-    updates = whole.history["update"]
-    assert whole.history["shifted"].tolist() == (updates - 1 + 1.5).tolist()
+    updates = whole.metrics["update"]
+    assert whole.metrics["shifted"].tolist() == (updates - 1 + 1.5).tolist()
     assert [row["seeds"]["shifted"] for row in rows(tmp_path / "whole")] == (updates.T + 0.5).tolist()
     data = next((tmp_path / "whole").glob("events.*")).read_bytes()
     tags, at = set(), 0
@@ -367,9 +367,9 @@ def test_own_everything_as_the_site_shows_it(tmp_path: Path, monkeypatch: pytest
     names: dict[str, Any] = {"__name__": "own_everything"}
     exec(compile(script.partition("```")[0], "own_everything", "exec", dont_inherit=True), names)
     result = names["result"]
-    assert result.summary["ended_early"] and result.history["eval_return"][:, -1].mean() > 0.95
-    assert (result.history["eval_return"][:, :-1].mean(axis=0) <= 0.95).all()
-    assert (result.history["weight_norm"] > 0).all()
+    assert result.summary["ended_early"] and result.metrics["eval_return"][:, -1].mean() > 0.95
+    assert (result.metrics["eval_return"][:, :-1].mean(axis=0) <= 0.95).all()
+    assert (result.metrics["weight_norm"] > 0).all()
     saved = RunDir(Path("runs/own")).read_config(own=True).to_dict()["objects"]
     assert {name: kind.rpartition(".")[2] for name, kind in saved.items()} == {
         "algorithm": "Mine", "env": "Recall", "policy": "Cell"
