@@ -11,7 +11,7 @@ import pytest
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
-@pytest.mark.parametrize("name", ["environments", "language", "recurrence", "preferences"])
+@pytest.mark.parametrize("name", ["environments", "language", "recurrence", "preferences", "replay"])
 def test_a_table_is_made_of_the_stored_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     script, tables = importlib.import_module(f"{name}.run"), importlib.import_module("tables")
