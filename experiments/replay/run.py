@@ -31,8 +31,8 @@ from haepo_jax.runner.run_dir import write_atomically
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "claims")]
 
-from catalogue import TASKS  # noqa: E402
-from report import median_interval, scores, steps_to_threshold  # noqa: E402
+from claims.catalogue import TASKS  # noqa: E402
+from claims.report import median_interval, scores, steps_to_threshold  # noqa: E402
 from tables import fill_in, markdown  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results.json"
