@@ -86,8 +86,8 @@ def test_a_continuous_action_needs_a_mean_and_a_log_std(shapes: Any) -> None:
 @pytest.mark.parametrize(
     ("policy", "wanted"),
     [
-        (controls(lever=(3,)), "for 2 discrete actions its output must be logits of shape (2,), and is of shape (3,)"),
-        (controls(dials=(6,)), "for MultiDiscrete(2, 3) its output must be logits of shape (5,), and is of shape (6,)"),
+        (controls(lever=(3,)), "for 2 discrete actions its output must be logits of shape (2,), but is of shape (3,)"),
+        (controls(dials=(6,)), "for MultiDiscrete(2, 3) its output must be logits of shape (5,), but is of shape (6,)"),
         (
             controls(sliders=Parts(((3,), (3,)))),
             "for a Box of shape (2,) its output must be a pair of mean and log-std",

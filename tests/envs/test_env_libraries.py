@@ -36,7 +36,7 @@ def test_absent(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "is_installed", lambda other: other != prefix)
     with pytest.raises(ImportError, match=rf"pip install 'haepo_jax\[{prefix}\]'") as raised:
         make_env(f"{prefix}/{task}")
-    assert "\n" not in str(raised.value) and f"{prefix}/{task} needs" in str(raised.value)
+    assert "\n" not in str(raised.value) and f"{prefix}/{task} requires" in str(raised.value)
 
 
 @pytest.mark.parametrize("prefix", OPTIONAL)
