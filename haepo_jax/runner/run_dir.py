@@ -59,7 +59,13 @@ class RunDir:
 
     def read_settings(self) -> dict[str, Any]:
         """The settings as they stand in the file, not checked; raises ConfigError."""
-        values = self._read(self.config, yaml.safe_load)
+
+        def parse(text: str) -> Any:
+            values = yaml.safe_load(text)
+            json.dumps(values, default=str)  # raises ValueError for anchors that contain themselves
+            return values
+
+        values = self._read(self.config, parse)
         if not isinstance(values, dict):
             raise ConfigError(f"{str(self.config)!r} holds no settings")
         return values

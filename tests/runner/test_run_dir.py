@@ -74,7 +74,7 @@ def test_config_is_read_back(config: RunConfig, tmp_path: Path) -> None:
         directory.read_config()
     write_atomically(directory.config, config_text(config))
     assert directory.read_config() == config
-    for text in ["", "[1, 2]", "a: [", "!!python/object/apply:os.system [ls]", "\x00"]:
+    for text in ["", "[1, 2]", "a: [", "a: &a {b: *a}", "!!python/object/apply:os.system [ls]", "\x00"]:
         directory.config.write_text(text)
         with pytest.raises(ConfigError) as refusal:
             directory.read_config()
