@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from haepo_jax import sharding
-from tests.jobs import run
+from tests.jobs import environment, run
 
 EIGHT_DEVICES = """
 import sys
@@ -51,6 +58,36 @@ for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
 def test_eight_devices_do_what_one_does(method: str) -> None:
     result = run(["-c", EIGHT_DEVICES, method], 8)
     assert result.returncode == 0, result.stderr
+
+
+def test_two_processes_train_as_one_does() -> None:
+    """Three updates over two devices of each process; the script is the one that the docs name."""
+    script = Path(__file__).parents[1] / "examples" / "several_hosts.py"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), address, "2", str(index)],
+            env=environment(2, JAX_DISABLE_MOST_OPTIMIZATIONS="1"),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        _, metrics = jax.jit(runpy.run_path(str(script))["algorithm"]().train)(jax.random.key(0))
+        lines, others = (
+            [line for line in process.communicate(timeout=300)[0].splitlines() if not line.startswith("[Gloo]")]
+            for process in processes
+        )
+    finally:
+        for process in processes:
+            process.kill()
+    assert lines[0] == "4 devices of 2 processes" and others == []
+    for name, *values in map(str.split, lines[1:]):
+        np.testing.assert_allclose([float(value) for value in values], metrics[name], rtol=1e-3, err_msg=name)
+    assert len(lines) == 4 and len(metrics["loss"]) == 3
 
 
 def test_nothing_is_shared_out_unless_it_is_asked_for() -> None:

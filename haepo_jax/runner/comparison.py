@@ -112,8 +112,6 @@ def read_comparison(overrides: tuple[Override, ...]) -> Comparison:
         except ConfigError as error:
             where = f"{algo}: " if str(error).startswith("algo.") else ""
             raise ConfigError(f"{where}{error}") from None
-        if config.distributed:
-            raise ConfigError("distributed=true belongs to haepo_jax.train and haepo_jax.sweep")
         runs[algo if len(envs) == 1 else f"{algo}-{env.replace('/', '-')}"] = config
     return Comparison(settings.run_dir, runs)
 

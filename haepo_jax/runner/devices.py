@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from importlib import metadata
+from typing import Any
 
 import jax
 
@@ -18,11 +19,11 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def describe_device(*, local: bool = False) -> str:
-    """The devices jax computes on, of all hosts or of this one, such as `cpu` or `8 x gpu (NVIDIA H200)`. Where jax falls
-    back to the CPU although there is an accelerator, it says so itself. Raises ConfigError where jax finds no device."""
+def describe_device() -> str:
+    """The devices of this process, such as `cpu` or `8 x gpu (NVIDIA H200)`. Where jax falls back to the CPU although there
+    is an accelerator, it says so itself. Raises ConfigError where jax finds no device."""
     try:
-        devices = jax.local_devices() if local else jax.devices()
+        devices = jax.local_devices()
     except (RuntimeError, AssertionError) as error:  # the latter where JAX_PLATFORMS names what jax has no plugin for
         asked = os.environ.get("JAX_PLATFORMS")
         wish = f"JAX_PLATFORMS={one_line(asked, 40)}: " if asked else ""
@@ -46,8 +47,10 @@ def device_errors(advice: str) -> Iterator[None]:
 
 
 def versions() -> dict[str, str | None]:
-    """Of this library and of those that a run may rest on; None where one is not installed."""
-    return {name: _version(name) for name in PACKAGES}
+    """Of this library and of those that a run may rest on, None where one is not installed; and jax's generator of random
+    numbers."""
+    settings: Any = jax.config
+    return {name: _version(name) for name in PACKAGES} | {"prng": settings.jax_default_prng_impl}
 
 
 def _version(package: str) -> str | None:

@@ -48,9 +48,9 @@ def entry_point(
             except BaseException as error:
                 if (known := outcome(error)) is None:
                     raise
-                if known[1]:
-                    print(known[1], file=sys.stderr)
-                return known[0]
+                status, text = known
+                print(text, file=sys.stderr)
+                return status
 
         return main
 

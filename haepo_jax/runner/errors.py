@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,14 +26,6 @@ class CheckpointError(RunError):
     """A checkpoint that cannot be read or written."""
 
 
-class Elsewhere(RuntimeError):
-    """Another process of the job could not continue; the message is empty where that process has told the user why."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 class Interrupted(RuntimeError):
     """A run that a signal asked to end, and that has ended in good order; the message says how to resume it."""
 
@@ -46,11 +39,14 @@ def outcome(error: BaseException) -> tuple[int, str] | None:
     text = one_line(str(error), 1000)
     if isinstance(error, ConfigError | RunError):
         return 2 if isinstance(error, ConfigError) else FAILED, f"error: {text}"
-    if isinstance(error, Elsewhere):
-        return error.status, f"error: {text}" if text else ""
     if isinstance(error, Interrupted):
         return 128 + error.signum, text
     return (130, "interrupted") if isinstance(error, KeyboardInterrupt) else None
+
+
+def warn(text: str) -> None:
+    """One line for the user, beside the display."""
+    print(f"warning: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +11,13 @@ import jax.numpy as jnp
 
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.state import InitialPolicy, TrainState
-from haepo_jax.messages import one_line, short
+from haepo_jax.messages import short
 from haepo_jax.rollout import to_env_action
 from haepo_jax.runner.checkpoints import CheckpointError, Checkpoints
 from haepo_jax.runner.config import ConfigError, OwnConfig, RunConfig
 from haepo_jax.runner.describe import check_trained_by
 from haepo_jax.runner.devices import describe_device
 from haepo_jax.runner.program import build
-from haepo_jax.runner.resume import check_written_with
 from haepo_jax.runner.run_dir import RunDir
 
 CHECKPOINTS = ("last", "best")
@@ -120,8 +116,8 @@ def load(
       >>> action = policy(observation)
       >>> returns = algo.evaluate(policy.state)["return"]
 
-    Nothing in the directory is executed: settings are checked against this library's own, and arrays against a manifest
-    of hashes.
+    Nothing in the directory is executed: settings are checked against this library's own, and checkpoints against their
+    hashes.
 
     Args:
       run_dir: the directory of the run, finished or not.
@@ -133,45 +129,34 @@ def load(
     Raises:
       ConfigError (a ValueError): for a directory without a run or a checkpoint, a seed that the run does not have, and
         an `algorithm` that is not the run's.
-      CheckpointError (a RuntimeError): no checkpoint is intact. If only the newest is damaged, a warning says so.
+      CheckpointError (a RuntimeError): no checkpoint is intact. If only the newest is damaged, a line on stderr says so.
     """
-    algorithm, config, states = load_run(
-        RunDir(Path(run_dir)), checkpoint, lambda text: warnings.warn(text, stacklevel=3), algorithm
-    )
-    return algorithm, policy_of(algorithm, config, states, seed)
-
-
-def policy_of(algorithm: Algorithm, config: RunConfig, states: TrainState, seed: int | None) -> TrainedPolicy:
-    """The policy of one seed, of what `load_run` returns; raises ConfigError."""
+    algorithm, config, states = load_run(RunDir(Path(run_dir)), checkpoint, algorithm)
     index = seed_index(config, seed)
-    return TrainedPolicy(algorithm, jax.tree.map(lambda x: x[index], states))
+    return algorithm, TrainedPolicy(algorithm, jax.tree.map(lambda x: x[index], states))
 
 
-def start_of(config: RunConfig, algorithm: Algorithm) -> InitialPolicy | None:
-    """What a run with `init_from` starts from, on the host; raises ConfigError where that does not fit."""
+def start_of(config: RunConfig, algorithm: Algorithm, policy: TrainedPolicy | None = None) -> InitialPolicy | None:
+    """What a run with `init_from` starts from, on the host: a policy given in Python, or that of another run. Raises
+    ConfigError where it does not fit."""
     if config.init_from is None:
         return None
     try:
-        custom = isinstance(RunDir(Path(config.init_from)).read_config(own=True), OwnConfig)
-        return checked_start(load(config.init_from, algorithm=algorithm if custom else None)[1].start, algorithm)
+        if policy is None:
+            custom = isinstance(RunDir(Path(config.init_from)).read_config(own=True), OwnConfig)
+            policy = load(config.init_from, algorithm=algorithm if custom else None)[1]
+        jax.eval_shape(algorithm.init, jax.random.key(0), policy.start)
     except (CheckpointError, ValueError) as error:  # a ConfigError of the other run among them
         raise ConfigError(f"init_from={short(config.init_from)}: {error}") from None
-
-
-def checked_start(start: InitialPolicy, algorithm: Algorithm) -> InitialPolicy:
-    """A start on the host; raises ValueError where the algorithm cannot begin from it."""
-    jax.eval_shape(algorithm.init, jax.random.key(0), start)
-    host: InitialPolicy = jax.device_get(start)
-    return host
+    start: InitialPolicy = jax.device_get(policy.start)
+    return start
 
 
 def load_run(
-    directory: RunDir, checkpoint: str, warn: Callable[[str], None], algorithm: Algorithm | None = None
+    directory: RunDir, checkpoint: str, algorithm: Algorithm | None = None
 ) -> tuple[Algorithm, RunConfig, TrainState]:
-    """The algorithm, the settings and the train states of a run's seeds, which are every leaf's first axis.
-
-    `warn` is told in one line what is wrong with a checkpoint that was passed over. Raises as `load` does.
-    """
+    """The algorithm, the settings and the train states of a run's seeds, which are every leaf's first axis. Raises as
+    `load` does."""
     if checkpoint not in CHECKPOINTS:
         raise ConfigError(f"checkpoint={checkpoint!r} must be one of {', '.join(CHECKPOINTS)}")
     describe_device()  # raises where there is none
@@ -179,31 +164,22 @@ def load_run(
     if algorithm is not None:
         check_trained_by(algorithm, config, str(directory.path))
     checkpoints = Checkpoints(directory.checkpoints)
-    found = checkpoints.best() if checkpoint == "best" else checkpoints.newest(lambda one: None, warn)
+    found = checkpoints.best() if checkpoint == "best" else checkpoints.newest()
     if found is None:
         what = "no checkpoint with a return" if checkpoints.all() else "no checkpoint yet"
         raise ConfigError(f"run_dir={str(directory.path)!r} has {what}")
-    check_written_with(found, config)
     algorithm = build(config) if algorithm is None else algorithm
     # The run of one seed has no axis for it.
     several, key, init = config.num_seeds > 1, jax.random.key(0), algorithm.init
     if several:
         key, init = jax.random.split(key, config.num_seeds), jax.vmap(init)
-    states = found.restore(jax.eval_shape(init, key), cast=True)
+    states = found.restore(jax.eval_shape(init, key))
     return algorithm, config, jax.tree.map(lambda x: jnp.asarray(x if several else x[None]), states)
 
 
-def warn_of_checkpoint(text: str) -> None:
-    """The `warn` of `load_run` for a command line."""
-    print(f"warning: {one_line(text)}; taking the one before", file=sys.stderr)
-
-
 def seed_index(config: RunConfig, seed: int | None) -> int:
-    """Where a seed of a run stands on the leading axis; raises ConfigError."""
+    """Where a seed of a run stands on the leading axis, None being the first; raises ConfigError."""
     numbers = config.seed_numbers
-    if seed is None or seed in numbers:
-        return 0 if seed is None else numbers.index(seed)
-    consecutive = numbers == list(range(numbers[0], numbers[-1] + 1))
-    known = f"{numbers[0]} to {numbers[-1]}" if consecutive else ", ".join(map(str, numbers))
-    has = f"seed {numbers[0]}" if len(numbers) == 1 else f"seeds {known}"
-    raise ConfigError(f"seed={seed} is not in this run, which has {has}")
+    if seed is not None and seed not in numbers:
+        raise ConfigError(f"seed={seed} is not in this run, which has seeds={short(numbers)}")
+    return 0 if seed is None else numbers.index(seed)

@@ -17,16 +17,14 @@ import numpy as np
 
 from haepo_jax import sharding
 from haepo_jax.algorithms.base import Algorithm
-from haepo_jax.algorithms.state import CAUSES, EPISODE_MEANS, InitialPolicy, TrainState
-from haepo_jax.runner.checkpoints import Checkpoint, Saver, prng_implementation
+from haepo_jax.algorithms.state import CAUSES, EPISODE_MEANS, TrainState
+from haepo_jax.runner.checkpoints import Checkpoint, Saver
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.devices import describe_device, device_errors, versions
 from haepo_jax.runner.errors import Interrupted
-from haepo_jax.runner.loading import start_of
+from haepo_jax.runner.loading import TrainedPolicy, start_of
 from haepo_jax.runner.observers import Observer, Row, RunInfo, divergence_text
-from haepo_jax.runner.processes import ALONE, Processes
 from haepo_jax.runner.program import KINDS, Program, build, final_size, mesh_of
-from haepo_jax.runner.resume import settings_that_matter
 from haepo_jax.runner.signals import NEVER, StopSignals, interruptibly
 from haepo_jax.runner.statistics import interquartile_mean
 
@@ -46,13 +44,12 @@ def run(
     resumed: bool = False,
     checkpoint: Checkpoint | None = None,
     stop: StopSignals = NEVER,
-    processes: Processes = ALONE,
-    start: InitialPolicy | None = None,
+    start: TrainedPolicy | None = None,
 ) -> tuple[dict[str, Any], TrainState]:
     """Trains as configured; returns the summary and the final train state, of several seeds with a leading axis.
 
     What is written is up to the observers and the saver. A verified `checkpoint` is resumed from; `algorithm` and `start`
-    stand in for what the settings describe. Of several processes the saver and the checkpoint are the first one's.
+    stand in for what the settings describe.
 
     Raises:
       ConfigError: the environment or algorithm cannot be built.
@@ -67,15 +64,10 @@ def run(
         device = describe_device()
         algorithm = build(config) if algorithm is None else algorithm
         mesh = mesh_of(config, algorithm)
-        about = {
-            "settings": settings_that_matter(config),
-            "versions": versions(),
-            "device": device,
-            "prng": prng_implementation(),
-        }
-        earlier = processes.of_first(lambda: checkpoint.progress() if checkpoint else None)
-        position = LoopState(**earlier["position"]) if earlier else LoopState()
-        start_from = processes.of_first(lambda: None if checkpoint else start or start_of(config, algorithm))
+        about = {"total_steps": config.total_steps, "versions": versions(), "device": device}
+        earlier = checkpoint.progress() if checkpoint else {}
+        position = LoopState(**earlier.get("position", {}))
+        initial = None if checkpoint else start_of(config, algorithm, start)
         steps = position.steps // config.num_seeds
         logged = position.logged_steps // config.num_seeds if position.rows else -1
         info = RunInfo(config, algorithm, directory, device, position.rows, logged, steps if resumed else None)
@@ -83,21 +75,18 @@ def run(
             observer.on_start(info)
             for text in _changes(earlier, about, steps, config, algorithm) if earlier else ():
                 observer.on_warning(text)
-        saver.prepare()
-        processes.meet()
         with device_errors("take fewer seeds or environments"):
             final = final_size(config.final_eval_episodes, algorithm)
-            program = Program(algorithm, seeds=config.seed_numbers, final=final, mesh=mesh, start=start_from)
-            state = program.restore(checkpoint, processes) if earlier else program.init()
+            program = Program(algorithm, seeds=config.seed_numbers, final=final, mesh=mesh, start=initial)
+            state = program.restore(checkpoint) if checkpoint else program.init()
             stop.begin()  # first, so that whoever reads that training has begun may interrupt it
             for observer in observers:
                 observer.on_compiled(program.compile_seconds)
             wall_before = position.run_seconds + position.compile_seconds
             position.compile_seconds += program.compile_seconds
             position.resumed_from += [steps] if earlier else []
-            loop = _Loop(program, observers, saver, stop, processes, position, state, about, config.env)
-            saver.start(steps, loop.moment if checkpoint else None)
-            processes.meet()
+            loop = _Loop(program, observers, saver, stop, position, state, about, config.env)
+            saver.start(earlier.get("moment"))
             results = loop.run()
         summary = {
             "env": config.env,
@@ -122,7 +111,7 @@ def _changes(
     """What to say of a resumed run that will not be as if it had never been interrupted."""
     if any(earlier[key] != about[key] for key in ("versions", "device")):
         yield "the run so far was made on another device or by other versions: it will not continue bit for bit"
-    total, before = config.total_steps, earlier["settings"]["total_steps"]
+    total, before = config.total_steps, earlier["total_steps"]
     if before != total:
         shares = (jnp.float32(min(1.0, steps / whole)) for whole in (before, total))
         then, now = (float(algorithm.scheduled(share).learning_rate) for share in shares)
@@ -137,8 +126,7 @@ def _changes(
 class LoopState:
     """Where the loop stands between two compiled calls, beside the train state; a checkpoint holds it as JSON.
 
-    Steps are environment steps of all seeds together. Seconds are those of all processes of the run, up to their last
-    checkpoint.
+    Steps are environment steps of all seeds together. A resumed run adds to the seconds up to its checkpoint.
     """
 
     rows: int = 0
@@ -209,7 +197,6 @@ class _Loop:
     observers: Sequence[Observer]
     saver: Saver
     stop: StopSignals
-    processes: Processes
     position: LoopState
     state: TrainState
     about: dict[str, Any]  # what every checkpoint says of the run
@@ -226,11 +213,6 @@ class _Loop:
         self._begin = time.perf_counter() - position.run_seconds
         self._first = self._at.behind or 0, position.train_seconds
         self._last_row = position.run_seconds, position.steps
-
-    @property
-    def moment(self) -> Any:
-        """What tells this moment of the run from every other."""
-        return self.position.rows, self._at.update, self._at.diverged_at
 
     def run(self) -> dict[str, Any]:
         """Trains to the end; returns the loop's part of the summary."""
@@ -251,7 +233,6 @@ class _Loop:
         run_seconds = self._clock()
         # Written while the policy is evaluated.
         self._save()
-        self.processes.meet()
         begin = time.perf_counter()
         final = self._listening(lambda: program.final_evaluation(self.state), final=True)
         final_seconds = time.perf_counter() - begin
@@ -283,7 +264,7 @@ class _Loop:
         for observer in self.observers:
             observer.on_slice(self.state, self._at.env_steps)
         self._warn(before)
-        if self.saver.due(position.steps // self.program.num_seeds):
+        if self.saver.due():
             self._save()
         self._leave_if_asked()
 
@@ -312,9 +293,7 @@ class _Loop:
         if self._return > (-np.inf if position.best_return is None else position.best_return):
             position.best_return = self._return
             with self._timed("checkpoint_seconds"):
-                self.saver.hold(sharding.local_copy(self.state), self._progress(), self.moment)
-        if self.processes.meet(int(position.ended == self._total))[0]:
-            position.ended = self._total
+                self.saver.hold(self.state, self._progress())
 
     def _evaluate(self) -> dict[str, np.ndarray[Any, Any]]:
         """The evaluation at a row. One that would make evaluation longer than the training, counted in environment steps,
@@ -332,8 +311,6 @@ class _Loop:
         size = self.program.final_size if final else self.program.row_size
         for observer in self.observers if size.episodes else ():
             observer.on_evaluation(final)
-        if not self.processes.alone:  # the others would wait for their part of it
-            return interruptibly(function)
         return interruptibly(function, self._leave_if_asked)
 
     def _results(
@@ -386,17 +363,15 @@ class _Loop:
     def _progress(self) -> dict[str, Any]:
         """What a checkpoint of this moment says beside the arrays."""
         self._clock()
-        return {**self.about, "return": self._return, "position": dataclasses.asdict(self.position)}
+        moment = [self.position.rows, self._at.update, self._at.diverged_at]  # unlike any other
+        return {**self.about, "moment": moment, "return": self._return, "position": dataclasses.asdict(self.position)}
 
     def _save(self) -> None:
-        steps = self.position.steps // self.program.num_seeds
         with self._timed("checkpoint_seconds"):
-            self.saver.save(sharding.local_copy(self.state), steps, self._progress(), self.moment)
+            self.saver.save(self.state, self._progress())
 
     def _leave_if_asked(self) -> None:
-        # The first process's clock is everyone's, so that all come to the same end of the next call.
-        signum, self.position.train_seconds = self.processes.meet(self.stop() or 0, self.position.train_seconds)
-        if signum:
+        if signum := self.stop():
             self._save()
             self.saver.wait()
             raise Interrupted(signum, f"interrupted at {self.position.steps // self.program.num_seeds:,} steps")

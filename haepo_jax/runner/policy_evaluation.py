@@ -13,7 +13,7 @@ from haepo_jax.algorithms.running import EVALUATION_SEED
 from haepo_jax.algorithms.state import TrainState
 from haepo_jax.messages import number
 from haepo_jax.runner.errors import disk_errors
-from haepo_jax.runner.loading import load_run, seed_index, warn_of_checkpoint
+from haepo_jax.runner.loading import load_run, seed_index
 from haepo_jax.runner.plots import histogram_figure, write_figure
 from haepo_jax.runner.run_dir import RunDir, json_text, write_atomically
 from haepo_jax.runner.statistics import describe_returns
@@ -34,7 +34,7 @@ def evaluate(
 
     `seed` is the one of the run's seeds to play, None: all. Raises as `haepo_jax.load` does.
     """
-    algorithm, run, states = load_run(directory, checkpoint, warn_of_checkpoint)
+    algorithm, run, states = load_run(directory, checkpoint)
     seeds = run.seed_numbers
     if seed is not None:
         index, seeds = seed_index(run, seed), [seed]

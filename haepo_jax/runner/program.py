@@ -19,9 +19,8 @@ from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.state import InitialPolicy, TrainState
 from haepo_jax.counting import StepCount
 from haepo_jax.messages import one_line, short
-from haepo_jax.runner.checkpoints import Checkpoint, from_arrays, to_arrays
+from haepo_jax.runner.checkpoints import Checkpoint
 from haepo_jax.runner.config import ConfigError, RunConfig
-from haepo_jax.runner.processes import Processes
 
 FINAL_EPISODES = 128
 FEW_EPISODES = 4
@@ -46,14 +45,15 @@ def build(config: RunConfig, env: Any = None) -> Algorithm:
 
 
 def mesh_of(config: RunConfig, algorithm: Algorithm) -> Mesh | None:
-    """The devices over which a run shards its environments, if it does; raises ConfigError where it cannot."""
+    """The devices of this process over which a run shards its environments, if it does; raises ConfigError where it
+    cannot."""
     if config.shard == "none":
         return None
     try:
-        fields.check_divides("algo.num_envs", algorithm.num_envs, "the number of devices", jax.device_count())
+        fields.check_divides("algo.num_envs", algorithm.num_envs, "the number of devices", jax.local_device_count())
     except fields.HyperparameterError as error:
         raise ConfigError(f"shard=environments: {error}") from None
-    with sharding.over_environments() as mesh:
+    with sharding.over_environments(jax.local_devices()) as mesh:
         return mesh
 
 
@@ -96,8 +96,8 @@ class Program:
     """An algorithm over the seeds of one run, compiled ahead of time so that compilation is timed apart.
 
     On the host every array has seeds as its first axis, one seed included. With a mesh the environments are sharded over
-    its devices within a compiled call; between two of them every device holds the whole train state, so that one process
-    can write it down. Under `jax_disable_jit` nothing is compiled.
+    its devices within a compiled call; between two of them every device holds the whole train state. Under
+    `jax_disable_jit` nothing is compiled.
     """
 
     def __init__(
@@ -175,10 +175,9 @@ class Program:
         state: TrainState = self._init(*self._init_from)
         return state
 
-    def restore(self, checkpoint: Checkpoint | None, processes: Processes) -> TrainState:
-        """The train state that the first process's checkpoint, verified before, holds. Raises CheckpointError."""
-        arrays = processes.of_first(lambda: to_arrays(checkpoint.restore(self._state)) if checkpoint else {})
-        state: TrainState = self._place(from_arrays(arrays, self._state))
+    def restore(self, checkpoint: Checkpoint) -> TrainState:
+        """The train state that a verified checkpoint holds. Raises CheckpointError."""
+        state: TrainState = self._place(checkpoint.restore(self._state))
         return state
 
     def advance(self, state: TrainState, until: int) -> tuple[TrainState, PerSeed]:

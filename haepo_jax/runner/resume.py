@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from haepo_jax.messages import short
-from haepo_jax.runner.checkpoints import Checkpoint
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import Arguments, compose, peek, value_text
 from haepo_jax.runner.run_dir import RunDir, refusing
 
 FREE = frozenset({
-    "run_dir", "resume", "dry_run", "distributed", "tensorboard", "wandb", "final_eval_episodes", "checkpoint_steps",
-    "checkpoint_minutes", "keep_checkpoints", "completions",
+    "run_dir", "resume", "dry_run", "tensorboard", "wandb", "final_eval_episodes", "checkpoint_minutes",
+    "keep_checkpoints", "completions",
 })  # fmt: skip
 """Settings that change no update and no row of the metrics, so that a resumed run may change them."""
 
@@ -28,11 +26,7 @@ def compose_run(arguments: Arguments) -> RunConfig:
     directory = existing_run(*(peek(overrides, RunConfig, key) for key in ("resume", "run_dir")))
     if arguments.settings is not None:
         return compose(overrides, RunConfig, arguments.settings, f"--config {short(arguments.file)}: ")
-    if directory is None:
-        return compose(overrides, RunConfig)
-    # Whether there are several processes is not the run's to say but that of those who start them.
-    saved = dataclasses.replace(directory.read_config(), distributed=False)
-    return compose(overrides, RunConfig, saved.to_dict())
+    return compose(overrides, RunConfig, directory.read_config().to_dict() if directory else None)
 
 
 def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
@@ -51,10 +45,9 @@ def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
     return None
 
 
-def resume_command(directory: RunDir, *, distributed: bool = False, module: str = "haepo_jax.train") -> str:
+def resume_command(directory: RunDir, *, module: str = "haepo_jax.train") -> str:
     """The command line that resumes a run, quoted for the shell and for Hydra's grammar."""
-    several = ["distributed=true"] if distributed else []
-    return shlex.join(["python", "-m", module, f"run_dir={value_text(str(directory.path))}", "resume=true", *several])
+    return shlex.join(["python", "-m", module, f"run_dir={value_text(str(directory.path))}", "resume=true"])
 
 
 def allowed(
@@ -90,19 +83,3 @@ def flat(config: RunConfig) -> dict[str, Any]:
         | {f"algo.{key}": value for key, value in algo.items()}
         | {f"env_kwargs.{key}": value for key, value in env_kwargs.items()}
     )
-
-
-def settings_that_matter(config: RunConfig) -> dict[str, Any]:
-    """What a checkpoint keeps of the settings, to be compared with those of the run that it is found in."""
-    return {key: value for key, value in flat(config).items() if key not in FREE}
-
-
-def check_written_with(checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Raises ConfigError where a checkpoint was written with other settings, as far as it names them: an older version
-    had fewer."""
-    saved, mine = checkpoint.progress()["settings"], settings_that_matter(config)
-    for key in {**mine, **saved}:
-        named = key in saved or key.startswith("env_kwargs.")
-        if named and key != "total_steps" and saved.get(key) != mine.get(key):
-            then, now = short(saved.get(key)), short(mine.get(key))
-            raise ConfigError(f"{checkpoint.path} was written with {key}={then}, not {now} as config.yaml says")

@@ -22,12 +22,12 @@ from haepo_jax.messages import short
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.values import checked_value
 from haepo_jax.runner.describe import describe
-from haepo_jax.runner.errors import Interrupted
-from haepo_jax.runner.loading import TrainedPolicy, checked_start, load_run
+from haepo_jax.runner.errors import Interrupted, warn
+from haepo_jax.runner.loading import TrainedPolicy, load_run
 from haepo_jax.runner.loop import run
 from haepo_jax.runner.observers import Observer, Row
 from haepo_jax.runner.progress import Progress
-from haepo_jax.runner.session import ended_text, run_in_directory, warn
+from haepo_jax.runner.session import ended_text, run_in_directory
 
 if TYPE_CHECKING:
     import pandas
@@ -35,12 +35,9 @@ if TYPE_CHECKING:
 Callback = Callable[[Row, TrainState], bool | None] | Observer
 
 SETTINGS = (
-    "final_eval_episodes", "init_from", "shard", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints",
-    "tensorboard", "wandb", "completions",
+    "final_eval_episodes", "init_from", "shard", "checkpoint_minutes", "keep_checkpoints", "tensorboard", "wandb", "completions",
 )  # fmt: skip
 """Settings of the command line that a program may give as they are."""
-
-GIVEN_POLICY = "<a policy given in Python>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +107,7 @@ def train(
         `algo.total_steps` has grown. "auto": resume, or start a run if there is none.
       progress: show the display.
       **settings: of the command line: final_eval_episodes, init_from (a run's directory, or a policy from `hx.load`),
-        shard; with `run_dir` also checkpoint_minutes, checkpoint_steps, keep_checkpoints, tensorboard, wandb, completions.
+        shard; with `run_dir` also checkpoint_minutes, keep_checkpoints, tensorboard, wandb, completions.
 
     Raises:
       ConfigError (a ValueError): for a setting or a directory that cannot be used, in one line.
@@ -120,13 +117,11 @@ def train(
     if not isinstance(algo, Algorithm):
         raise ConfigError(f"train takes an algorithm, such as hx.HAEPO('CartPole-v1'), not {short(algo)}")
     numbers = _seeds(seeds)
-    start = None
-    if isinstance(settings.get("init_from"), TrainedPolicy):
-        try:
-            start = checked_start(settings["init_from"].start, algo)
-        except ValueError as error:
-            raise ConfigError(f"init_from: {error}") from None
-        settings["init_from"] = GIVEN_POLICY
+    start = settings.get("init_from")
+    if isinstance(start, TrainedPolicy):
+        settings["init_from"] = "<a policy given in Python>"
+    else:
+        start = None
     config = describe(algo, _settings(numbers, run_dir, resume, settings))
     observers = [*map(_observer, callbacks), Progress() if progress else _Warnings()]
     if config.run_dir is None:
@@ -150,7 +145,7 @@ def train(
         rows = directory.read_metrics()
         if final is None:
             observers[-1].on_warning(f"{ended_text(directory, summary)}; nothing was trained, its result is returned")
-        state = final or load_run(directory, "last", warn, algo)[2]
+        state = final or load_run(directory, "last", algo)[2]
     if len(numbers) == 1 and state.update.ndim == 0:
         state = jax.tree.map(lambda x: x[None], state)
     return TrainResult(algo, numbers, state, _metrics(rows), summary)

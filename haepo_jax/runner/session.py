@@ -8,51 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from haepo_jax.messages import one_line
 from haepo_jax.runner.checkpoints import Checkpoint, CheckpointError, Checkpoints, Saver
 from haepo_jax.runner.config import OwnConfig, RunConfig
 from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
-from haepo_jax.runner.processes import ALONE, Processes
-from haepo_jax.runner.resume import allowed, check_written_with, existing_run, flat, resume_command
+from haepo_jax.runner.resume import allowed, existing_run, flat, resume_command
 from haepo_jax.runner.run_dir import RunDir, create_run_dir, leading_rows
 from haepo_jax.runner.signals import StopSignals
 
 if TYPE_CHECKING:
     from haepo_jax.algorithms.base import Algorithm
-    from haepo_jax.algorithms.state import InitialPolicy, TrainState
+    from haepo_jax.algorithms.state import TrainState
+    from haepo_jax.runner.loading import TrainedPolicy
     from haepo_jax.runner.observers import Observer
 
 
-def train_and_report(config: RunConfig, argv: Sequence[str], processes: Processes = ALONE) -> int:
-    """Trains as a command line does and returns the exit status; `argv` are the arguments of `haepo_jax.train`.
-
-    Of several processes the first has the display and the files. Raises RunError where every seed diverged; otherwise as
-    `run_in_directory` does.
-    """
-    if not processes.first:
-        _follow(processes)
-        return 0
-    command = shlex.join(["python", "-m", "haepo_jax.train", *argv])
-    directory, summary, state = run_in_directory(config, command, processes=processes)
+def train_and_report(config: RunConfig, argv: Sequence[str]) -> None:
+    """Trains as a command line does; `argv` are the arguments of `haepo_jax.train`. Raises RunError where every seed
+    diverged; otherwise as `run_in_directory` does."""
+    directory, summary, state = run_in_directory(config, shlex.join(["python", "-m", "haepo_jax.train", *argv]))
     if state is None:
         print(ended_text(directory, summary))
     elif len(summary["diverged"]) == config.num_seeds:
         raise RunError(_divergence(summary, directory))
-    return 0
-
-
-def _follow(processes: Processes) -> None:
-    """The part of every process but the first in a run: to compute."""
-    config: RunConfig | None = processes.of_first(lambda: None)
-    if config is not None:
-        from haepo_jax.runner.loop import run
-
-        with StopSignals(lambda: None, quiet=True) as stop:
-            run(config, None, [], stop=stop, processes=processes)
 
 
 def run_in_directory(
@@ -62,8 +42,7 @@ def run_in_directory(
     algorithm: Algorithm | None = None,
     observers: Sequence[Observer] | None = None,
     embedded: bool = False,
-    processes: Processes = ALONE,
-    start: InitialPolicy | None = None,
+    start: TrainedPolicy | None = None,
 ) -> tuple[RunDir, dict[str, Any], TrainState | None]:
     """Trains as configured, with the files of a run; with `config.resume` resumes the one in `config.run_dir`.
 
@@ -72,7 +51,7 @@ def run_in_directory(
       command: for the summary.
       observers: beside the loggers; None: the progress display.
       embedded: whether this is part of a user's program; see `StopSignals`.
-      algorithm, processes, start: see `haepo_jax.runner.loop.run`; of the processes this is the first.
+      algorithm, start: see `haepo_jax.runner.loop.run`.
 
     Returns:
       The directory, the summary and the final train state; None in its place where the run had ended before.
@@ -86,15 +65,12 @@ def run_in_directory(
     directory = directory or create_run_dir(config)
     config = dataclasses.replace(config, run_dir=str(directory.path))
     again = (
-        f"the same call with run_dir={str(directory.path)!r} and resume=True"
-        if embedded
-        else resume_command(directory, distributed=config.distributed)
+        f"the same call with run_dir={str(directory.path)!r} and resume=True" if embedded else resume_command(directory)
     )
     checkpoints = Checkpoints(directory.checkpoints)
     try:
         with directory.lock(), StopSignals(directory.remove_if_empty, embedded=embedded) as stop:
             checkpoint, ended = newest_checkpoint(config, directory) if resumed else (None, False)
-            processes.of_first(lambda: None if ended else config)
             if ended:
                 return directory, directory.read_summary(), None
             with disk_errors(directory.path, after=lambda: _last(checkpoints, f"to resume from there: {again}")):
@@ -105,7 +81,6 @@ def run_in_directory(
                 saver = Saver(
                     checkpoints,
                     keep=config.keep_checkpoints,
-                    steps=config.checkpoint_steps,
                     minutes=config.checkpoint_minutes,
                     flush_first=(directory.metrics,),
                 )
@@ -118,7 +93,6 @@ def run_in_directory(
                     resumed=resumed,
                     checkpoint=checkpoint,
                     stop=stop,
-                    processes=processes,
                     start=start,
                 )
                 return directory, summary, state
@@ -131,22 +105,19 @@ def run_in_directory(
 def newest_checkpoint(config: RunConfig, directory: RunDir) -> tuple[Checkpoint | None, bool]:
     """The checkpoint to resume a run from, None: from the beginning; and whether there is nothing left to do.
 
-    Checkpoints that are not intact are warned of, in one line each.
-
     Raises:
-      ConfigError: the settings differ from the run's, or its checkpoints from both.
+      ConfigError: the settings differ from the run's.
       CheckpointError: there are checkpoints and none is intact.
     """
     saved = directory.read_config(own=isinstance(config, OwnConfig))
     allowed(flat(saved), flat(config), directory)
 
     def accept(checkpoint: Checkpoint) -> None:
-        check_written_with(checkpoint, saved)
         rows = checkpoint.progress()["position"]["rows"]
         if leading_rows(directory.metrics, lambda row: row["row"] < rows)[0] < rows:
             raise CheckpointError(f"{checkpoint.path}: metrics.jsonl has lost some of the {rows} rows logged before it")
 
-    newest = Checkpoints(directory.checkpoints).newest(accept, lambda text: warn(f"{text}; trying the one before"))
+    newest = Checkpoints(directory.checkpoints).newest(accept)
     ended = newest is not None and saved.total_steps == config.total_steps and directory.summary.exists()
     return newest, ended
 
@@ -156,11 +127,6 @@ def ended_text(directory: RunDir, summary: dict[str, Any]) -> str:
     steps = summary.get("env_steps")
     early = f" early, by a callback, at {steps:,} steps" if summary.get("ended_early") else ""
     return f"the run in {directory.path} has ended{early}; a larger total_steps would extend it"
-
-
-def warn(text: str) -> None:
-    """One line for the user, beside the display."""
-    print(f"warning: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 def _last(checkpoints: Checkpoints, then: str = "") -> str:

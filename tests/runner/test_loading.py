@@ -97,17 +97,6 @@ def warnings_of_jax() -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
-def test_the_generator_of_a_run_is_named(finished_runs: dict[str, Path]) -> None:
-    jax.config.update("jax_default_prng_impl", "rbg")
-    try:
-        with pytest.raises(
-            CheckpointError, match="threefry2x32, and this process uses rbg: set JAX_DEFAULT_PRNG_IMPL=threefry"
-        ):
-            hx.load(finished_runs["cartpole"])
-    finally:
-        jax.config.update("jax_default_prng_impl", "threefry2x32")
-
-
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """A policy that counts its steps and, every third one, goes right."""
@@ -139,7 +128,7 @@ def test_a_policy_with_a_memory_acts_step_by_step() -> None:
 def test_what_cannot_be_loaded(finished_runs: dict[str, Path], tmp_path: Path) -> None:
     run = finished_runs["cartpole"]
     for arguments, message in [
-        ({"seed": 0}, "seed=0 is not in this run, which has seeds 3 to 4"),
+        ({"seed": 0}, r"seed=0 is not in this run, which has seeds=\[3, 4\]"),
         ({"checkpoint": "first"}, "must be one of last, best"),
     ]:
         with pytest.raises(ConfigError, match=message):
@@ -151,35 +140,28 @@ def test_what_cannot_be_loaded(finished_runs: dict[str, Path], tmp_path: Path) -
         hx.load(tmp_path / "bare")
 
 
-def test_arrays_are_held_against_their_hashes(finished_runs: dict[str, Path], tmp_path: Path) -> None:
+def test_arrays_are_held_against_their_hashes(
+    finished_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_runs["cartpole"], run)
-    newest = max((run / "checkpoints").iterdir())
-    shutil.copytree(newest, run / "checkpoints" / "000099")
-    largest = max((file for file in newest.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    checkpoints = sorted((run / "checkpoints").iterdir())
+    checkpoints.append(run / "checkpoints" / checkpoints[-1].name.replace(checkpoints[-1].name[:6], "000099", 1))
+    shutil.copy(checkpoints[-2], checkpoints[-1])
 
-    def flip(checkpoint: Path) -> None:
-        file = checkpoint / largest.relative_to(newest)
+    def flip(file: Path) -> None:
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
 
-    flip(run / "checkpoints" / "000099")
-    with pytest.warns(UserWarning, match="000099.*has changed since it was written"):
+    flip(checkpoints.pop())
+    hx.load(run)
+    error = capsys.readouterr().err
+    assert error.startswith("warning: ") and "000099" in error and "has changed since it was written" in error
+    for checkpoint in checkpoints:
+        flip(checkpoint)
+    with pytest.raises(CheckpointError, match="is intact"):
         hx.load(run)
-    for checkpoint in (run / "checkpoints").iterdir():
-        if checkpoint.name != "000099":
-            flip(checkpoint)
-    with pytest.warns(UserWarning, match="has changed"), pytest.raises(CheckpointError, match="is intact"):
-        hx.load(run)
-
-
-def test_settings_that_do_not_belong_to_the_arrays_are_refused(finished_runs: dict[str, Path], tmp_path: Path) -> None:
-    run = RunDir(tmp_path / "run")
-    shutil.copytree(finished_runs["cartpole"], run.path)
-    run.config.write_text(run.config.read_text().replace("activation: tanh", "activation: relu"))
-    with pytest.raises(ConfigError, match=r"written with algo\.activation='tanh', not 'relu'"):
-        hx.load(run.path, seed=3)
 
 
 def test_nothing_in_the_directory_is_executed(finished_runs: dict[str, Path], tmp_path: Path) -> None:
@@ -201,5 +183,4 @@ def test_nothing_in_the_directory_is_executed(finished_runs: dict[str, Path], tm
         run.config.write_text("\n".join([*kept, line]))
         with pytest.raises(ConfigError):
             hx.load(run.path)
-    (run.path / "checkpoints" / "000000").mkdir(exist_ok=True)
     assert not mark.exists() and json.loads(run.summary.read_text())

@@ -194,7 +194,7 @@ def test_environment_settings_are_refused_in_one_line() -> None:
 
 def test_the_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jax.devices()[0].platform in devices.describe_device()
-    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices(backend="cpu")[:1])
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices("cpu")[:1])
     assert devices.describe_device() == "cpu"
 
 
@@ -202,7 +202,7 @@ def test_a_platform_that_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch)
     def none() -> Any:
         raise AssertionError  # what jax does without the platform's plugin
 
-    monkeypatch.setattr(jax, "devices", none)
+    monkeypatch.setattr(jax, "local_devices", none)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     with pytest.raises(
         ConfigError, match=r"^JAX_PLATFORMS=cuda: jax finds no device to run on: this platform is missing"

@@ -10,13 +10,10 @@ from typing import Any
 
 import pytest
 
-from haepo_jax.runner.checkpoints import Checkpoint, Checkpoints
-from haepo_jax.runner.config import ConfigError, RunConfig
-from haepo_jax.runner.config.arguments import compose, read_arguments
-from haepo_jax.runner.resume import check_written_with, settings_that_matter
+from haepo_jax.runner.checkpoints import Checkpoints
 from haepo_jax.runner.run_dir import RunDir
 from tests.runner.counting_algorithm import Counting
-from tests.runner.surviving import ALGORITHMS, COMMON, Runs, assert_same_end, final_bits, outcome, rows
+from tests.runner.surviving import ALGORITHMS, ALWAYS, COMMON, Runs, assert_same_end, final_bits, outcome, rows
 
 
 @pytest.fixture
@@ -37,7 +34,13 @@ COUNTING = ["env=CartPole-v1", "total_steps=400", "final_eval_episodes=2", "tens
 
 
 @pytest.mark.parametrize("seeds", [pytest.param(1, marks=pytest.mark.slow), 2])
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize(
+    "algo",
+    [
+        pytest.param(algo, marks=pytest.mark.slow) if algo in ("haepo_episodic", "grpo") else algo
+        for algo in ALGORITHMS
+    ],
+)
 def test_interrupted_and_resumed_is_bit_identical(runs: Runs, tmp_path: Path, algo: str, seeds: int) -> None:
     arguments = [*ALGORITHMS[algo], *COMMON, f"num_seeds={seeds}", "seed=7"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -147,7 +150,6 @@ def test_a_changed_setting_is_refused_by_name(
         "tensorboard=true",
         "keep_checkpoints=1",
         "checkpoint_minutes=null",
-        "checkpoint_steps=1e3",
         "final_eval_episodes=3",
     ]
     assert counting(run, "resume=true", *same, *free) == 0
@@ -171,9 +173,9 @@ def test_a_run_is_extended(counting: Runs, tmp_path: Path) -> None:
 
 def killed(counting: Runs, directory: Path, *arguments: str) -> None:
     """A run that was killed some time after its third checkpoint."""
-    assert counting(directory, *COUNTING, "checkpoint_steps=50", *arguments, calls=30) == 143
+    assert counting(directory, *COUNTING, ALWAYS, *arguments, calls=30) == 143
     # SIGKILL leaves no checkpoint of the last moment.
-    shutil.rmtree(Checkpoints(directory / "checkpoints").all()[-1].path)
+    Checkpoints(directory / "checkpoints").all()[-1].path.unlink()
     assert len(Checkpoints(directory / "checkpoints").all()) >= 2
 
 
@@ -185,39 +187,27 @@ def empty(file: Path) -> None:
     os.truncate(file, 0)
 
 
-def remove(file: Path) -> None:
-    file.unlink()
-
-
 def flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 3] ^= 1
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize(
-    "damage", [truncate, flip, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (empty, remove))]
-)
+@pytest.mark.parametrize("damage", [truncate, empty, flip])
 def test_a_damaged_checkpoint_falls_back(
     counting: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any
 ) -> None:
-    """Each file of the newest checkpoint in turn; the run ends with the bits of one that was never touched."""
+    """The run ends with the bits of one that was never touched."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert counting(whole, *COUNTING) == 0
     killed(counting, run)
     newest = Checkpoints(run / "checkpoints").all()[-1].path
-    files = sorted(path.relative_to(run) for path in newest.rglob("*") if path.is_file())
-    assert len(files) >= 8
-    for index, file in enumerate(files):
-        copy = tmp_path / str(index)
-        shutil.copytree(run, copy)
-        damage(copy / file)
-        capsys.readouterr()
-        assert counting(copy, "resume=true") == 0
-        error = capsys.readouterr().err
-        assert error.startswith("warning: ") and error.count("\n") == 1 and newest.name in error
-        assert_same_counting(copy, whole)
-        shutil.rmtree(copy)
+    damage(newest)
+    capsys.readouterr()
+    assert counting(run, "resume=true") == 0
+    error = capsys.readouterr().err
+    assert error.startswith("warning: ") and error.count("\n") == 1 and newest.name in error
+    assert_same_counting(run, whole)
 
 
 def test_a_run_without_an_intact_checkpoint_is_refused(
@@ -226,7 +216,7 @@ def test_a_run_without_an_intact_checkpoint_is_refused(
     run = tmp_path / "run"
     killed(counting, run)
     for checkpoint in Checkpoints(run / "checkpoints").all():
-        flip(checkpoint.path / "manifest.json")
+        flip(checkpoint.path)
     for resume in ("true", "auto"):
         capsys.readouterr()
         assert counting(run, f"resume={resume}") == 1
@@ -255,34 +245,16 @@ def test_rows_that_were_lost_are_not_counted_on(
     assert_same_counting(run, whole)
 
 
-def test_settings_edited_by_hand_are_refused(
+def test_settings_that_cannot_be_read_are_refused(
     counting: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     killed(counting, run)
     config = run / "config.yaml"
-    config.write_text(config.read_text().replace("num_epochs: 4", "num_epochs: 9"))
-    assert counting(run, "resume=true") == 2
-    assert "was written with algo.num_epochs=4, not 9 as config.yaml says" in capsys.readouterr().err
     config.write_text("[")
+    capsys.readouterr()
     assert counting(run, "resume=true") == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_a_checkpoint_is_held_against_the_settings_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of an older version names fewer; those of the environment are all named."""
-    made = compose(read_arguments(["env=CartPole-v1"]).overrides, RunConfig)
-    named = settings_that_matter(made)
-    del named["algo.layer_norm"]
-    monkeypatch.setattr(Checkpoint, "progress", lambda self: {"settings": named})
-    found = Checkpoint(Path("000001"))
-    check_written_with(found, made)
-    for argument, message in [
-        ("seed=1", "written with seed=0, not 1 as config.yaml says"),
-        ("env_kwargs.gravity=9.0", "written with env_kwargs.gravity=None, not 9.0"),
-    ]:
-        with pytest.raises(ConfigError, match=message):
-            check_written_with(found, compose(read_arguments(["env=CartPole-v1", argument]).overrides, RunConfig))
 
 
 def test_another_version_is_admitted(
@@ -297,7 +269,7 @@ def test_another_version_is_admitted(
 
 def test_checkpoints_kept(counting: Runs, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert counting(run, *COUNTING, "checkpoint_steps=1", "keep_checkpoints=2", "checkpoint_minutes=null") == 0
+    assert counting(run, *COUNTING, ALWAYS, "keep_checkpoints=2") == 0
     numbers = [checkpoint.number for checkpoint in Checkpoints(run / "checkpoints").all()]
     assert len(numbers) == 2 and numbers[0] + 1 == numbers[1]
     best = Checkpoints(run / "checkpoints").best()

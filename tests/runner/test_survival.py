@@ -27,10 +27,20 @@ from haepo_jax.runner.program import EvaluationSize, Program, build
 from haepo_jax.runner.resume import resume_command
 from haepo_jax.runner.run_dir import RunDir
 from tests.runner.counting_algorithm import Counting
-from tests.runner.surviving import ALGORITHMS, COMMON, Runs, StopAfter, assert_same_end, final_bits, outcome, rows
+from tests.runner.surviving import (
+    ALGORITHMS,
+    ALWAYS,
+    COMMON,
+    Runs,
+    StopAfter,
+    assert_same_end,
+    final_bits,
+    outcome,
+    rows,
+)
 from tests.toy_envs import Drift
 
-COUNTING = ["env=CartPole-v1", "total_steps=400", "final_eval_episodes=2", "num_seeds=2", "checkpoint_steps=50"]
+COUNTING = ["env=CartPole-v1", "total_steps=400", "final_eval_episodes=2", "num_seeds=2", ALWAYS]
 
 
 @pytest.fixture
@@ -107,7 +117,7 @@ def test_a_signal_before_training_ends_at_once() -> None:
 LONG = [
     "algo=ppo", "env=CartPole-v1", "num_seeds=2", "total_steps=30000", "algo.num_envs=4", "algo.num_steps=8",
     "algo.num_epochs=1", "algo.num_minibatches=1", "algo.normalize_observations=true", "algo.log_points=900",
-    "algo.eval_episodes=1", "final_eval_episodes=2", "algo.hidden_sizes=[8]", "checkpoint_steps=1",
+    "algo.eval_episodes=1", "final_eval_episodes=2", "algo.hidden_sizes=[8]", ALWAYS,
 ]  # fmt: skip
 """A run that writes checkpoints all the time."""
 
@@ -184,7 +194,7 @@ def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
 
 def test_signals_and_locks_between_processes(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    long = [*LONG, "total_steps=1e9", "checkpoint_steps=null"]
+    long = [*LONG, "total_steps=1e9", "checkpoint_minutes=null"]
     for signum, arguments in ((signal.SIGTERM, long), (signal.SIGINT, ["resume=true"])):
         process = start(run, *arguments)
         assert wait_for_rows(process, run, 0)
@@ -268,14 +278,11 @@ def test_a_disk_that_fills_is_one_line(
 
             patch.setattr(loggers, "append_record", append_until_full)
         elif file == "checkpoints":
-            save = checkpoints._save_arrays
-
-            def save_until_full(directory: Path, arrays: Any) -> None:
-                if len(Checkpoints(run / "checkpoints").all()) >= 2:
-                    no_room()
-                save(directory, arrays)
-
-            patch.setattr(checkpoints, "_save_arrays", save_until_full)
+            patch.setattr(
+                checkpoints,
+                "write_atomically",
+                lambda path, content: no_room() if int(path.name[:6]) >= 2 else atomically(path, content),
+            )
         else:
             patch.setattr(
                 loggers,
@@ -314,7 +321,7 @@ def test_a_small_disk_that_fills_up(
     counting: Runs, tmp_path: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, run = tmp_path / "whole", small_disk / "run"
-    arguments = [*COUNTING, "keep_checkpoints=100", "checkpoint_steps=1"]
+    arguments = [*COUNTING, "keep_checkpoints=100", ALWAYS]
     assert counting(whole, *arguments) == 0
     capsys.readouterr()
     assert counting(run, *arguments) == 1
@@ -408,7 +415,7 @@ def test_every_algorithm_survives_a_kill(tmp_path: Path) -> None:
     for algo, arguments in ALGORITHMS.items():
         folder = tmp_path / algo
         folder.mkdir()
-        arguments = [*arguments, *COMMON, "checkpoint_steps=1"]
+        arguments = [*arguments, *COMMON, ALWAYS]
         process = start(folder / "whole", *arguments)
         process.communicate(timeout=300)
         process = start(folder / "broken", *arguments)

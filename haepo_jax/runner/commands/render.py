@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     import jax
     import numpy as np
 
-    from haepo_jax.runner.loading import load_run, policy_of, warn_of_checkpoint
+    from haepo_jax.runner.loading import load
     from haepo_jax.runner.program import build
     from haepo_jax.runner.rendering import drawing, film, physics
     from haepo_jax.runner.rendering.episode import record
@@ -75,8 +75,7 @@ def main(argv: list[str]) -> int:
     out = output_file(name, suffix, " or .mp4")
     film.check_suffix(suffix)
 
-    algorithm, run, states = load_run(directory, config.checkpoint, warn_of_checkpoint)
-    policy = policy_of(algorithm, run, states, config.seed)
+    _, policy = load(directory.path, seed=config.seed, checkpoint=config.checkpoint)
     seen = (lambda state, observation: (state, observation)) if flat else physics.body_poses
     moments, rewards, ended = record(policy, config.episode, seen, greedy=config.greedy, max_steps=config.max_steps)
     returns = np.concatenate([[0.0], np.cumsum(rewards)])

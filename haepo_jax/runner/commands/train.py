@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from haepo_jax.envs import list_envs
-from haepo_jax.runner.config import SHARD_NOTHING, ConfigError, RunConfig
-from haepo_jax.runner.config.arguments import Arguments, peek, read_arguments
+from haepo_jax.runner.config import RunConfig
+from haepo_jax.runner.config.arguments import read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
-from haepo_jax.runner.processes import ALONE, Processes, join
 from haepo_jax.runner.resume import compose_run, existing_run
 from haepo_jax.runner.run_dir import check_run_dir, config_text
 from haepo_jax.runner.session import newest_checkpoint, train_and_report
@@ -30,9 +29,7 @@ options:
   --list-envs   list the environments and exit
   --version     print the version and exit
 
-multiple devices: shard=environments shards the environments of each update over all devices. With distributed=true these
-are the devices of all processes of a job; jax finds the job under SLURM, Open MPI, Kubernetes and on cloud TPUs, or
-through the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+multiple devices: shard=environments shards the environments of each update over all devices.
 
 settings (key, default, meaning):
 {settings}
@@ -62,27 +59,17 @@ def main(argv: list[str]) -> int:
     if arguments.list_envs:
         print("\n".join(list_envs()))
         return 0
-    processes = _processes(arguments)
-    with processes.together():
-        config = processes.of_first(lambda: compose_run(arguments))
-        if arguments.show_config:
-            processes.of_first(lambda: print(config_text(config), end=""))
-            return 0
-        if config.dry_run:
-            return processes.of_first(lambda: _dry_run(config))
-        return train_and_report(config, argv, processes)
+    config = compose_run(arguments)
+    if arguments.show_config:
+        print(config_text(config), end="")
+    elif config.dry_run:
+        _dry_run(config)
+    else:
+        train_and_report(config, argv)
+    return 0
 
 
-def _processes(arguments: Arguments) -> Processes:
-    """The processes of the job. They connect before anything else, because the first one decides for all."""
-    keys = ("distributed", "resume", "shard")
-    distributed, resume, shard = (peek(arguments.overrides, RunConfig, key) for key in keys)
-    if distributed and resume == "false" and shard == "none" and arguments.settings is None:
-        raise ConfigError(SHARD_NOTHING)
-    return join() if distributed else ALONE
-
-
-def _dry_run(config: RunConfig) -> int:
+def _dry_run(config: RunConfig) -> None:
     directory = existing_run(config.resume, config.run_dir)
     if directory is None:
         check_run_dir(config)
@@ -95,4 +82,3 @@ def _dry_run(config: RunConfig) -> int:
     mesh_of(config, algorithm)
     start_of(config, algorithm)
     print("the settings are usable; dry_run=true stops here")
-    return 0

@@ -21,8 +21,6 @@ SEEDS = Range(0, 2**31 - 1)
 
 _TOTAL_STEPS: Any = declared.hyperparameters(DEFAULT_ALGORITHM)["total_steps"]
 
-SHARD_NOTHING = "distributed=true needs shard=environments: training on several hosts shards environments"
-
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message is one line that names it and says what would be right."""
@@ -65,10 +63,7 @@ class RunConfig:
         choices=("false", "true", "auto"),
     )  # fmt: skip
     checkpoint_minutes: float | None = leaf(
-        5.0, "minutes between checkpoints; null: none by time", within=POSITIVE, optional=True
-    )
-    checkpoint_steps: int | None = setting(
-        None, int, "environment steps per seed between checkpoints; null: none by steps", within=Range(1, 2**62)
+        5.0, "minutes between checkpoints; null: only one at the end", within=POSITIVE, optional=True
     )
     keep_checkpoints: int = setting(
         3, int, "number of most recent checkpoints kept, beside the best by return", within=COUNT
@@ -77,9 +72,6 @@ class RunConfig:
         "none", str, "what to shard over all devices: the environments of each update, or nothing",
         choices=("none", "environments"),
     )  # fmt: skip
-    distributed: bool = setting(
-        False, bool, "train on several hosts, one process of a cluster job on each (needs shard=)"
-    )
     tensorboard: bool = setting(True, bool, "write TensorBoard events")
     wandb: bool = setting(False, bool, "log to Weights & Biases (needs the extra `wandb`)")
     completions: int = setting(
@@ -110,8 +102,6 @@ class RunConfig:
             raise ConfigError(
                 f"seed={self.seed} with num_seeds={self.num_seeds} goes past the largest seed, {SEEDS.high}"
             )
-        if self.distributed and self.shard == "none":
-            raise ConfigError(SHARD_NOTHING)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, as `config.yaml` holds them and `from_dict` reads them."""

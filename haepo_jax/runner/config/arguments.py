@@ -30,7 +30,7 @@ from haepo_jax.runner.config.values import Settings, checked_value, find_field, 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-NOT_FROM_FILE = ("run_dir", "resume", "distributed", "dry_run")
+NOT_FROM_FILE = ("run_dir", "resume", "dry_run")
 """Settings of one invocation, which another does not take from its `config.yaml`."""
 
 

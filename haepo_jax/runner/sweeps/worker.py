@@ -188,7 +188,7 @@ class _Worker:
         ended, best = self._ended()
         if ended >= self._plan.num_configs:
             return  # nothing is built for a finished sweep
-        device = describe_device(local=True)
+        device = describe_device()
         seeds = f" of {self._settings.num_seeds} seeds" if self._settings.num_seeds > 1 else ""
         what = f"{self._plan.num_configs} configurations{seeds} ({self._plan.search} search)"
         self._display.say(f"sweeping {what} on {device} (JAX {jax.__version__})")

@@ -1,0 +1,43 @@
+"""One training run over the devices of several processes, such as one process on each host of a cluster job.
+
+Start it once per process. `jax.distributed` finds the job on SLURM, Open MPI, Kubernetes and cloud TPUs (`srun python
+examples/several_hosts.py`); elsewhere name the address of the first process, their number and the index of this one:
+
+    python examples/several_hosts.py 127.0.0.1:9911 2 0 &
+    python examples/several_hosts.py 127.0.0.1:9911 2 1
+"""
+
+import sys
+
+import jax
+
+import haepo_jax as hx
+
+
+def algorithm() -> hx.HAEPO:
+    """Three updates."""
+    sizes = {"num_envs": 16, "num_steps": 16, "group_size": 8, "num_minibatches": 2, "num_epochs": 2}
+    return hx.HAEPO("CartPole-v1", total_steps=768, log_points=3, eval_episodes=0, replay_batches=1, **sizes)
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        address, count, index = sys.argv[1:]
+        jax.distributed.initialize(address, int(count), int(index))
+    else:
+        jax.distributed.initialize()
+
+    algo = algorithm()
+    with hx.sharding.over_environments() as mesh:  # of all devices of all processes
+        everywhere = hx.sharding.replicated(mesh)
+        train = jax.jit(algo.train, in_shardings=everywhere, out_shardings=everywhere)
+        _, metrics = train(jax.random.key(0))
+    # Every process has all of the result; the first one reports it.
+    if jax.process_index() == 0:
+        print(f"{jax.device_count()} devices of {jax.process_count()} processes")
+        for name in ("loss", "ess", "episode_length"):
+            print(name, *jax.device_get(metrics[name]).tolist())
+
+
+if __name__ == "__main__":
+    main()
