@@ -197,8 +197,8 @@ def test_every_command_has_a_module_and_an_entry_point(command: str) -> None:
 def test_an_entry_point_reads_the_command_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["haepo-pretrain", "env=CartPol-v1"])
-    assert importlib.import_module("haepo_jax.runner.commands.pretrain").main() == 2
+    monkeypatch.setattr("sys.argv", ["haepo-train", "env=CartPol-v1"])
+    assert importlib.import_module("haepo_jax.runner.commands.train").main() == 2
     assert "did you mean 'CartPole-v1'" in capsys.readouterr().err
 
 
@@ -292,7 +292,6 @@ def test_shell_completion(shell: str, tmp_path: Path, capsys: pytest.CaptureFixt
         "haepo-train env=CartP": ["CartPole-v1"],
         "haepo-train algo=haepo_": ["haepo_episodic", "haepo_explore", "haepo_paper"],
         "haepo train seed=1 algo.learning_r": ["algo.learning_rate="],
-        "haepo pr": ["pretrain"],
         "haepo-sweep halving": ["halving=", "halving_rungs="],
         "haepo-train resume=": ["false", "true", "auto"],
         "haepo-plot alg": [],

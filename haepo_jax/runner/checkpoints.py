@@ -15,11 +15,12 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import numpy.typing as npt
 
@@ -39,8 +40,6 @@ HASH_DIGITS = 16
 
 def to_arrays(tree: Any) -> Arrays:
     """Copies every array of a pytree to the host, by its path; typed PRNG keys as their words."""
-    import jax
-
     named = _named_leaves(tree)
     host = jax.device_get({name: jax.random.key_data(x) if _is_key(x) else x for name, x in named.items()})
     # On the CPU, `device_get` may hand out the device's own memory, which the next compiled call is given.
@@ -50,8 +49,6 @@ def to_arrays(tree: Any) -> Arrays:
 def from_arrays(arrays: Arrays, like: Any) -> Any:
     """The pytree `like`, made of `jax.ShapeDtypeStruct`, with host arrays in place of its leaves (but typed PRNG keys).
     Raises CheckpointError where an array is missing or has another shape or type."""
-    import jax
-
     leaves = []
     for name, leaf in _named_leaves(like).items():
         words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
@@ -69,22 +66,16 @@ def from_arrays(arrays: Arrays, like: Any) -> Any:
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
-    import jax
-
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _is_key(x: Any) -> bool:
-    import jax
-
     return bool(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
 
 
 def _key_impl(leaf: Any) -> Any:
     """The generator of typed keys of which only shape and type are there; `key_impl` wants keys, or tracers."""
-    import jax
-
     found: list[Any] = []
     jax.eval_shape(lambda keys: found.append(jax.random.key_impl(keys)), leaf)
     return found[0]
@@ -163,21 +154,16 @@ class Checkpoints:
         found = [Checkpoint(path) for path in self.path.glob("*.npz") if name.fullmatch(path.name)]
         return sorted(found, key=lambda one: one.number)
 
-    def newest(self, accept: Callable[[Checkpoint], Any] = lambda one: None) -> Checkpoint | None:
-        """The newest intact checkpoint; None where there is no checkpoint at all. Of newer ones, the user is warned.
-
-        `accept` is a further check, which raises CheckpointError. Raises CheckpointError where there are checkpoints but
-        none is intact.
-        """
+    def newest(self) -> Checkpoint | None:
+        """The newest intact checkpoint; None where there is no checkpoint at all. The user is warned of damaged newer ones.
+        Raises CheckpointError where there are checkpoints but none is intact."""
         candidates = self.all()[::-1]
         for checkpoint in candidates:
             try:
                 checkpoint.verify()
-                accept(checkpoint)
+                return checkpoint
             except CheckpointError as error:
                 warn(f"{error}; trying the one before")
-            else:
-                return checkpoint
         if candidates:
             raise CheckpointError(f"none of the {len(candidates)} checkpoints in {self.path} is intact")
         return None

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from haepo_jax.messages import duration, number, short
 from haepo_jax.runner.config import ALGORITHM_NAMES, ConfigError, RunConfig, algorithm_class, setting
-from haepo_jax.runner.config.arguments import check_form, command_of, compose, own_overrides, read_arguments
+from haepo_jax.runner.config.arguments import check_form, compose, own_overrides, read_arguments
 from haepo_jax.runner.config.values import value_text
 from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
 from haepo_jax.runner.resume import allowed, existing_run, flat
@@ -32,7 +32,6 @@ from haepo_jax.runner.run_dir import (
     unused_directory,
     write_atomically,
 )
-from haepo_jax.runner.session import train_and_report
 from haepo_jax.runner.statistics import describe_returns, probability_of_improvement
 
 if TYPE_CHECKING:
@@ -146,11 +145,13 @@ def compare(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
 
     Raises Interrupted at a signal, with the command that resumes the comparison; otherwise as `train_and_report` does.
     """
+    from haepo_jax.runner.session import train_and_report
+
     create_run_dir(dataclasses.replace(next(iter(runs.values())), run_dir=str(directory), resume="false"))
     for place, (name, config) in enumerate(runs.items(), start=1):
         print(f"[{place}/{len(runs)}] {config.algo.name} on {config.env}", flush=True)
         try:
-            train_and_report(config, command_of(config))
+            train_and_report(config)
         except RunError as error:
             # A run in which every seed diverged has ended, and is a result.
             if not RunDir(directory / name).summary.exists():

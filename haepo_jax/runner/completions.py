@@ -84,7 +84,7 @@ class CompletionLogger(Observer):
         if self._decode is not None:
             keep_rows(self._file, lambda line: line["row"] < self._rows)
 
-    def on_state(self, row: Row, state: TrainState) -> None:
+    def on_row(self, row: Row, state: TrainState) -> None:
         if self._decode is None:
             return
         # What no policy needs may be large: the optimiser's moments, a replay buffer.

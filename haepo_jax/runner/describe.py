@@ -1,4 +1,4 @@
-"""An algorithm object as settings, for `config.yaml`, and whether it is the one that a run was trained by."""
+"""An algorithm object as settings, for `config.yaml`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,9 @@ from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.envs import make_env
 from haepo_jax.envs.objects import PlainEnvironment
 from haepo_jax.losses.weights import Auto
-from haepo_jax.messages import short
 from haepo_jax.networks import LinenPolicy, NNXPolicy
-from haepo_jax.runner.config import AlgoConfig, ConfigError, OwnConfig, RunConfig
+from haepo_jax.runner.config import AlgoConfig, OwnConfig, RunConfig
 from haepo_jax.runner.config.values import from_dict
-from haepo_jax.runner.resume import flat
-
-NOT_THE_POLICYS = frozenset({"algo.log_points", "algo.eval_episodes"})
-"""Hyperparameters that change neither the train state nor how it is trained."""
 
 
 def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
@@ -51,31 +46,6 @@ def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
     config = OwnConfig(env=env, algo=AlgoConfig(name or class_name, numbers), env_kwargs={}, objects=objects, **common)
     config.check()
     return config
-
-
-def check_trained_by(algorithm: Algorithm, config: RunConfig, run_dir: str) -> None:
-    """Raises ConfigError where a run with these settings was not trained by such an algorithm: the environment's name,
-    hyperparameters, and the names of custom classes are compared, wherever the classes are defined."""
-    if not isinstance(algorithm, Algorithm):
-        raise ConfigError(f"algorithm={short(algorithm)} is not an algorithm, such as hx.HAEPO('CartPole-v1')")
-    theirs, ours = (_identity(one) for one in (config, describe(algorithm, {})))
-    for key in {**theirs, **ours}:
-        if theirs.get(key) != ours.get(key):
-            was, given = short(theirs.get(key)), short(ours.get(key))
-            raise ConfigError(f"the run in {short(run_dir)} has {key}={was}, but the algorithm given has {key}={given}")
-
-
-def _identity(config: RunConfig) -> dict[str, Any]:
-    values = {
-        key: value
-        for key, value in flat(config).items()
-        if key in ("env", "algo") or (key.startswith("algo.") and key not in NOT_THE_POLICYS)
-    }
-    objects = config.objects if isinstance(config, OwnConfig) else {}
-    values |= {f"objects.{name}": kind.rpartition(".")[2] for name, kind in objects.items()}
-    if config.algo.name in declared.PRESETS:  # a preset is its algorithm with other defaults
-        values["algo"] = declared.PRESETS[config.algo.name][0]
-    return values
 
 
 def _plain(value: Any) -> Any:

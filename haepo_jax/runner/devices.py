@@ -12,7 +12,7 @@ import jax
 
 from haepo_jax.messages import one_line
 from haepo_jax.runner.config import ConfigError
-from haepo_jax.runner.errors import DeviceError
+from haepo_jax.runner.errors import RunError
 
 PACKAGES = (
     "jax", "jaxlib", "haepo_jax", "flax", "optax", "gymnax", "brax", "playground", "jumanji", "craftax", "pgx", "xminigrid",
@@ -36,14 +36,14 @@ def describe_device() -> str:
 
 @contextlib.contextmanager
 def device_errors(advice: str) -> Iterator[None]:
-    """A device that is out of memory ends a run in one line, with advice; raises DeviceError."""
+    """A device that is out of memory ends a run in one line, with advice; raises RunError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         detail = one_line(str(error), 160)
-        raise DeviceError(f"the device is out of memory: {advice} ({detail})") from None
+        raise RunError(f"the device is out of memory: {advice} ({detail})") from None
 
 
 def versions() -> dict[str, str | None]:

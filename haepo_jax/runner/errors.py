@@ -18,10 +18,6 @@ class RunError(RuntimeError):
     """A run that could not continue for a reason outside the program, such as a full disk; the message is one line."""
 
 
-class DeviceError(RunError):
-    """A compiled call that failed."""
-
-
 class CheckpointError(RunError):
     """A checkpoint that cannot be read or written."""
 

@@ -15,7 +15,6 @@ from haepo_jax.messages import short
 from haepo_jax.rollout import to_env_action
 from haepo_jax.runner.checkpoints import CheckpointError, Checkpoints
 from haepo_jax.runner.config import ConfigError, OwnConfig, RunConfig
-from haepo_jax.runner.describe import check_trained_by
 from haepo_jax.runner.devices import describe_device
 from haepo_jax.runner.program import build
 from haepo_jax.runner.run_dir import RunDir
@@ -148,8 +147,7 @@ def start_of(config: RunConfig, algorithm: Algorithm, policy: TrainedPolicy | No
         jax.eval_shape(algorithm.init, jax.random.key(0), policy.start)
     except (CheckpointError, ValueError) as error:  # a ConfigError of the other run among them
         raise ConfigError(f"init_from={short(config.init_from)}: {error}") from None
-    start: InitialPolicy = jax.device_get(policy.start)
-    return start
+    return jax.device_get(policy.start)
 
 
 def load_run(
@@ -161,8 +159,8 @@ def load_run(
         raise ConfigError(f"checkpoint={checkpoint!r} must be one of {', '.join(CHECKPOINTS)}")
     describe_device()  # raises where there is none
     config = directory.read_config(own=algorithm is not None)
-    if algorithm is not None:
-        check_trained_by(algorithm, config, str(directory.path))
+    if algorithm is not None and not isinstance(algorithm, Algorithm):
+        raise ConfigError(f"algorithm={short(algorithm)} is not an algorithm, such as hx.HAEPO('CartPole-v1')")
     checkpoints = Checkpoints(directory.checkpoints)
     found = checkpoints.best() if checkpoint == "best" else checkpoints.newest()
     if found is None:

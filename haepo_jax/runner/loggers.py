@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import socket
+import sys
 import time
 import uuid
 from importlib import util
 from typing import Any
 
+from haepo_jax.algorithms.state import TrainState
+from haepo_jax.runner.completions import CompletionLogger
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.observers import Observer, Row, RunInfo
 from haepo_jax.runner.run_dir import RunDir, append_record, config_text, json_text, keep_rows, write_atomically
 
 
-def loggers_of(config: RunConfig, directory: RunDir, command: str) -> list[Observer]:
-    """The loggers that a run's settings ask for; `command` is for the summary."""
-    from haepo_jax.runner.completions import CompletionLogger
-
-    made: list[Observer] = [FileLogger(directory, command), CurveLogger(directory)]
+def loggers_of(config: RunConfig, directory: RunDir) -> list[Observer]:
+    """The loggers that a run's settings ask for."""
+    made: list[Observer] = [FileLogger(directory)]
     if config.tensorboard:
         made.append(TensorBoardLogger(directory))
     if config.completions:
@@ -34,15 +36,15 @@ def _scalars(row: Row) -> dict[str, float]:
 
 
 class FileLogger(Observer):
-    """Writes `config.yaml`, `metrics.jsonl` and `summary.json`.
+    """Writes `config.yaml`, `metrics.jsonl` and, at the end, `summary.json` and `curve.png`.
 
     A resumed run cuts `metrics.jsonl` down to the rows that its checkpoint knows of, and logs the others again.
     """
 
     _info: RunInfo
 
-    def __init__(self, directory: RunDir, command: str) -> None:
-        self._directory, self._command = directory, command
+    def __init__(self, directory: RunDir) -> None:
+        self._directory = directory
 
     def on_start(self, info: RunInfo) -> None:
         self._info = info
@@ -53,41 +55,45 @@ class FileLogger(Observer):
         write_atomically(self._directory.config, config_text(self._info.config))
         keep_rows(self._directory.metrics, lambda row: row["row"] < self._info.rows)
 
-    def on_row(self, row: Row) -> None:
+    def on_row(self, row: Row, state: TrainState) -> None:
         append_record(self._directory.metrics, json_text(row.to_json()) + "\n")
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        write_atomically(self._directory.summary, json_text(summary | {"command": self._command}, indent=2) + "\n")
+        summary = summary | {"command": shlex.join(sys.orig_argv)}
+        write_atomically(self._directory.summary, json_text(summary, indent=2) + "\n")
+        write_curve(self._directory, summary)
+
+
+def write_curve(directory: RunDir, summary: dict[str, Any]) -> None:
+    """Draws `curve.png`, unless the run has diverged before its first row."""
+    from haepo_jax.runner.plots import curves_figure, read_curve, write_figure
+
+    with contextlib.suppress(ConfigError):
+        curve = read_curve(directory, label=summary["algo"])
+        write_figure(curves_figure([curve], title=f"{summary['algo']} on {summary['env']}"), directory.curve)
 
 
 class TensorBoardLogger(Observer):
     """Writes every metric's mean as TensorBoard events in the run's directory, over environment steps.
 
-    A resumed run writes a further file, which tells TensorBoard to forget the rows that are logged again. The writer is
-    tensorboardX's `RecordWriter`, because the thread of its `SummaryWriter` dies on a full disk and blocks whoever waits.
+    A resumed run writes a further file. The writer is tensorboardX's `RecordWriter`, because the thread of its
+    `SummaryWriter` dies on a full disk and blocks whoever waits.
     """
 
-    _info: RunInfo
     _records: Any = None
 
     def __init__(self, directory: RunDir) -> None:
         self._directory = directory
 
-    def on_start(self, info: RunInfo) -> None:
-        self._info = info
-
     def on_compiled(self, seconds: float) -> None:
-        from tensorboardX.proto.event_pb2 import SessionLog
         from tensorboardX.record_writer import RecordWriter
 
         # TensorBoard reads the files of a directory in the order of their names.
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{time.time_ns()}"
         self._records = RecordWriter(str(self._directory.path / name))
         self._write(file_version="brain.Event:2")
-        if self._info.resumed_from is not None:
-            self._write(step=self._info.logged_steps + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def on_row(self, row: Row) -> None:
+    def on_row(self, row: Row, state: TrainState) -> None:
         from tensorboardX.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=_tag(name), simple_value=value) for name, value in _scalars(row).items()]
@@ -132,7 +138,7 @@ class WandbLogger(Observer):
         name = file.read_text().strip()
         self._run = wandb.init(dir=str(path), config=info.config.to_dict(), name=path.name, id=name, resume="allow")
 
-    def on_row(self, row: Row) -> None:
+    def on_row(self, row: Row, state: TrainState) -> None:
         self._run.log(_scalars(row), step=row.mean_steps)
 
     def on_end(self, summary: dict[str, Any]) -> None:
@@ -141,19 +147,3 @@ class WandbLogger(Observer):
     def close(self) -> None:
         if self._run is not None:
             self._run.finish()
-
-
-class CurveLogger(Observer):
-    """Draws `curve.png` when the run has ended."""
-
-    def __init__(self, directory: RunDir) -> None:
-        self._directory = directory
-
-    def on_end(self, summary: dict[str, Any]) -> None:
-        from haepo_jax.runner.plots import curves_figure, read_curve, write_figure
-
-        try:
-            curve = read_curve(self._directory, label=summary["algo"])
-        except ConfigError:  # a run may diverge before its first row
-            return
-        write_figure(curves_figure([curve], title=f"{summary['algo']} on {summary['env']}"), self._directory.curve)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax.numpy as jnp
 import numpy as np
 
 from haepo_jax import sharding
@@ -64,16 +63,18 @@ def run(
         device = describe_device()
         algorithm = build(config) if algorithm is None else algorithm
         mesh = mesh_of(config, algorithm)
-        about = {"total_steps": config.total_steps, "versions": versions(), "device": device}
+        about = {"versions": versions(), "device": device}
         earlier = checkpoint.progress() if checkpoint else {}
         position = LoopState(**earlier.get("position", {}))
         initial = None if checkpoint else start_of(config, algorithm, start)
         steps = position.steps // config.num_seeds
-        logged = position.logged_steps // config.num_seeds if position.rows else -1
-        info = RunInfo(config, algorithm, directory, device, position.rows, logged, steps if resumed else None)
+        info = RunInfo(config, algorithm, directory, device, position.rows, steps if resumed else None)
         for observer in observers:
             observer.on_start(info)
-            for text in _changes(earlier, about, steps, config, algorithm) if earlier else ():
+            if earlier and any(earlier[key] != about[key] for key in about):
+                text = (
+                    "the run so far was made on another device or by other versions: it will not continue bit for bit"
+                )
                 observer.on_warning(text)
         with device_errors("take fewer seeds or environments"):
             final = final_size(config.final_eval_episodes, algorithm)
@@ -103,23 +104,6 @@ def run(
         for observer in observers:
             observer.on_end(summary)
     return summary, loop.state
-
-
-def _changes(
-    earlier: dict[str, Any], about: dict[str, Any], steps: int, config: RunConfig, algorithm: Algorithm
-) -> Iterator[str]:
-    """What to say of a resumed run that will not be as if it had never been interrupted."""
-    if any(earlier[key] != about[key] for key in ("versions", "device")):
-        yield "the run so far was made on another device or by other versions: it will not continue bit for bit"
-    total, before = config.total_steps, earlier["total_steps"]
-    if before != total:
-        shares = (jnp.float32(min(1.0, steps / whole)) for whole in (before, total))
-        then, now = (float(algorithm.scheduled(share).learning_rate) for share in shares)
-        if then != now:
-            yield (
-                f"total_steps grows from {before:,} to {total:,}, and schedules follow the share of total_steps that "
-                f"is done: the learning rate goes from {then:.3g} back to {now:.3g}"
-            )
 
 
 @dataclasses.dataclass
@@ -284,11 +268,8 @@ class _Loop:
         row = Row(position.rows, at.update, at.env_steps, now, speed, metrics)
         self._last_row, self._return = (now, position.steps), row.mean_return
         position.rows, position.logged_steps = position.rows + 1, position.steps
-        ended = False
-        for observer in self.observers:
-            observer.on_row(row)
-            ended |= bool(observer.on_state(row, sharding.local_copy(self.state)))
-        if ended and at.before(self._total):
+        ended = [observer.on_row(row, sharding.local_copy(self.state)) for observer in self.observers]
+        if any(ended) and at.before(self._total):
             position.ended = self._total
         if self._return > (-np.inf if position.best_return is None else position.best_return):
             position.best_return = self._return
@@ -344,7 +325,6 @@ class _Loop:
             "final_eval_seconds": final_seconds,
             "eval_share": position.eval_seconds / run_seconds,
             "checkpoint_seconds": position.checkpoint_seconds,
-            "checkpoint_share": position.checkpoint_seconds / run_seconds,
             "env_steps_per_second": sum(at.env_steps) / run_seconds,
         }
 

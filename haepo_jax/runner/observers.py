@@ -77,7 +77,6 @@ class RunInfo:
 
     Attributes:
       rows: logged by the part of the run that it resumes; 0 for a new run.
-      logged_steps: environment steps per seed of the last of those; -1 where there is none.
       resumed_from: environment steps per seed done by that part; None for a new run, 0 where it had no checkpoint yet.
     """
 
@@ -86,7 +85,6 @@ class RunInfo:
     directory: Path | None
     device: str
     rows: int = 0
-    logged_steps: int = -1
     resumed_from: int | None = None
 
 
@@ -94,7 +92,7 @@ class Observer:
     """What watches a run: loggers, the progress display, callbacks. Every method may be left out.
 
     Observers are called in the order in which they were given. `on_slice` comes after every compiled call and may raise to
-    end the run; it and `on_state` see the train state, whose buffers are donated to the next call: copy what must stay.
+    end the run; it and `on_row` see the train state, whose buffers are donated to the next call: copy what must stay.
     """
 
     def on_start(self, info: RunInfo) -> None:
@@ -106,11 +104,8 @@ class Observer:
     def on_slice(self, state: TrainState, env_steps: list[int]) -> None:
         """After every compiled call; `env_steps` per seed."""
 
-    def on_row(self, row: Row) -> None:
-        """After every logged update."""
-
-    def on_state(self, row: Row, state: TrainState) -> bool | None:
-        """After `on_row`: the state behind the row; copy what must stay. True ends the run here, in good order."""
+    def on_row(self, row: Row, state: TrainState) -> bool | None:
+        """After every logged update, with the state behind it. True ends the run here, in good order."""
         return None
 
     def on_evaluation(self, final: bool) -> None:

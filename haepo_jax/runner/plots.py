@@ -9,13 +9,10 @@ import dataclasses
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -26,8 +23,6 @@ from haepo_jax.runner.statistics import bootstrap_interval, interquartile_mean_o
 
 Array = npt.NDArray[np.float64]
 
-FEW_POINTS = 25
-"""Up to so many points of a curve are marked: a line through few of them hides where they are, through one it is none."""
 PANEL_COLUMNS = 3
 
 
@@ -90,63 +85,49 @@ def draw_curve(axes: Axes, curve: Curve, colour: str | None = None) -> Line2D:
     known = ~np.isnan(returns).all(axis=1)
     steps, returns = curve.steps[known], returns[known]
     middle = interquartile_mean_of_known(returns)
-    few = len(steps) <= FEW_POINTS
-    (line,) = axes.plot(
-        steps, middle, label=curve.label, color=colour, linewidth=1.8, marker="o" if few else None, markersize=4
-    )
+    # Marked, because through one point there is no line.
+    (line,) = axes.plot(steps, middle, label=curve.label, color=colour, linewidth=1.8, marker="o", markersize=3)
     if returns.shape[1] > 1 and len(steps):
         low, high = bootstrap_interval(returns)
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        # A band is an area: none through one row, nor beside rows of which a single seed is known.
-        if few:
-            axes.vlines(steps, low, high, color=line.get_color(), alpha=0.4, linewidth=1.5)
     return line
-
-
-def _draw_axes(axes: Axes, curves: Sequence[Curve], colours: Sequence[Any]) -> None:
-    """Draws curves over steps from zero, labels the axes, and says so where no curve has a point."""
-    lines = [draw_curve(axes, curve, colour) for curve, colour in zip(curves, colours, strict=True)]
-    per_seed = " per seed" if any(curve.returns.shape[1] > 1 for curve in curves) else ""
-    quantity = " or ".join(dict.fromkeys(curve.quantity for curve in curves))
-    axes.set(xlabel=f"environment steps{per_seed}", ylabel=quantity)
-    axes.set_xlim(left=0)
-    if not any(len(np.asarray(line.get_xdata())) for line in lines):
-        axes.set(xticks=[], yticks=[])
-        axes.text(0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", color="gray")
 
 
 def curves_figure(curves: Sequence[Curve], title: str = "") -> Figure:
     """One figure with every curve; a single curve's label is its title where none is given."""
-    title = title or (curves[0].label if len(curves) == 1 else "")
-    seeds = over_seeds(curve.returns.shape[1] for curve in curves)
-    heading = f"{title}\n({seeds})" if title else seeds
-    figure, axes = panel("", "", heading, (7, 4.1 + 0.1 * len(curves)))
-    # Ten colours have names; of more curves each has a shade between dark violet and yellow.
-    shades = [to_hex(shade) for shade in colormaps["viridis"](np.linspace(0, 0.95, len(curves)))]
-    _draw_axes(axes, curves, shades if len(curves) > 10 else [None] * len(curves))
-    if len(curves) > 1:
-        figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    return figure
+    return _panels({"": curves}, title or (curves[0].label if len(curves) == 1 else ""))
 
 
 def comparison_figure(runs: Sequence[tuple[str, str, RunDir]]) -> Figure:
     """Learning curves of runs (algo, env, directory), one panel per environment and one colour per algorithm."""
-    algos = list(dict.fromkeys(algo for algo, _, _ in runs))
     panels: dict[str, list[Curve]] = {}
     for algo, env, run in runs:
         panels.setdefault(env, []).append(read_curve(run, label=algo))
+    return _panels(panels)
+
+
+def _panels(panels: Mapping[str, Sequence[Curve]], title: str = "") -> Figure:
+    """Curves by the title of their panel, one colour per label; with a legend where there are several labels."""
+    every = [curve for curves in panels.values() for curve in curves]
+    labels = list(dict.fromkeys(curve.label for curve in every))
     columns = min(PANEL_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(1.4 + 5.2 * columns, 0.8 + 3.6 * rows), layout="constrained")
-    handles: dict[str, Any] = {}
-    for index, (env, curves) in enumerate(panels.items(), 1):
+    figure = Figure(figsize=(1.8 + 5.2 * columns, 0.9 + 3.5 * rows), layout="constrained")
+    handles: dict[str, Line2D] = {}
+    for index, (name, curves) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, columns, index)
-        _draw_axes(axes, curves, [f"C{algos.index(curve.label) % 10}" for curve in curves])
-        axes.set_title(env, fontsize=11)
+        for curve in curves:
+            handles[curve.label] = draw_curve(axes, curve, f"C{labels.index(curve.label) % 10}")
+        per_seed = " per seed" if any(curve.returns.shape[1] > 1 for curve in curves) else ""
+        quantity = " or ".join(dict.fromkeys(curve.quantity for curve in curves))
+        axes.set(xlabel=f"environment steps{per_seed}", ylabel=quantity)
+        axes.set_title(name, fontsize=11)
+        axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
-        handles |= {curve.label: line for curve, line in zip(curves, axes.lines, strict=True)}
-    figure.legend(handles=[*handles.values()], loc="outside lower center", ncols=min(6, len(handles)), frameon=False)
-    figure.suptitle(over_seeds(curve.returns.shape[1] for curves in panels.values() for curve in curves), fontsize=11)
+    if len(labels) > 1:
+        figure.legend(handles=[*handles.values()], loc="outside lower center", ncols=2 * columns, frameon=False)
+    seeds = over_seeds(curve.returns.shape[1] for curve in every)
+    figure.suptitle(f"{title}\n({seeds})" if title else seeds, fontsize=11, wrap=True)
     return figure
 
 

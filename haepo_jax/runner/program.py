@@ -34,14 +34,11 @@ def build(config: RunConfig, env: Any = None) -> Algorithm:
     """The algorithm of a run on its environment, or on a given one; raises ConfigError where they do not fit."""
     try:
         env = envs.make_env(config.env, **config.env_kwargs) if env is None else env
-        algorithm: Algorithm = declared.load(config.algo.name)(
-            env, total_steps=config.total_steps, **config.algo.hyperparameters
-        )
+        return declared.load(config.algo.name)(env, total_steps=config.total_steps, **config.algo.hyperparameters)
     except Exception as error:  # an environment may raise anything at a setting that it cannot use
         detail = f" with env_kwargs {short(config.env_kwargs, 200)}" if config.env_kwargs else ""
         reason = str(error) or type(error).__name__
         raise ConfigError(one_line(f"cannot set up {config.algo.name} on {config.env}{detail}: {reason}")) from error
-    return algorithm
 
 
 def mesh_of(config: RunConfig, algorithm: Algorithm) -> Mesh | None:
@@ -172,13 +169,11 @@ class Program:
 
     def init(self) -> TrainState:
         """The train state before the first update."""
-        state: TrainState = self._init(*self._init_from)
-        return state
+        return self._init(*self._init_from)
 
     def restore(self, checkpoint: Checkpoint) -> TrainState:
         """The train state that a verified checkpoint holds. Raises CheckpointError."""
-        state: TrainState = self._place(checkpoint.restore(self._state))
-        return state
+        return self._place(checkpoint.restore(self._state))
 
     def advance(self, state: TrainState, until: int) -> tuple[TrainState, PerSeed]:
         """Trains every seed up to `until` steps; uses up `state`. Waits, so that it can be timed."""

@@ -71,7 +71,7 @@ class Progress(Observer):
             done = min(self._info.config.total_steps, sum(env_steps) // len(env_steps))
             self._live.update(self._task, description="training", completed=done, status=self._status(env_steps))
 
-    def on_row(self, row: Row) -> None:
+    def on_row(self, row: Row, state: TrainState) -> None:
         self._row, value = row, row.mean_return
         if math.isfinite(value) or "eval_return" not in row.metrics:  # not every row is evaluated
             self._return = value
@@ -124,12 +124,6 @@ class Progress(Observer):
             self._print(f"a callback ended the run at {summary['env_steps']:,} of {total:,} steps")
         for seed in summary["diverged"]:
             self._print(f"{divergence_text(seed)}; it stayed as it was before")
-        if skipped := sum(summary["skipped_updates_per_seed"]):
-            self._print(f"{skipped} updates were not finite and were dropped")
-        if invalid := sum(summary["invalid_episodes_per_seed"]):
-            self._print(
-                f"{invalid} episodes were left out: the environment gave an observation or reward that is not finite"
-            )
         self._print(
             f"{sum(summary['env_steps_per_seed']):,} steps in {duration(summary['wall_seconds'])}: compilation "
             f"{summary['compile_seconds']:.1f}s, then {summary['env_steps_per_second']:,.0f} steps/s, "

@@ -7,10 +7,8 @@ import dataclasses
 import datetime
 import errno
 import fcntl
-import itertools
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,14 +46,12 @@ class RunDir:
         """The settings of the run; raises ConfigError, also for those of custom objects, unless `own`:
         nothing can be built from them."""
         values = self.read_settings()
-        if "objects" not in values:
-            return from_dict(values, RunConfig)
-        if own:
-            return own_from_dict(values)
-        raise ConfigError(
-            f"run_dir={short(str(self.path))} is a run of custom objects ({short(values['objects'], 200)}): load it in "
-            "Python with hx.load(run_dir, algorithm=...), resume it with hx.train(..., resume=True)"
-        )
+        if "objects" in values and not own:
+            raise ConfigError(
+                f"run_dir={short(str(self.path))} is a run of custom objects ({short(values['objects'], 200)}): load it "
+                "in Python with hx.load(run_dir, algorithm=...), resume it with hx.train(..., resume=True)"
+            )
+        return own_from_dict(values) if "objects" in values else from_dict(values, RunConfig)
 
     def read_settings(self) -> dict[str, Any]:
         """The settings as they stand in the file, not checked; raises ConfigError."""
@@ -72,18 +68,14 @@ class RunDir:
 
     def read_summary(self) -> dict[str, Any]:
         """The summary of a run that has ended; raises ConfigError."""
-        summary: dict[str, Any] = self._read(self.summary, json.loads)
-        return summary
+        return self._read(self.summary, json.loads)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows logged so far; raises ConfigError."""
         # A last line without its end is still being written.
-        rows: list[dict[str, Any]] = self._read(
-            self.metrics, lambda text: [json.loads(line) for line in text.split("\n")[:-1]]
-        )
-        return rows
+        return self._read(self.metrics, lambda text: [json.loads(line) for line in text.split("\n")[:-1]])
 
-    def _read(self, file: Path, parse: Any) -> Any:
+    def _read(self, file: Path, parse: Callable[[str], Any]) -> Any:
         # Unlike `Path.is_dir`, this says no to a name that is too long.
         if not os.path.isdir(self.path):
             raise ConfigError(f"run_dir={short(str(self.path))} is no directory")
@@ -133,13 +125,11 @@ def read_run(run_dir: str) -> RunDir:
 def check_run_dir(config: RunConfig) -> None:
     """Raises ConfigError if the run's directory cannot be used, as far as can be told without creating it."""
     if config.run_dir is not None:
-        name, path = short(config.run_dir), Path(config.run_dir)
         with refusing(config.run_dir):
-            if _exists(path) and not path.is_dir():
-                raise ConfigError(f"run_dir={name} is a file, not a directory")
-            if RunDir(path).holds_run():
+            if RunDir(Path(config.run_dir)).holds_run():
                 raise ConfigError(
-                    f"run_dir={name} already holds a run: choose another directory, or resume it with resume=true"
+                    f"run_dir={short(config.run_dir)} already holds a run: choose another directory, or resume it with "
+                    "resume=true"
                 )
     check_writable(config.run_dir or "runs")
 
@@ -148,7 +138,7 @@ def check_writable(name: str) -> None:
     """Raises ConfigError if a directory of that name cannot be created or written, as far as can be told without."""
     path = Path(name)
     with refusing(name):
-        nearest = next(parent for parent in (path, *path.absolute().parents) if _exists(parent))
+        nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
         if not nearest.is_dir():
             raise ConfigError(f"run_dir={short(name)} cannot be made: {short(str(nearest))} is not a directory")
         if not os.access(nearest, os.W_OK | os.X_OK):
@@ -156,28 +146,18 @@ def check_writable(name: str) -> None:
 
 
 def create_run_dir(config: RunConfig) -> RunDir:
-    """Makes the run's directory, a new one where it has no name, and makes sure that it can be written; raises ConfigError."""
+    """Makes the run's directory, a new one where it has no name; raises ConfigError."""
     check_run_dir(config)
-    with refusing(config.run_dir or "runs"):
-        if config.run_dir is not None:
-            path = Path(config.run_dir)
-            path.mkdir(parents=True, exist_ok=True)
-        else:
-            stem = f"{config.env.replace('/', '-')}-{config.algo.name}-{config.seed}"
-            while True:
-                with contextlib.suppress(FileExistsError):  # another process has just taken the name
-                    (path := unused_directory(stem)).mkdir(parents=True)
-                    break
-        with tempfile.TemporaryFile(dir=path) as probe:
-            probe.write(b"x")
+    stem = f"{config.env.replace('/', '-')}-{config.algo.name}-{config.seed}"
+    path = unused_directory(stem) if config.run_dir is None else Path(config.run_dir)
+    with refusing(str(path)):
+        path.mkdir(parents=True, exist_ok=True)
     return RunDir(path)
 
 
 def unused_directory(stem: str) -> Path:
-    """A name below `runs` that nothing has: the stem, the time and, where that is taken, a number."""
-    stem = f"{stem}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
-    names = (stem if count == 1 else f"{stem}-{count}" for count in itertools.count(1))
-    return next(path for path in (Path("runs") / name for name in names) if not path.exists())
+    """A directory below `runs` that is not there yet, named by the time to the microsecond."""
+    return Path("runs") / f"{stem}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S-%f')}"
 
 
 @contextlib.contextmanager
@@ -194,8 +174,7 @@ def refusing(name: str) -> Iterator[None]:
 
 def config_text(config: RunConfig) -> str:
     """The settings as YAML."""
-    text: str = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None)
-    return text
+    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
 def output_file(name: str, suffix: str, why: str = "") -> Path:
@@ -230,30 +209,16 @@ def write_atomically(file: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def leading_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[int, int]:
-    """How many rows at the beginning of a file of JSON lines are whole and to be kept, and their bytes."""
-    count = size = 0
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError), path.open("rb") as lines:
-        for line in lines:
-            if not line.endswith(b"\n") or not keep(json.loads(line)):
-                break
-            count, size = count + 1, size + len(line)
-    return count, size
-
-
-def _exists(path: Path) -> bool:
-    """Whether anything has that name; unlike `os.path.lexists` it raises for a name that is too long or has a null byte."""
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
-
-
 def keep_rows(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Cuts a file of JSON lines, created if missing, after the rows at its beginning that are kept."""
-    size = leading_rows(file, keep)[1]
-    with file.open("ab") as stream:
+    """Cuts a file of JSON lines, created if missing, after the rows at its beginning that are whole and kept."""
+    size = 0
+    with file.open("a+b") as stream:
+        stream.seek(0)
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            for line in stream:
+                if not line.endswith(b"\n") or not keep(json.loads(line)):
+                    break
+                size += len(line)
         stream.truncate(size)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,15 +59,9 @@ class TrainResult:
     summary: dict[str, Any]
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The metrics as a table: a row for each seed and logged row, in columns `seed`, `row` and one a metric.
+        """The metrics as a table: a row for each seed and logged row, in columns `seed`, `row` and one a metric."""
+        import pandas
 
-        Raises:
-          ImportError: pandas is not installed.
-        """
-        try:
-            import pandas
-        except ImportError:
-            raise ImportError("to_pandas needs pandas: pip install pandas") from None
         count, rows = next(iter(self.metrics.values())).shape if self.metrics else (len(self.seeds), 0)
         index = {"seed": np.repeat(self.seeds, rows), "row": np.tile(np.arange(rows), count)}
         return pandas.DataFrame({**index, **{name: values.ravel() for name, values in self.metrics.items()}})
@@ -131,10 +124,9 @@ def train(
         summary, state = run(config, None, [logged, *observers], algorithm=algo, start=start)
         rows = logged.rows
     else:
-        command = f"haepo_jax.train(...){f' in {sys.argv[0]}' if sys.argv[0] else ''}"
         try:
             directory, summary, final = run_in_directory(
-                config, command, algorithm=algo, observers=observers, embedded=True, start=start
+                config, algorithm=algo, observers=observers, embedded=True, start=start
             )
         except Interrupted as interruption:
             if interruption.signum == signal.SIGINT:
@@ -190,7 +182,7 @@ class _Callback(Observer):
     def __init__(self, function: Callable[[Row, TrainState], bool | None]) -> None:
         self._function = function
 
-    def on_state(self, row: Row, state: TrainState) -> bool | None:
+    def on_row(self, row: Row, state: TrainState) -> bool | None:
         # A copy may be kept: the loop's own buffers are used up by the next call.
         one = len(row.update) == 1
         return self._function(row, jax.tree.map(lambda x: x[None] if one else jnp.copy(x), state))
@@ -209,7 +201,7 @@ class _Rows(Observer):
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
-    def on_row(self, row: Row) -> None:
+    def on_row(self, row: Row, state: TrainState) -> None:
         self.rows.append(row.to_json())
 
 

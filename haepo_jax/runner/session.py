@@ -1,43 +1,50 @@
 """A run and its directory: lock, signals, what to resume from, loggers, checkpoints, and a full disk reported in one line.
 
-What `python -m haepo_jax.train` and `haepo_jax.train(...)` share. jax is imported once the directory has been tried, so that
-a mistake in it is reported at once.
+What `python -m haepo_jax.train` and `haepo_jax.train(...)` share.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from haepo_jax.runner.checkpoints import Checkpoint, CheckpointError, Checkpoints, Saver
+from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.state import TrainState
+from haepo_jax.runner.checkpoints import Checkpoint, Checkpoints, Saver
 from haepo_jax.runner.config import OwnConfig, RunConfig
 from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
+from haepo_jax.runner.loading import TrainedPolicy, start_of
+from haepo_jax.runner.loggers import loggers_of
+from haepo_jax.runner.loop import run
+from haepo_jax.runner.observers import Observer
+from haepo_jax.runner.program import build, mesh_of
+from haepo_jax.runner.progress import Progress
 from haepo_jax.runner.resume import allowed, existing_run, flat, resume_command
-from haepo_jax.runner.run_dir import RunDir, create_run_dir, leading_rows
+from haepo_jax.runner.run_dir import RunDir, create_run_dir
 from haepo_jax.runner.signals import StopSignals
 
-if TYPE_CHECKING:
-    from haepo_jax.algorithms.base import Algorithm
-    from haepo_jax.algorithms.state import TrainState
-    from haepo_jax.runner.loading import TrainedPolicy
-    from haepo_jax.runner.observers import Observer
 
-
-def train_and_report(config: RunConfig, argv: Sequence[str]) -> None:
-    """Trains as a command line does; `argv` are the arguments of `haepo_jax.train`. Raises RunError where every seed
-    diverged; otherwise as `run_in_directory` does."""
-    directory, summary, state = run_in_directory(config, shlex.join(["python", "-m", "haepo_jax.train", *argv]))
+def train_and_report(config: RunConfig) -> None:
+    """Trains as a command line does. Raises RunError where every seed diverged; otherwise as `run_in_directory` does."""
+    directory, summary, state = run_in_directory(config)
     if state is None:
         print(ended_text(directory, summary))
     elif len(summary["diverged"]) == config.num_seeds:
         raise RunError(_divergence(summary, directory))
 
 
+def dry_run(config: RunConfig, directory: RunDir | None) -> None:
+    """Raises what `train_and_report` would before it compiles anything; `directory` is the run's to resume."""
+    if directory is not None:
+        newest_checkpoint(config, directory)
+    algorithm = build(config)
+    mesh_of(config, algorithm)
+    start_of(config, algorithm)
+
+
 def run_in_directory(
     config: RunConfig,
-    command: str,
     *,
     algorithm: Algorithm | None = None,
     observers: Sequence[Observer] | None = None,
@@ -48,7 +55,6 @@ def run_in_directory(
 
     Args:
       config: the settings.
-      command: for the summary.
       observers: beside the loggers; None: the progress display.
       embedded: whether this is part of a user's program; see `StopSignals`.
       algorithm, start: see `haepo_jax.runner.loop.run`.
@@ -74,10 +80,6 @@ def run_in_directory(
             if ended:
                 return directory, directory.read_summary(), None
             with disk_errors(directory.path, after=lambda: _last(checkpoints, f"to resume from there: {again}")):
-                from haepo_jax.runner.loggers import loggers_of
-                from haepo_jax.runner.loop import run
-                from haepo_jax.runner.progress import Progress
-
                 saver = Saver(
                     checkpoints,
                     keep=config.keep_checkpoints,
@@ -87,7 +89,7 @@ def run_in_directory(
                 summary, state = run(
                     config,
                     directory.path,
-                    [*loggers_of(config, directory, command), *([Progress()] if observers is None else observers)],
+                    [*loggers_of(config, directory), *([Progress()] if observers is None else observers)],
                     algorithm=algorithm,
                     saver=saver,
                     resumed=resumed,
@@ -111,13 +113,7 @@ def newest_checkpoint(config: RunConfig, directory: RunDir) -> tuple[Checkpoint 
     """
     saved = directory.read_config(own=isinstance(config, OwnConfig))
     allowed(flat(saved), flat(config), directory)
-
-    def accept(checkpoint: Checkpoint) -> None:
-        rows = checkpoint.progress()["position"]["rows"]
-        if leading_rows(directory.metrics, lambda row: row["row"] < rows)[0] < rows:
-            raise CheckpointError(f"{checkpoint.path}: metrics.jsonl has lost some of the {rows} rows logged before it")
-
-    newest = Checkpoints(directory.checkpoints).newest(accept)
+    newest = Checkpoints(directory.checkpoints).newest()
     ended = newest is not None and saved.total_steps == config.total_steps and directory.summary.exists()
     return newest, ended
 
@@ -136,16 +132,12 @@ def _last(checkpoints: Checkpoints, then: str = "") -> str:
 
 
 def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
-    """Which update was not finite, the likely cause and where the last finite state is, in one line."""
-    first, invalid = summary["diverged"][0], sum(summary["invalid_episodes_per_seed"])
+    """Which update was not finite, what may help and where the last finite state is, in one line."""
+    first = summary["diverged"][0]
     every = f"every seed diverged, seed {first['seed']}" if len(summary["seeds"]) > 1 else "diverged"
-    if invalid:
-        cause = f"the environment, which gave an observation or reward that is not finite in {invalid} episodes"
-    else:
-        rate = summary["hyperparameters"]["learning_rate"]
-        cause = f"a step size that is too high (algo.learning_rate={rate}) or rewards of an extreme size"
     return (
-        f"{every} in update {first['update']}: not finite: {' and '.join(first['not_finite'])}; the likely cause is "
-        f"{cause}: a lower algo.learning_rate may help, or algo.on_nan=skip to drop such updates"
+        f"{every} in update {first['update']}: not finite: {' and '.join(first['not_finite'])}; a lower "
+        f"algo.learning_rate (now {summary['hyperparameters']['learning_rate']}) or rewards of a smaller scale may help, "
+        "or algo.on_nan=skip to drop such updates"
         f"{_last(Checkpoints(directory.checkpoints), 'which is finite')}"
     )

@@ -44,13 +44,12 @@ def interruptibly(function: Callable[[], T], poll: Callable[[], None] = lambda: 
             poll()
     except BaseException as error:
         status = 128 + getattr(error, "signum", signal.SIGINT)
-        atexit.register(lambda: None if future.done() else leave(status))
+        atexit.register(lambda: None if future.done() else _leave(status))
         raise
     return future.result()
 
 
-def leave(status: int) -> None:
-    """Ends the process at once, without waiting for threads or for other processes."""
+def _leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -64,13 +63,12 @@ class StopSignals:
 
     Args:
       clean_up: called before the process is ended for want of something to save.
-      quiet: whether to say nothing of the first one.
       embedded: in a user's program or notebook nothing ends the process; KeyboardInterrupt is raised instead, or
         SystemExit for SIGTERM.
     """
 
-    def __init__(self, clean_up: Callable[[], None], *, quiet: bool = False, embedded: bool = False) -> None:
-        self._clean_up, self._quiet, self._embedded = clean_up, quiet, embedded
+    def __init__(self, clean_up: Callable[[], None], *, embedded: bool = False) -> None:
+        self._clean_up, self._embedded = clean_up, embedded
         self._begun = False
         self._previous: dict[int, Any] = {}
         self._signum: int | None = None
@@ -96,9 +94,8 @@ class StopSignals:
         name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
         if self._begun and self._signum is None:
             self._signum = signum
-            if not self._quiet:
-                # Not by print, which a handler may have interrupted.
-                os.write(2, f"{name}: saving a checkpoint and stopping; press again to quit immediately\n".encode())
+            # Not by print, which a handler may have interrupted.
+            os.write(2, f"{name}: saving a checkpoint and stopping; press again to quit immediately\n".encode())
             return
         if self._embedded:
             raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)

@@ -35,11 +35,6 @@ class Counting:
     start: int = 0
     sick: tuple[int, ...] = ()
     env: Any = None
-    learning_rate: Any = 0.0
-
-    def scheduled(self, progress: jax.Array) -> Counting:
-        """Its learning rate falls to 0 over the run."""
-        return dataclasses.replace(self, learning_rate=self.learning_rate * (1 - progress))
 
     def init(self, key: jax.Array) -> State:
         seed = jax.random.key_data(key)[-1].astype(jnp.int32)

@@ -42,7 +42,7 @@ class Recorder(Observer):
     def on_slice(self, state: Any, env_steps: list[int]) -> None:
         self.slices.append(env_steps)
 
-    def on_row(self, row: Row) -> None:
+    def on_row(self, row: Row, state: Any) -> None:
         self.rows.append(row)
 
     def on_end(self, summary: dict[str, Any]) -> None:

@@ -36,10 +36,7 @@ COUNTING = ["env=CartPole-v1", "total_steps=400", "final_eval_episodes=2", "tens
 @pytest.mark.parametrize("seeds", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize(
     "algo",
-    [
-        pytest.param(algo, marks=pytest.mark.slow) if algo in ("haepo_episodic", "grpo") else algo
-        for algo in ALGORITHMS
-    ],
+    [pytest.param(algo, marks=pytest.mark.slow) if algo in ("haepo_episodic", "grpo") else algo for algo in ALGORITHMS],
 )
 def test_interrupted_and_resumed_is_bit_identical(runs: Runs, tmp_path: Path, algo: str, seeds: int) -> None:
     arguments = [*ALGORITHMS[algo], *COMMON, f"num_seeds={seeds}", "seed=7"]
@@ -104,7 +101,7 @@ def test_resume_without_a_run(counting: Runs, tmp_path: Path, capsys: pytest.Cap
         (["run_dir=null", "resume=auto"], "resume=auto needs run_dir="),
         (["resume=perhaps"], "resume='perhaps' must be one of false, true, auto"),
         (["resume=auto"], "env= is missing"),
-        ([f"run_dir={tmp_path}/file", *COUNTING, "resume=auto"], "is a file"),
+        ([f"run_dir={tmp_path}/file", *COUNTING, "resume=auto"], "is not a directory"),
     ]:
         assert counting(tmp_path / "new", *arguments) == 2
         error = capsys.readouterr().err
@@ -228,23 +225,6 @@ def test_a_run_without_an_intact_checkpoint_is_refused(
     assert len(rows(run)) == 8
 
 
-def test_rows_that_were_lost_are_not_counted_on(
-    counting: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    assert counting(whole, *COUNTING) == 0
-    killed(counting, run, "keep_checkpoints=10")
-    metrics = run / "metrics.jsonl"
-    logged = [checkpoint.progress()["position"]["rows"] for checkpoint in Checkpoints(run / "checkpoints").all()]
-    kept = logged[-1]
-    assert logged[0] < kept
-    lines = metrics.read_bytes().splitlines(keepends=True)
-    metrics.write_bytes(b"".join(lines[: kept - 1]) + lines[kept - 1][:-1])
-    assert counting(run, "resume=true") == 0
-    assert f"has lost some of the {kept} rows" in capsys.readouterr().err
-    assert_same_counting(run, whole)
-
-
 def test_settings_that_cannot_be_read_are_refused(
     counting: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,7 +256,7 @@ def test_checkpoints_kept(counting: Runs, tmp_path: Path) -> None:
     assert best is not None and best.progress()["position"]["rows"] == 8, "returns grow with the steps"
     assert best.progress()["position"]["steps"] == 807
     summary = RunDir(run).read_summary()
-    assert summary["checkpoint_seconds"] > 0 and 0 < summary["checkpoint_share"] < 1
+    assert summary["checkpoint_seconds"] > 0
     assert summary["resumed_from"] == []
 
 
@@ -289,29 +269,6 @@ def test_times_add_up_over_processes(counting: Runs, tmp_path: Path) -> None:
     assert summary["run_seconds"] > first["run_seconds"] and summary["compile_seconds"] >= first["compile_seconds"]
     walls = [json.loads(line)["wall_seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert walls == sorted(walls)
-
-
-def test_tensorboard_forgets_what_is_logged_again(counting: Runs, tmp_path: Path) -> None:
-    from tensorboardX.proto.event_pb2 import Event
-
-    run = tmp_path / "run"
-    assert counting(run, *COUNTING, "tensorboard=true", calls=20) == 143
-    assert counting(run, "resume=true") == 0
-    files = sorted(run.glob("events.out.tfevents.*"))
-    assert len(files) == 2
-    events = []
-    for file in files:
-        data, at = file.read_bytes(), 0
-        while at < len(data):
-            length = int.from_bytes(data[at : at + 8], "little")
-            events.append(Event.FromString(data[at + 12 : at + 12 + length]))
-            at += 12 + length + 4
-    starts = [event.step for event in events if event.HasField("session_log")]
-    steps = [event.step for event in events if event.HasField("summary")]
-    assert steps == [row["env_steps"] for row in rows(run)]
-    assert len(starts) == 1 and 0 < sum(step < starts[0] for step in steps) < 8
-    tags = {value.tag for event in events for value in event.summary.value}
-    assert {"train/loss", "eval/return", "time/env_steps_per_second"} <= tags
 
 
 def test_a_file_of_settings_starts_a_run_and_goes_on_with_it(

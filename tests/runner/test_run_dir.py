@@ -40,7 +40,7 @@ def test_directories_that_cannot_be_used(config: RunConfig, tmp_path: Path, monk
     old.path.mkdir()
     old.metrics.write_text("")
     for name, message in [
-        ("file", "is a file, not a directory"),
+        ("file", "'{}/file' is not a directory"),
         ("file/below", "'{}/file' is not a directory"),
         ("old", "already holds a run: choose another"),
         ("dangling", "not a directory"),

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import haepo_jax as hx
+from haepo_jax.runner.checkpoints import CheckpointError
 from haepo_jax.runner.commands import evaluate, train
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
@@ -41,7 +42,7 @@ SMALL: dict[str, Any] = {
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> None:
     """An algorithm that compiles in milliseconds is taken for one."""
-    for module in ("scripting", "describe"):
+    for module in ("scripting", "loading"):
         monkeypatch.setattr(f"haepo_jax.runner.{module}.Algorithm", Counting)
     monkeypatch.setattr("haepo_jax.runner.loop.SLICE_SECONDS", 0.0)
 
@@ -49,7 +50,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes longer than the run."""
-    monkeypatch.setattr("haepo_jax.runner.loggers.CurveLogger.on_end", lambda self, summary: None)
+    monkeypatch.setattr("haepo_jax.runner.loggers.write_curve", lambda directory, summary: None)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -132,16 +133,6 @@ def test_seeds_by_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("counting")
-def test_extending_an_annealed_run_says_what_happens_to_its_learning_rate(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    hx.train(Counting(total_steps=100, learning_rate=0.5), run_dir=run)
-    hx.train(Counting(total_steps=200, learning_rate=0.5), run_dir=run, resume=True)
-    assert "the learning rate goes from 0 back to 0.25" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("counting")
 def test_a_resumed_run_is_the_same_one_at_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[dict[str, Any]] = []
 
@@ -194,7 +185,7 @@ def test_ctrl_c_ends_after_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> No
 @pytest.mark.usefixtures("counting")
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     class Impatient(Observer):
-        def on_row(self, row: Row) -> None:
+        def on_row(self, row: Row, state: Any) -> None:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             raise AssertionError("not reached")
@@ -214,9 +205,6 @@ def test_the_table_has_a_row_for_each_seed_and_row(monkeypatch: pytest.MonkeyPat
     table: Any = result.to_pandas()
     assert table["seed"].tolist() == [0] * 5 + [1] * 5 and table["row"].tolist() == [*range(5)] * 2
     assert table["env_steps"].tolist() == result.metrics["env_steps"].ravel().tolist()
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"^to_pandas needs pandas: pip install pandas$"):
-        result.to_pandas()
 
 
 @pytest.mark.parametrize(
@@ -332,18 +320,16 @@ def test_own_objects_are_logged_described_and_resumed(
     assert same(policy.state, jax.tree.map(lambda x: x[1], whole.state))
     assert algo.evaluate(policy.state, episodes=3)["return"].shape == (3,)
     for other, message in [
-        (algo.replace(shift=2.5), r"has algo\.shift=1\.5, but the algorithm given has algo\.shift=2\.5"),
-        (hx.PPO(Drift(), **SMALL), r"has algo='Shifted', but the algorithm given has algo='ppo'"),
-        (Shifted(Drift(), **SMALL | {"hidden_sizes": (4,)}), r"algo\.hidden_sizes"),
+        (Shifted(Drift(), **SMALL | {"hidden_sizes": (4,)}), "it was written by other settings"),
         ("ppo", "algorithm='ppo' is not an algorithm"),
     ]:
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises((ConfigError, CheckpointError), match=message):
             hx.load(tmp_path / "whole", algorithm=other)  # type: ignore[arg-type]
     # A policy starts another training, by its object or, for the same algorithm, by the run's name.
     for start in (policy, str(tmp_path / "whole")):
         begun = hx.train(algo, init_from=start, final_eval_episodes=0, progress=False)
         assert begun.summary["updates"] > 0
-    with pytest.raises(ConfigError, match="init_from: the initial policy has a different network"):
+    with pytest.raises(ConfigError, match="init_from=.*the initial policy has a different network"):
         hx.train(Shifted(Drift(), **SMALL | {"hidden_sizes": (4,)}), init_from=policy)
     assert train.main([f"run_dir={tmp_path}/whole", "resume=true"]) == 2
     file = tmp_path / "whole" / "config.yaml"

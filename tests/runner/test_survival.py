@@ -382,7 +382,6 @@ def test_skipped_updates_are_counted(runs: Runs, tmp_path: Path, capsys: pytest.
     assert runs(run, "env=haepo/bandit", *SMALL, "algo.learning_rate=1e38", "algo.on_nan=skip") == 0
     captured = capsys.readouterr()
     assert captured.err.startswith("warning: an update is not finite (") and captured.err.count("\n") == 1
-    assert "updates were not finite and were dropped" in captured.out
     summary = RunDir(run).read_summary()
     assert summary["skipped_updates_per_seed"][0] > 0 and summary["diverged"] == []
     assert rows(run)[-1]["skipped_updates"] == summary["skipped_updates_per_seed"][0]

@@ -8,6 +8,5 @@ COMMANDS = {
     "render": "show one episode of a run's policy",
     "plot": "draw the learning curves of runs",
     "board": "write one HTML page about runs and sweeps",
-    "pretrain": "fit a policy to a task's demonstrations",
 }
 """The commands by name, with what each does: `python -m haepo_jax <name>`, and the modules of this package."""

@@ -53,7 +53,7 @@ def completion(argv: Sequence[str]) -> str:
     if shell not in ("bash", "zsh") or rest:
         raise ConfigError(f"completion takes the name of a shell, bash or zsh, not {short(' '.join(argv))}")
     schemas: dict[str, list[type]] = {
-        "train": [RunConfig], "pretrain": [RunConfig], "compare": [CompareConfig, RunConfig], "sweep": [SweepConfig],
+        "train": [RunConfig], "compare": [CompareConfig, RunConfig], "sweep": [SweepConfig],
         "evaluate": [EvaluateConfig], "render": [RenderConfig], "plot": [PlotConfig], "board": [BoardConfig],
     }  # fmt: skip
     hyperparameters = dict.fromkeys(f"algo.{key}" for name in ALGORITHM_NAMES for key in hyperparameter_fields(name))

@@ -9,7 +9,6 @@ from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.resume import compose_run, existing_run
 from haepo_jax.runner.run_dir import check_run_dir, config_text
-from haepo_jax.runner.session import newest_checkpoint, train_and_report
 
 HELP = """\
 Trains one algorithm on one environment, all seeds in one compiled program.
@@ -62,23 +61,15 @@ def main(argv: list[str]) -> int:
     config = compose_run(arguments)
     if arguments.show_config:
         print(config_text(config), end="")
-    elif config.dry_run:
-        _dry_run(config)
-    else:
-        train_and_report(config, argv)
-    return 0
-
-
-def _dry_run(config: RunConfig) -> None:
+        return 0
     directory = existing_run(config.resume, config.run_dir)
     if directory is None:
-        check_run_dir(config)
-    else:
-        newest_checkpoint(config, directory)
-    from haepo_jax.runner.loading import start_of
-    from haepo_jax.runner.program import build, mesh_of
+        check_run_dir(config)  # before jax is imported, which takes a second
+    from haepo_jax.runner.session import dry_run, train_and_report
 
-    algorithm = build(config)
-    mesh_of(config, algorithm)
-    start_of(config, algorithm)
-    print("the settings are usable; dry_run=true stops here")
+    if config.dry_run:
+        dry_run(config, directory)
+        print("the settings are usable; dry_run=true stops here")
+    else:
+        train_and_report(config)
+    return 0

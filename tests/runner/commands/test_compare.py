@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from haepo_jax.runner import comparison
+from haepo_jax.runner import comparison, session
 from haepo_jax.runner.commands import compare
 from haepo_jax.runner.comparison import Comparison, read_comparison
 from haepo_jax.runner.config import RunConfig
@@ -165,18 +165,18 @@ def test_a_comparison_that_was_ended_goes_on(
     folder = tmp_path / "c"
     arguments = ["env=CartPole-v1", "algo=haepo,ppo", "num_seeds=2", *QUICK, f"run_dir={folder}"]
 
-    whole = comparison.train_and_report
+    whole = session.train_and_report
 
-    def ended_in_the_second(config: RunConfig, argv: Any) -> int:
+    def ended_in_the_second(config: RunConfig) -> None:
         if config.algo.name == "ppo":
             raise Interrupted(signal.SIGTERM, "ended")
-        return whole(config, argv)
+        whole(config)
 
-    monkeypatch.setattr(comparison, "train_and_report", ended_in_the_second)
+    monkeypatch.setattr(session, "train_and_report", ended_in_the_second)
     assert compare.main(arguments) == 128 + signal.SIGTERM
     told = capsys.readouterr().err
     assert "in run 2 of 2" in told and f"run_dir={folder} resume=true" in told
-    monkeypatch.setattr(comparison, "train_and_report", whole)
+    monkeypatch.setattr(session, "train_and_report", whole)
 
     before = (folder / "haepo" / "metrics.jsonl").read_bytes()
     assert compare.main([*arguments, "algo.learning_rate=0.5", "resume=true"]) == 2

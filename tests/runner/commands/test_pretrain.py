@@ -14,7 +14,7 @@ import pytest
 import haepo_jax as hx
 from haepo_jax.algorithms.state import InitialPolicy
 from haepo_jax.algorithms.trajectory import EpisodeBatch
-from haepo_jax.runner.commands import pretrain, train
+from haepo_jax.runner.commands import train
 from tests.toy_envs import Drift, trees_equal
 
 TASK = hx.make_env("haepo/reverse", letters=2, length=2)
@@ -105,7 +105,7 @@ ENV = ["env=haepo/reverse", "env_kwargs.letters=2", "env_kwargs.length=2"]
 def test_from_demonstrations_to_another_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the command line; the second run goes on after an end, without the first."""
     first, second = tmp_path / "first", tmp_path / "second"
-    assert pretrain.main([*ENV, *NETWORK, *FEW, *LONG, f"run_dir={first}"]) == 0
+    assert train.main(["algo=supervised", *ENV, *NETWORK, *FEW, *LONG, f"run_dir={first}"]) == 0
     learnt = json.loads((first / "summary.json").read_text())["final_return_mean"]
     assert learnt > 0.9, "little was learnt from the demonstrations"
 
