@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ PAGES = {page.name: page for page in (*ROOT.glob("*.md"), *sorted((ROOT / "docs"
 BLOCK = re.compile(r"(?:<!-- ([^>]+?) -->\s*)?^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 ELSEWHERE = {
     "ci: test": "this is it",
-    "hosts": "test_several_processes_train_one_run",
+    "hosts": "tests/test_sharding.py",
     "a2c": "tests/test_a2c_example.py",
     "reinforce": "tests/test_reinforce.py",
     "llm": "tests/llm/test_language_page.py",
@@ -55,25 +54,11 @@ def test_the_blocks_of_a_page_run_in_order(page: str, tmp_path: Path, monkeypatc
                 run(command, tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", [name for name, page in PAGES.items() if "<!-- hosts -->" in page.read_text()])
-def test_several_processes_train_one_run(page: str, tmp_path: Path) -> None:
-    """As typed, but at a port that is free."""
-    (script,) = (source for marker, _, source in BLOCK.findall(PAGES[page].read_text()) if marker == "hosts")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        script = script.replace(":9911", f":{free.getsockname()[1]}").replace("python", sys.executable)
-    done = subprocess.run(
-        ["bash", "-c", f"{script}\nwait $!"], cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert (tmp_path / "runs" / "hosts" / "summary.json").exists()
-
-
 EXAMPLES = {path.name for path in (ROOT / "examples").glob("*.py")}
 TESTED = {
     "a2c.py": "test_a2c_example.py",
     "reinforce.py": "test_reinforce.py",
+    "several_hosts.py": "test_sharding.py",
     "smollm2.py": "llm/test_smollm2.py",
     "sweep_workers.py": "test_sweep_workers.py",
 }

@@ -52,7 +52,7 @@ def from_arrays(arrays: Arrays, like: Any) -> Any:
     leaves = []
     for name, leaf in _named_leaves(like).items():
         words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        array = arrays.get(name)
+        array: Any = arrays.get(name)
         why = "it was written by other settings or another version"
         if array is None:
             raise CheckpointError(f"it has no array {name!r}: {why}")
@@ -188,8 +188,9 @@ class Checkpoints:
         for leftover in self.path.glob(".*.npz.*"):  # of processes that were killed
             leftover.unlink()
         text = json.dumps({"format": FORMAT, **progress})
+        members: dict[str, Any] = {**arrays, PROGRESS: np.frombuffer(text.encode(), np.uint8)}
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays, **{PROGRESS: np.frombuffer(text.encode(), np.uint8)})
+        np.savez(buffer, **members)
         content = buffer.getvalue()
         number = max((checkpoint.number for checkpoint in self.all()), default=-1) + 1
         file = self.path / f"{number:06d}-{_hash(content)}.npz"

@@ -136,8 +136,7 @@ def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
     first = summary["diverged"][0]
     every = f"every seed diverged, seed {first['seed']}" if len(summary["seeds"]) > 1 else "diverged"
     return (
-        f"{every} in update {first['update']}: not finite: {' and '.join(first['not_finite'])}; a lower "
-        f"algo.learning_rate (now {summary['hyperparameters']['learning_rate']}) or rewards of a smaller scale may help, "
-        "or algo.on_nan=skip to drop such updates"
+        f"{every} in update {first['update']}: not finite: {' and '.join(first['not_finite'])}; a lower algo.learning_rate "
+        "or rewards of a smaller scale may help, or algo.on_nan=skip to drop such updates"
         f"{_last(Checkpoints(directory.checkpoints), 'which is finite')}"
     )
