@@ -268,7 +268,8 @@ class _Loop:
         row = Row(position.rows, at.update, at.env_steps, now, speed, metrics)
         self._last_row, self._return = (now, position.steps), row.mean_return
         position.rows, position.logged_steps = position.rows + 1, position.steps
-        ended = [observer.on_row(row, sharding.local_copy(self.state)) for observer in self.observers]
+        state = sharding.local_copy(self.state)
+        ended = [observer.on_row(row, state) for observer in self.observers]
         if any(ended) and at.before(self._total):
             position.ended = self._total
         if self._return > (-np.inf if position.best_return is None else position.best_return):

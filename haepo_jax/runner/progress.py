@@ -64,9 +64,6 @@ class Progress(Observer):
             self._print(f"compiled in {seconds:.1f}s")
 
     def on_slice(self, state: TrainState, env_steps: list[int]) -> None:
-        self._show(env_steps)
-
-    def _show(self, env_steps: list[int]) -> None:
         if self._live is not None:
             done = min(self._info.config.total_steps, sum(env_steps) // len(env_steps))
             self._live.update(self._task, description="training", completed=done, status=self._status(env_steps))
@@ -75,7 +72,7 @@ class Progress(Observer):
         self._row, value = row, row.mean_return
         if math.isfinite(value) or "eval_return" not in row.metrics:  # not every row is evaluated
             self._return = value
-        self._show(row.env_steps)
+        self.on_slice(state, row.env_steps)
         line = row.mean_steps * PLAIN_LINES // self._info.config.total_steps
         if self._live is None and line > self._printed:
             self._printed = line

@@ -281,7 +281,7 @@ def test_a_disk_that_fills_is_one_line(
             patch.setattr(
                 checkpoints,
                 "write_atomically",
-                lambda path, content: no_room() if int(path.name[:6]) >= 2 else atomically(path, content),
+                lambda path, content: no_room() if int(path.name[:6]) >= 15 else atomically(path, content),
             )
         else:
             patch.setattr(
