@@ -1,19 +1,25 @@
-"""Checkpoints: one file of plain arrays each, complete and verified, or not there.
+"""Checkpoints: directories of arrays that Orbax writes, complete and verified, or not there.
 
-`<run_dir>/checkpoints/000007-5f1c0a9e3b7d2468.npz` holds every array of the train state by name and, as `progress`, the
-JSON of what the host knows beside it (see `haepo_jax.runner.loop`). The hexadecimal digits begin the SHA-256 of the file,
-so damage is noticed before anything is read. A checkpoint is written under another name, flushed to the disk and then
-renamed: a process that is killed leaves a whole one or none. Reading one runs no code.
+    <run_dir>/checkpoints/000007-5f1c0a9e3b7d2468/
+        arrays/          every array of the train state by name
+        progress.json    what the host knows beside it; see `haepo_jax.runner.loop`
+
+The hexadecimal digits begin the SHA-256 of all files, which is compared before anything is read: Orbax loads truncated files
+and flipped bits as wrong numbers. A checkpoint is written under another name, flushed to the disk and then renamed: a process
+that is killed leaves a whole one or none. Reading one runs no code.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
-import io
+import importlib
 import json
+import os
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,11 +32,11 @@ import numpy.typing as npt
 
 from haepo_jax.messages import one_line
 from haepo_jax.runner.errors import CheckpointError, warn
-from haepo_jax.runner.run_dir import flush_to_disk, write_atomically
+from haepo_jax.runner.run_dir import flush_to_disk
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-PROGRESS = "progress"
+ARRAYS, PROGRESS = "arrays", "progress.json"
 FORMAT = 4
 HASH_DIGITS = 16
 
@@ -52,12 +58,10 @@ def from_arrays(arrays: Arrays, like: Any) -> Any:
     leaves = []
     for name, leaf in _named_leaves(like).items():
         words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        array: Any = arrays.get(name)
+        array: Any = np.zeros(words.shape, words.dtype) if 0 in words.shape else arrays.get(name)
         why = "it was written by other settings or another version"
         if array is None:
             raise CheckpointError(f"it has no array {name!r}: {why}")
-        if array.dtype.kind == "V" and array.itemsize == words.dtype.itemsize:
-            array = array.view(words.dtype)  # NumPy's files do not know bfloat16
         if array.shape != words.shape or array.dtype != words.dtype:
             found, wanted = (f"{x.dtype}{list(x.shape)}" for x in (array, words))
             raise CheckpointError(f"its array {name!r} is {found}, not {wanted}: {why}")
@@ -86,7 +90,7 @@ def _key_impl(leaf: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's file. Creating the object reads nothing."""
+    """A checkpoint's directory. Creating the object reads nothing."""
 
     path: Path
 
@@ -96,17 +100,20 @@ class Checkpoint:
         return int(self.path.name.partition("-")[0])
 
     def verify(self) -> None:
-        """Compares the file with the hash in its name; raises CheckpointError."""
+        """Compares the files with the hash in the directory's name; raises CheckpointError."""
         try:
-            content = self.path.read_bytes()
+            found = _hash(self.path)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from None
-        if _hash(content) != self.path.stem.partition("-")[2]:
+        if found != self.path.name.partition("-")[2]:
             raise CheckpointError(f"{self.path} has changed since it was written")
 
     def progress(self) -> dict[str, Any]:
         """What the host knew; call `verify` first. Raises CheckpointError."""
-        progress: dict[str, Any] = json.loads(self._load([PROGRESS])[PROGRESS].tobytes())
+        try:
+            progress: dict[str, Any] = json.loads((self.path / PROGRESS).read_bytes())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: its {PROGRESS} cannot be read: {one_line(str(error), 200)}") from None
         if progress.get("format") != FORMAT:
             raise CheckpointError(
                 f"{self.path}: it was written by another version of haepo_jax (format "
@@ -124,22 +131,38 @@ class Checkpoint:
 
     def restore(self, like: Any) -> Any:
         """The arrays in the structure of `like`; see `from_arrays`. Call `verify` first. Raises CheckpointError."""
-        arrays = self._load()
+        from orbax.checkpoint import RestoreArgs
+
+        item = {name: np.zeros(()) for name, leaf in _named_leaves(like).items() if 0 not in leaf.shape}
+        try:
+            as_numpy = dict.fromkeys(item, RestoreArgs(restore_type=np.ndarray))
+            with contextlib.closing(_orbax()) as orbax:
+                arrays = orbax.restore(self.path.absolute() / ARRAYS, item=item, restore_args=as_numpy)
+        except Exception as error:  # Orbax and TensorStore raise whatever the state of the files suggests to them
+            raise CheckpointError(f"{self.path} cannot be read by Orbax: {one_line(str(error), 200)}") from None
         try:
             return from_arrays(arrays, like)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {error}") from None
 
-    def _load(self, names: Sequence[str] | None = None) -> Arrays:
-        try:
-            with np.load(self.path) as file:
-                return {name: file[name] for name in names or file}
-        except Exception as error:  # zipfile and NumPy raise whatever the state of the file suggests to them
-            raise CheckpointError(f"{self.path} cannot be read: {one_line(str(error), 200)}") from None
+
+def _orbax() -> Any:
+    """Reads and writes in this process alone: by itself Orbax would wait for all processes that `jax.distributed` knows."""
+    from orbax.checkpoint import Checkpointer, PyTreeCheckpointHandler
+    from orbax.checkpoint.options import MultiprocessingOptions
+
+    own = jax.process_index()
+    alone = MultiprocessingOptions(primary_host=own, active_processes={own}, barrier_sync_key_prefix="haepo_jax")
+    return Checkpointer(PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
+def _hash(directory: Path) -> str:
+    """Of the names and contents of all files."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(directory).as_posix()}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:HASH_DIGITS]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +173,8 @@ class Checkpoints:
 
     def all(self) -> list[Checkpoint]:
         """Oldest first, not verified."""
-        name = re.compile(rf"\d{{6,}}-[0-9a-f]{{{HASH_DIGITS}}}\.npz")
-        found = [Checkpoint(path) for path in self.path.glob("*.npz") if name.fullmatch(path.name)]
+        name = re.compile(rf"\d{{6,}}-[0-9a-f]{{{HASH_DIGITS}}}")
+        found = [Checkpoint(path) for path in self.path.glob("*-*") if name.fullmatch(path.name)]
         return sorted(found, key=lambda one: one.number)
 
     def newest(self) -> Checkpoint | None:
@@ -185,25 +208,47 @@ class Checkpoints:
         """Writes the next checkpoint in one step, as far as any reader can see; raises OSError."""
         # The run's own directory must exist: one that has vanished is not to be made again.
         self.path.mkdir(exist_ok=True)
-        for leftover in self.path.glob(".*.npz.*"):  # of processes that were killed
-            leftover.unlink()
-        text = json.dumps({"format": FORMAT, **progress})
-        members: dict[str, Any] = {**arrays, PROGRESS: np.frombuffer(text.encode(), np.uint8)}
-        buffer = io.BytesIO()
-        np.savez(buffer, **members)
-        content = buffer.getvalue()
+        for leftover in self.path.glob("*.partial"):  # of processes that were killed
+            shutil.rmtree(leftover, ignore_errors=True)
         number = max((checkpoint.number for checkpoint in self.all()), default=-1) + 1
-        file = self.path / f"{number:06d}-{_hash(content)}.npz"
-        write_atomically(file, content)
-        flush_to_disk(self.path)
-        return Checkpoint(file)
+        temporary = self.path / f"{number:06d}.partial"
+        temporary.mkdir()
+        try:
+            _write_arrays(temporary / ARRAYS, arrays)
+            (temporary / PROGRESS).write_text(json.dumps({"format": FORMAT, **progress}), encoding="utf-8")
+            for path in (*temporary.rglob("*"), temporary):
+                flush_to_disk(path)
+            final = temporary.rename(self.path / f"{number:06d}-{_hash(temporary)}")
+            flush_to_disk(self.path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return Checkpoint(final)
 
     def prune(self, keep: int) -> None:
         """Removes all but the last `keep` and the best by return."""
         kept = [*self.all()[-keep:], *self._by_return()[:1]]
         for checkpoint in self.all():
             if checkpoint not in kept:
-                checkpoint.path.unlink()
+                # Renamed first, so that a process killed here leaves no half of a checkpoint under its name.
+                shutil.rmtree(checkpoint.path.rename(self.path / f"{checkpoint.path.name}.partial"), ignore_errors=True)
+
+
+def _write_arrays(directory: Path, arrays: Arrays) -> None:
+    """Raises OSError where the disk has no room, before Orbax does: its threads would print tracebacks, too."""
+    descriptor = os.open(directory, os.O_WRONLY | os.O_CREAT)
+    try:
+        # Compression makes up for the space that Orbax's own files take.
+        os.posix_fallocate(descriptor, 0, sum(array.nbytes + 1024 for array in arrays.values()) + 2**16)
+    finally:
+        os.close(descriptor)
+        directory.unlink()
+    try:
+        with contextlib.closing(_orbax()) as orbax:
+            # Orbax refuses arrays of no elements; `from_arrays` makes them anew.
+            orbax.save(directory.absolute(), {name: array for name, array in arrays.items() if array.size})
+    except ValueError as error:  # TensorStore's for whatever happens to a file
+        raise OSError(errno.ENOSPC if "ENOSPC" in str(error) else errno.EIO, one_line(str(error), 200)) from None
 
 
 # --- Saving during a run ----------------------------------------------------------------------------------------------
@@ -234,6 +279,11 @@ class Saver:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
         self._best: tuple[Arrays, dict[str, Any]] | None = None
+
+    def prepare(self) -> None:
+        """Imports Orbax in the background: that takes more than a second, which can pass while a program is compiled."""
+        if self._checkpoints is not None:
+            self._pool.submit(importlib.import_module, "orbax.checkpoint")
 
     def start(self, saved: Any = None) -> None:
         """Begins to count minutes; `saved` is the `moment` of the newest checkpoint."""
