@@ -138,7 +138,7 @@ def check_writable(name: str) -> None:
     """Raises ConfigError if a directory of that name cannot be created or written, as far as can be told without."""
     path = Path(name)
     with refusing(name):
-        nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        nearest = next(parent for parent in (path, *path.absolute().parents) if os.access(parent, os.F_OK))
         if not nearest.is_dir():
             raise ConfigError(f"run_dir={short(name)} cannot be made: {short(str(nearest))} is not a directory")
         if not os.access(nearest, os.W_OK | os.X_OK):

@@ -15,7 +15,6 @@ from haepo_jax.runner.config.arguments import read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.errors import RunError, disk_errors
-from haepo_jax.runner.processes import join, part
 from haepo_jax.runner.run_dir import check_writable, refusing, unused_directory
 from haepo_jax.runner.sweeps.plan import SweepConfig, SweepPlan, read_sweep
 
@@ -73,9 +72,6 @@ def main(argv: list[str]) -> int:
     from haepo_jax.runner.sweeps.worker import run
 
     _use_every_core(plan)
-    if plan.settings.distributed and not plan.settings.dry_run:
-        join()
-        part()
     builder = Builder(plan)
     # An environment refuses its settings before anything is written; those of a sweep to resume have passed already.
     if not (directory / "sweep.json").exists():

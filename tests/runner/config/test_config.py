@@ -287,14 +287,10 @@ def test_cfg_job_prints_settings_that_can_be_read_back(capsys: pytest.CaptureFix
 def test_a_run_is_made_again_from_the_config_it_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.yaml"
     arguments = ["env=CartPole-v1", "algo=haepo_paper", "algo.hidden_sizes=[8,4]", "env_kwargs.gravity=9.0"]
-    file.write_text(
-        config_text(composed(*arguments, "run_dir=there", "resume=auto", "distributed=true", "shard=environments"))
-    )
+    file.write_text(config_text(composed(*arguments, "run_dir=there", "resume=auto", "shard=environments")))
     assert train.main(["--config", str(file), "--cfg", "job"]) == 0
     made = from_dict(yaml.safe_load(capsys.readouterr().out), RunConfig)
-    assert made == composed(*arguments, "shard=environments"), (
-        "run_dir, resume and distributed are those of the new run"
-    )
+    assert made == composed(*arguments, "shard=environments"), "run_dir and resume are those of the new run"
 
 
 @pytest.mark.parametrize(
