@@ -17,6 +17,7 @@ from haepo_jax.runner.loading import load_run, seed_index, warn_of_checkpoint
 from haepo_jax.runner.plots import histogram_figure, write_figure
 from haepo_jax.runner.run_dir import RunDir, json_text, write_atomically
 from haepo_jax.runner.statistics import describe_returns
+from haepo_jax.runner.tables import aligned, interval_text
 
 CHUNK = 1000
 """Episodes played side by side for each seed."""
@@ -110,24 +111,27 @@ def write(directory: RunDir, document: dict[str, Any]) -> None:
 
 def report(document: dict[str, Any]) -> str:
     """The tables of statistics as text."""
-    steps, row_form = document["env_steps_per_seed"], "  {:>8} {:>10} {:>10} {:>22} {:>10} {:>10}"
+    steps = document["env_steps_per_seed"]
     each = " per seed" if len(steps) > 1 else ""
     lines = [
         f"{document['algo']} on {document['env']}, {document['checkpoint']} checkpoint, "
         f"after {sum(steps) // len(steps):,} steps{each}"
     ]
     for kind in KINDS:
-        lines += ["", f"{kind} actions, {document['episodes']:,} episodes{each}"]
-        lines.append(row_form.format("seed", "mean", "IQM", "95% interval", "min", "max"))
-        for row in document[kind]["statistics"]:
-            low, high = row["iqm_interval"]
-            interval = "-" if np.isnan([low, high]).any() else f"{number(low)} to {number(high)}"
-            mean, iqm, least, most = (number(row[key]) for key in ("mean", "iqm", "min", "max"))
-            name = "all" if row["seed"] is None else row["seed"]
-            lines.append(row_form.format(name, mean, iqm, interval, least, most))
-            if row["not_finite"]:
-                lines.append(f"  {'':>8} {row['not_finite']} returns are not finite and are left out")
-        lines.append(f"  mean length {number(float(np.mean(document[kind]['length'])))} steps")
+        rows = [
+            {
+                "seed": "all" if row["seed"] is None else str(row["seed"]),
+                "mean": number(row["mean"]),
+                "IQM": number(row["iqm"]),
+                "95% interval": interval_text(row["iqm_interval"]),
+                "min": number(row["min"]),
+                "max": number(row["max"]),
+                "not finite": str(row["not_finite"]),
+            }
+            for row in document[kind]["statistics"]
+        ]
+        lines += ["", f"{kind} actions, {document['episodes']:,} episodes{each}", aligned(rows)]
+        lines.append(f"mean length {number(float(np.mean(document[kind]['length'])))} steps")
     lines += ["", "IQM: interquartile mean over episodes; its 95% interval resamples them. min, max: over episodes."]
     if each:
         lines.append("all: mean, IQM and interval over the means of the seeds, which the interval resamples.")

@@ -5,7 +5,6 @@ A run may be unfinished, and a file damaged: what can be read is shown, and line
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import csv
 import functools
@@ -27,10 +26,7 @@ from haepo_jax.runner.run_dir import RunDir
 from haepo_jax.runner.statistics import bootstrap_interval, describe_returns, interquartile_mean_of_known
 
 TRIALS = "trials.csv"
-EMBEDDED_BYTES = 16_000_000
-"""How many bytes of recorded episodes a page embeds; it links to the others."""
-
-_LINKS = ("metrics.jsonl", "summary.json", "curve.png", "config.yaml", "completions.jsonl", "eval.jsonl")
+_LINKS = ("metrics.jsonl", "summary.json", "curve.png", "episode.gif", "config.yaml", "completions.jsonl", "eval.jsonl")
 _SWEEP_LINKS = (TRIALS, "summary.json", "curves.png", "returns.png", "parallel.png", "sweep.json")
 COMPLETIONS = 16
 """How many completions a page shows of each file that holds some, the last ones."""
@@ -55,15 +51,9 @@ def board_page(folders: Sequence[Path], out: Path) -> tuple[str, int]:
     """The page of these runs and sweeps, with links relative to `out`, and how many runs it shows."""
     top = Path(os.path.commonpath([folder.absolute().parent for folder in folders]))
     runs: list[dict[str, Any]] = []
-    room = EMBEDDED_BYTES
     for folder in folders:
         name = os.path.relpath(folder.absolute(), top)
-        if (folder / TRIALS).is_file():
-            runs += _read_sweep(folder, name, out)
-        else:
-            rollout, used = _rollout(folder, out, room)
-            room -= used
-            runs.append(_read_run(folder, name, out) | {"rollout": rollout})
+        runs += _read_sweep(folder, name, out) if (folder / TRIALS).is_file() else [_read_run(folder, name, out)]
     # `<` could begin a tag or a comment that ends the script element around the data.
     text = json.dumps({"runs": runs}, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     page = resources.files("haepo_jax.runner.rendering").joinpath("board.html").read_text(encoding="utf-8")
@@ -133,7 +123,6 @@ def _read_sweep(folder: Path, name: str, out: Path) -> list[dict[str, Any]]:
                 "curves": {"episode_return": _bands(curve)},
                 "links": links,
                 "completions": [],
-                "rollout": None,
             }
         )
     return runs
@@ -160,18 +149,6 @@ def _spread(values: Array) -> list[float | None]:
     """(1, seeds) -> interquartile mean and the ends of its 95% interval."""
     known = describe_returns(values)
     return _rounded([known["iqm"], *known["iqm_interval"]]) if np.isfinite(values).any() else []
-
-
-def _rollout(folder: Path, out: Path, room: int) -> tuple[dict[str, str] | None, int]:
-    """The newest episode written by `haepo_jax.render`, embedded or, beyond `room`, as a link; and its bytes in the page."""
-    with contextlib.suppress(OSError):
-        found = [file for file in (folder / "episode.gif", folder / "episode.mp4") if file.is_file()]
-        for file in sorted(found, key=lambda file: file.stat().st_mtime)[-1:]:
-            if (size := file.stat().st_size) > room:
-                return {"link": _address(file, out)}, 0
-            kind = "image/gif" if file.suffix == ".gif" else "video/mp4"
-            return {kind[:5]: f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"}, size
-    return None, 0
 
 
 def _completions(file: Path) -> list[list[Any]]:
