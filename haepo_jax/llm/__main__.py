@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shlex
 import sys
@@ -10,14 +9,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from haepo_jax.llm import NEEDS_TUNIX, has_tunix
-from haepo_jax.llm.settings import LLMConfig, load_rewards, read_data, settings_text
+from haepo_jax.llm.settings import LLMConfig, load_rewards, read_data
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import compose, peek, read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.config.values import from_dict
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.resume import allowed, existing_run
-from haepo_jax.runner.run_dir import RunDir, check_run_dir, create_run_dir
+from haepo_jax.runner.run_dir import RunDir, check_run_dir, config_text, create_run_dir
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -60,9 +59,8 @@ def main(argv: list[str]) -> int:
     arguments = read_arguments(argv, ("--cfg",))
     config, directory = _compose(arguments.overrides)
     if arguments.show_config:
-        print(settings_text(config), end="")
+        print(config_text(config), end="")
         return 0
-    resumed = directory is not None
     data = read_data(config.data)
     eval_data = read_data(config.eval_data, "eval_data") if config.eval_data else []
     rewards = load_rewards(config.reward, data)
@@ -70,32 +68,31 @@ def main(argv: list[str]) -> int:
         raise ConfigError(NEEDS_TUNIX)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or each import reports that there is no PyTorch
 
-    from haepo_jax.llm import run
+    from haepo_jax.llm.run import FineTuning
 
-    plan = run.prepare(config, data, eval_data, rewards)
+    fine_tuning = FineTuning(config, data, eval_data, rewards)
     place = RunConfig(run_dir=config.run_dir)  # all that these functions ask of it
-    if config.dry_run:
-        if not resumed:
-            check_run_dir(place)
-        print("the settings are usable; dry_run=true stops here")
+    if not config.dry_run:
+        command = shlex.join(["python", "-m", "haepo_jax.llm", *argv])
+        fine_tuning.train(directory or create_run_dir(place), command)
         return 0
-    command = shlex.join(["python", "-m", "haepo_jax.llm", *argv])
-    run.fine_tune(plan, directory or create_run_dir(place), resumed=resumed, command=command)
+    if directory is None:
+        check_run_dir(place)
+    print("the settings are usable; dry_run=true stops here")
     return 0
 
 
 def _compose(overrides: Sequence[Override]) -> tuple[LLMConfig, RunDir | None]:
     """The settings, and the directory of the run to resume, if any; raises ConfigError."""
-    overrides = list(overrides)
     resume, run_dir = (peek(overrides, LLMConfig, key) for key in ("resume", "run_dir"))
-    directory = existing_run(resume, run_dir or None) if resume != "false" else None
+    directory = existing_run(resume, run_dir or None)
     if directory is None:
         return compose(overrides, LLMConfig), None
     values = directory.read_settings()
     if "model" not in values:
         raise ConfigError(f"{str(directory.config)!r} holds no settings of a run of haepo_jax.llm")
     saved, config = from_dict(values, LLMConfig), compose(overrides, LLMConfig, values)
-    allowed(dataclasses.asdict(saved), dataclasses.asdict(config), directory, FREE, "steps")
+    allowed(saved.to_dict(), config.to_dict(), directory, FREE, "steps")
     return config, directory
 
 

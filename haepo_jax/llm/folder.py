@@ -165,14 +165,13 @@ def load_tokenizer(folder: ModelFolder) -> Any:
     return tokenizer
 
 
-def save_model(model: nnx.Module, folder: ModelFolder, out: Path, lora_scale: float = 0.0) -> None:
+def save_model(model: nnx.Module, folder: ModelFolder, out: Path) -> None:
     """Writes a trained model as a copy of the folder that it was loaded from: the same files, tensors and dtypes.
 
     Args:
       model: from `load_model`, trained; its LoRA parameters, if any, are added to the weights.
       folder: the one that it was loaded from.
       out: the folder to write. It appears, or replaces the one of that name, when it is complete.
-      lora_scale: alpha / rank.
     """
     values = {_dotted(path): variable[...] for path, variable in nnx.to_flat_state(nnx.state(model))}
 
@@ -181,7 +180,7 @@ def save_model(model: nnx.Module, folder: ModelFolder, out: Path, lora_scale: fl
             return values["embedder.input_embedding"].T
         if f"{key}_lora_a" in values:
             low_rank = jnp.tensordot(values[f"{key}_lora_a"], values[f"{key}_lora_b"], axes=1)
-            return values[key] + lora_scale * low_rank.reshape(values[key].shape)
+            return values[key] + low_rank.reshape(values[key].shape)
         return values[key]
 
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
+import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -151,6 +153,7 @@ def _report(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
     improvement = improvements(results)
     document = {
         "command": _command(argv),
+        "machine": machine(),
         "results": results,
         "probability_of_improvement": improvement,
     }
@@ -175,6 +178,16 @@ def read_result(algo: str, env: str, directory: RunDir) -> dict[str, Any]:
         "final_return_per_seed": returns.tolist(),
         **{key: described[key] for key in ("iqm", "iqm_interval", "mean")},
         "run_dir": directory.path.name,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on; the devices are in each result."""
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "python": platform.python_version(),
     }
 
 

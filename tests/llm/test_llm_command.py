@@ -21,6 +21,7 @@ import safetensors.flax
 
 from haepo_jax.llm import folder as folders
 from haepo_jax.llm.__main__ import main
+from haepo_jax.runner.run_dir import RunDir
 from tests.llm import tiny_model
 
 PROMPTS = ["The import statement", "A class is", "When a function", "Lists are", "An exception", "The value of"]
@@ -84,7 +85,7 @@ def weights(path: Path) -> dict[str, jax.Array]:
     return found
 
 
-@pytest.mark.parametrize("algo", ["haepo", "grpo", "gspo"])
+@pytest.mark.parametrize("algo", ["haepo", *(pytest.param(algo, marks=pytest.mark.slow) for algo in ("grpo", "gspo"))])
 def test_fine_tuning_raises_the_reward(files: Path, model_folder: Path, algo: str) -> None:
     """With the settings of a run on the command line; the folder that it writes loads as the first one did."""
     assert main(arguments(model_folder, algo=algo, tensorboard="true")) == 0
@@ -197,22 +198,21 @@ def test_a_reward_that_cannot_be_used_is_one_line(
     assert main(arguments(model_folder, reward=f"judge:{function}")) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1
-    assert not (files / "run").exists(), "nothing was trained, so nothing stands in the way of another try"
+    assert not RunDir(files / "run").holds_run(), "nothing was trained, so nothing stands in the way of another try"
 
 
 def test_a_reward_that_fails_later_loses_nothing(
     files: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(model_folder, run_dir="whole", steps=5)) == 0
     assert main(arguments(model_folder, steps=5, reward="judge:late")) == 2
     error = capsys.readouterr().err
     assert (
         "in step 3: it raised ZeroDivisionError: no luck, for no completion alone; every step before it is saved, to resume: "
         in error
     )
+    assert [row["step"] for row in rows(files / "run" / "metrics.jsonl")] == [0, 1, 2]
     assert main(["run_dir=run", "resume=true", "reward=judge:letters"]) == 0
-    for name, tensor in weights(files / "whole" / "model").items():
-        np.testing.assert_array_equal(tensor, weights(files / "run" / "model")[name])
+    assert [row["step"] for row in rows(files / "run" / "metrics.jsonl")] == [0, 1, 2, 3, 4]
 
 
 def test_a_run_that_diverges_says_so(files: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
