@@ -139,8 +139,7 @@ class FineTuning:
 
     def _loop(self, stop: StopSignals) -> None:
         config, first, began = self.config, self.done, time.monotonic()
-        for file in self._files.values():
-            keep_rows(file, lambda row: row["step"] < first)
+        self._cut("completions", "eval")
         self.directory.summary.unlink(missing_ok=True)
         if config.tensorboard:
             from tensorboardX import SummaryWriter
@@ -155,6 +154,7 @@ class FineTuning:
                     raise Interrupted(signum, f"ended after {self.done} of {config.steps} steps")
                 row = self._step()
                 if self.done == first:  # not before: a run whose first step fails should not occupy its directory
+                    self._cut("metrics")
                     write_atomically(self.directory.config, config_text(config))
                 self.done += 1
                 self._write("metrics", row)
@@ -166,6 +166,11 @@ class FineTuning:
             if self.done:
                 self._save()
             raise
+
+    def _cut(self, *files: str) -> None:
+        """Cuts files down to the rows that the checkpoint knows of; the others are written again."""
+        for file in files:
+            keep_rows(self._files[file], lambda row: row["step"] < self.done)
 
     def _step(self) -> dict[str, Any]:
         """Samples a batch, has it rewarded, and learns from it and the kept ones; the row of the metrics."""
