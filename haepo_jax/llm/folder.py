@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import os
 import re
 import shutil
@@ -278,10 +279,7 @@ def _check_shapes(folder: ModelFolder) -> None:
         wanted = missing.pop(folder.key_of(name) or "", None)
         if wanted is None:
             continue
-        # Heads are an axis of their own in the model, outermost among the outputs of q, k and v and the inputs of o.
-        split = -1 if name.endswith("o_proj.weight") else 1
-        matrix = (int(np.prod(wanted[:split])), int(np.prod(wanted[split:])))
-        if (shape[::-1] if _flips(name, len(shape)) else shape) != (matrix if len(shape) == 2 else wanted):
+        if math.prod(shape) != math.prod(wanted):  # in the model, heads are an axis of their own
             raise ConfigError(f"{where}: {name} has shape {shape}, which is not what config.json describes")
     if missing:
         raise ConfigError(f"{where}: the weights lack {len(missing)} tensors of the model, first {min(missing)}")

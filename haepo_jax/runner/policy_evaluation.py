@@ -12,6 +12,7 @@ from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.running import EVALUATION_SEED
 from haepo_jax.algorithms.state import TrainState
 from haepo_jax.messages import number
+from haepo_jax.runner.commands.evaluate import EvaluateConfig
 from haepo_jax.runner.errors import disk_errors
 from haepo_jax.runner.loading import load_run, seed_index, warn_of_checkpoint
 from haepo_jax.runner.plots import histogram_figure, write_figure
@@ -28,33 +29,29 @@ KINDS = {"sampled": False, "greedy": True}
 Array = npt.NDArray[np.float64]
 
 
-def evaluate(
-    directory: RunDir, *, checkpoint: str, seed: int | None, episodes: int, episode_seed: int | None
-) -> dict[str, Any]:
-    """What `evaluation.json` holds: what was asked for, the statistics of `summarise`, and every return and length.
-
-    `seed` is the one of the run's seeds to play, None: all. Raises as `haepo_jax.load` does.
-    """
-    algorithm, run, states = load_run(directory, checkpoint, warn_of_checkpoint)
+def evaluate(directory: RunDir, config: EvaluateConfig) -> dict[str, Any]:
+    """What `evaluation.json` holds: what was asked for, the statistics of `summarise`, and every return and length. Raises as
+    `haepo_jax.load` does."""
+    algorithm, run, states = load_run(directory, config.checkpoint, warn_of_checkpoint)
     seeds = run.seed_numbers
-    if seed is not None:
-        index, seeds = seed_index(run, seed), [seed]
+    if config.seed is not None:
+        index, seeds = seed_index(run, config.seed), [config.seed]
         states = jax.tree.map(lambda x: x[index : index + 1], states)
     return {
         "env": run.env,
         "algo": run.algo.name,
-        "checkpoint": checkpoint,
+        "checkpoint": config.checkpoint,
         "env_steps_per_seed": np.atleast_1d(states.env_steps.to_int()).tolist(),
         "seeds": seeds,
-        "episodes": episodes,
-        "episode_seed": episode_seed,
+        "episodes": config.episodes,
+        "episode_seed": config.episode_seed,
         **{
             kind: {
                 "statistics": summarise(values["return"], seeds),
                 "return": values["return"].tolist(),
                 "length": values["length"].astype(int).tolist(),
             }
-            for kind, values in play(algorithm, states, episodes, episode_seed).items()
+            for kind, values in play(algorithm, states, config.episodes, config.episode_seed).items()
         },
     }
 

@@ -140,16 +140,9 @@ def _parse(argument: str) -> Override:
     try:
         argument.encode()
         override: Override = _parser().parse_override(argument)
-    except UnicodeEncodeError:
-        raise ConfigError(f"{place}: not valid UTF-8") from None
-    except RecursionError:
-        raise ConfigError(f"{place}: nested too deeply") from None
     except Exception as error:  # Hydra's grammar raises its own errors, ValueError, and whatever its functions raise
-        key, _, value = argument.partition("=")
-        reason = first_line(error)
-        if "NoneType" in reason and (listed := re.fullmatch(r"choice\((.*)\)", value)):
-            reason = f"choice() takes no null; write {key}={short(listed[1])[1:-1]}"
-        elif key.isascii() and "while evaluating" not in reason:  # else it was read as a function, and that failed
+        key, reason = argument.partition("=")[0], first_line(error)
+        if key.isascii() and "while evaluating" not in reason:  # else it was read as a function, and that failed
             reason += f"; a value with special characters must be quoted: '{key}=\"...\"'"
         raise ConfigError(f"{place}: {reason}") from None
     return override

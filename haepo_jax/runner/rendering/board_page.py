@@ -194,13 +194,10 @@ def _read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
 
 def _read_table(file: Path) -> list[dict[str, str]]:
     """The rows of a CSV file that are neither longer than the heading nor shorter."""
-    table: list[dict[str, str]] = []
     csv.field_size_limit(2**31 - 1)  # a cell holds the curves of all seeds
     with contextlib.suppress(OSError, csv.Error), file.open(encoding="utf-8", errors="replace") as lines:
-        for row in csv.DictReader(lines):
-            if None not in row and None not in row.values():
-                table.append(row)
-    return table
+        return [row for row in csv.DictReader(lines) if None not in row and None not in row.values()]
+    return []
 
 
 def _settings(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -68,11 +68,8 @@ def _cartpole(env: Any, state: Any, observation: Any) -> Image.Image:
 
 def _pendulum(env: Any, state: Any, observation: Any) -> Image.Image:
     length, edge = float(env.params.l), 1.4 * float(env.params.l)
-    turned = np.linspace(0, math.pi * float(state.last_u) / float(env.params.max_torque), 24)
-    torque = 0.35 * length * np.stack([np.sin(-turned), np.cos(turned)], axis=-1)
     rod = _chain([length], [math.pi / 2 + state.theta])
-    strokes = [(rod, 0.16 * length, ORANGE), (torque, 0.035 * length, BLUE), (rod[:1], 0.1 * length, DARK)]
-    return _strokes((-edge, -edge), (edge, edge), strokes, 280)
+    return _strokes((-edge, -edge), (edge, edge), [(rod, 0.16 * length, ORANGE), (rod[:1], 0.1 * length, DARK)], 280)
 
 
 def _acrobot(env: Any, state: Any, observation: Any) -> Image.Image:
@@ -93,18 +90,11 @@ def _mountain_car(env: Any, state: Any, observation: Any) -> Image.Image:
         return np.stack([x, 0.45 * np.sin(3 * x) + 0.55], axis=-1)
 
     left, right = float(env.params.min_position), float(env.params.max_position)
-    goal, position = ground(float(env.params.goal_position)), float(state.position)
-    slope = math.atan(1.35 * math.cos(3 * position))
-    turn = np.array([[math.cos(slope), math.sin(slope)], [-math.sin(slope), math.cos(slope)]])
-    body, *wheels = (
-        ground(position) + np.array([[[-0.06, 0.06], [0.06, 0.06]], [[-0.045, 0.03]] * 2, [[0.045, 0.03]] * 2]) @ turn
-    )
+    goal, car = (ground(float(x)) for x in (env.params.goal_position, state.position))
     strokes = [
         (ground(np.linspace(left, right, 80)), 0.012, DARK),
-        ([goal, goal + np.array([0, 0.18])], 0.012, DARK),
-        ([goal + np.array(end) for end in ([0.02, 0.16], [0.06, 0.16])], 0.04, GREEN),
-        (body, 0.05, ORANGE),
-        *((wheel, 0.05, DARK) for wheel in wheels),
+        ([goal, goal + np.array([0, 0.18])], 0.03, GREEN),
+        ([car + np.array([0, 0.05])], 0.1, ORANGE),
     ]
     return _strokes((left, 0), (right, 1.25), strokes)
 

@@ -60,10 +60,6 @@ REFUSED = {
         ["run_dir=inf"],
         """run_dir=inf must be a string; for the word, quote it: 'run_dir="inf"'""",
     ),
-    "null among choices": (
-        ["algo.learning_rate=choice(null,0.01)"],
-        "choice() takes no null; write algo.learning_rate=null,0.01\n",
-    ),
     "key like nothing": (["zzzzzz=1"], "unknown key 'zzzzzz' (see --help)"),
     "endless key": (["x" * 10_000 + "=1"], "unknown key"),
     "part of a value": (["algo.hidden_sizes.0=1"], "unknown key"),
