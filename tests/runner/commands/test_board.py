@@ -56,7 +56,8 @@ def make_sweep(folder: Path) -> Path:
 
 def read(*folders: Path, out: Path) -> list[dict[str, Any]]:
     """The runs on a page, by the page's own data."""
-    page, count = board_page(list(folders), out)
+    page, count, unreadable = board_page(list(folders), out)
+    assert unreadable == []
     found = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
     runs = json.loads(found[0])["runs"]
     assert len(found) == 1 and len(runs) == count
@@ -106,6 +107,7 @@ def test_the_run_of_a_language_model_is_read(tmp_path: Path) -> None:
     run.mkdir()
     rows = [{"step": step, "reward": 0.5 * step, "loss": 1.0} for step in range(3)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "config.yaml").write_text("model: m\nlora_rank: null\n")
     lines = [{"step": i // 8, "prompt": "1 + 1 =", "completion": f' "é\n{i}', "reward": 0.25} for i in range(40)]
     (run / "completions.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     (run / "eval.jsonl").write_text(
@@ -117,7 +119,8 @@ def test_the_run_of_a_language_model_is_read(tmp_path: Path) -> None:
     assert len(found["completions"]) == 17
     assert found["completions"][-2] == ["completions", 4, "1 + 1 =", ' "é\n39', 0.25]
     assert found["completions"][-1] == ["eval", 3, "2 + 2 =", " 4", 1]
-    assert [text for text, _ in found["links"]] == ["metrics", "completions", "eval", "folder"]
+    assert [text for text, _ in found["links"]] == ["metrics", "config", "completions", "eval", "folder"]
+    assert found["settings"] == {"model": "m", "lora_rank": "null"}
 
 
 def test_the_statistics_are_those_of_the_curve(tmp_path: Path) -> None:
@@ -133,36 +136,29 @@ def test_the_statistics_are_those_of_the_curve(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["curves"]["eval_return"][1:], bootstrap_interval(returns), rtol=1e-5)
 
 
-def test_whatever_is_damaged_the_rest_is_shown(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    with (run / "metrics.jsonl").open("ab") as file:
-        file.write(b'\xff\xfe not text\n{"row": 3, "env_st\n[1, 2]\n' + b"[" * 100_000 + b"\n")
-        file.write(b'{"row": 3, "env_steps": "many", "eval_return": NaN, "seeds": 7}\n')
-        file.write(
-            b'{"row": 4, "env_steps": 5000, "eval_return": 1e999, "ess": {}, "seeds": {"eval_return": [4, "x"]}}\n'
-        )
-        file.write(b'{"row": 5, "env_steps": 6000, "eval_ret')  # being written
-    (run / "summary.json").write_text('{"final_return_per_seed": "none"')
-    (run / "config.yaml").write_text("{ [")
-    (found,) = read(run, out=tmp_path / "board.html")
-    assert found["steps"] == [1000, 2000, 3000, None, 5000] and found["settings"] == {}
-    assert found["curves"]["eval_return"][0] == [0.5, 10.5, 20.5, None, 4] and found["final"] == [4, None, None]
-    assert found["status"] == "not ended, 4 damaged lines"
+def test_what_cannot_be_read_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
+    runs = {name: make_run(tmp_path / name) for name in ("good", "line", "row", "config", "summary")}
+    for name, text in [("good", '{"row": 5, "env_ret'), ("line", "{oh\n"), ("row", "[1, 2]\n")]:
+        with (runs[name] / "metrics.jsonl").open("a") as file:
+            file.write(text)  # of the first the end is still being written
+    (runs["config"] / "config.yaml").write_text("{ [")
+    (runs["summary"] / "summary.json").write_text('{"final_return_per_seed": "none"}')
     sweep = make_sweep(tmp_path / "sweep")
-    (sweep / "trials.csv").write_text(
-        'index,curve_steps,curve_return_per_seed\n0,"[1","{}"\n1,1,2,3,4\n2,[],[]\n3,"never closed'
-    )
-    (sweep / "sweep.json").write_text("[]")
-    assert [run["name"] for run in read(sweep, out=tmp_path / "x.html")] == ["sweep trial 0", "sweep trial 2"]
+    (sweep / "trials.csv").write_text('index,curve_steps,curve_return_per_seed\n0,"[1","{}"\n')
+    _, count, unreadable = board_page([*runs.values(), sweep], tmp_path / "board.html")
+    assert count == 1 and len(unreadable) == 5
+    for folder, text in zip([*list(runs.values())[1:], sweep], unreadable, strict=True):
+        assert str(folder) in text and "\n" not in text
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "metrics.jsonl").touch()
+    (tmp_path / "empty" / "config.yaml").write_text("env: CartPole-v1")
     assert read(tmp_path / "empty", out=tmp_path / "x.html")[0]["steps"] == []
 
 
 def test_a_page_holds_all_that_it_shows_and_no_tag_of_its_data(tmp_path: Path) -> None:
     name = "</script><script>alert(1)<!--"
     run = make_run(tmp_path / name)
-    page, _ = board_page([run], tmp_path / "board.html")
+    page, *_ = board_page([run], tmp_path / "board.html")
     assert page.count("<script") == 2 and "alert(1)" in page and "<!--" not in page.partition('id="data"')[2]
     code = page.replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"https?:|src=\"|href=\"|@import|url\(|\bimport\b|fetch\(|XMLHttpRequest|innerHTML", code)
@@ -222,7 +218,7 @@ def test_in_a_browser_it_draws_filters_and_tells(tmp_path: Path) -> None:
     run = make_run(runs / "two")
     make_sweep(runs / "sweep")
     (run / "completions.jsonl").write_text(
-        json.dumps({"env_steps": 5, "prompt": name, "completion": "a\n b", "reward": 0.123456})
+        json.dumps({"env_steps": 5, "prompt": name, "completion": "a\n b", "reward": 0.123456}) + "\n"
     )
     page = tmp_path / "board.html"
     page.write_text(board_page([path for path in find(runs)], page)[0])
