@@ -224,12 +224,8 @@ def own_overrides(overrides: Iterable[Override], algo: str, algos: Collection[st
 def check_form(override: Override) -> None:
     """Raises ConfigError for what is more than `key=value` in Hydra's grammar."""
     text = override.input_line or ""
-    if text[0] in "+~":
-        raise ConfigError(f"cannot use {short(text)}: write key=value, without {text[0]!r}")
-    if override.package is not None:
-        raise ConfigError(f"cannot use {short(text)}: a key has no '@'")
-    if "${" in text:
-        raise ConfigError(f"cannot use {short(text)}: a value cannot refer to other settings with ${{...}}")
+    if text[0] in "+~" or override.package is not None or "${" in text:
+        raise ConfigError(f"cannot use {short(text)}: write key=value, without '+', '~', '@' and '${{...}}'")
 
 
 def _single(override: Override) -> Any:
