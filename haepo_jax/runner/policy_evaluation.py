@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -12,13 +12,15 @@ from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.running import EVALUATION_SEED
 from haepo_jax.algorithms.state import TrainState
 from haepo_jax.messages import number
-from haepo_jax.runner.commands.evaluate import EvaluateConfig
 from haepo_jax.runner.errors import disk_errors
 from haepo_jax.runner.loading import load_run, seed_index, warn_of_checkpoint
 from haepo_jax.runner.plots import histogram_figure, write_figure
 from haepo_jax.runner.run_dir import RunDir, json_text, write_atomically
 from haepo_jax.runner.statistics import describe_returns
 from haepo_jax.runner.tables import aligned, interval_text
+
+if TYPE_CHECKING:
+    from haepo_jax.runner.commands.evaluate import EvaluateConfig
 
 CHUNK = 1000
 """Episodes played side by side for each seed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from haepo_jax.envs.physics import PhysicsEnv, PhysicsState
 from haepo_jax.messages import first_line
 from haepo_jax.runner.config import ConfigError
 
-WIDTH, HEIGHT = 400, 300
+WIDTH, HEIGHT = 320, 240
 
 
 def prefer_headless() -> None:
@@ -51,7 +52,8 @@ def pictures(model: Any, poses: Iterable[tuple[Any, ...]]) -> Iterator[Image.Ima
     camera.azimuth, camera.elevation = 90, -20
     camera.distance = 3 * float(reach[model.geom_rbound > 0].max(initial=0.2))  # that of a plane is 0
     try:
-        renderer = mujoco.Renderer(model, HEIGHT, WIDTH)
+        with warnings.catch_warnings(action="ignore"):  # GLFW's, that there is no display
+            renderer = mujoco.Renderer(model, HEIGHT, WIDTH)
     except Exception as error:  # each OpenGL library fails in its own way
         raise ConfigError(
             f"MuJoCo cannot draw without OpenGL ({first_line(error)}): install EGL (Debian: libegl1 and "
