@@ -176,7 +176,7 @@ def read_result(algo: str, env: str, directory: RunDir) -> dict[str, Any]:
         "env": env,
         **{key: summary[key] for key in KEPT},
         "final_return_per_seed": returns.tolist(),
-        **{key: described[key] for key in ("iqm", "iqm_interval", "mean")},
+        **{key: described[key] for key in ("iqm", "iqm_interval", "mean", "min", "max")},
         "run_dir": directory.path.name,
     }
 
@@ -221,14 +221,13 @@ def table(results: Sequence[dict[str, Any]], improvement: dict[str, Any]) -> str
     for env in dict.fromkeys(result["env"] for result in results):
         rows, seeds = [], 0
         for result in (result for result in results if result["env"] == env):
-            returns, seeds = _known(result["final_return_per_seed"]), len(result["seeds"])
-            extremes = [returns.min(), returns.max()] if len(returns) else [np.nan]
+            seeds = len(result["seeds"])
             row = {
                 "algorithm": result["algo"],
                 "final return, IQM": number(result["iqm"]),
                 "95% interval": interval_text(result["iqm_interval"]),
                 "mean": number(result["mean"]),
-                "worst to best seed": interval_text(extremes),
+                "worst to best seed": interval_text([result["min"], result["max"]]),
                 "steps per seed": f"{int(np.mean(result['env_steps_per_seed'])):,}",
                 "steps/s, all seeds": number(result["env_steps_per_second"]),
                 "time": duration(result["wall_seconds"]),

@@ -227,7 +227,7 @@ def test_results_without_a_return_or_a_second_seed() -> None:
         iqm = float(np.mean(known)) if known else math.nan
         return {
             "algo": algo, "env": "x", "seeds": list(range(len(returns))), "final_return_per_seed": returns, "iqm": iqm,
-            "iqm_interval": [math.nan, math.nan], "mean": iqm, "env_steps_per_seed": [5] * len(returns),
+            "iqm_interval": [math.nan, math.nan], "mean": iqm, "min": iqm, "max": iqm, "env_steps_per_seed": [5] * len(returns),
             "env_steps_per_second": 1.0, "wall_seconds": 1.0, "diverged": [],
         }  # fmt: skip
 
