@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import sys
@@ -9,14 +10,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from haepo_jax.llm import NEEDS_TUNIX, has_tunix
-from haepo_jax.llm.settings import LLMConfig, load_rewards, read_data
+from haepo_jax.llm.settings import LLMConfig, load_rewards, read_data, settings_text
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import compose, peek, read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.config.values import from_dict
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.resume import allowed, existing_run
-from haepo_jax.runner.run_dir import RunDir, check_run_dir, config_text, create_run_dir
+from haepo_jax.runner.run_dir import RunDir, check_run_dir, create_run_dir
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
     arguments = read_arguments(argv, ("--cfg",))
     config, directory = _compose(arguments.overrides)
     if arguments.show_config:
-        print(config_text(config), end="")
+        print(settings_text(config), end="")
         return 0
     data = read_data(config.data)
     eval_data = read_data(config.eval_data, "eval_data") if config.eval_data else []
@@ -92,7 +93,7 @@ def _compose(overrides: Sequence[Override]) -> tuple[LLMConfig, RunDir | None]:
     if "model" not in values:
         raise ConfigError(f"{str(directory.config)!r} holds no settings of a run of haepo_jax.llm")
     saved, config = from_dict(values, LLMConfig), compose(overrides, LLMConfig, values)
-    allowed(saved.to_dict(), config.to_dict(), directory, FREE, "steps")
+    allowed(dataclasses.asdict(saved), dataclasses.asdict(config), directory, FREE, "steps")
     return config, directory
 
 

@@ -192,8 +192,8 @@ def refusing(name: str) -> Iterator[None]:
         raise ConfigError(f"run_dir={short(name)} cannot be written: {reason}") from None
 
 
-def config_text(config: Any) -> str:
-    """The settings of a run, of an object with `to_dict`, as YAML."""
+def config_text(config: RunConfig) -> str:
+    """The settings as YAML."""
     text: str = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None)
     return text
 
