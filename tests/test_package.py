@@ -293,5 +293,5 @@ def test_shell_completion(shell: str, tmp_path: Path, capsys: pytest.CaptureFixt
     lists = {line.split()[-1]: re.split("[ ']+", line) for line in script.read_text().splitlines()[1:]}
     key = "env=" if shell == "zsh" else ""  # it completes whole words, bash what follows an equal sign
     assert {"env=", f"{key}CartPole-v1", "algo.learning_rate=", "--help"} <= {*lists["haepo-train"]} & {*lists["haepo"]}
-    assert "halving_rungs=" in lists["haepo-sweep"] and "pretrain" in lists["haepo"]
+    assert "halving_rungs=" in lists["haepo-sweep"] and "evaluate" in lists["haepo"]
     assert not any(word.startswith("algo") for word in lists["haepo-plot"])
