@@ -15,7 +15,6 @@ from haepo_jax.runner.config.arguments import read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.errors import RunError, disk_errors
-from haepo_jax.runner.processes import join, part
 from haepo_jax.runner.run_dir import check_writable, refusing, unused_directory
 from haepo_jax.runner.sweeps.plan import SweepConfig, SweepPlan, read_sweep
 
@@ -26,7 +25,7 @@ usage: python -m haepo_jax.sweep env=<environment> <key>=<values> [...] [key=val
 
   python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=tag(log,interval(1e-4,1e-2))' \\
       'algo.entropy_coef=choice(0,0.001,0.01)' num_configs=256 num_seeds=4
-  python -m haepo_jax.sweep env=Pendulum-v1 algo=haepo,ppo algo.learning_rate=1e-3,3e-3 num_seeds=5
+  python -m haepo_jax.sweep env=Pendulum-v1 algo=ppo_continuous algo.learning_rate=1e-3,3e-3 num_seeds=5
   python -m haepo_jax.sweep env=CartPole-v1 'algo.kl_coef=interval(0,2)' search=tpe num_configs=200 run_dir=runs/a
   python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=tag(log,interval(1e-4,1e-1))' halving=3 num_configs=81
 
@@ -34,9 +33,8 @@ values, in Hydra's sweep language:
   a,b or choice(a,b)       these values
   range(start,stop,step)   these numbers, without stop
   interval(low,high)       any number between; tag(log,interval(...)): uniform in the logarithm; int(interval(...))
-What can be swept: env, algo, seed, total_steps, env_kwargs.<name> and algo.<key>. Numbers and seeds are varied within
-one compiled program; each combination of other values is compiled separately. A key that only some of several
-algorithms have is varied for those alone.
+What can be swept: algo.<key> and env_kwargs.<name>. Numbers are varied within one compiled program; each combination of
+other values is compiled separately. For several algorithms or environments, start a sweep for each.
 
 options:
   --help        this text; with algo=<name>, that algorithm's hyperparameters
@@ -52,9 +50,9 @@ hyperparameters of algo={algo}:
 {hyperparameters}
 
 A sweep leaves in its directory: trials.csv (one row per trial: values, returns, curve, state), study.db (Optuna's
-study), summary.json with the best configuration's command, and figures. A trial in which a seed diverges has failed:
-it is marked, and never the best. Start the same command in the same run_dir again to resume a sweep, or several times,
-on one machine or many, to share its work.
+study), summary.json with the best configuration's command, and Optuna's figures. A trial in which a seed diverges has
+failed: it is marked, and never the best. Start the same command in the same run_dir again to resume a sweep, or several
+times, on one machine or many, to share its work.
 Invalid settings exit with status 2; a sweep whose trials all failed with status 1.
 """
 
@@ -73,13 +71,8 @@ def main(argv: list[str]) -> int:
     from haepo_jax.runner.sweeps.worker import run
 
     _use_every_core(plan)
-    if plan.settings.distributed and not plan.settings.dry_run:
-        join()
-        part()
     builder = Builder(plan)
-    # An environment refuses its settings before anything is written; those of a sweep to resume have passed already.
-    if not (directory / "sweep.json").exists():
-        builder.check()
+    builder.check()  # an environment refuses its settings before anything is written
     if plan.settings.dry_run:
         print(
             f"the settings are usable: {plan.num_configs} configurations, {plan.search} search; dry_run=true stops here"
@@ -119,11 +112,8 @@ def _place(plan: SweepPlan) -> Path:
     settings = plan.settings
     if settings.run_dir is None:
         return unused_directory(f"sweep-{settings.env.replace('/', '-')}-{settings.algo.name}")
-    path, name = Path(settings.run_dir), short(settings.run_dir)
-    with refusing(settings.run_dir):
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"run_dir={name} is a file, not a directory")
-        if (path / "config.yaml").exists():
-            raise ConfigError(f"run_dir={name} holds a training run: choose another directory")
     check_writable(settings.run_dir)
+    path = Path(settings.run_dir)
+    if (path / "config.yaml").exists():
+        raise ConfigError(f"run_dir={short(settings.run_dir)} holds a training run: choose another directory")
     return path

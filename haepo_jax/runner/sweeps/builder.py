@@ -13,9 +13,8 @@ import jax
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.envs.objects import PlainEnvironment
 from haepo_jax.messages import first_line, short
-from haepo_jax.runner.config import ConfigError, OwnConfig
+from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.config.arguments import command_of
-from haepo_jax.runner.describe import describe
 from haepo_jax.runner.program import build
 from haepo_jax.runner.sweeps.plan import TRIAL_SETTINGS, SweepPlan
 from haepo_jax.runner.sweeps.space import Values
@@ -31,20 +30,18 @@ class Builder:
     def __call__(self, values: Values) -> Algorithm:
         """The algorithm of a configuration; raises ConfigError if it does not fit its environment."""
         custom = self.plan.algorithm
-        if custom is not None:
-            changes = {key.removeprefix("algo."): value for key, value in values.items() if key != "seed"}
-            try:
-                algorithm: Algorithm = custom.replace(
-                    **{"total_steps": self.plan.settings.total_steps, **self.plan.fixed, **changes}
-                )
-            except Exception as error:  # a custom algorithm may raise anything at a value that it cannot use
-                name = type(custom).__name__
-                raise ConfigError(f"cannot set up {name} with {short(values, 200)}: {first_line(error)}") from error
+        if custom is None:
+            config = self.plan.run_config(values)
+            key = json.dumps(config.env_kwargs, sort_keys=True)
+            algorithm = build(config, self._envs.get(key, self.plan.env))
+            self._envs[key] = algorithm.env
             return algorithm
-        config = self.plan.run_config(values)
-        key = json.dumps([config.env, config.env_kwargs], sort_keys=True)
-        algorithm = build(config, self._envs.get(key, self.plan.env))
-        self._envs[key] = algorithm.env
+        changes = {key.removeprefix("algo."): value for key, value in values.items()}
+        try:
+            algorithm = custom.replace(total_steps=self.plan.settings.total_steps, **changes)
+        except Exception as error:  # a custom algorithm may raise anything at a value that it cannot use
+            name = type(custom).__name__
+            raise ConfigError(f"cannot set up {name} with {short(values, 200)}: {first_line(error)}") from error
         return algorithm
 
     def check(self) -> None:
@@ -54,33 +51,27 @@ class Builder:
 
     def command(self, values: Values) -> str:
         """The command line that trains a configuration alone; if there is none, a comment that says why."""
-        plan, config = self.plan, self.plan.run_config(values)
-        if plan.env is not None:
-            config = describe(self(values), {name: getattr(config, name) for name in COMMON})
-            if isinstance(config, OwnConfig):
-                what = "environment" if plan.algorithm is None else "algorithm or environment"
-                return (
-                    f"# no command line: the {what} is a custom object. In Python, with found = hx.sweep(...): "
-                    f"hx.train(found.algorithm(i), seeds=range({config.seed}, {config.seed + config.num_seeds}))"
-                )
+        config = self.plan.run_config(values)
+        if self.plan.env is not None:
+            what = "environment" if self.plan.algorithm is None else "algorithm"
+            return (
+                f"# no command line: the {what} is a Python object. With found = hx.sweep(...): "
+                f"hx.train(found.algorithm(i), seeds=range({config.seed}, {config.seed + config.num_seeds}))"
+            )
         return shlex.join(["python", "-m", "haepo_jax.train", *command_of(config)])
-
-
-COMMON = ("seed", "num_seeds", "final_eval_episodes")
 
 
 def identity(plan: SweepPlan) -> dict[str, Any]:
     """What two commands must share to work on the same sweep."""
-    own = ("search_seed", "halving", "halving_rungs", "pbt", "pbt_rounds", "curve_points")
-    trials = {name: plan.run_config({"algo": name}).to_dict() for name in plan.bases}
+    settings, trial = plan.settings, plan.run_config({}).to_dict()
     described = {
         "search": plan.search,
-        **{name: getattr(plan.settings, name) for name in own},
+        **{name: getattr(settings, name) for name in ("search_seed", "halving", "halving_rungs", "curve_points")},
         "space": [vars(dimension) for dimension in plan.dimensions],
-        "trials": {name: {key: trial[key] for key in TRIAL_SETTINGS} for name, trial in trials.items()},
+        "trials": {settings.algo.name: {key: trial[key] for key in TRIAL_SETTINGS}},
     }
     if plan.env is not None:
-        described["custom"] = [fingerprint(plan.env), fingerprint(plan.algorithm), plan.fixed]
+        described["custom"] = [fingerprint(plan.env), fingerprint(plan.algorithm)]
     return described
 
 

@@ -1,9 +1,12 @@
-"""What a sweep found: arrays for Python, a table on disk, and the command that trains a configuration alone."""
+"""What a sweep found: arrays for Python, and a table, a summary and figures on disk."""
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import csv
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,29 +16,27 @@ import numpy.typing as npt
 from haepo_jax.runner.run_dir import json_text, write_atomically
 
 if TYPE_CHECKING:
-    import pandas
-
     from haepo_jax.algorithms.base import Algorithm
     from haepo_jax.runner.sweeps.builder import Builder
     from haepo_jax.runner.sweeps.study import Study
 
-Floats = npt.NDArray[np.float64]
+ROUNDING = "rounding differs between one run and many in a batch, so a repeated run drifts apart after a few updates"
+"""Why the best trial, trained again by its command, does not end at the same return."""
 
 
 class SweepResult:
     """The trials of a sweep by index: N trials, S seeds each, P curve points. Unknown numbers are NaN, counts -1.
 
     Attributes:
-      values: every swept key, (N,): numbers where all are numbers, else objects; None where a trial's algorithm has no
-        such key.
+      values: every swept key, (N,): numbers where all are numbers, else objects.
       returns: (N, S) final evaluation return, sampled actions; of a trial that halving stopped, that at its last rung;
         NaN for a seed that diverged.
       value: (N,) what is maximised: the mean return over a trial's seeds; NaN for one that failed.
       state: (N,) `complete`; `stopped` by halving; `failed`: a seed diverged or its return is not finite; `running`.
-      env_steps, updates: (N, S) done.
+      env_steps: (N, S) done.
       diverged_at: (N, S) the update at which a seed was frozen because it was not finite, or -1.
-      curve_steps: (N, P) valid steps at the end of each part of the run.
-      curves: (N, P, S) mean training return in each part.
+      curve_steps: (P,) valid steps at the end of each segment of the run.
+      curves: (N, P, S) mean training return in each segment.
       configs: (N,) each trial's values as the command line names them.
       rows: the table, as in `trials.csv`.
       study: Optuna's study.
@@ -45,35 +46,28 @@ class SweepResult:
         """Reads the results so far, of all workers."""
         settings = builder.plan.settings
         seeds, points = settings.num_seeds, settings.curve_points
-        nothing: dict[str, Any] = {
-            "return_per_seed": [None] * seeds,
-            **dict.fromkeys(("env_steps_per_seed", "updates_per_seed", "diverged_at_per_seed"), [-1] * seeds),
-            "curve_steps": [],
-            "curve_return_per_seed": [[None] * points] * seeds,
-        }
+        self._builder, self.study = builder, study.optuna
+        self.curve_steps = settings.total_steps * np.arange(1, points + 1) / points
         trials = [trial for _, trial in sorted(study.by_index().items()) if trial.state.name != "WAITING"]
-        self._builder, self.study, self.envs = builder, study.optuna, builder.plan.envs
-        self.dimensions = builder.plan.dimensions
         self.configs = [study.values(trial) for trial in trials]
         self.values = {d.key: _column([config.get(d.key) for config in self.configs]) for d in builder.plan.dimensions}
-        totals = [config.get("total_steps", settings.total_steps) for config in self.configs]
-        parts = np.arange(1, points + 1)
-        results = [
-            nothing | {"curve_steps": (total * parts / points).tolist()} | study.result(trial)
-            for total, trial in zip(totals, trials, strict=True)
-        ]
+        unknown: dict[str, Any] = {
+            "return_per_seed": [None] * seeds,
+            **dict.fromkeys(("env_steps_per_seed", "updates_per_seed", "diverged_at_per_seed"), [-1] * seeds),
+            "curve_steps": self.curve_steps.tolist(),
+            "curve_return_per_seed": [[None] * points] * seeds,
+        }
+        results = [unknown | study.result(trial) for trial in trials]
 
-        def stacked(name: str, *shape: int) -> Floats:
+        def stacked(name: str, *shape: int) -> npt.NDArray[np.float64]:
             # None stands for a number that is not finite, which JSON does not have.
             return np.array([result[name] for result in results], np.float64).reshape(len(trials), *shape)
 
         self.state = np.array([study.state(trial) for trial in trials], np.str_)
         self.returns = stacked("return_per_seed", seeds)
-        self.value: Floats = self.returns.mean(axis=1)
+        self.value = self.returns.mean(axis=1)
         self.env_steps = stacked("env_steps_per_seed", seeds).astype(np.int64)
-        self.updates = stacked("updates_per_seed", seeds).astype(np.int64)
         self.diverged_at = stacked("diverged_at_per_seed", seeds).astype(np.int64)
-        self.curve_steps = stacked("curve_steps", points)
         self.curves = stacked("curve_return_per_seed", seeds, points).transpose(0, 2, 1)
         self.rows = [
             {
@@ -87,11 +81,9 @@ class SweepResult:
             for index, trial in enumerate(trials)
         ]
 
-    def best(self, env: str | None = None) -> int | None:
-        """The index of the best complete trial, in one environment of several; None: there is none."""
+    def best(self) -> int | None:
+        """The index of the best complete trial; None: there is none."""
         ended = (self.state == "complete") & np.isfinite(self.value)
-        if env is not None and "env" in self.values:
-            ended &= self.values["env"] == env
         return int(np.argmax(np.where(ended, self.value, -np.inf))) if ended.any() else None
 
     def algorithm(self, index: int) -> Algorithm:
@@ -107,17 +99,14 @@ class SweepResult:
         return self._builder.command(self.configs[index])
 
     def __repr__(self) -> str:
-        states = ", ".join(f"{(self.state == state).sum()} {state}" for state in dict.fromkeys(self.state.tolist()))
+        states = ", ".join(f"{count} {state}" for state, count in self.counts().items())
         best = self.best()
         found = "" if best is None else f"; best: trial {best}, return {self.value[best]:.4g}, {self.configs[best]}"
         return f"SweepResult({len(self.configs)} trials of {', '.join(self.values)}: {states}{found})"
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """One row per trial, as in `trials.csv` but for the curves; needs pandas."""
-        import pandas
-
-        rows = [{key: value for key, value in row.items() if not key.startswith("curve")} for row in self.rows]
-        return pandas.DataFrame(rows).set_index("index")
+    def counts(self) -> dict[str, int]:
+        """How many trials there are of each state."""
+        return dict(sorted(collections.Counter(self.state.tolist()).items()))
 
 
 def _column(values: list[Any]) -> npt.NDArray[Any]:
@@ -129,9 +118,60 @@ def _column(values: list[Any]) -> npt.NDArray[Any]:
 def write_table(result: SweepResult, directory: Path) -> None:
     """Writes `trials.csv`, its lists as JSON, in one step."""
     text = io.StringIO()
-    names = dict.fromkeys(key for row in result.rows for key in row) or ["index"]
-    writer = csv.DictWriter(text, [*names], lineterminator="\n")
+    writer = csv.DictWriter(text, result.rows[0] if result.rows else ["index"], lineterminator="\n")
     writer.writeheader()
     for row in result.rows:
-        writer.writerow({key: json_text(x) if isinstance(x, list | tuple | dict) else x for key, x in row.items()})
+        writer.writerow({key: json_text(x) if isinstance(x, list | tuple) else x for key, x in row.items()})
     write_atomically(directory / "trials.csv", text.getvalue())
+
+
+def write_summary(result: SweepResult, directory: Path) -> None:
+    """Writes `summary.json`, with the best configuration and its command."""
+    index = result.best()
+    best = None
+    if index is not None:
+        value, command = float(result.value[index]), result.command(index)
+        best = {"index": index, "return": value, "values": result.configs[index], "command": command}
+    summary = {
+        "trials": len(result.configs),
+        "states": result.counts(),
+        "env_steps": int(result.env_steps[result.env_steps >= 0].sum()),
+        "best": best,
+        "note": f"{ROUNDING}; compare it over several seeds",
+    }
+    write_atomically(directory / "summary.json", json_text(summary, indent=2) + "\n")
+
+
+def write_figures(result: SweepResult, directory: Path) -> list[str]:
+    """Writes Optuna's figures as PNG: the return against each key, the best return so far, and the importance of the keys
+    (PED-ANOVA). Returns the files' names; none where no trial has trained to its end.
+
+    Optuna draws with pyplot, whose style and backend stay those of the caller.
+    """
+    if "complete" not in result.state:
+        return []
+    import optuna
+    from matplotlib import pyplot
+    from optuna.visualization.matplotlib import plot_optimization_history, plot_param_importances, plot_slice
+
+    from haepo_jax.runner.plots import figure_png
+
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    figures: dict[str, Any] = {
+        "slice.png": lambda: plot_slice(result.study, target_name="return"),
+        "history.png": lambda: plot_optimization_history(result.study, target_name="return"),
+        "importance.png": lambda: plot_param_importances(result.study, evaluator=evaluator, target_name="return"),
+    }
+    backend = pyplot.get_backend()
+    pyplot.switch_backend("agg")
+    try:
+        with pyplot.rc_context(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name, draw in figures.items():
+                figure = np.ravel(draw())[0].figure
+                write_atomically(directory / name, figure_png(figure))
+                pyplot.close(figure)
+    finally:
+        with contextlib.suppress(ImportError):  # of a backend that needs a display, where there is none
+            pyplot.switch_backend(backend)
+    return [*figures]

@@ -25,7 +25,7 @@ MOST_VALUES = 10_000
 FINITE = hp.Range()
 
 Values = dict[str, Any]
-"""One configuration: the swept keys it has, such as `algo.learning_rate`, and their values."""
+"""One configuration: the swept keys, such as `algo.learning_rate`, and their values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +39,11 @@ class Choice:
         """A value, all equally likely."""
         return self.values[int(random.integers(len(self.values)))]
 
-    def bounds(self) -> tuple[float, float] | None:
-        """The smallest and the largest value; None unless all are numbers."""
-        numbers = [v for v in self.values if isinstance(v, int | float) and not isinstance(v, bool)]
-        return (min(numbers), max(numbers)) if len(numbers) == len(self.values) else None
-
     def ends(self) -> tuple[Any, Any]:
-        """The bounds, or the first and the last value."""
-        return self.bounds() or (self.values[0], self.values[-1])
+        """The smallest and the largest value if all are numbers, otherwise the first and the last."""
+        if all(isinstance(value, int | float) for value in self.values):
+            return min(self.values), max(self.values)
+        return self.values[0], self.values[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +65,9 @@ class Interval:
         value = min(max(value, self.low), self.high)
         return round(value) if self.integer else value
 
-    def bounds(self) -> tuple[float, float]:
+    def ends(self) -> tuple[float, float]:
         """The two ends, as numbers of the kind that `draw` gives."""
         return (int(self.low), int(self.high)) if self.integer else (self.low, self.high)
-
-    ends = bounds
 
 
 Dimension = Choice | Interval
@@ -85,7 +80,7 @@ def read_dimension(override: Override, *, integer: bool = False) -> Dimension:
     """
     from hydra.core.override_parser.types import Sweep
 
-    key, text = override.key_or_group, short(override.input_line or override.key_or_group)
+    key, text = override.key_or_group, short(override.input_line)
     value: Any = override.value()
     tags = set(getattr(value, "tags", ()))
     if unknown := tags - {"log", "int"}:
@@ -113,8 +108,7 @@ def _interval(key: str, text: str, value: Any, *, log: bool, integer: bool) -> I
         raise ConfigError(f"{text}: the ends of an interval must be finite numbers")
     low, high = float(value.start), float(value.end)
     if low >= high:
-        hint = f"write interval({value.end:g},{value.start:g})" if low > high else f"write {key}={value.start:g}"
-        raise ConfigError(f"{text}: an interval runs from its lower end to its higher; {hint}")
+        raise ConfigError(f"{text}: an interval runs from its lower end to a higher one")
     if log and low <= 0:
         raise ConfigError(f"{text}: the logarithm needs a lower end above 0")
     if integer and not (low.is_integer() and high.is_integer()):

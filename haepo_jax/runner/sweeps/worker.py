@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.messages import duration, number
@@ -19,21 +18,19 @@ from haepo_jax.runner.config.arguments import read_arguments, value_text
 from haepo_jax.runner.devices import describe_device, device_errors
 from haepo_jax.runner.program import final_size
 from haepo_jax.runner.run_dir import json_text, write_atomically
+from haepo_jax.runner.sweeps.batch import Programs, shape_of
 from haepo_jax.runner.sweeps.builder import Builder, identity
-from haepo_jax.runner.sweeps.cohort import Group, Trial, share_of_steps, train_cohort
+from haepo_jax.runner.sweeps.cohort import Group, share_of_steps, train_cohort
 from haepo_jax.runner.sweeps.display import Display
-from haepo_jax.runner.sweeps.lanes import Programs, shape_of
 from haepo_jax.runner.sweeps.plan import NOT_HYPERPARAMETERS, read_sweep
-from haepo_jax.runner.sweeps.results import SweepResult, write_table
+from haepo_jax.runner.sweeps.results import ROUNDING, SweepResult, write_figures, write_summary, write_table
 from haepo_jax.runner.sweeps.space import Values
 
 CPU_COHORT, CPU_BATCH = 64, 8
-"""Lanes of a cohort, and of a call on each device, on a CPU: beyond 8 its throughput no longer grows (PPO on CartPole),
+"""Runs of a cohort, and of a call on each device, on a CPU: beyond 8 its throughput no longer grows (PPO on CartPole),
 and a cohort of several batches lets those with episodes of equal length train together."""
 ACCELERATOR_COHORT = ACCELERATOR_BATCH = 1024
 POLL_SECONDS = 0.5
-ROUNDING = "rounding differs between one run and many in a batch, so a repeated run drifts apart after a few updates"
-"""Why the best trial, trained again by its command, does not end at the same return."""
 
 
 def sweep(
@@ -60,7 +57,7 @@ def sweep(
       space: hyperparameters and other keys by name. A string is read in Hydra's sweep language, a list holds the values
         to try, anything else is one fixed value. The `algo.` of a hyperparameter's name may be left out.
       run_dir: where the table, figures and the study are kept, so that the sweep can be resumed or shared; None: nowhere.
-      **settings: of `python -m haepo_jax.sweep`: num_configs, num_seeds, search, halving, pbt and so on.
+      **settings: of `python -m haepo_jax.sweep`: num_configs, num_seeds, search, halving and so on.
 
     Returns:
       Arrays of every trial's values and returns. If every trial failed, `best()` is None.
@@ -139,37 +136,17 @@ def run(builder: Builder, directory: Path | None, display: Display, command: str
 
 
 def _report(result: SweepResult, directory: Path, display: Display, seconds: float) -> None:
-    """Writes the summary and the figures, and prints the best configurations."""
-    from haepo_jax.runner.sweeps.figures import write_figures
-
-    found = [(env, index) for env in result.envs if (index := result.best(env)) is not None]
-    states = dict(zip(*(x.tolist() for x in np.unique(result.state, return_counts=True)), strict=True))
-    steps = int(result.env_steps[result.env_steps >= 0].sum())
-    best = {
-        env: {
-            "index": index,
-            "return": float(result.value[index]),
-            "values": result.configs[index],
-            "command": result.command(index),
-        }
-        for env, index in found
-    }
-    note = f"{ROUNDING}; compare it over several seeds"
-    summary = {"trials": len(result.configs), "states": states, "env_steps": steps, "best": best, "note": note}
-    write_atomically(directory / "summary.json", json_text(summary, indent=2) + "\n")
+    """Writes the summary and the figures, and prints the best configuration."""
+    write_summary(result, directory)
     figures = write_figures(result, directory)
-
-    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    counts = ", ".join(f"{count} {state}" for state, count in result.counts().items())
+    steps = int(result.env_steps[result.env_steps >= 0].sum())
     display.say(f"{len(result.configs)} trials: {counts}; {steps:,} steps, here {duration(seconds)}")
-    for env, index in found:
-        where = f" on {env}" if len(result.envs) > 1 else ""
-        spread = result.returns[index]
-        seeds = f" (seeds {number(float(spread.min()))} to {number(float(spread.max()))})" if len(spread) > 1 else ""
-        display.say(f"best{where}: trial {index}, return {number(float(result.value[index]))}{seeds}; alone:")
-        display.say(f"  {best[env]['command']}")
-        if "pbt_values" in result.rows[index]:
-            display.say("  (as it began: its numbers changed with the population, see pbt_values in trials.csv)")
-    if found:
+    if (best := result.best()) is not None:
+        returns = result.returns[best]
+        spread = f" (seeds {number(returns.min())} to {number(returns.max())})" if len(returns) > 1 else ""
+        display.say(f"best: trial {best}, return {number(float(result.value[best]))}{spread}; alone:")
+        display.say(f"  {result.command(best)}")
         display.say(f"  ({ROUNDING})")
     display.say(f"results in {directory}: {', '.join(['trials.csv', 'summary.json', *figures])}")
 
@@ -182,17 +159,17 @@ class _Worker:
         self._plan, self._settings = builder.plan, builder.plan.settings
         self._on_cpu = jax.local_devices()[0].platform == "cpu"
         self._programs: dict[Any, Programs] = {}
+        self._steps = 0
 
     def work(self) -> None:
         """Takes cohorts of trials from the study until none is left, and waits for those of other workers."""
-        ended, best = self._ended()
-        if ended >= self._plan.num_configs:
-            return  # nothing is built for a finished sweep
+        if self._ended()[0] >= self._plan.num_configs:
+            return
         device = describe_device(local=True)
         seeds = f" of {self._settings.num_seeds} seeds" if self._settings.num_seeds > 1 else ""
         what = f"{self._plan.num_configs} configurations{seeds} ({self._plan.search} search)"
         self._display.say(f"sweeping {what} on {device} (JAX {jax.__version__})")
-        self._display.start(self._plan.num_configs, ended, best)
+        self._display.start()
         waiting = False
         while True:
             if claimed := self._study.claim(self._cohort_size()):
@@ -220,53 +197,49 @@ class _Worker:
         settings, configs = self._settings, self._plan.num_configs
         if settings.cohort is not None:
             return settings.cohort
-        if settings.halving is not None or settings.pbt:
+        if settings.halving is not None:
             return configs
         if self._plan.search in ("tpe", "cmaes"):
             return max(4, configs // 8)  # the search learns between cohorts, so it needs several
-        lanes = CPU_COHORT if self._on_cpu else ACCELERATOR_COHORT
-        return max(1, lanes // settings.num_seeds, settings.batch_size or 0)
+        runs = CPU_COHORT if self._on_cpu else ACCELERATOR_COHORT
+        return max(1, runs // settings.num_seeds, settings.batch_size or 0)
 
     def _train(self, claimed: dict[int, Values]) -> None:
         """Trains the trials and records each result in the study as soon as it is known."""
         study, settings, plan = self._study, self._settings, self._plan
-        by_shape: dict[Any, list[Trial]] = {}
-        for trial_number, values in claimed.items():
-            algorithm, seed = self._builder(values), int(values.get("seed", settings.seed))
-            trial = Trial(trial_number, algorithm, seed, values.get("env", settings.env))
-            by_shape.setdefault(shape_of(algorithm), []).append(trial)
-        groups = [Group(own, self._compiled(shape, own), settings.num_seeds) for shape, own in by_shape.items()]
-        before, _ = self._ended()
-        expected = sum(group.total_steps * group.real for group in groups) * share_of_steps(settings)
-        done = 0
+        by_shape: dict[Any, dict[int, Algorithm]] = {}
+        for trial, values in claimed.items():
+            algorithm = self._builder(values)
+            by_shape.setdefault(shape_of(algorithm), {})[trial] = algorithm
+        groups = [self._group(shape, algorithms) for shape, algorithms in by_shape.items()]
+        ended_before, _ = self._ended()
+        steps_before = self._steps
+        expected = settings.total_steps * settings.num_seeds * len(claimed) * share_of_steps(settings)
 
         def on_call(steps: int) -> None:
-            nonlocal done
-            done += steps
-            share = (before + len(claimed) * min(1.0, done / expected)) / plan.num_configs
-            self._display.advanced(steps, share)
+            self._steps += steps
+            done = min(1.0, (self._steps - steps_before) / expected)
+            ended, best = self._ended()
+            share = max(ended, ended_before + len(claimed) * done) / plan.num_configs
+            self._display.show(f"{ended}/{plan.num_configs} trials", best, share, self._steps)
 
-        def on_end(trial_number: int, state: str, result: dict[str, Any]) -> None:
-            study.finish(trial_number, state, result)
-            self._display.ended(*self._ended())
+        def on_end(trial: int, state: str, result: dict[str, Any]) -> None:
+            study.finish(trial, state, result)
+            on_call(0)
 
-        train_cohort(groups, settings, plan.ranges(), on_call=on_call, on_rung=study.report, on_end=on_end)
+        train_cohort(groups, settings, on_call=on_call, on_rung=study.report, on_end=on_end)
 
-    def _compiled(self, shape: Any, trials: list[Trial]) -> Programs:
-        """The programs of a shape: for no more lanes than its first group has, and again if a later one has many more."""
-        settings, devices = self._settings, len(jax.local_devices())
-        most = (CPU_BATCH if self._on_cpu else ACCELERATOR_BATCH) * devices
-        size = min(
-            most if settings.batch_size is None else settings.batch_size * settings.num_seeds,
-            len(trials) * settings.num_seeds,
-        )
-        if shape not in self._programs or self._programs[shape].size * 2 <= size:
-            example = trials[0].algorithm
+    def _group(self, shape: Any, algorithms: dict[int, Algorithm]) -> Group:
+        settings, example = self._settings, next(iter(algorithms.values()))
+        if shape not in self._programs:
             self._programs[shape] = Programs(
                 example,
                 points=settings.curve_points,
                 episodes=max(1, final_size(settings.final_eval_episodes, example).episodes),
-                size=size,
                 vary_env=any(dimension.key.startswith("env_kwargs") for dimension in self._plan.dimensions),
             )
-        return self._programs[shape]
+        most = (CPU_BATCH if self._on_cpu else ACCELERATOR_BATCH) * len(jax.local_devices())
+        if settings.batch_size is not None:
+            most = settings.batch_size * settings.num_seeds
+        seeds = range(settings.seed, settings.seed + settings.num_seeds)
+        return Group(algorithms, self._programs[shape], seeds, most)
