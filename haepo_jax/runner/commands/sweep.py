@@ -25,7 +25,6 @@ usage: python -m haepo_jax.sweep env=<environment> <key>=<values> [...] [key=val
 
   python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=tag(log,interval(1e-4,1e-2))' \\
       'algo.entropy_coef=choice(0,0.001,0.01)' num_configs=256 num_seeds=4
-  python -m haepo_jax.sweep env=Pendulum-v1 algo=ppo_continuous algo.learning_rate=1e-3,3e-3 num_seeds=5
   python -m haepo_jax.sweep env=CartPole-v1 'algo.kl_coef=interval(0,2)' search=tpe num_configs=200 run_dir=runs/a
   python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=tag(log,interval(1e-4,1e-1))' halving=3 num_configs=81
 
@@ -49,10 +48,9 @@ algorithms and presets (algo=<name>):
 hyperparameters of algo={algo}:
 {hyperparameters}
 
-A sweep leaves in its directory: trials.csv (one row per trial: values, returns, curve, state), study.db (Optuna's
-study), summary.json with the best configuration's command, and Optuna's figures. A trial in which a seed diverges has
-failed: it is marked, and never the best. Start the same command in the same run_dir again to resume a sweep, or several
-times, on one machine or many, to share its work.
+A sweep leaves in its directory: trials.csv (one row per trial), study.db (Optuna's study), summary.json with the best
+configuration's command, and Optuna's figures. A trial in which a seed diverges has failed, and is never the best. Start
+the same command in the same run_dir again to resume a sweep, or several times to share its work.
 Invalid settings exit with status 2; a sweep whose trials all failed with status 1.
 """
 
@@ -66,13 +64,10 @@ def main(argv: list[str]) -> int:
         return 0
     plan = read_sweep(arguments.overrides)
     directory = _place(plan)
-    from haepo_jax.runner.sweeps.builder import Builder
-    from haepo_jax.runner.sweeps.display import Display
     from haepo_jax.runner.sweeps.worker import run
 
     _use_every_core(plan)
-    builder = Builder(plan)
-    builder.check()  # an environment refuses its settings before anything is written
+    plan.check()  # an environment refuses its settings before anything is written
     if plan.settings.dry_run:
         print(
             f"the settings are usable: {plan.num_configs} configurations, {plan.search} search; dry_run=true stops here"
@@ -82,7 +77,7 @@ def main(argv: list[str]) -> int:
         directory.mkdir(parents=True, exist_ok=True)
     try:
         with disk_errors(directory, "sweep", lambda: "; the same command resumes it"):
-            result = run(builder, directory, Display(), shlex.join(["python", "-m", "haepo_jax.sweep", *argv]))
+            result = run(plan, directory, command=shlex.join(["python", "-m", "haepo_jax.sweep", *argv]))
     finally:
         with contextlib.suppress(OSError):
             directory.rmdir()  # only where nothing has been written to it

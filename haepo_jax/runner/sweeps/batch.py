@@ -91,10 +91,6 @@ def evaluate(algorithm: Algorithm, run: Run, episodes: int) -> jax.Array:
     return jnp.mean(algorithm.evaluate(run.state, episodes=episodes)["return"])
 
 
-Numbers = list[npt.NDArray[Any]]
-"""The hyperparameters that vary between runs, each stacked along a first axis of runs; on the host, as they are small."""
-
-
 def _as_leaf(leaf: Any) -> Any:
     """A hyperparameter as a program takes it: Python numbers are float32."""
     return np.float32(leaf) if isinstance(leaf, bool | int | float) else leaf
@@ -130,8 +126,9 @@ class Programs:
         self.advance = self._over_runs(advance, limits=2, consumed=(2,))
         self.evaluate = self._over_runs(functools.partial(evaluate, episodes=episodes))
 
-    def numbers(self, algorithms: Sequence[Algorithm]) -> Numbers:
-        """The leaves of algorithms that vary between trials, each stacked along a first axis."""
+    def numbers(self, algorithms: Sequence[Algorithm]) -> list[npt.NDArray[Any]]:
+        """The leaves of algorithms that vary between trials, each stacked along a first axis; on the host, as they are
+        small."""
         stacks = zip(self._varying, *map(jax.tree.leaves, algorithms), strict=True)
         return [np.stack([np.asarray(_as_leaf(leaf)) for leaf in leaves]) for varies, *leaves in stacks if varies]
 

@@ -37,15 +37,11 @@ def put(stacked: Any, indices: jax.Array, runs: Any) -> Any:
     return jax.tree.map(lambda x, new: x.at[indices].set(new, mode="drop"), stacked, runs)
 
 
-def survivors(values: npt.ArrayLike, eta: int) -> Ints:
-    """The indices, ascending, of the best 1 in `eta` of `values` (N,), rounded up: a rung of successive halving (Jamieson
-    and Talwalkar 2016, arXiv 1502.07943).
-
-    A value that is not finite stands for a trial that failed, and never survives; of equal values the first does.
-    """
-    known = np.asarray(values, np.float64)
-    best_first = np.argsort(-np.where(np.isfinite(known), known, -np.inf), kind="stable")[: -(-len(known) // eta)]
-    return np.sort(best_first[np.isfinite(known[best_first])])
+def survivors(values: Mapping[int, float], eta: int) -> set[int]:
+    """The trials whose values are the best 1 in `eta`, rounded up: a rung of successive halving (Jamieson and Talwalkar 2016,
+    arXiv 1502.07943). A value that is not finite stands for a trial that failed, and never survives."""
+    known = [trial for trial, value in values.items() if math.isfinite(value)]
+    return {*sorted(known, key=values.__getitem__, reverse=True)[: -(-len(values) // eta)]}
 
 
 class Group:
@@ -145,7 +141,6 @@ def train_cohort(
     settings: SweepConfig,
     *,
     on_call: Callable[[int], None],
-    on_rung: Callable[[int, int, float], None],
     on_end: Callable[[int, str, dict[str, Any]], None],
 ) -> None:
     """Trains every trial of a cohort until it ends, is stopped by halving, or fails: a seed diverges, or its return is not
@@ -155,7 +150,6 @@ def train_cohort(
       groups: the trials, by shape.
       settings: of the sweep.
       on_call: given the valid steps of every compiled call.
-      on_rung: given a trial's number, valid steps and mean return where it was evaluated before the end.
       on_end: given a trial's number, its state (`complete`, `stopped` by halving, or `failed`) and what `Group.end` gives,
         as soon as they are known.
     """
@@ -171,10 +165,8 @@ def train_cohort(
                     on_end(number, "failed", group.end(place))
                 elif share == 1:
                     on_end(number, "complete", group.end(place))
-                else:
-                    on_rung(number, int(group.env_steps[group.runs_of([place])].mean()), value)
         # Those that failed count among the trials of which 1 in `halving` survives.
-        kept = {[*values][index] for index in survivors([*values.values()], settings.halving or 1)}
+        kept = survivors(values, settings.halving or 1)
         for group in groups:
             for place in [place for place in group.active if group.trials[place] not in kept]:
                 on_end(group.trials[place], "stopped", group.end(place))
@@ -184,10 +176,3 @@ def run_shares(settings: SweepConfig) -> list[float]:
     """The shares of a run at which trials are evaluated: for halving eta^-rungs, ..., 1/eta; and 1, its end."""
     rungs = settings.halving_rungs if settings.halving is not None else 0
     return [float(settings.halving or 1) ** -rung for rung in reversed(range(rungs + 1))]
-
-
-def share_of_steps(settings: SweepConfig) -> float:
-    """The share of all steps that a cohort takes, without those that halving saves."""
-    shares, eta = run_shares(settings), settings.halving or 1
-    gains = [share - before for share, before in zip(shares, [0.0, *shares], strict=False)]
-    return sum(gain * eta**-rung for rung, gain in enumerate(gains))

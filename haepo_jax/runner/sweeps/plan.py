@@ -1,31 +1,37 @@
-"""What a sweep is asked for: its settings and its configurations. Nothing here imports jax or Optuna."""
+"""What a sweep is asked for: its settings, its configurations, and the algorithm and the command of each.
+
+Reading and checking a sweep imports neither jax nor Optuna; building its algorithms does.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
-import itertools
+import hashlib
+import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import shlex
+from collections.abc import Iterable, Mapping
 from importlib import util
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from haepo_jax.algorithms import fields as hp
-from haepo_jax.messages import short
+from haepo_jax.messages import did_you_mean, first_line, short
 from haepo_jax.runner.config import AlgoConfig, ConfigError, RunConfig, hyperparameter_fields, setting
-from haepo_jax.runner.config.arguments import check_form, compose, put
+from haepo_jax.runner.config.arguments import check_form, command_of, compose, put
 from haepo_jax.runner.config.values import checked_value, find_field, from_dict
 from haepo_jax.runner.sweeps.space import Choice, Dimension, Interval, Values, read_dimension
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+    from haepo_jax.algorithms.base import Algorithm
+
 PACKAGES = ("optuna", "cmaes")
 """What the extra `sweep` brings."""
-SEARCHES = ("auto", "grid", "random", "tpe", "cmaes")
 TRIAL_SETTINGS = ("env", "algo", "seed", "num_seeds", "total_steps", "final_eval_episodes", "env_kwargs")
 NOT_HYPERPARAMETERS = ("env", "policy", "value", "total_steps")
 LARGEST_GRID = 100_000
@@ -52,8 +58,9 @@ class SweepConfig:
         None, int, "configurations to try; null: all of a grid, 64 of any other search", within=hp.COUNT
     )
     search: str = setting(
-        "auto", str, "how they are chosen; auto: grid if all values are listed, else random", choices=SEARCHES
-    )
+        "auto", str, "how they are chosen; auto: grid if all values are listed, else random",
+        choices=("auto", "grid", "random", "tpe", "cmaes"),
+    )  # fmt: skip
     search_seed: int = setting(
         0, int, "seed of the search (the trials train with seed, seed + 1, ...)", within=hp.Range(0, 2**31 - 1)
     )
@@ -88,65 +95,102 @@ class SweepPlan:
 
     Attributes:
       settings: of the sweep.
+      search: `grid`, `random`, `tpe` or `cmaes`.
+      num_configs: how many configurations there are to try.
       dimensions: what is swept; keys that are compiled in come first.
       compiled: the keys of which two values need two compilations. Of `env_kwargs` only the environment knows.
       env, algorithm: custom objects in place of the named ones, or None.
     """
 
     settings: SweepConfig
+    search: str
+    num_configs: int
     dimensions: tuple[Dimension, ...]
     compiled: tuple[str, ...]
     env: Any = None
     algorithm: Any = None
-
-    @property
-    def search(self) -> str:
-        """`grid`, `random`, `tpe` or `cmaes`."""
-        if self.settings.search != "auto":
-            return self.settings.search
-        listed = all(isinstance(dimension, Choice) for dimension in self.dimensions)
-        return "grid" if listed and self.settings.num_configs is None else "random"
-
-    @property
-    def num_configs(self) -> int:
-        """How many configurations there are to try."""
-        asked = self.settings.num_configs
-        if self.search == "grid":
-            return len(self.grid) if asked is None else min(len(self.grid), asked)
-        return 64 if asked is None else asked
-
-    @functools.cached_property
-    def grid(self) -> list[Values]:
-        """Every combination of the listed values, the last key varying fastest."""
-        listed = {d.key: d.values for d in self.dimensions if isinstance(d, Choice)}
-        return [dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values())]
+    _envs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def planned(self, index: int) -> Values:
-        """The configuration of an index in a grid or random search: the same whoever asks and in whatever order."""
+        """The configuration of an index: in a grid the last key varies fastest, anything else is drawn at random, the same
+        whoever asks and in whatever order."""
         if self.search == "grid":
-            return self.grid[index]
+            listed = [dimension for dimension in self.dimensions if isinstance(dimension, Choice)]
+            places = np.unravel_index(index, [len(choice.values) for choice in listed])
+            return {choice.key: choice.values[place] for choice, place in zip(listed, places, strict=True)}
         random = np.random.default_rng([self.settings.search_seed, index])
         return {dimension.key: dimension.draw(random) for dimension in self.dimensions}
 
-    def samples(self) -> Iterator[Values]:
-        """Configurations to check before anything trains: both ends of every key's range, and one for each combination of
-        values that are compiled in. Where the search learns from the results, a random search stands in for it."""
-        for end in (0, -1):
-            yield {dimension.key: dimension.ends()[end] for dimension in self.dimensions}
-        seen = set()
-        for values in map(self.planned, range(self.num_configs)):
-            combination = tuple(values[key] for key in self.compiled)
-            if combination not in seen:
-                seen.add(combination)
-                yield values
-
     def run_config(self, values: Values) -> RunConfig:
         """A configuration as the settings of a training run, but for what is custom; raises ConfigError."""
-        merged: dict[str, Any] = {name: copy.deepcopy(getattr(self.settings, name)) for name in TRIAL_SETTINGS}
+        merged = copy.deepcopy({name: getattr(self.settings, name) for name in TRIAL_SETTINGS})
         merged["algo"] = {"name": self.settings.algo.name, **self.settings.algo.hyperparameters}
         for key, value in values.items() if self.algorithm is None else ():
             put(merged, key, value)
         return from_dict(merged, RunConfig)
+
+    def build(self, values: Values) -> Algorithm:
+        """The algorithm of a configuration; raises ConfigError if it does not fit its environment."""
+        from haepo_jax.runner.program import build
+
+        if self.algorithm is None:
+            config = self.run_config(values)
+            key = json.dumps(config.env_kwargs, sort_keys=True)  # environments that are alike are built once
+            algorithm = build(config, self._envs.get(key, self.env))
+            self._envs[key] = algorithm.env
+            return algorithm
+        changes = {key.removeprefix("algo."): value for key, value in values.items()}
+        try:
+            algorithm = self.algorithm.replace(total_steps=self.settings.total_steps, **changes)
+        except Exception as error:  # a custom algorithm may raise anything at a value that it cannot use
+            name = type(self.algorithm).__name__
+            raise ConfigError(f"cannot set up {name} with {short(values, 200)}: {first_line(error)}") from error
+        return algorithm
+
+    def check(self) -> None:
+        """Builds a sample of the algorithms, so that what does not fit is reported before anything trains: both ends of every
+        key's range, and each combination of values that are compiled in (for TPE and CMA-ES, of those drawn at random)."""
+        ends = [{dimension.key: dimension.ends()[end] for dimension in self.dimensions} for end in (0, 1)]
+        planned = map(self.planned, range(self.num_configs))
+        for values in [*ends, *{tuple(values[key] for key in self.compiled): values for values in planned}.values()]:
+            self.build(values)
+
+    def command(self, values: Values) -> str:
+        """The command line that trains a configuration alone; for custom objects, a comment that there is none."""
+        config = self.run_config(values)
+        if self.env is None:
+            return shlex.join(["python", "-m", "haepo_jax.train", *command_of(config)])
+        what = "environment" if self.algorithm is None else "algorithm"
+        return (
+            f"# no command line: the {what} is a Python object. With found = hx.sweep(...): "
+            f"hx.train(found.algorithm(i), seeds=range({config.seed}, {config.seed + config.num_seeds}))"
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What two commands must share to work on the same sweep."""
+        settings, trial = self.settings, self.run_config({}).to_dict()
+        return {
+            "search": self.search,
+            **{name: getattr(settings, name) for name in ("search_seed", "halving", "halving_rungs", "curve_points")},
+            "space": [vars(dimension) for dimension in self.dimensions],
+            "trials": {settings.algo.name: {key: trial[key] for key in TRIAL_SETTINGS}},
+            "objects": [fingerprint(thing) for thing in (self.env, self.algorithm) if thing is not None],
+        }
+
+
+def fingerprint(value: Any) -> str:
+    """Text that tells one object from another and is the same in every process: its class, structure and numbers."""
+    import jax
+
+    from haepo_jax.envs.objects import PlainEnvironment
+
+    value = value.holder.value if isinstance(value, PlainEnvironment) else value
+    leaves, structure = jax.tree.flatten(value)
+    parts = [
+        leaf.tolist() if hasattr(leaf, "tolist") else (type(leaf), getattr(leaf, "__dict__", leaf)) for leaf in leaves
+    ]
+    text = re.sub(r" at 0x[0-9a-f]+", "", f"{type(value)} {structure} {parts}")
+    return f"{type(value).__qualname__} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def read_sweep(overrides: Iterable[Override], env: Any = None, algorithm: Any = None) -> SweepPlan:
@@ -174,18 +218,32 @@ def read_sweep(overrides: Iterable[Override], env: Any = None, algorithm: Any = 
             if override.key_or_group.startswith("algo."):
                 raise ConfigError(f"{override.key_or_group} has one value: set it in the algorithm object")
     settings = compose(fixed, SweepConfig)
-    fields: Mapping[str, dataclasses.Field[Any]]
-    if algorithm is None:
-        fields = hyperparameter_fields(settings.algo.name)
-    else:
+    fields: Mapping[str, dataclasses.Field[Any]] = hyperparameter_fields(settings.algo.name)
+    if algorithm is not None:
         fields = {f.name: f for f in dataclasses.fields(algorithm) if f.name not in NOT_HYPERPARAMETERS}
     compiled = {f"algo.{name}" for name, field in fields.items() if field.metadata.get("static", False)}
     dimensions = [_dimension(override, settings, fields, custom=algorithm is not None) for override in swept]
     dimensions.sort(key=lambda dimension: dimension.key not in compiled)
+    intervals = [dimension.key for dimension in dimensions if isinstance(dimension, Interval)]
+    size = math.prod(len(dimension.values) for dimension in dimensions if isinstance(dimension, Choice))
+    search, asked = settings.search, settings.num_configs
+    if search == "auto":
+        search = "random" if intervals or asked is not None else "grid"
+    wrong = {
+        "nothing is swept: give a key several values, such as 'algo.learning_rate=tag(log,interval(1e-4,1e-2))'":
+            not dimensions,
+        f"search=grid cannot list the values of {''.join(intervals[:1])}=interval(...): use choice or search=random":
+            search == "grid" and intervals,
+        f"the grid has {size:,} configurations: use search=random with num_configs=":
+            search == "grid" and size > LARGEST_GRID,
+        "search=cmaes needs at least two keys with an interval(...); tpe takes any space":
+            search == "cmaes" and len(intervals) < 2,
+    }  # fmt: skip
+    for text in (text for text, applies in wrong.items() if applies):
+        raise ConfigError(text)
+    num_configs = min(size, asked or size) if search == "grid" else asked or 64
     compiled_in = tuple(dimension.key for dimension in dimensions if dimension.key in compiled)
-    plan = SweepPlan(settings, tuple(dimensions), compiled_in, env, algorithm)
-    _check(plan)
-    return plan
+    return SweepPlan(settings, search, num_configs, tuple(dimensions), compiled_in, env, algorithm)
 
 
 def _dimension(
@@ -201,7 +259,7 @@ def _dimension(
     elif name in fields:
         field = fields[name]
     else:
-        raise ConfigError(f"the algorithm has no hyperparameter {short(name)}; it has {', '.join(fields)}")
+        raise ConfigError(f"the algorithm has no hyperparameter {short(name)}{did_you_mean(name, fields)}")
     kind = field.metadata.get("kind", dict)
     if override.is_interval_sweep() and kind not in (int, float, dict):
         raise ConfigError(f"{short(override.input_line)}: {key} is not a number: list its values, as in {key}=a,b")
@@ -213,24 +271,3 @@ def _dimension(
     for end in dimension.ends():
         checked_value(key, field, end)
     return dimension
-
-
-def _check(plan: SweepPlan) -> None:
-    """Raises ConfigError where settings do not go together, or not with what is swept."""
-    search = plan.search
-    intervals = [dimension.key for dimension in plan.dimensions if isinstance(dimension, Interval)]
-    size = math.prod(len(dimension.values) for dimension in plan.dimensions if isinstance(dimension, Choice))
-    wrong = {
-        "nothing is swept: give a key several values, such as 'algo.learning_rate=tag(log,interval(1e-4,1e-2))'":
-            not plan.dimensions,
-        f"search=grid cannot list the values of {''.join(intervals[:1])}=interval(...): use choice or search=random":
-            search == "grid" and intervals,
-        f"the grid has {size:,} configurations: use search=random with num_configs=":
-            search == "grid" and size > LARGEST_GRID,
-        "search=cmaes needs at least two keys with an interval(...); tpe takes any space":
-            search == "cmaes" and len(intervals) < 2,
-    }  # fmt: skip
-    for text in (text for text, applies in wrong.items() if applies):
-        raise ConfigError(text)
-    for values in plan.samples():
-        plan.run_config(values)

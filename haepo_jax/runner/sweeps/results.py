@@ -17,7 +17,6 @@ from haepo_jax.runner.run_dir import json_text, write_atomically
 
 if TYPE_CHECKING:
     from haepo_jax.algorithms.base import Algorithm
-    from haepo_jax.runner.sweeps.builder import Builder
     from haepo_jax.runner.sweeps.study import Study
 
 ROUNDING = "rounding differs between one run and many in a batch, so a repeated run drifts apart after a few updates"
@@ -42,42 +41,38 @@ class SweepResult:
       study: Optuna's study.
     """
 
-    def __init__(self, study: Study, builder: Builder) -> None:
+    def __init__(self, study: Study) -> None:
         """Reads the results so far, of all workers."""
-        settings = builder.plan.settings
+        self._plan, self.study = study.plan, study.optuna
+        settings, keys = study.plan.settings, [dimension.key for dimension in study.plan.dimensions]
         seeds, points = settings.num_seeds, settings.curve_points
-        self._builder, self.study = builder, study.optuna
         self.curve_steps = settings.total_steps * np.arange(1, points + 1) / points
-        trials = [trial for _, trial in sorted(study.by_index().items()) if trial.state.name != "WAITING"]
-        self.configs = [study.values(trial) for trial in trials]
-        self.values = {d.key: _column([config.get(d.key) for config in self.configs]) for d in builder.plan.dimensions}
-        unknown: dict[str, Any] = {
+        unknown = {
             "return_per_seed": [None] * seeds,
             **dict.fromkeys(("env_steps_per_seed", "updates_per_seed", "diverged_at_per_seed"), [-1] * seeds),
             "curve_steps": self.curve_steps.tolist(),
             "curve_return_per_seed": [[None] * points] * seeds,
         }
-        results = [unknown | study.result(trial) for trial in trials]
+        trials = [trial for _, trial in sorted(study.by_index().items())]
+        results: list[dict[str, Any]] = [unknown | study.result(trial) for trial in trials]
 
         def stacked(name: str, *shape: int) -> npt.NDArray[np.float64]:
             # None stands for a number that is not finite, which JSON does not have.
             return np.array([result[name] for result in results], np.float64).reshape(len(trials), *shape)
 
-        self.state = np.array([study.state(trial) for trial in trials], np.str_)
         self.returns = stacked("return_per_seed", seeds)
         self.value = self.returns.mean(axis=1)
         self.env_steps = stacked("env_steps_per_seed", seeds).astype(np.int64)
         self.diverged_at = stacked("diverged_at_per_seed", seeds).astype(np.int64)
         self.curves = stacked("curve_return_per_seed", seeds, points).transpose(0, 2, 1)
+        self.state = np.array([study.state(trial) for trial in trials], np.str_)
+        self.configs = [study.values(trial) for trial in trials]
+        self.values = {key: _column([config.get(key) for config in self.configs]) for key in keys}
+        states, returns = self.state.tolist(), self.value.tolist()
         self.rows = [
-            {
-                "index": index,
-                "trial": trial.number,
-                "state": study.state(trial),
-                "return": float(self.value[index]),
-                **{key: self.configs[index].get(key) for key in self.values},
-                **results[index],
-            }
+            {"index": index, "trial": trial.number, "state": states[index], "return": returns[index]}
+            | {key: self.configs[index].get(key) for key in keys}
+            | results[index]
             for index, trial in enumerate(trials)
         ]
 
@@ -88,7 +83,7 @@ class SweepResult:
 
     def algorithm(self, index: int) -> Algorithm:
         """A trial's algorithm on its environment, as `hx.train` takes it."""
-        return self._builder(self.configs[index])
+        return self._plan.build(self.configs[index])
 
     def command(self, index: int) -> str:
         """The command line that trains a trial's configuration alone, on the same seeds; a comment that says why if there
@@ -96,17 +91,13 @@ class SweepResult:
 
         In exact arithmetic it is the same run; rounding differs, so the two drift apart after a few updates.
         """
-        return self._builder.command(self.configs[index])
+        return self._plan.command(self.configs[index])
 
     def __repr__(self) -> str:
-        states = ", ".join(f"{count} {state}" for state, count in self.counts().items())
+        states = ", ".join(f"{count} {state}" for state, count in sorted(collections.Counter(self.state).items()))
         best = self.best()
         found = "" if best is None else f"; best: trial {best}, return {self.value[best]:.4g}, {self.configs[best]}"
         return f"SweepResult({len(self.configs)} trials of {', '.join(self.values)}: {states}{found})"
-
-    def counts(self) -> dict[str, int]:
-        """How many trials there are of each state."""
-        return dict(sorted(collections.Counter(self.state.tolist()).items()))
 
 
 def _column(values: list[Any]) -> npt.NDArray[Any]:
@@ -125,21 +116,20 @@ def write_table(result: SweepResult, directory: Path) -> None:
     write_atomically(directory / "trials.csv", text.getvalue())
 
 
-def write_summary(result: SweepResult, directory: Path) -> None:
-    """Writes `summary.json`, with the best configuration and its command."""
-    index = result.best()
-    best = None
-    if index is not None:
-        value, command = float(result.value[index]), result.command(index)
-        best = {"index": index, "return": value, "values": result.configs[index], "command": command}
-    summary = {
+def write_summary(result: SweepResult, directory: Path) -> dict[str, Any]:
+    """Writes `summary.json`, with the best configuration and its command; returns what it holds."""
+    summary: dict[str, Any] = {
         "trials": len(result.configs),
-        "states": result.counts(),
+        "states": dict(sorted(collections.Counter(result.state.tolist()).items())),
         "env_steps": int(result.env_steps[result.env_steps >= 0].sum()),
-        "best": best,
+        "best": None,
         "note": f"{ROUNDING}; compare it over several seeds",
     }
+    if (index := result.best()) is not None:
+        value, command = float(result.value[index]), result.command(index)
+        summary["best"] = {"index": index, "return": value, "values": result.configs[index], "command": command}
     write_atomically(directory / "summary.json", json_text(summary, indent=2) + "\n")
+    return summary
 
 
 def write_figures(result: SweepResult, directory: Path) -> list[str]:

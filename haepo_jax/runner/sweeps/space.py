@@ -15,6 +15,7 @@ import numpy as np
 from haepo_jax.algorithms import fields as hp
 from haepo_jax.messages import short
 from haepo_jax.runner.config import ConfigError
+from haepo_jax.runner.config.arguments import value_text
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -38,6 +39,11 @@ class Choice:
     def draw(self, random: np.random.Generator) -> Any:
         """A value, all equally likely."""
         return self.values[int(random.integers(len(self.values)))]
+
+    @property
+    def categories(self) -> dict[Any, Any]:
+        """The values by what Optuna stores for each: a list, which it has no category for, is text."""
+        return {value_text(value) if isinstance(value, tuple) else value: value for value in self.values}
 
     def ends(self) -> tuple[Any, Any]:
         """The smallest and the largest value if all are numbers, otherwise the first and the last."""
@@ -83,13 +89,12 @@ def read_dimension(override: Override, *, integer: bool = False) -> Dimension:
     key, text = override.key_or_group, short(override.input_line)
     value: Any = override.value()
     tags = set(getattr(value, "tags", ()))
-    if unknown := tags - {"log", "int"}:
-        raise ConfigError(f"{text}: unknown tag {sorted(unknown)[0]!r}; there are: log, int")
+    if unknown := tags - {"log"}:
+        raise ConfigError(f"{text}: unknown tag {sorted(unknown)[0]!r}; there is only log")
     if override.is_interval_sweep():
-        integer = integer or "int" in tags or isinstance(value.start, int)
-        return _interval(key, text, value, log="log" in tags, integer=integer)
+        return _interval(key, text, value, log="log" in tags, integer=integer or isinstance(value.start, int))
     if tags:
-        raise ConfigError(f"{text}: tag({sorted(tags)[0]},...) needs an interval; a list of values has no scale")
+        raise ConfigError(f"{text}: tag(log,...) needs an interval; a list of values has no scale")
     if not override.is_discrete_sweep() or not hasattr(value, "shuffle"):
         raise ConfigError(f"{text}: write choice(...), range(...) or interval(...)")
     listed = value.list if hasattr(value, "list") else _range(text, value)
@@ -117,10 +122,8 @@ def _interval(key: str, text: str, value: Any, *, log: bool, integer: bool) -> I
 
 
 def _range(text: str, value: Any) -> Any:
-    if not all(number in FINITE for number in (value.start, value.stop, value.step)):
-        raise ConfigError(f"{text}: a range is of finite numbers")
-    if value.step == 0:
-        raise ConfigError(f"{text}: the step of a range must not be 0")
+    if value.step == 0 or not all(number in FINITE for number in (value.start, value.stop, value.step)):
+        raise ConfigError(f"{text}: a range is of finite numbers, and its step is not 0")
     # Hydra adds up the step as the float nearest to it: 0.7000000000000001 is meant as 0.7.
     return (float(f"{item:.12g}") if isinstance(item, float) else item for item in value.range())
 

@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.config.arguments import value_text
+from haepo_jax.runner.run_dir import json_text
 from haepo_jax.runner.sweeps.plan import SweepPlan
 from haepo_jax.runner.sweeps.space import Choice, Dimension, Values
 
@@ -51,9 +52,10 @@ warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
 class Study:
     """The study of a sweep as one worker sees it; `optuna` is Optuna's own object."""
 
-    def __init__(self, plan: SweepPlan, identity: str, storage: Any, name: str) -> None:
-        """Opens or creates the study of that name; raises ConfigError if it holds a sweep of another identity."""
-        self.plan, self._storage = plan, storage
+    def __init__(self, plan: SweepPlan, directory: Path | None) -> None:
+        """Opens or creates the study in the plan's storage; raises ConfigError if it holds another sweep."""
+        self.plan, self._storage = plan, open_storage(plan.settings.storage, directory, plan.settings.worker_timeout)
+        name = "sweep" if directory is None else directory.resolve().name
         self._running: dict[int, Trial] = {}  # this worker's trials
         # With several workers the same seed gives other suggestions: a search repeats with one worker only.
         seed = plan.settings.search_seed
@@ -63,8 +65,9 @@ class Study:
         elif plan.search == "cmaes":
             self._sampler = optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
         self.optuna = optuna.create_study(
-            study_name=name, storage=storage, sampler=self._sampler, direction="maximize", load_if_exists=True
+            study_name=name, storage=self._storage, sampler=self._sampler, direction="maximize", load_if_exists=True
         )
+        identity = json_text(plan.identity())
         if self.optuna.user_attrs.get("sweep", identity) != identity:
             raise ConfigError(
                 f"the study {name!r} is of another sweep: its space or settings differ; choose another run_dir"
@@ -84,9 +87,12 @@ class Study:
                 found.setdefault(index, trial)
         return found
 
-    def values(self, trial: FrozenTrial) -> Values:
+    def values(self, trial: FrozenTrial | Trial) -> Values:
         """The configuration of a trial; one that was interrupted while it was claimed may miss some keys."""
-        return {d.key: from_optuna(d, trial.params[d.key]) for d in self.plan.dimensions if d.key in trial.params}
+        known = [dimension for dimension in self.plan.dimensions if dimension.key in trial.params]
+        return {
+            d.key: d.categories[trial.params[d.key]] if isinstance(d, Choice) else trial.params[d.key] for d in known
+        }
 
     @staticmethod
     def state(trial: FrozenTrial) -> str:
@@ -124,9 +130,9 @@ class Study:
                 continue
             if isinstance(self._sampler, _Planned):
                 self._sampler.values = self.plan.planned(index)
-            claimed[trial.number] = {
-                dimension.key: from_optuna(dimension, _suggest(trial, dimension)) for dimension in self.plan.dimensions
-            }
+            for dimension in self.plan.dimensions:
+                _suggest(trial, dimension)
+            claimed[trial.number] = self.values(trial)
         return claimed
 
     def _give_up_the_dead(self) -> None:
@@ -138,10 +144,6 @@ class Study:
             unheard = trial.state == TrialState.RUNNING and not trial.params and trial.number not in self._running
             if unheard and trial.datetime_start is not None and trial.datetime_start < oldest:
                 self._tell(trial.number, "failed")
-
-    def report(self, number: int, steps: int, value: float) -> None:
-        """Records the return of one of this worker's trials at a rung."""
-        self._running[number].report(value, steps)
 
     def finish(self, number: int, state: str, result: dict[str, Any]) -> bool:
         """Records how one of this worker's trials ended: `complete`, `stopped` by halving, or `failed`, of which Optuna is
@@ -198,7 +200,8 @@ class _Planned(optuna.samplers.RandomSampler):
     values: Values
 
     def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
-        return to_optuna(self.values[param_name])
+        value = self.values[param_name]
+        return value_text(value) if isinstance(value, tuple) else value
 
 
 def _lost(trial: FrozenTrial) -> bool:
@@ -207,26 +210,15 @@ def _lost(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and None not in trial.user_attrs.get("result", {}).get("return_per_seed", [])
 
 
-def _suggest(trial: Trial, dimension: Dimension) -> Any:
+def _suggest(trial: Trial, dimension: Dimension) -> None:
     if isinstance(dimension, Choice):
-        return trial.suggest_categorical(dimension.key, [to_optuna(value) for value in dimension.values])
-    suggest: Any = trial.suggest_int if dimension.integer else trial.suggest_float
-    return suggest(dimension.key, *dimension.ends(), log=dimension.log)
+        trial.suggest_categorical(dimension.key, [*dimension.categories])
+    else:
+        suggest: Any = trial.suggest_int if dimension.integer else trial.suggest_float
+        suggest(dimension.key, *dimension.ends(), log=dimension.log)
 
 
-def to_optuna(value: Any) -> Any:
-    """A value as Optuna stores it: a list, which is not one of its categories, as text."""
-    return value_text(value) if isinstance(value, tuple) else value
-
-
-def from_optuna(dimension: Dimension, value: Any) -> Any:
-    """The value that `to_optuna` was given."""
-    if not isinstance(dimension, Choice):
-        return value
-    return next(listed for listed in dimension.values if to_optuna(listed) == value)
-
-
-def open_storage(url: str | None, directory: Path | None, worker_timeout: int = 60) -> Any:
+def open_storage(url: str | None, directory: Path | None, worker_timeout: int) -> Any:
     """Optuna's storage: at a URL, else a database in the directory, else memory. Raises ConfigError."""
     if url is None and directory is None:
         return optuna.storages.InMemoryStorage()

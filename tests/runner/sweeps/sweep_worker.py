@@ -6,19 +6,19 @@ import sys
 import time
 
 from haepo_jax.runner.commands import sweep as command_line
-from haepo_jax.runner.sweeps.builder import Builder
+from haepo_jax.runner.sweeps.plan import SweepPlan
 from tests.runner.sweeps.toy_algorithm import Toy
 
 
 def use_toy(seconds: float = 0.0) -> None:
     """Makes every trial of this process one of the toy algorithm that takes so long to build."""
 
-    def build(self: Builder, values: dict[str, object]) -> Toy:
+    def build(self: SweepPlan, values: dict[str, object]) -> Toy:
         time.sleep(seconds)
-        return Toy(learning_rate=values.get("algo.learning_rate", 0.01), total_steps=self.plan.settings.total_steps)
+        return Toy(learning_rate=values.get("algo.learning_rate", 0.01), total_steps=self.settings.total_steps)
 
-    Builder.__call__ = build  # type: ignore[assignment]
-    Builder.check = lambda self: None  # type: ignore[method-assign]
+    SweepPlan.build = build  # type: ignore[assignment,method-assign]
+    SweepPlan.check = lambda self: None  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -35,11 +35,9 @@ from haepo_jax.runner.config.arguments import compose, read_arguments
 from haepo_jax.runner.sweeps import cohort as cohorts
 from haepo_jax.runner.sweeps import worker as workers
 from haepo_jax.runner.sweeps.batch import Programs
-from haepo_jax.runner.sweeps.builder import Builder, fingerprint, identity
-from haepo_jax.runner.sweeps.display import Display
-from haepo_jax.runner.sweeps.plan import read_sweep
+from haepo_jax.runner.sweeps.plan import SweepPlan, fingerprint, read_sweep
 from haepo_jax.runner.sweeps.results import write_figures
-from haepo_jax.runner.sweeps.study import DATABASE, Study, open_storage
+from haepo_jax.runner.sweeps.study import DATABASE, Study
 from haepo_jax.spaces import Box, Discrete
 from tests.jobs import environment
 from tests.runner.sweeps.sweep_worker import use_toy
@@ -52,8 +50,8 @@ TOY = {"total_steps": 100, "final_eval_episodes": 3, "curve_points": 4}
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sweeps are of the toy algorithm; the numbers of the trials trained are put down in the list."""
-    for name in ("__call__", "check"):
-        monkeypatch.setattr(Builder, name, getattr(Builder, name))
+    for name in ("build", "check"):
+        monkeypatch.setattr(SweepPlan, name, getattr(SweepPlan, name))
     use_toy()
     trained: list[int] = []
     original = cohorts.Group.__init__
@@ -140,9 +138,8 @@ def test_progress_within_a_cohort(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = read_sweep(
         read_arguments(["env=CartPole-v1", "algo.kl_coef=0,1", *(f"{k}={v}" for k, v in TOY.items())]).overrides
     )
-    monkeypatch.setattr(Builder, "__call__", lambda self, values: Toy(total_steps=100))
-    monkeypatch.setattr(Builder, "check", lambda self: None)
-    workers.run(Builder(plan), None, Display(stream))
+    monkeypatch.setattr(SweepPlan, "build", lambda self, values: Toy(total_steps=100))
+    workers.run(plan, None, stream)
     before = [line for line in stream.getvalue().splitlines() if line.startswith("0/2 trials")]
     assert len(before) > 5 and all("% of the steps" in line and "best" not in line for line in before)
 
@@ -150,7 +147,7 @@ def test_progress_within_a_cohort(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_error_is_raised_before_anything_trains(toy: list[int]) -> None:
     with pytest.raises(ConfigError, match=r"learning_rate=-1.0 is out of range"):
         hx.sweep("CartPole-v1", "haepo", {"learning_rate": "interval(-1,1)"})
-    with pytest.raises(ConfigError, match="unknown key 'num_config'"):
+    with pytest.raises(ConfigError, match="unknown key 'algo.num_config'; did you mean 'num_configs'"):
         hx.sweep("CartPole-v1", "haepo", SPACE, num_config=3)
     assert toy == []
 
@@ -288,7 +285,7 @@ def read_table(directory: Path) -> list[dict[str, Any]]:
 
 def study_of(arguments: list[str], directory: Path) -> Study:
     plan = read_sweep(read_arguments(arguments).overrides)
-    return Study(plan, json.dumps(identity(plan)), open_storage(None, directory), directory.name)
+    return Study(plan, directory)
 
 
 def claims(directory: Path, process: int) -> list[Any]:
@@ -424,8 +421,8 @@ def test_a_custom_algorithm() -> None:
     again = found.algorithm(1)
     assert type(again) is Warm and (again.discount, again.warmth) == (0.5, 0.2)
     assert found.command(0).startswith("# no command line: the algorithm is a Python object")
-    for space, message in [({"larning_rate": [1, 2]}, "unknown key"), ({"learning_rate": [1e-3, -1]}, "out of range"),
-                           ({"num_minibatches": [2, 3]}, "cannot set up Warm"), ({"algo.kl": [1, 2]}, "hyperparameter 'kl'"),
+    for space, message in [({"larning_rate": [1, 2]}, "did you mean 'learning_rate'"), ({"learning_rate": [1e-3, -1]}, "out of range"),
+                           ({"num_minibatches": [2, 3]}, "cannot set up Warm"), ({"algo.kl": [1, 2]}, "no hyperparameter 'kl'"),
                            ({"warmth": [0.1, 0.2], "discount": 0.9}, "algo.discount has one value: set it in")]:  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             hx.sweep(None, algorithm, space)
