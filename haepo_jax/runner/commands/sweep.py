@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
         directory.mkdir(parents=True, exist_ok=True)
     try:
         with disk_errors(directory, "sweep", lambda: "; the same command resumes it"):
-            result = run(plan, directory, command=shlex.join(["python", "-m", "haepo_jax.sweep", *argv]))
+            result = run(plan, directory, sys.stdout)
     finally:
         with contextlib.suppress(OSError):
             directory.rmdir()  # only where nothing has been written to it

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from haepo_jax.algorithms import fields as hp
-from haepo_jax.messages import did_you_mean, first_line, short
+from haepo_jax.messages import first_line, short
 from haepo_jax.runner.config import AlgoConfig, ConfigError, RunConfig, hyperparameter_fields, setting
 from haepo_jax.runner.config.arguments import check_form, command_of, compose, put
 from haepo_jax.runner.config.values import checked_value, find_field, from_dict
@@ -186,9 +186,7 @@ def fingerprint(value: Any) -> str:
 
     value = value.holder.value if isinstance(value, PlainEnvironment) else value
     leaves, structure = jax.tree.flatten(value)
-    parts = [
-        leaf.tolist() if hasattr(leaf, "tolist") else (type(leaf), getattr(leaf, "__dict__", leaf)) for leaf in leaves
-    ]
+    parts = [leaf.tolist() if hasattr(leaf, "tolist") else getattr(leaf, "__dict__", leaf) for leaf in leaves]
     text = re.sub(r" at 0x[0-9a-f]+", "", f"{type(value)} {structure} {parts}")
     return f"{type(value).__qualname__} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -213,16 +211,15 @@ def read_sweep(overrides: Iterable[Override], env: Any = None, algorithm: Any = 
         check_form(override)
         if keys.count(override.key_or_group) > 1:
             raise ConfigError(f"{override.key_or_group} is given twice: a key that is swept takes one list of values")
-    if algorithm is not None:
-        for override in fixed:
-            if override.key_or_group.startswith("algo."):
-                raise ConfigError(f"{override.key_or_group} has one value: set it in the algorithm object")
     settings = compose(fixed, SweepConfig)
     fields: Mapping[str, dataclasses.Field[Any]] = hyperparameter_fields(settings.algo.name)
     if algorithm is not None:
         fields = {f.name: f for f in dataclasses.fields(algorithm) if f.name not in NOT_HYPERPARAMETERS}
+        for override in fixed:
+            if override.key_or_group.startswith("algo."):
+                raise ConfigError(f"{override.key_or_group} has one value: set it in the algorithm object")
     compiled = {f"algo.{name}" for name, field in fields.items() if field.metadata.get("static", False)}
-    dimensions = [_dimension(override, settings, fields, custom=algorithm is not None) for override in swept]
+    dimensions = [_dimension(override, settings, fields) for override in swept]
     dimensions.sort(key=lambda dimension: dimension.key not in compiled)
     intervals = [dimension.key for dimension in dimensions if isinstance(dimension, Interval)]
     size = math.prod(len(dimension.values) for dimension in dimensions if isinstance(dimension, Choice))
@@ -246,20 +243,14 @@ def read_sweep(overrides: Iterable[Override], env: Any = None, algorithm: Any = 
     return SweepPlan(settings, search, num_configs, tuple(dimensions), compiled_in, env, algorithm)
 
 
-def _dimension(
-    override: Override, settings: SweepConfig, fields: Mapping[str, dataclasses.Field[Any]], *, custom: bool
-) -> Dimension:
+def _dimension(override: Override, settings: SweepConfig, fields: Mapping[str, dataclasses.Field[Any]]) -> Dimension:
     """One swept key with every value, or both ends of its interval, held against its range."""
-    key = override.key_or_group
-    name, schema = key.removeprefix("algo."), {f.name: f for f in dataclasses.fields(SweepConfig)}
+    key, schema = override.key_or_group, {f.name: f for f in dataclasses.fields(SweepConfig)}
     if key in schema:
         raise ConfigError(f"{key} cannot be swept, only algo.<key> and env_kwargs.<name> (several seeds: num_seeds=)")
-    if not custom or name == key:
-        field = find_field(key, settings.algo.name, schema)
-    elif name in fields:
-        field = fields[name]
-    else:
-        raise ConfigError(f"the algorithm has no hyperparameter {short(name)}{did_you_mean(name, fields)}")
+    group, _, name = key.partition(".")
+    known = group == "algo" and name in fields
+    field = fields[name] if known else find_field(key, settings.algo.name, schema)
     kind = field.metadata.get("kind", dict)
     if override.is_interval_sweep() and kind not in (int, float, dict):
         raise ConfigError(f"{short(override.input_line)}: {key} is not a number: list its values, as in {key}=a,b")

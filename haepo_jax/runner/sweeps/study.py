@@ -15,8 +15,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
-import socket
 import threading
 import time
 import warnings
@@ -89,10 +87,8 @@ class Study:
 
     def values(self, trial: FrozenTrial | Trial) -> Values:
         """The configuration of a trial; one that was interrupted while it was claimed may miss some keys."""
-        known = [dimension for dimension in self.plan.dimensions if dimension.key in trial.params]
-        return {
-            d.key: d.categories[trial.params[d.key]] if isinstance(d, Choice) else trial.params[d.key] for d in known
-        }
+        listed = {d.key: d.categories for d in self.plan.dimensions if isinstance(d, Choice)}
+        return {key: listed[key][value] if key in listed else value for key, value in trial.params.items()}
 
     @staticmethod
     def state(trial: FrozenTrial) -> str:
@@ -120,7 +116,6 @@ class Study:
             trial = self.optuna.ask()
             self._running[trial.number] = trial
             self._beat()
-            trial.set_user_attr("worker", f"{socket.gethostname()}/{os.getpid()}")
             index = trial.number
             if index not in missing:
                 index = missing[0]

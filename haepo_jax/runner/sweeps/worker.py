@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,25 +97,21 @@ def _argument(value: Any) -> str:
     return value if isinstance(value, str) else value_text(value)
 
 
-def run(
-    plan: SweepPlan, directory: Path | None, stream: TextIO | None = None, command: str | None = None
-) -> SweepResult:
+def run(plan: SweepPlan, directory: Path | None, stream: TextIO) -> SweepResult:
     """Works on a sweep until every trial has ended, here or elsewhere.
 
     Args:
       plan: what is asked for.
       directory: where the study is and the results are written; None: nowhere.
-      stream: where progress is shown; None: stdout.
-      command: to be kept beside the plan in `sweep.json`.
+      stream: where progress is shown.
     """
     # Not before the plan has been read, which reports a missing Optuna.
     from haepo_jax.runner.sweeps.study import Study
 
     begin = time.perf_counter()
-    study, display = Study(plan, directory), Display(stream or sys.stdout)
-    if directory is not None and command is not None and not (directory / "sweep.json").exists():
-        asked = {"command": command, **plan.identity(), "num_configs": plan.num_configs}
-        write_atomically(directory / "sweep.json", json_text(asked, indent=2) + "\n")
+    study, display = Study(plan, directory), Display(stream)
+    if directory is not None:
+        write_atomically(directory / "sweep.json", json_text(plan.identity(), indent=2) + "\n")
     try:
         with study.heartbeats():
             _Worker(study, display, directory).work()
