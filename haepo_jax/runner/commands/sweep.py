@@ -82,9 +82,7 @@ def main(argv: list[str]) -> int:
         with contextlib.suppress(OSError):
             directory.rmdir()  # only where nothing has been written to it
     if len(result.state) and (result.state == "failed").all():
-        when = result.diverged_at[result.diverged_at >= 0]
-        first = f"; the first diverged at update {when.min()}" if len(when) else ""
-        raise RunError(f"all {len(result.state)} trials failed{first}: try smaller learning rates")
+        raise RunError(f"all {len(result.state)} trials failed: try smaller learning rates")
     return 0
 
 

@@ -31,7 +31,7 @@ EMBEDDED_BYTES = 16_000_000
 """How many bytes of recorded episodes a page embeds; it links to the others."""
 
 _LINKS = ("metrics.jsonl", "summary.json", "curve.png", "config.yaml", "completions.jsonl", "eval.jsonl")
-_SWEEP_LINKS = (TRIALS, "summary.json", "slice.png", "history.png", "importance.png", "sweep.json")
+_SWEEP_LINKS = (TRIALS, "summary.json", "slice.png", "history.png", "sweep.json")
 COMPLETIONS = 16
 """How many completions a page shows of each file that holds some, the last ones."""
 _RETURNS = frozenset({"eval_return", "eval_return_greedy", "episode_return"})

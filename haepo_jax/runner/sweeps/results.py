@@ -33,7 +33,6 @@ class SweepResult:
       value: (N,) what is maximised: the mean return over a trial's seeds; NaN for one that failed.
       state: (N,) `complete`; `stopped` by halving; `failed`: a seed diverged or its return is not finite; `running`.
       env_steps: (N, S) done.
-      diverged_at: (N, S) the update at which a seed was frozen because it was not finite, or -1.
       curve_steps: (P,) valid steps at the end of each segment of the run.
       curves: (N, P, S) mean training return in each segment.
       configs: (N,) each trial's values as the command line names them.
@@ -63,7 +62,6 @@ class SweepResult:
         self.returns = stacked("return_per_seed", seeds)
         self.value = self.returns.mean(axis=1)
         self.env_steps = stacked("env_steps_per_seed", seeds).astype(np.int64)
-        self.diverged_at = stacked("diverged_at_per_seed", seeds).astype(np.int64)
         self.curves = stacked("curve_return_per_seed", seeds, points).transpose(0, 2, 1)
         self.state = np.array([study.state(trial) for trial in trials], np.str_)
         self.configs = [study.values(trial) for trial in trials]
@@ -133,35 +131,29 @@ def write_summary(result: SweepResult, directory: Path) -> dict[str, Any]:
 
 
 def write_figures(result: SweepResult, directory: Path) -> list[str]:
-    """Writes Optuna's figures as PNG: the return against each key, the best return so far, and the importance of the keys
-    (PED-ANOVA). Returns the files' names; none where no trial has trained to its end.
+    """Writes Optuna's figures as PNG: the return against each key, and the best return so far. Returns the files' names; none
+    where no trial has trained to its end.
 
     Optuna draws with pyplot, whose style and backend stay those of the caller.
     """
     if "complete" not in result.state:
         return []
-    import optuna
     from matplotlib import pyplot
-    from optuna.visualization.matplotlib import plot_optimization_history, plot_param_importances, plot_slice
+    from optuna.visualization.matplotlib import plot_optimization_history, plot_slice
 
-    from haepo_jax.runner.plots import figure_png
-
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    figures: dict[str, Any] = {
-        "slice.png": lambda: plot_slice(result.study, target_name="return"),
-        "history.png": lambda: plot_optimization_history(result.study, target_name="return"),
-        "importance.png": lambda: plot_param_importances(result.study, evaluator=evaluator, target_name="return"),
-    }
+    plots: dict[str, Any] = {"slice.png": plot_slice, "history.png": plot_optimization_history}
     backend = pyplot.get_backend()
     pyplot.switch_backend("agg")
     try:
         with pyplot.rc_context(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for name, draw in figures.items():
-                figure = np.ravel(draw())[0].figure
-                write_atomically(directory / name, figure_png(figure))
+            for name, plot in plots.items():
+                drawn, buffer = plot(result.study, target_name="return"), io.BytesIO()
+                figure = np.ravel(np.asarray(drawn, object))[0].figure
+                figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+                write_atomically(directory / name, buffer.getvalue())
                 pyplot.close(figure)
     finally:
         with contextlib.suppress(ImportError):  # of a backend that needs a display, where there is none
             pyplot.switch_backend(backend)
-    return [*figures]
+    return [*plots]

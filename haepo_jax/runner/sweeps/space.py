@@ -42,8 +42,8 @@ class Choice:
 
     @property
     def categories(self) -> dict[Any, Any]:
-        """The values by what Optuna stores for each: a list, which it has no category for, is text."""
-        return {value_text(value) if isinstance(value, tuple) else value: value for value in self.values}
+        """The values by what Optuna stores for each."""
+        return {as_stored(value): value for value in self.values}
 
     def ends(self) -> tuple[Any, Any]:
         """The smallest and the largest value if all are numbers, otherwise the first and the last."""
@@ -133,3 +133,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_plain(item) for item in value)
     return getattr(value, "text", value)
+
+
+def as_stored(value: Any) -> Any:
+    """A value as Optuna stores it: a list, which it has no category for, is text."""
+    return value_text(value) if isinstance(value, tuple) else value

@@ -28,10 +28,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.config import ConfigError
-from haepo_jax.runner.config.arguments import value_text
 from haepo_jax.runner.run_dir import json_text
 from haepo_jax.runner.sweeps.plan import SweepPlan
-from haepo_jax.runner.sweeps.space import Choice, Dimension, Values
+from haepo_jax.runner.sweeps.space import Choice, Dimension, Values, as_stored
 
 DATABASE = "study.db"
 STATES = {
@@ -56,14 +55,13 @@ class Study:
         name = "sweep" if directory is None else directory.resolve().name
         self._running: dict[int, Trial] = {}  # this worker's trials
         # With several workers the same seed gives other suggestions: a search repeats with one worker only.
-        seed = plan.settings.search_seed
-        self._sampler: optuna.samplers.BaseSampler = _Planned()
+        sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler()
         if plan.search == "tpe":
-            self._sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            sampler = optuna.samplers.TPESampler(seed=plan.settings.search_seed, constant_liar=True)
         elif plan.search == "cmaes":
-            self._sampler = optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+            sampler = optuna.samplers.CmaEsSampler(seed=plan.settings.search_seed, warn_independent_sampling=False)
         self.optuna = optuna.create_study(
-            study_name=name, storage=self._storage, sampler=self._sampler, direction="maximize", load_if_exists=True
+            study_name=name, storage=self._storage, sampler=sampler, direction="maximize", load_if_exists=True
         )
         identity = json_text(plan.identity())
         if self.optuna.user_attrs.get("sweep", identity) != identity:
@@ -123,8 +121,9 @@ class Study:
             if self.by_index()[index].number != trial.number:  # another worker was faster
                 self._tell(trial.number, "failed")
                 continue
-            if isinstance(self._sampler, _Planned):
-                self._sampler.values = self.plan.planned(index)
+            if self.plan.search in ("grid", "random"):
+                planned = {key: as_stored(value) for key, value in self.plan.planned(index).items()}
+                self.optuna.sampler = optuna.samplers.PartialFixedSampler(planned, optuna.samplers.RandomSampler())
             for dimension in self.plan.dimensions:
                 _suggest(trial, dimension)
             claimed[trial.number] = self.values(trial)
@@ -187,16 +186,6 @@ class Study:
             study = self._storage.get_study_id_from_name(self.optuna.study_name)
             for number in [*self._running]:
                 self._storage.record_heartbeat(self._storage.get_trial_id_from_study_id_trial_number(study, number))
-
-
-class _Planned(optuna.samplers.RandomSampler):
-    """Suggests what a grid or a random search has planned for the trial that is being claimed."""
-
-    values: Values
-
-    def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
-        value = self.values[param_name]
-        return value_text(value) if isinstance(value, tuple) else value
 
 
 def _lost(trial: FrozenTrial) -> bool:

@@ -197,7 +197,7 @@ class _Worker:
         if self._ended()[0] >= configs:
             return
         what = f"{configs} configurations{f' of {seeds} seeds' if seeds > 1 else ''} ({self._plan.search} search)"
-        self._display.say(f"sweeping {what} on {describe_device(local=True)} (JAX {jax.__version__})")
+        self._display.say(f"sweeping {what} on {describe_device()} (JAX {jax.__version__})")
         waiting = False
         while True:
             if claimed := self._study.claim(self._cohort_size()):

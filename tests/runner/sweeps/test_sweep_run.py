@@ -76,7 +76,7 @@ def test_from_python(toy: list[int]) -> None:
     np.testing.assert_allclose(found.value, -np.abs(np.log10(rates) + 2), atol=1e-4)
     best = found.best()
     assert best == np.argmin(np.abs(np.log10(rates) + 2)) and set(found.state) == {"complete"}
-    assert np.all(found.env_steps >= 100) and np.all(found.diverged_at == -1)
+    assert np.all(found.env_steps >= 100)
     config = compose(read_arguments(shlex.split(found.command(best))[3:]).overrides, RunConfig)
     assert (
         config.algo.hyperparameters["learning_rate"] == rates[best]
@@ -110,7 +110,7 @@ def test_a_trial_that_diverged_is_a_failed_trial(
     for _ in range(2):  # also when it is resumed
         assert command_line.main([*arguments, f"run_dir={tmp_path}/b"]) == 1
         output = capsys.readouterr()
-        assert "error: all 2 trials failed; the first diverged at update 2" in output.err and "best:" not in output.out
+        assert "error: all 2 trials failed: try smaller learning rates" in output.err and "best:" not in output.out
 
 
 @pytest.mark.parametrize("rates", [[1e-2, 1e-3, 5.0], [1e-2]])
@@ -123,7 +123,7 @@ def test_the_figures_are_optunas(rates: list[float], toy: list[int], tmp_path: P
     space = {"learning_rate": rates, "hidden_sizes": [[8], [16]]}
     found = hx.sweep("CartPole-v1", "haepo", space, run_dir=str(tmp_path), **TOY)
     assert ("failed" in found.state) == (len(rates) > 1)
-    for name in ("slice", "history", "importance"):
+    for name in ("slice", "history"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert pyplot.get_backend() == "pdf" and dict(pyplot.rcParams) == style
     assert [pyplot.figure(number) for number in pyplot.get_fignums()] == [mine]
@@ -182,7 +182,7 @@ def test_the_command_leaves_tables_figures_and_the_best(
     assert f"algo.learning_rate={best['algo.learning_rate']}" in command
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert summary["best"]["command"] == command and summary["states"] == {"complete": 9}
-    assert "trials.csv, summary.json, slice.png, history.png, importance.png" in lines[-1]
+    assert "trials.csv, summary.json, slice.png, history.png" in lines[-1]
 
     trained = list(toy)
     assert command_line.main(arguments) == 0, "once more: there is nothing left to run"
