@@ -63,7 +63,12 @@ def main(argv: list[str]) -> int:
         print("\n".join(list_envs()))
         return 0
     plan = read_sweep(arguments.overrides)
-    directory = _place(plan)
+    name = plan.settings.run_dir
+    stem = f"sweep-{plan.settings.env.replace('/', '-')}-{plan.settings.algo.name}"
+    directory = unused_directory(stem) if name is None else Path(name)
+    check_writable(str(directory))
+    if (directory / "config.yaml").exists():
+        raise ConfigError(f"run_dir={short(name)} holds a training run: choose another directory")
     from haepo_jax.runner.sweeps.worker import run
 
     _use_every_core(plan)
@@ -98,15 +103,3 @@ def _use_every_core(plan: SweepPlan) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", min(cores, plan.num_configs * plan.settings.num_seeds))
-
-
-def _place(plan: SweepPlan) -> Path:
-    """The sweep's directory, which need not be there; raises ConfigError where it cannot be used."""
-    settings = plan.settings
-    if settings.run_dir is None:
-        return unused_directory(f"sweep-{settings.env.replace('/', '-')}-{settings.algo.name}")
-    check_writable(settings.run_dir)
-    path = Path(settings.run_dir)
-    if (path / "config.yaml").exists():
-        raise ConfigError(f"run_dir={short(settings.run_dir)} holds a training run: choose another directory")
-    return path

@@ -143,15 +143,11 @@ def train_cohort(
     on_call: Callable[[int], None],
     on_end: Callable[[int, str, dict[str, Any]], None],
 ) -> None:
-    """Trains every trial of a cohort until it ends, is stopped by halving, or fails: a seed diverges, or its return is not
-    finite.
+    """Trains every trial of a cohort, given by shape, until it ends, is stopped by halving, or fails: a seed diverges, or its
+    return is not finite.
 
-    Args:
-      groups: the trials, by shape.
-      settings: of the sweep.
-      on_call: given the valid steps of every compiled call.
-      on_end: given a trial's number, its state (`complete`, `stopped` by halving, or `failed`) and what `Group.end` gives,
-        as soon as they are known.
+    `on_call` is given the valid steps of every compiled call; `on_end`, as soon as they are known, a trial's number, its state
+    (`complete`, `stopped` or `failed`) and what `Group.end` gives.
     """
     for share in run_shares(settings):
         values: dict[int, float] = {}

@@ -98,13 +98,8 @@ def _argument(value: Any) -> str:
 
 
 def run(plan: SweepPlan, directory: Path | None, stream: TextIO) -> SweepResult:
-    """Works on a sweep until every trial has ended, here or elsewhere.
-
-    Args:
-      plan: what is asked for.
-      directory: where the study is and the results are written; None: nowhere.
-      stream: where progress is shown.
-    """
+    """Works on a sweep until every trial has ended, here or elsewhere, and shows progress in the stream; the study and the
+    results are in the directory, if there is one."""
     # Not before the plan has been read, which reports a missing Optuna.
     from haepo_jax.runner.sweeps.study import Study
 
