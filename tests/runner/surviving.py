@@ -7,7 +7,6 @@ import signal
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import pytest
 
 from haepo_jax.runner import loggers, loop
@@ -121,14 +120,12 @@ def outcome(directory: Path) -> dict[str, Any]:
 
 def final_bits(directory: Path) -> dict[str, bytes]:
     """Every array of the newest checkpoint: parameters, optimiser, reference, environments, normaliser, counters."""
+    from orbax.checkpoint import PyTreeCheckpointer
+
     newest = Checkpoints(directory / "checkpoints").all()[-1]
     newest.verify()
-    with np.load(newest.path) as arrays:
-        return {
-            name: repr((array.dtype, array.shape)).encode() + array.tobytes()
-            for name, array in arrays.items()
-            if name != "progress"
-        }
+    arrays = PyTreeCheckpointer().restore(newest.path.absolute() / "arrays")
+    return {name: repr((array.dtype, array.shape)).encode() + array.tobytes() for name, array in arrays.items()}
 
 
 def assert_same_end(directory: Path, whole: Path) -> None:

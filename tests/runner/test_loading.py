@@ -147,9 +147,10 @@ def test_arrays_are_held_against_their_hashes(
     shutil.copytree(finished_runs["cartpole"], run)
     checkpoints = sorted((run / "checkpoints").iterdir())
     checkpoints.append(run / "checkpoints" / checkpoints[-1].name.replace(checkpoints[-1].name[:6], "000099", 1))
-    shutil.copy(checkpoints[-2], checkpoints[-1])
+    shutil.copytree(checkpoints[-2], checkpoints[-1])
 
-    def flip(file: Path) -> None:
+    def flip(checkpoint: Path) -> None:
+        file = max((file for file in checkpoint.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1
         file.write_bytes(data)

@@ -172,7 +172,7 @@ def killed(counting: Runs, directory: Path, *arguments: str) -> None:
     """A run that was killed some time after its third checkpoint."""
     assert counting(directory, *COUNTING, ALWAYS, *arguments, calls=30) == 143
     # SIGKILL leaves no checkpoint of the last moment.
-    Checkpoints(directory / "checkpoints").all()[-1].path.unlink()
+    shutil.rmtree(Checkpoints(directory / "checkpoints").all()[-1].path)
     assert len(Checkpoints(directory / "checkpoints").all()) >= 2
 
 
@@ -199,7 +199,7 @@ def test_a_damaged_checkpoint_falls_back(
     assert counting(whole, *COUNTING) == 0
     killed(counting, run)
     newest = Checkpoints(run / "checkpoints").all()[-1].path
-    damage(newest)
+    damage(max((file for file in newest.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size))
     capsys.readouterr()
     assert counting(run, "resume=true") == 0
     error = capsys.readouterr().err
@@ -213,7 +213,7 @@ def test_a_run_without_an_intact_checkpoint_is_refused(
     run = tmp_path / "run"
     killed(counting, run)
     for checkpoint in Checkpoints(run / "checkpoints").all():
-        flip(checkpoint.path)
+        flip(checkpoint.path / "progress.json")
     for resume in ("true", "auto"):
         capsys.readouterr()
         assert counting(run, f"resume={resume}") == 1

@@ -278,10 +278,11 @@ def test_a_disk_that_fills_is_one_line(
 
             patch.setattr(loggers, "append_record", append_until_full)
         elif file == "checkpoints":
+            write = checkpoints._write_arrays
             patch.setattr(
                 checkpoints,
-                "write_atomically",
-                lambda path, content: no_room() if int(path.name[:6]) >= 15 else atomically(path, content),
+                "_write_arrays",
+                lambda path, arrays: no_room() if int(path.parent.name[:6]) >= 15 else write(path, arrays),
             )
         else:
             patch.setattr(
