@@ -196,7 +196,11 @@ class Algorithm(abc.ABC):
           `episode_length` are 0 if `episodes`, the number of episodes that ended, is 0.
         """
         new, metrics = self.update(state)
-        return keep_finite(state, new, metrics, self.on_nan), metrics
+        return keep_finite(state, new, self.discarded(state, new), metrics, self.on_nan), metrics
+
+    def discarded(self, state: TrainState, new: TrainState) -> TrainState:
+        """The state of a run that a non-finite update has frozen: that before the update."""
+        return state
 
     @abc.abstractmethod
     def update(self, state: TrainState) -> tuple[TrainState, Metrics]:

@@ -31,13 +31,13 @@ EMBEDDED_BYTES = 16_000_000
 """How many bytes of recorded episodes a page embeds; it links to the others."""
 
 _LINKS = ("metrics.jsonl", "summary.json", "curve.png", "config.yaml", "completions.jsonl", "eval.jsonl")
-_SWEEP_LINKS = (TRIALS, "summary.json", "curves.png", "returns.png", "parallel.png", "sweep.json")
+_SWEEP_LINKS = (TRIALS, "summary.json", "slice.png", "history.png", "sweep.json")
 COMPLETIONS = 16
 """How many completions a page shows of each file that holds some, the last ones."""
 _RETURNS = frozenset({"eval_return", "eval_return_greedy", "episode_return"})
 """The metrics with an interval: bootstrapping every metric would take minutes on a large page."""
 _NOT_METRICS = frozenset({"row", "step", "update", "env_steps", "seeds"})
-_NOT_SETTINGS = frozenset({"index", "trial", "state", "return", "curve_steps", "pbt_values"})
+_NOT_SETTINGS = frozenset({"index", "trial", "state", "return", "curve_steps"})
 
 Array = npt.NDArray[np.float64]
 
