@@ -150,7 +150,6 @@ def test_a_broken_newest_one_falls_back_to_the_one_before(
     assert directory.newest() == second
     complaint = capsys.readouterr().err
     assert complaint.count("\n") == 1 and "000002" in complaint
-
     flip(first.path)
     flip(second.path)
     with pytest.raises(CheckpointError, match="none of the 3 checkpoints"):
