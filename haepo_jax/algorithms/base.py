@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import optax
 
 from haepo_jax.action_outputs import squashed
-from haepo_jax.algorithms import running
 from haepo_jax.algorithms.fields import (
     COUNT,
     NOT_NEGATIVE,
@@ -32,6 +31,7 @@ from haepo_jax.algorithms.fields import (
 from haepo_jax.algorithms.network_checks import check_networks
 from haepo_jax.algorithms.optimizers import clip_by_global_norm
 from haepo_jax.algorithms.other_names import SignatureOfInit, check_keywords
+from haepo_jax.algorithms.running import Runnable
 from haepo_jax.algorithms.state import InitialPolicy, Metrics, TrainingStatus, TrainState, check_fits, keep_finite
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
@@ -45,7 +45,7 @@ from haepo_jax.spaces import Box, Space, space_leaves
 
 
 @dataclasses.dataclass(frozen=True)
-class Algorithm(abc.ABC):
+class Algorithm(Runnable):
     """Base class of all algorithms.
 
     A subclass defines `update`, or derives from `SegmentAlgorithm` or `TrajectoryAlgorithm` and defines `loss`.
@@ -230,7 +230,7 @@ class Algorithm(abc.ABC):
             updates, opt_state = self.optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, jax.tree.map(lambda u: -self.learning_rate * u, updates)), opt_state
 
-    # Initialisation, training and evaluation.
+    # Initialisation.
 
     def init(self, key: jax.Array, start: InitialPolicy | None = None) -> TrainState:
         """A new train state from a typed PRNG key (`jax.random.key(seed)`).
@@ -276,50 +276,6 @@ class Algorithm(abc.ABC):
     def init_extra(self, state: TrainState) -> Any:
         """`TrainState.extra` at the start of a run; `state` has all other fields."""
         return None
-
-    def train(self, key: jax.Array, start: InitialPolicy | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """Runs the whole training; under `jax.jit` one compiled program. See `init` for `start`.
-
-        Returns:
-          The final state, and metrics with `log_points` rows, evenly spaced in environment steps: the metrics of the
-          last update before each point, `env_steps` (a `StepCount`), `update`, and the mean `eval_return`,
-          `eval_return_greedy` and `eval_length` over `eval_episodes` episodes. An update that passes several points
-          repeats its row.
-        """
-        return running.whole_run(self, self.init(key, start))
-
-    def advance(self, state: TrainState, until: StepCount) -> tuple[TrainState, Metrics]:
-        """Updates until `until` environment steps are done; the metrics are those of the last update, 0 if none."""
-        return running.advance(self, state, until)
-
-    def progress(self, state: TrainState, max_steps: int | None = None) -> dict[str, Any]:
-        """Counters for a row of metrics, and an evaluation if `eval_episodes` > 0; see `evaluate` for `max_steps`."""
-        return running.progress(self, state, max_steps)
-
-    def evaluate(
-        self,
-        state: TrainState,
-        *,
-        episodes: int = 128,
-        greedy: bool = False,
-        key: jax.Array | None = None,
-        max_steps: int | None = None,
-    ) -> dict[str, jax.Array]:
-        """Evaluates the current policy on complete episodes.
-
-        Args:
-          state: the train state.
-          episodes: number of episodes, run in parallel.
-          greedy: take the mode of each action distribution instead of a sample.
-          key: PRNG key of initial states, actions and transitions. The default is one fixed key, so that all runs and
-            seeds are evaluated with the same random numbers.
-          max_steps: limit on the episode length, if less than the environment's horizon.
-
-        Returns:
-          `return` (episodes,) float32 and `length` (episodes,) int32.
-        """
-        key = jax.random.key(running.EVALUATION_SEED) if key is None else key
-        return running.play(self, state, episodes, jnp.bool_(greedy), key, max_steps)
 
     # The policy as a function.
 
