@@ -25,11 +25,11 @@ from typing import Any
 # Each program runs for milliseconds: optimising it would take most of the time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-import jax  # noqa: E402
+import jax
 
-from haepo_jax.envs import list_envs  # noqa: E402
-from haepo_jax.envs.names import LIBRARIES  # noqa: E402
-from haepo_jax.runner.commands.train import main as train  # noqa: E402
+from haepo_jax.envs import list_envs
+from haepo_jax.envs.names import LIBRARIES
+from haepo_jax.runner.commands.train import main as train
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
@@ -39,18 +39,19 @@ RESULTS = Path(__file__).parent / "every_task.json"
 DOCUMENT = Path(__file__).parent / "README.md"
 
 SETTINGS = [
-    "algo=haepo_episodic",
-    "total_steps=2",
+    "algo=haepo",
+    "total_steps=32",
     "final_eval_episodes=2",
     "tensorboard=false",
     "algo.num_envs=4",
-    "algo.group_size=2",
+    "algo.num_steps=8",
+    "algo.replay_batches=1",
     "algo.num_minibatches=1",
     "algo.num_epochs=1",
     "algo.log_points=1",
-    "algo.eval_episodes=1",
+    "algo.eval_episodes=0",
 ]
-METRICS = ("loss", "objective", "entropy", "kl", "grad_norm", "ess", "episode_return", "eval_return")
+METRICS = ("loss", "objective", "value_loss", "entropy", "kl", "grad_norm", "ess", "episode_return")
 
 
 def library_of(task: str) -> str:

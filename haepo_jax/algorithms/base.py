@@ -23,12 +23,13 @@ from haepo_jax.algorithms.fields import (
     HyperparameterError,
     Range,
     Scheduled,
+    check_divides,
     check_value,
     leaf,
     short,
     static,
 )
-from haepo_jax.algorithms.network_checks import check_networks
+from haepo_jax.algorithms.network_checks import check_action_options, check_networks
 from haepo_jax.algorithms.optimizers import clip_by_global_norm
 from haepo_jax.algorithms.other_names import SignatureOfInit, check_keywords
 from haepo_jax.algorithms.running import Runnable
@@ -141,7 +142,7 @@ class Algorithm(Runnable):
                 object.__setattr__(self, field.name, AUTO)
         self.check()
         if hasattr(self.env, "action_space"):
-            self._check_actions()
+            check_action_options(self.env, self.squash_actions, self.state_dependent_std)
             check_networks(self.env, self.policy, getattr(self, "value", None))
 
     def check(self) -> None:
@@ -159,25 +160,7 @@ class Algorithm(Runnable):
             if any(size != width for size in self.hidden_sizes):
                 sizes = short(list(self.hidden_sizes))
                 raise HyperparameterError(f"hidden_sizes={sizes} must be equal for network=transformer, one per block")
-            if width % (2 * self.num_heads):
-                below, above = width - width % (2 * self.num_heads), width - width % (-2 * self.num_heads)
-                nearest = f"{below} or {above}" if below else f"{above}"
-                raise HyperparameterError(
-                    f"hidden_sizes of {width} must be a multiple of 2 num_heads = {2 * self.num_heads} for "
-                    f"network=transformer; the nearest that are: {nearest}"
-                )
-
-    def _check_actions(self) -> None:
-        boxes = [part for part in space_leaves(self.env.action_space) if isinstance(part, Box)]
-        for name in ("squash_actions", "state_dependent_std"):
-            if getattr(self, name) and not boxes:
-                raise HyperparameterError(
-                    f"{name}=true requires continuous actions, but {self.env.name} has discrete ones"
-                )
-        if self.squash_actions and not all(box.bounded for box in boxes):
-            raise HyperparameterError(
-                f"squash_actions=true requires bounded actions, but those of {self.env.name} are unbounded"
-            )
+            check_divides("hidden_sizes[0]", width, "2 * num_heads", 2 * self.num_heads)
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some hyperparameters changed; numbers may be tracers."""

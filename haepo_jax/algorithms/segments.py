@@ -393,8 +393,8 @@ class SegmentAlgorithm(Algorithm):
         carry = self.actor_critic.init(jax.random.key(0), self.example_observation())[1]
         if self.single_steps and jax.tree.leaves(carry):
             # A custom recurrent network; `check` covers the default ones.
-            names = "num_envs" + (" * replay_batches" if self.replay_batches > 1 else "")
-            check_divides(names, self.num_envs * self.replay_batches, "num_minibatches", self.num_minibatches)
+            sequences = self.num_envs * self.replay_batches
+            check_divides("num_envs * replay_batches", sequences, "num_minibatches", self.num_minibatches)
         envs = start_environments(self.env, carry, starts_key(state.key), self.num_envs)
         reward_scale = None
         if self.normalize_rewards:
