@@ -296,7 +296,7 @@ class TestRecurrent:
 
     def test_minibatches_of_ppo_are_whole_lanes(self) -> None:
         algo = hx.PPO(Count(), policy=GRU(2), value=GRU(0), num_steps=6, num_envs=4, num_minibatches=3)
-        with pytest.raises(hx.HyperparameterError, match="num_envs \\* replay_batches=4 is not a multiple of num_minibatches=3"):
+        with pytest.raises(hx.HyperparameterError, match=r"num_envs \* replay_batches=4 is not a multiple of num_minibatches=3"):
             algo.init(jax.random.key(0))
 
 

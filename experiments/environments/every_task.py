@@ -51,7 +51,7 @@ SETTINGS = [
     "algo.log_points=1",
     "algo.eval_episodes=0",
 ]
-METRICS = ("loss", "objective", "value_loss", "entropy", "kl", "grad_norm", "ess", "episode_return")
+METRICS = ("loss", "objective", "value_loss", "entropy", "kl", "grad_norm", "ess", "final_return_mean")
 
 
 def library_of(task: str) -> str:
@@ -82,7 +82,7 @@ def _objection(run: Path) -> str:
     row["final_return_mean"] = json.loads((run / "summary.json").read_text(encoding="utf-8"))["final_return_mean"]
     if row["invalid_episodes"]:
         return f"{row['invalid_episodes']:g} invalid episodes"
-    wrong = [name for name in (*METRICS, "final_return_mean") if not math.isfinite(row[name])]
+    wrong = [name for name in METRICS if not math.isfinite(row[name])]
     return f"not finite: {', '.join(wrong)}" if wrong else ""
 
 

@@ -11,6 +11,7 @@ import abc
 import dataclasses
 from typing import Any, Self
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -179,6 +180,9 @@ class Algorithm(Runnable):
           `episode_length` are 0 if `episodes`, the number of episodes that ended, is 0.
         """
         new, metrics = self.update(state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+        for name, value in metrics.items():
+            chex.assert_rank(value, 0, custom_message=f"the metric {name!r}")
         return keep_finite(state, new, metrics, self.on_nan), metrics
 
     @abc.abstractmethod
@@ -209,6 +213,7 @@ class Algorithm(Runnable):
 
     def apply_gradients(self, params: Any, opt_state: Any, gradients: Any) -> tuple[Any, Any]:
         """One optimiser step: the next parameters and optimiser state; `self` must be `scheduled`."""
+        chex.assert_trees_all_equal_shapes(params, gradients)
         with jax.numpy_dtype_promotion("standard"):  # optax does not support strict promotion
             updates, opt_state = self.optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, jax.tree.map(lambda u: -self.learning_rate * u, updates)), opt_state

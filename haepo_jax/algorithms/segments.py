@@ -299,7 +299,8 @@ class SegmentAlgorithm(Algorithm):
 
     def learn(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Any, Metrics]:
         """Runs the epochs of one update: parameters, optimiser state and mean metrics; `self` must be `scheduled`."""
-        chex.assert_equal_shape([batch.is_first, batch.log_prob, batch.advantage, batch.value_target])
+        chex.assert_tree_shape_prefix(dataclasses.replace(batch, carry=None), batch.mask.shape)
+        chex.assert_equal_shape([batch.mask, batch.log_prob, batch.value, batch.advantage, batch.value_target])
         if self.single_steps and not jax.tree.leaves(batch.carry):
             batch = self._as_single_steps(batch)
         size = batch.is_first.shape[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -38,6 +39,7 @@ def collect_episodes(
       The steps (T, B) or None; returns (B,) float32; lengths (B,) int32. T is the smaller of env.horizon and max_steps;
       episodes still running after T steps are cut off.
     """
+    chex.assert_equal_shape([reset_keys, step_keys])
     horizon = env.horizon if max_steps is None else min(env.horizon, max_steps)
     num_envs = reset_keys.shape[0]
     state, observation = shard_environments(jax.vmap(env.reset)(reset_keys))

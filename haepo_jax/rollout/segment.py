@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -91,6 +92,7 @@ def collect_segment(
       step_keys: (B,), for actions and transitions; new for every segment.
       num_steps: T.
     """
+    chex.assert_shape([state.is_first, step_keys], state.episodes.shape)
     one_step = jax.vmap(lambda *args: step_environment(env, act, *args))
     state = shard_environments(state)
     alive = jnp.ones_like(state.is_first)
@@ -107,11 +109,13 @@ def collect_segment(
         terminated = stepped.terminated | invalid
         truncated = (stepped.truncated | (episode_length >= horizon)) & ~terminated
         done = terminated | truncated
-        final_value = where_any(
-            truncated,
-            lambda: jnp.where(truncated, jax.vmap(value)(stepped.carry, stepped.observation), 0.0).astype(jnp.float32),
-            lambda: jnp.zeros(done.shape, jnp.float32),
-        )
+
+        def final_values() -> jax.Array:
+            values = jax.vmap(value)(stepped.carry, stepped.observation)
+            chex.assert_equal_shape([values, truncated])
+            return jnp.where(truncated, values, 0.0).astype(jnp.float32)
+
+        final_value = where_any(truncated, final_values, lambda: jnp.zeros(done.shape, jnp.float32))
         start, spare, spare_used = _next_starts(env, reset_key, before, done)
         env_state, observation = _select(done, start, (stepped.state, stepped.observation))
         episode_return = before.episode_return + transition.reward
