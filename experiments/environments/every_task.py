@@ -22,9 +22,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Each program runs for milliseconds: optimising it would take most of the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-
 import jax
 
 from haepo_jax.envs import list_envs
@@ -99,6 +96,8 @@ def table(done: dict[str, Any]) -> str:
 
 
 def main() -> int:
+    # Each program runs for milliseconds: optimising it would take most of the time.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     wanted = tuple(sys.argv[1:])
     tasks = [task for task in list_envs() if not wanted or task.startswith(wanted)]
     done: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}

@@ -33,7 +33,7 @@ from haepo_jax.runner.run_dir import (
     write_atomically,
 )
 from haepo_jax.runner.session import train_and_report
-from haepo_jax.runner.statistics import describe_returns, probability_of_improvement
+from haepo_jax.statistics import describe_returns, probability_of_improvement
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

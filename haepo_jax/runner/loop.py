@@ -28,7 +28,7 @@ from haepo_jax.runner.processes import ALONE, Processes
 from haepo_jax.runner.program import KINDS, Program, build, final_size, mesh_of
 from haepo_jax.runner.resume import settings_that_matter
 from haepo_jax.runner.signals import NEVER, StopSignals, interruptibly
-from haepo_jax.runner.statistics import interquartile_mean
+from haepo_jax.statistics import interquartile_mean
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from haepo_jax.runner.errors import disk_errors
 from haepo_jax.runner.loading import load_run, seed_index, warn_of_checkpoint
 from haepo_jax.runner.plots import histogram_figure, write_figure
 from haepo_jax.runner.run_dir import RunDir, json_text, write_atomically
-from haepo_jax.runner.statistics import describe_returns
+from haepo_jax.statistics import describe_returns
 
 CHUNK = 1000
 """Episodes played side by side for each seed."""

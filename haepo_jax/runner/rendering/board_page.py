@@ -24,7 +24,7 @@ import yaml
 
 from haepo_jax.runner.resume import FREE
 from haepo_jax.runner.run_dir import RunDir
-from haepo_jax.runner.statistics import bootstrap_interval, describe_returns, interquartile_mean_of_known
+from haepo_jax.statistics import bootstrap_interval, describe_returns, interquartile_mean_of_known
 
 TRIALS = "trials.csv"
 EMBEDDED_BYTES = 16_000_000
