@@ -57,6 +57,8 @@ def environment_keys(key: jax.Array, num_envs: int) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stepped:
+    """The transition of one step of one environment, and what the next step starts from."""
+
     transition: Trajectory
     state: Any
     observation: Any
