@@ -4,8 +4,7 @@ hydra-submitit-launcher; `submitit_local` starts them on this machine):
     python examples/sweep_workers.py -m hydra/launcher=submitit_slurm hydra.launcher.gpus_per_node=1 'worker=range(8)' \
         'sweep="env=CartPole-v1 algo.learning_rate=tag(log,interval(1e-4,1e-2)) num_configs=512 run_dir=/shared/sweep"'
 
-Each job is an independent worker of the study in `run_dir`: jobs may start and end at any time, in any number. They do
-not need `distributed=true`, which is for the processes of one job.
+Each job is an independent worker of the study in `run_dir`: jobs may start and end at any time, in any number.
 """
 
 from __future__ import annotations

@@ -44,20 +44,24 @@ RECOMPUTE_ABOVE = 2**14
 """Above this number of steps, activations of feed-forward policies are recomputed for the gradient, not stored."""
 
 
-def each_step(function: Callable[[Any], Any], steps: Any, num_axes: int) -> Any:
-    """Applies a feed-forward `function` to every step of a pytree whose first `num_axes` axes are step axes.
+def each_step(function: Callable[[Any], Any], inputs: Any, num_axes: int) -> Any:
+    """Applies a feed-forward `function` to every step of a pytree `inputs` whose first `num_axes` axes are step axes.
 
     The steps are flattened to one axis, so that each layer is one matrix product; with several axes XLA would transpose
     the activations. Above `RECOMPUTE_ABOVE` steps they are processed in chunks whose activations are recomputed in the
     backward pass: only one chunk is in memory, for a third more computation. With environments sharded over devices
     there is no chunking: consecutive steps lie on one device, so every device would gather and compute all of them.
     """
-    shape = jax.tree.leaves(steps)[0].shape[:num_axes]
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[num_axes:]), steps)
-    if math.prod(shape) <= RECOMPUTE_ABOVE or environments_are_sharded():
+    shape = jax.tree.leaves(inputs)[0].shape[:num_axes]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[num_axes:]), inputs)
+    steps = math.prod(shape)
+    if steps <= RECOMPUTE_ABOVE or environments_are_sharded():
         outputs = jax.vmap(function)(flat)
     else:
-        outputs = jax.lax.map(jax.checkpoint(function), flat, batch_size=RECOMPUTE_ABOVE)
+        fewest = -(-steps // RECOMPUTE_ABOVE)
+        # Equal chunks where possible: a remainder would make XLA copy all other steps.
+        even = (steps // chunks for chunks in range(fewest, 2 * fewest) if steps % chunks == 0)
+        outputs = jax.lax.map(jax.checkpoint(function), flat, batch_size=next(even, RECOMPUTE_ABOVE))
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), outputs)
 
 

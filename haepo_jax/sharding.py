@@ -2,7 +2,7 @@
 
 Every device steps its shard of the environments, and XLA reduces sums and softmaxes over trajectories across devices,
 so that the mathematics is that of a single device. A sweep shards its trials instead, which needs no communication; see
-`haepo_jax.runner.sweeps.lanes`.
+`haepo_jax.runner.sweeps.batch`.
 
     with haepo_jax.sharding.over_environments():
         state, metrics = jax.jit(algo.train)(key)

@@ -89,19 +89,19 @@ def memory(found: dict[str, Any], folder: Path) -> str:
     rows: list[list[str]] = []
     lines: dict[str, list[tuple[int, float, float]]] = {}
     for row in found["rows"]:
-        stored, temporary = row["stored_bytes"] / 1e6, row["temporary_bytes"] / 1e6
-        lines.setdefault(row["algorithm"], []).append((row["horizon"], stored, temporary))
-        numbers = (f"{stored:,.1f}", f"{temporary:,.1f}", f"{temporary / stored:.1f}")
+        stored, used = row["stored_bytes"] / 1e6, row["memory_bytes"] / 1e6
+        lines.setdefault(row["algorithm"], []).append((row["horizon"], stored, used))
+        numbers = (f"{stored:,.1f}", f"{used:,.1f}", f"{used / stored:.1f}")
         rows.append([row["algorithm"], f"{row['horizon']:,}", *numbers])
     figure, axes = canvas()
     for algorithm, points in lines.items():
-        horizons, stored, temporary = zip(*points, strict=True)
-        (line,) = axes.loglog(horizons, temporary, marker="o", label=f"{algorithm}, an update")
+        horizons, stored, used = zip(*points, strict=True)
+        (line,) = axes.loglog(horizons, used, marker="o", label=f"{algorithm}, an update")
         axes.loglog(horizons, stored, color=line.get_color(), linestyle=":", label=f"{algorithm}, stored")
     axes.set(xlabel="horizon", ylabel="MB", title="Memory with 1,024 environments of CartPole")
     axes.legend(fontsize=8)
     figure.savefig(folder / "memory.png", dpi=150)
-    table = markdown(["", "horizon", "stored MB", "temporary MB", "ratio"], rows)
+    table = markdown(["", "horizon", "stored MB", "memory MB", "ratio"], rows)
     return f"{table}\n\n![Memory against the horizon](results/memory.png)"
 
 

@@ -10,7 +10,7 @@ Parts:
   curves       returns of our PPO and of rejax's at equal hyperparameters
   limit        the share that an update of HAEPO has of bare JAX's time for the same shapes (`limit.py`)
   sequences    what a transformer gains from one pass over a sequence, against a scan over its carry
-  memory       temporary memory of an update with 1,024 environments, against the trajectories stored in it, by horizon
+  memory       memory of an update with 1,024 environments, against the trajectories stored in it, by horizon
   sweep, sequential, processes, sweep_rejax, growth, halving, seeds     of `--algo`; see `sweeps.py`
   checkpoints  how long checkpoints keep the training loop waiting
 
@@ -260,30 +260,32 @@ def measure_sequences(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
-    """By the compiler's own account; nothing runs. A segment of PPO and HAEPO is as long as the horizon, and HAEPO learns
-    from one alone: what it keeps of others is stored, too."""
+    """By the compiler's own account; nothing runs. A segment of PPO and HAEPO is as long as the horizon. What is stored is the
+    batch, or HAEPO's replay buffer; memory is temporary memory and the replay buffer."""
     import jax
 
     import haepo_jax as hx
 
     rows = []
-    for name in ("EpisodicHAEPO", "HAEPO", "PPO"):
+    for name in ("EpisodicHAEPO", "HAEPO", "HAEPO, one batch", "PPO"):
         for horizon in (100, 1000, 10_000) if options.size == "full" else (100,):
             env = hx.make_env("CartPole-v1", max_steps_in_episode=horizon)
             own = {
                 "EpisodicHAEPO": {},
-                "HAEPO": {"num_steps": horizon, "replay_batches": 1},
+                "HAEPO": {"num_steps": horizon},
+                "HAEPO, one batch": {"num_steps": horizon, "replay_batches": 1},
                 "PPO": {"num_steps": horizon},
             }
-            algorithm = getattr(hx, name)(env, num_envs=1024, **own[name])
+            algorithm = getattr(hx, name.partition(",")[0])(env, num_envs=1024, **own[name])
             state = jax.eval_shape(algorithm.init, jax.eval_shape(lambda: jax.random.key(0)))
-            stored = jax.eval_shape(algorithm.collect, state, state.key)[0]
+            replay = getattr(state.extra, "replay", None)
+            stored = jax.eval_shape(algorithm.collect, state, state.key)[0] if replay is None else replay
             size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stored))
             analysis = jax.jit(algorithm.train_step, donate_argnums=0).lower(state).compile().memory_analysis()
             assert analysis is not None
-            temporary = int(analysis.temp_size_in_bytes)
-            rows.append({"algorithm": name, "horizon": horizon, "stored_bytes": size, "temporary_bytes": temporary})
-            print(f"  {name}, horizon {horizon}: {temporary / size:.1f} times what is stored", flush=True)
+            memory = int(analysis.temp_size_in_bytes) + (0 if replay is None else size)
+            rows.append({"algorithm": name, "horizon": horizon, "stored_bytes": size, "memory_bytes": memory})
+            print(f"  {name}, horizon {horizon}: {memory / size:.1f} times what is stored", flush=True)
     return {"rows": rows}
 
 

@@ -89,7 +89,7 @@ def configurations(options: argparse.Namespace, count: int) -> list[dict[str, An
 
     arguments = [f"env={options.env}", f"algo={options.algo}", *(f"algo.{key}={text}" for key, text in SPACE.items())]
     plan = read_sweep(read_arguments(arguments).overrides)
-    return [plan.drawn(index) for index in range(count)]
+    return [plan.planned(index) for index in range(count)]
 
 
 def measure_sweep(options: argparse.Namespace) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def measure_sweep(options: argparse.Namespace) -> dict[str, Any]:
         subprocess.run(command, env=peers.environment("haepo_jax"), check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - begin
         summary = json.loads(Path(folder, "sweep", "summary.json").read_text())
-    return {"seconds": seconds, "steps": summary["env_steps"], "best": summary["best"][options.env]["return"]}
+    return {"seconds": seconds, "steps": summary["env_steps"], "best": summary["best"]["return"]}
 
 
 def measure_sequential(options: argparse.Namespace) -> dict[str, Any]:

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import yaml
 from catalogue import ABLATIONS, EPISODIC, METHODS, TASKS, WEIGHTS, Task
+from scoring import play_and_score
 
 import haepo_jax as hx
 from haepo_jax.algorithms.base import Algorithm
@@ -35,7 +36,6 @@ from haepo_jax.algorithms.state import TrainState
 from haepo_jax.losses.numerics import rank_correlation
 from haepo_jax.rollout import collect_episodes, environment_keys
 from haepo_jax.runner.comparison import machine
-from haepo_jax.runner.completions import play_and_score
 from haepo_jax.runner.config import algorithm_class, hyperparameter_defaults
 from haepo_jax.runner.run_dir import write_atomically
 

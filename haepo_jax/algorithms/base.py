@@ -183,7 +183,11 @@ class Algorithm(Runnable):
         chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
         for name, value in metrics.items():
             chex.assert_rank(value, 0, custom_message=f"the metric {name!r}")
-        return keep_finite(state, new, metrics, self.on_nan), metrics
+        return keep_finite(state, new, self.discarded(state, new), metrics, self.on_nan), metrics
+
+    def discarded(self, state: TrainState, new: TrainState) -> TrainState:
+        """The state of a run that a non-finite update has frozen: that before the update."""
+        return state
 
     @abc.abstractmethod
     def update(self, state: TrainState) -> tuple[TrainState, Metrics]:

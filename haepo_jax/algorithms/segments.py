@@ -250,7 +250,12 @@ class SegmentAlgorithm(Algorithm):
                 joined = jax.tree.map(lambda x, last: jnp.concatenate([x, last[None]]), steps, ends[1:])
                 every = each_step(lambda step: self.value_of(state, envs.carry, *step), joined, 2)
                 values = every[:-1].T, every[-1]
-        kept = dataclasses.replace(segment, steps=dataclasses.replace(segment.steps, extras=log_prob))
+        kept = dataclasses.replace(
+            segment,
+            steps=dataclasses.replace(segment.steps, extras=log_prob),
+            episode_return=None,
+            episode_length=None,
+        )
         by_env = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), kept)
         return Sequences(by_env, state.extra.envs.carry, envs.observation, envs.is_first, values)
 
@@ -378,6 +383,10 @@ class SegmentAlgorithm(Algorithm):
             return jnp.swapaxes(by_update, 1, 2).reshape(-1, *x.shape[2:])
 
         return jax.tree.map(flat, batch)
+
+    def discarded(self, state: TrainState, new: TrainState) -> TrainState:
+        """Keeps the new replay buffer: a frozen run never reads it again, and to restore it would mean to copy it."""
+        return dataclasses.replace(state, extra=dataclasses.replace(state.extra, replay=new.extra.replay))
 
     @staticmethod
     def policy_params(params: Any) -> Any:

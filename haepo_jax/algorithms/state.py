@@ -84,12 +84,13 @@ class InitialPolicy(NamedTuple):
     normalizer: RunningStatistics | None
 
 
-def keep_finite(state: TrainState, new: TrainState, metrics: Metrics, on_nan: str) -> TrainState:
+def keep_finite(state: TrainState, new: TrainState, frozen: TrainState, metrics: Metrics, on_nan: str) -> TrainState:
     """`new`, or the state before the update if the update was not finite.
 
     Args:
       state: the state before the update.
       new: the state after the update.
+      frozen: the state to stop at if the update was not finite; see `Algorithm.discarded`.
       metrics: of the update: "loss", and optionally "grad_norm" and "invalid_episodes".
       on_nan: "skip" discards and counts the update, and the run continues with new data; "stop" freezes the state.
     """
@@ -104,11 +105,11 @@ def keep_finite(state: TrainState, new: TrainState, metrics: Metrics, on_nan: st
         status = TrainingStatus(before.skipped + non_finite.astype(jnp.int32), before.diverged_at, cause, invalid)
         discarded = dataclasses.replace(state, extra=new.extra, update=new.update, env_steps=new.env_steps)
     else:
-        frozen = before.diverged
-        non_finite |= frozen
-        diverged_at = jnp.where(frozen | ~non_finite, before.diverged_at, state.update)
-        status = TrainingStatus(before.skipped, diverged_at, jnp.where(frozen, before.cause, cause), invalid)
-        discarded = state
+        ended = before.diverged
+        non_finite |= ended
+        diverged_at = jnp.where(ended | ~non_finite, before.diverged_at, state.update)
+        status = TrainingStatus(before.skipped, diverged_at, jnp.where(ended, before.cause, cause), invalid)
+        discarded = frozen
     kept = jax.tree.map(lambda x, old: jnp.where(non_finite, old, x), new, discarded)
     return dataclasses.replace(kept, status=status)
 

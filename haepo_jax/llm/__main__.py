@@ -62,7 +62,6 @@ def main(argv: list[str]) -> int:
     if arguments.show_config:
         print(settings_text(config), end="")
         return 0
-    resumed = directory is not None
     data = read_data(config.data)
     eval_data = read_data(config.eval_data, "eval_data") if config.eval_data else []
     rewards = load_rewards(config.reward, data)
@@ -70,25 +69,24 @@ def main(argv: list[str]) -> int:
         raise ConfigError(NEEDS_TUNIX)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or each import reports that there is no PyTorch
 
-    from haepo_jax.llm import run
+    from haepo_jax.llm.run import FineTuning
 
-    plan = run.prepare(config, data, eval_data, rewards)
+    fine_tuning = FineTuning(config, data, eval_data, rewards)
     place = RunConfig(run_dir=config.run_dir)  # all that these functions ask of it
-    if config.dry_run:
-        if not resumed:
-            check_run_dir(place)
-        print("the settings are usable; dry_run=true stops here")
+    if not config.dry_run:
+        command = shlex.join(["python", "-m", "haepo_jax.llm", *argv])
+        fine_tuning.train(directory or create_run_dir(place), command)
         return 0
-    command = shlex.join(["python", "-m", "haepo_jax.llm", *argv])
-    run.fine_tune(plan, directory or create_run_dir(place), resumed=resumed, command=command)
+    if directory is None:
+        check_run_dir(place)
+    print("the settings are usable; dry_run=true stops here")
     return 0
 
 
 def _compose(overrides: Sequence[Override]) -> tuple[LLMConfig, RunDir | None]:
     """The settings, and the directory of the run to resume, if any; raises ConfigError."""
-    overrides = list(overrides)
     resume, run_dir = (peek(overrides, LLMConfig, key) for key in ("resume", "run_dir"))
-    directory = existing_run(resume, run_dir or None) if resume != "false" else None
+    directory = existing_run(resume, run_dir or None)
     if directory is None:
         return compose(overrides, LLMConfig), None
     values = directory.read_settings()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import os
 import re
 import shutil
@@ -165,14 +166,13 @@ def load_tokenizer(folder: ModelFolder) -> Any:
     return tokenizer
 
 
-def save_model(model: nnx.Module, folder: ModelFolder, out: Path, lora_scale: float = 0.0) -> None:
+def save_model(model: nnx.Module, folder: ModelFolder, out: Path) -> None:
     """Writes a trained model as a copy of the folder that it was loaded from: the same files, tensors and dtypes.
 
     Args:
       model: from `load_model`, trained; its LoRA parameters, if any, are added to the weights.
       folder: the one that it was loaded from.
       out: the folder to write. It appears, or replaces the one of that name, when it is complete.
-      lora_scale: alpha / rank.
     """
     values = {_dotted(path): variable[...] for path, variable in nnx.to_flat_state(nnx.state(model))}
 
@@ -181,7 +181,7 @@ def save_model(model: nnx.Module, folder: ModelFolder, out: Path, lora_scale: fl
             return values["embedder.input_embedding"].T
         if f"{key}_lora_a" in values:
             low_rank = jnp.tensordot(values[f"{key}_lora_a"], values[f"{key}_lora_b"], axes=1)
-            return values[key] + lora_scale * low_rank.reshape(values[key].shape)
+            return values[key] + low_rank.reshape(values[key].shape)
         return values[key]
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -279,10 +279,7 @@ def _check_shapes(folder: ModelFolder) -> None:
         wanted = missing.pop(folder.key_of(name) or "", None)
         if wanted is None:
             continue
-        # Heads are an axis of their own in the model, outermost among the outputs of q, k and v and the inputs of o.
-        split = -1 if name.endswith("o_proj.weight") else 1
-        matrix = (int(np.prod(wanted[:split])), int(np.prod(wanted[split:])))
-        if (shape[::-1] if _flips(name, len(shape)) else shape) != (matrix if len(shape) == 2 else wanted):
+        if math.prod(shape) != math.prod(wanted):  # in the model, heads are an axis of their own
             raise ConfigError(f"{where}: {name} has shape {shape}, which is not what config.json describes")
     if missing:
         raise ConfigError(f"{where}: the weights lack {len(missing)} tensors of the model, first {min(missing)}")

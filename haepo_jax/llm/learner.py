@@ -79,7 +79,7 @@ class Learner:
         self.mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 1), ("fsdp", "tp"))
         with self.mesh:
             base = load_model(folder, self.mesh)
-            self.model = base if config.lora_rank is None else with_lora(base, config)
+            self.model = base if config.lora_rank is None else with_lora(base, config.lora_rank, config.seed)
         size = prompt_length + config.max_new_tokens
         cache = CacheConfig(size, folder.config.num_layers, folder.config.num_kv_heads, folder.config.head_dim)
         self.sampler = Sampler(self.model, tokenizer, cache)
@@ -157,12 +157,11 @@ class Learner:
 
     def blank(self) -> Batch:
         """A batch of the shapes of every batch."""
-        count, config = self.config.prompts_per_step * self.config.group_size, self.config
-        ids = [np.zeros((count, length), np.int32) for length in (self._prompt_length, config.max_new_tokens)]
-        zeros = np.zeros(ids[1].shape, np.float32)
-        reference = zeros if config.kl_coef else None
-        batch = Batch(ids[0], ids[1], zeros > 0, zeros[:, 0], zeros, reference, zeros[:, 0] > 0)
-        return Batch(*jax.device_put(batch, self._place))
+        count = self.config.prompts_per_step * self.config.group_size
+        prompts, completions = (
+            np.zeros((count, n), np.int32) for n in (self._prompt_length, self.config.max_new_tokens)
+        )
+        return self.batch(Completions([], prompts, completions, completions > 0), np.zeros(count))
 
     def learn(self, batches: list[Batch]) -> tuple[list[Batch], list[dict[str, jax.Array]]]:
         """`num_iterations` epochs over the batches, from the newest, which is the last, to the oldest. Returns the batches,
@@ -299,16 +298,13 @@ def with_end(tokens: np.ndarray[Any, Any], eos_id: int, limit: int) -> np.ndarra
     return tokens[:limit] if len(tokens) >= limit else np.append(tokens, eos_id)
 
 
-def with_lora(model: nnx.Module, config: LLMConfig) -> nnx.Module:
+def with_lora(model: nnx.Module, rank: int, seed: int) -> nnx.Module:
     """A module that shares the model's weights and adds low-rank ones, which start at 0, to every projection."""
     import qwix
 
-    assert config.lora_rank is not None
-    provider = qwix.LoraProvider(
-        module_path=LORA_MODULES, rank=config.lora_rank, alpha=config.lora_scale * config.lora_rank
-    )
+    provider = qwix.LoraProvider(module_path=LORA_MODULES, rank=rank, alpha=rank)  # of scale alpha / rank
     inputs = model.get_model_input()  # type: ignore[attr-defined]
-    adapted: nnx.Module = qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(config.seed), **inputs)
+    adapted: nnx.Module = qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(seed), **inputs)
     return adapted
 
 

@@ -72,10 +72,7 @@ class LLMConfig:
     entropy_coef: float = leaf(0.0, "weight of the mean entropy over tokens", within=NOT_NEGATIVE)
     clip_eps: float = leaf(0.2, "grpo, gspo: the ratio's clip range", within=NOT_NEGATIVE)
     lora_rank: int | None = setting(
-        None, int, "rank of the LoRA parameters that are trained; null: train every weight", within=COUNT
-    )
-    lora_alpha: float | None = leaf(
-        None, "LoRA's scale is lora_alpha / lora_rank; null: 1", within=POSITIVE, optional=True
+        None, int, "rank of the LoRA parameters that are trained, of scale 1; null: train every weight", within=COUNT
     )
     dtype: str = setting("float32", str, "dtype of weights and computation", choices=("float32", "bfloat16"))
     checkpoint_steps: int = setting(10, int, "steps between checkpoints", within=COUNT)
@@ -92,15 +89,6 @@ class LLMConfig:
             raise ConfigError(
                 f"prompts_per_step={self.prompts_per_step} is not a multiple of micro_batch={self.micro_batch}"
             )
-        if self.lora_alpha is not None and self.lora_rank is None:
-            raise ConfigError(f"lora_alpha={self.lora_alpha:g} needs lora_rank=")
-
-    @property
-    def lora_scale(self) -> float:
-        """alpha / rank; 0 where every weight is trained."""
-        if self.lora_rank is None:
-            return 0.0
-        return 1.0 if self.lora_alpha is None else self.lora_alpha / self.lora_rank
 
 
 def settings_text(config: LLMConfig) -> str:

@@ -48,7 +48,8 @@ class Segment:
       is_first: (T, B), true at the first step of an episode.
       terminated, truncated: (T, B), whether the episode terminated or was truncated after this step; never both.
       final_value: (T, B), value of the final observation of a truncated episode; 0 elsewhere.
-      episode_return, episode_length: (T, B), of the episode that ended after this step; 0 elsewhere.
+      episode_return, episode_length: (T, B), of the episode that ended after this step; 0 elsewhere. None in a replay
+        buffer.
     """
 
     steps: Trajectory
@@ -56,8 +57,8 @@ class Segment:
     terminated: jax.Array
     truncated: jax.Array
     final_value: jax.Array
-    episode_return: jax.Array
-    episode_length: jax.Array
+    episode_return: Any
+    episode_length: Any
 
 
 def start_environments(env: Any, initial_carry: Any, reset_key: jax.Array, num_envs: int) -> RolloutState:

@@ -33,13 +33,14 @@ from haepo_jax.runner.run_dir import (
     write_atomically,
 )
 from haepo_jax.runner.session import train_and_report
+from haepo_jax.runner.tables import aligned, interval_text
 from haepo_jax.statistics import describe_returns, probability_of_improvement
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 BASELINES = ("haepo", "ppo", "grpo", "dpo")
-DEFAULTS = {"num_seeds": 10, "tensorboard": False}
+DEFAULTS = {"num_seeds": 10, "tensorboard": False, "resume": "auto"}
 """Defaults of the runs of a comparison that differ from those of `haepo_jax.train`."""
 
 KEPT = (
@@ -56,24 +57,14 @@ class CompareConfig:
 
     env: tuple[str, ...] = setting((), list, "the environments: one or more (required)")
     algo: tuple[str, ...] = setting(BASELINES, list, "the algorithms or presets")
-    run_dir: str | None = setting(None, str, "directory for the results; null: runs/compare-<time>")
+    run_dir: str | None = setting(
+        None, str, "directory for the results, or of the comparison to resume; null: runs/compare-<time>"
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A comparison to be made: its directory, and the settings of each run by its directory's name."""
-
-    run_dir: str | None
-    runs: dict[str, RunConfig]
-
-    @property
-    def any_run(self) -> RunConfig:
-        """For the settings that all runs share."""
-        return next(iter(self.runs.values()))
-
-
-def read_comparison(overrides: tuple[Override, ...]) -> Comparison:
-    """Every setting of every run, checked; raises ConfigError at the first that is wrong."""
+def read_comparison(overrides: tuple[Override, ...]) -> tuple[Path, dict[str, RunConfig]]:
+    """The comparison's directory, and the settings of its runs by the names of theirs; raises ConfigError at the first that
+    cannot be used."""
     own = [override for override in overrides if override.key_or_group in CompareConfig.__dataclass_fields__]
     settings = compose(own, CompareConfig)
     envs, algos = settings.env, settings.algo
@@ -104,6 +95,7 @@ def read_comparison(overrides: tuple[Override, ...]) -> Comparison:
         particular[head] += read_arguments([f"algo.{name}={text.partition('=')[2]}"]).overrides
 
     defaults = read_arguments([f"{key}={value_text(value)}" for key, value in DEFAULTS.items()]).overrides
+    directory = Path(settings.run_dir) if settings.run_dir is not None else unused_directory("compare")
     runs: dict[str, RunConfig] = {}
     for env, algo in itertools.product(envs, algos):
         chosen = read_arguments([f"env={env}", f"algo={algo}"]).overrides
@@ -114,29 +106,11 @@ def read_comparison(overrides: tuple[Override, ...]) -> Comparison:
             raise ConfigError(f"{where}{error}") from None
         if config.distributed:
             raise ConfigError("distributed=true belongs to haepo_jax.train and haepo_jax.sweep")
-        runs[algo if len(envs) == 1 else f"{algo}-{env.replace('/', '-')}"] = config
-    return Comparison(settings.run_dir, runs)
-
-
-def places(comparison: Comparison) -> tuple[Path, dict[str, RunConfig]]:
-    """The comparison's directory, and its runs with theirs; raises ConfigError where one cannot be used."""
-    resume = comparison.any_run.resume
-    if comparison.run_dir is None and resume != "false":
-        raise ConfigError(f"resume={resume} needs run_dir=<the directory of the comparison>")
-    directory = Path(comparison.run_dir) if comparison.run_dir is not None else unused_directory("compare")
-    check_run_dir(dataclasses.replace(comparison.any_run, run_dir=str(directory)))
-    each = "false" if resume == "false" else "auto"
-    runs = {
-        name: dataclasses.replace(config, run_dir=str(directory / name), resume=each)
-        for name, config in comparison.runs.items()
-    }
-    found = [existing_run(each, config.run_dir) for config in runs.values()]
-    if resume == "true" and not any(found):
-        raise ConfigError(
-            f"run_dir={short(str(directory))} holds none of these runs: there is nothing to resume (resume=auto starts a comparison)"
-        )
-    for run, config in zip(found, runs.values(), strict=True):
-        if run is None:
+        name = algo if len(envs) == 1 else f"{algo}-{env.replace('/', '-')}"
+        resume = "false" if config.resume == "false" else "auto"  # the later runs have not begun
+        runs[name] = config = dataclasses.replace(config, run_dir=str(directory / name), resume=resume)
+        check_run_dir(dataclasses.replace(config, run_dir=str(directory)))
+        if (run := existing_run(resume, config.run_dir)) is None:
             check_run_dir(config)
         else:
             allowed(flat(run.read_config()), flat(config), run)
@@ -159,8 +133,8 @@ def compare(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
                 raise
             print(f"note: {error}", file=sys.stderr)
         except Interrupted as interruption:
-            others = [argument for argument in argv if not argument.startswith(("run_dir=", "resume="))]
-            again = _command([*others, f"run_dir={value_text(str(directory))}", "resume=true"])
+            others = [argument for argument in argv if not argument.startswith("run_dir=")]
+            again = _command([*others, f"run_dir={value_text(str(directory))}"])
             text = f"the comparison was interrupted in run {place} of {len(runs)}; to resume: {again}"
             raise Interrupted(interruption.signum, text) from None
         print(flush=True)
@@ -202,7 +176,7 @@ def read_result(algo: str, env: str, directory: RunDir) -> dict[str, Any]:
         "env": env,
         **{key: summary[key] for key in KEPT},
         "final_return_per_seed": returns.tolist(),
-        **{key: described[key] for key in ("iqm", "iqm_interval", "mean")},
+        **{key: described[key] for key in ("iqm", "iqm_interval", "mean", "min", "max")},
         "run_dir": directory.path.name,
     }
 
@@ -247,13 +221,13 @@ def table(results: Sequence[dict[str, Any]], improvement: dict[str, Any]) -> str
     for env in dict.fromkeys(result["env"] for result in results):
         rows, seeds = [], 0
         for result in (result for result in results if result["env"] == env):
-            returns, seeds = _known(result["final_return_per_seed"]), len(result["seeds"])
+            seeds = len(result["seeds"])
             row = {
                 "algorithm": result["algo"],
                 "final return, IQM": number(result["iqm"]),
-                "95% interval": _interval(result["iqm_interval"]),
+                "95% interval": interval_text(result["iqm_interval"]),
                 "mean": number(result["mean"]),
-                "worst to best seed": _interval([returns.min(), returns.max()] if len(returns) else [np.nan]),
+                "worst to best seed": interval_text([result["min"], result["max"]]),
                 "steps per seed": f"{int(np.mean(result['env_steps_per_seed'])):,}",
                 "steps/s, all seeds": number(result["env_steps_per_second"]),
                 "time": duration(result["wall_seconds"]),
@@ -261,7 +235,7 @@ def table(results: Sequence[dict[str, Any]], improvement: dict[str, Any]) -> str
             if over:
                 row[better] = _probability(over[result["algo"]][env]) if result["algo"] in over else ""
             rows.append(row)
-        parts.append(f"### {env}, {seeds} seed{'s' if seeds > 1 else ''}\n\n{_aligned(rows)}")
+        parts.append(f"### {env}, {seeds} seed{'s' if seeds > 1 else ''}\n\n{aligned(rows)}")
     overall = [f"{name} {_probability(chances['all'])}" for name, chances in over.items() if "all" in chances]
     if overall:
         parts.append(f"{better} over all environments: than {'; than '.join(overall)}.")
@@ -277,20 +251,7 @@ def table(results: Sequence[dict[str, Any]], improvement: dict[str, Any]) -> str
     return "\n\n".join(parts) + "\n"
 
 
-def _interval(limits: Sequence[float]) -> str:
-    return "-" if np.isnan(limits).any() else f"{number(limits[0])} to {number(limits[1])}"
-
-
 def _probability(value: dict[str, Any]) -> str:
     low, high = value["interval"]
     interval = "" if np.isnan([low, high]).any() else f" ({low:.2f} to {high:.2f})"
     return "-" if np.isnan(value["probability"]) else f"{value['probability']:.2f}{interval}"
-
-
-def _aligned(rows: list[dict[str, str]]) -> str:
-    """A table whose columns stand under each other: names to the left, numbers to the right."""
-    cells = [[*rows[0]], *([*row.values()] for row in rows)]
-    first, *widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [[row[0].ljust(first), *map(str.rjust, row[1:], widths)] for row in cells]
-    lines.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in widths)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

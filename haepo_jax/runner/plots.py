@@ -1,6 +1,6 @@
 """Figures of returns: learning curves, comparisons, histograms. Objects of their own: no pyplot, backend or display.
 
-The figures of a sweep are in `sweeps.figures`; pictures of episodes and the page of many runs are in `rendering`.
+The figures of a sweep are Optuna's; pictures of episodes and the page of many runs are in `rendering`.
 """
 
 from __future__ import annotations

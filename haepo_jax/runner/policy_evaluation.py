@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -16,7 +16,11 @@ from haepo_jax.runner.errors import disk_errors
 from haepo_jax.runner.loading import load_run, seed_index, warn_of_checkpoint
 from haepo_jax.runner.plots import histogram_figure, write_figure
 from haepo_jax.runner.run_dir import RunDir, json_text, write_atomically
+from haepo_jax.runner.tables import aligned, interval_text
 from haepo_jax.statistics import describe_returns
+
+if TYPE_CHECKING:
+    from haepo_jax.runner.commands.evaluate import EvaluateConfig
 
 CHUNK = 1000
 """Episodes played side by side for each seed."""
@@ -27,33 +31,29 @@ KINDS = {"sampled": False, "greedy": True}
 Array = npt.NDArray[np.float64]
 
 
-def evaluate(
-    directory: RunDir, *, checkpoint: str, seed: int | None, episodes: int, episode_seed: int | None
-) -> dict[str, Any]:
-    """What `evaluation.json` holds: what was asked for, the statistics of `summarise`, and every return and length.
-
-    `seed` is the one of the run's seeds to play, None: all. Raises as `haepo_jax.load` does.
-    """
-    algorithm, run, states = load_run(directory, checkpoint, warn_of_checkpoint)
+def evaluate(directory: RunDir, config: EvaluateConfig) -> dict[str, Any]:
+    """What `evaluation.json` holds: what was asked for, the statistics of `summarise`, and every return and length. Raises as
+    `haepo_jax.load` does."""
+    algorithm, run, states = load_run(directory, config.checkpoint, warn_of_checkpoint)
     seeds = run.seed_numbers
-    if seed is not None:
-        index, seeds = seed_index(run, seed), [seed]
+    if config.seed is not None:
+        index, seeds = seed_index(run, config.seed), [config.seed]
         states = jax.tree.map(lambda x: x[index : index + 1], states)
     return {
         "env": run.env,
         "algo": run.algo.name,
-        "checkpoint": checkpoint,
+        "checkpoint": config.checkpoint,
         "env_steps_per_seed": np.atleast_1d(states.env_steps.to_int()).tolist(),
         "seeds": seeds,
-        "episodes": episodes,
-        "episode_seed": episode_seed,
+        "episodes": config.episodes,
+        "episode_seed": config.episode_seed,
         **{
             kind: {
                 "statistics": summarise(values["return"], seeds),
                 "return": values["return"].tolist(),
                 "length": values["length"].astype(int).tolist(),
             }
-            for kind, values in play(algorithm, states, episodes, episode_seed).items()
+            for kind, values in play(algorithm, states, config.episodes, config.episode_seed).items()
         },
     }
 
@@ -110,24 +110,27 @@ def write(directory: RunDir, document: dict[str, Any]) -> None:
 
 def report(document: dict[str, Any]) -> str:
     """The tables of statistics as text."""
-    steps, row_form = document["env_steps_per_seed"], "  {:>8} {:>10} {:>10} {:>22} {:>10} {:>10}"
+    steps = document["env_steps_per_seed"]
     each = " per seed" if len(steps) > 1 else ""
     lines = [
         f"{document['algo']} on {document['env']}, {document['checkpoint']} checkpoint, "
         f"after {sum(steps) // len(steps):,} steps{each}"
     ]
     for kind in KINDS:
-        lines += ["", f"{kind} actions, {document['episodes']:,} episodes{each}"]
-        lines.append(row_form.format("seed", "mean", "IQM", "95% interval", "min", "max"))
-        for row in document[kind]["statistics"]:
-            low, high = row["iqm_interval"]
-            interval = "-" if np.isnan([low, high]).any() else f"{number(low)} to {number(high)}"
-            mean, iqm, least, most = (number(row[key]) for key in ("mean", "iqm", "min", "max"))
-            name = "all" if row["seed"] is None else row["seed"]
-            lines.append(row_form.format(name, mean, iqm, interval, least, most))
-            if row["not_finite"]:
-                lines.append(f"  {'':>8} {row['not_finite']} returns are not finite and are left out")
-        lines.append(f"  mean length {number(float(np.mean(document[kind]['length'])))} steps")
+        rows = [
+            {
+                "seed": "all" if row["seed"] is None else str(row["seed"]),
+                "mean": number(row["mean"]),
+                "IQM": number(row["iqm"]),
+                "95% interval": interval_text(row["iqm_interval"]),
+                "min": number(row["min"]),
+                "max": number(row["max"]),
+                "not finite": str(row["not_finite"]),
+            }
+            for row in document[kind]["statistics"]
+        ]
+        lines += ["", f"{kind} actions, {document['episodes']:,} episodes{each}", aligned(rows)]
+        lines.append(f"mean length {number(float(np.mean(document[kind]['length'])))} steps")
     lines += ["", "IQM: interquartile mean over episodes; its 95% interval resamples them. min, max: over episodes."]
     if each:
         lines.append("all: mean, IQM and interval over the means of the seeds, which the interval resamples.")

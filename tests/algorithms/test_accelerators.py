@@ -217,3 +217,13 @@ def test_means_and_norms_at_once_are_those_one_by_one() -> None:
     assert float(optimizers.global_norm(tree)) == 5.0
     clip = optimizers.clip_by_global_norm(1.0)
     np.testing.assert_allclose(optimizers.global_norm(clip.update(tree, clip.init(tree))[0]), 1.0, rtol=1e-6)
+
+
+def test_memory_of_an_update() -> None:
+    """The replay buffer is updated in place: an update takes at most 2.5 times the memory of the stored steps."""
+    algo = hx.HAEPO("CartPole-v1", num_envs=1024, num_steps=256, total_steps=10**7)
+    state = abstract_state(algo)
+    memory = jax.jit(algo.train_step, donate_argnums=0).lower(state).compile().memory_analysis()
+    stored = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.extra.replay))
+    assert memory.alias_size_in_bytes > stored
+    assert memory.temp_size_in_bytes + memory.argument_size_in_bytes < 2.5 * stored

@@ -51,7 +51,6 @@ ARGUMENTS = ["model=m", "data=prompts.jsonl", "reward=judge:right", "run_dir=r"]
         (["scores=likelihood"], "unknown key 'scores'; did you mean 'score'?"),
         (["group_size=1"], "group_size=1 is out of range"),
         (["prompts_per_step=6", "micro_batch=4"], "prompts_per_step=6 is not a multiple of micro_batch=4"),
-        (["lora_alpha=2"], "lora_alpha=2 needs lora_rank="),
         (["eval_data=nowhere.jsonl"], "eval_data='nowhere.jsonl' cannot be read: No such file or directory"),
         (["reward=judge:right+x*judge:any_column"], "the weight 'x' must be a number"),
         (["reward=judge:right+0.5*judge:right"], "names judge:right twice"),

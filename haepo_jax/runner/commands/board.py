@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
 from haepo_jax.messages import short
@@ -54,7 +55,9 @@ def main(argv: list[str]) -> int:
             what = "holds no run" if os.path.isdir(name) else "is no folder"
             raise ConfigError(f"{short(name)} {what}: a run has metrics.jsonl, a sweep has trials.csv")
         folders |= dict.fromkeys(found)
-    page, runs = board_page(list(folders), out)
+    page, runs, unreadable = board_page(list(folders), out)
     write_output(out, page)
+    for text in unreadable:
+        print(f"warning: left out: {text}", file=sys.stderr)
     print(f"wrote {out}: {runs} run{'s' if runs != 1 else ''}, {out.stat().st_size / 1000:,.0f} kB")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from haepo_jax.envs import list_envs
-from haepo_jax.runner.comparison import DEFAULTS, CompareConfig, compare, places, read_comparison
+from haepo_jax.runner.comparison import DEFAULTS, CompareConfig, compare, read_comparison
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import read_arguments
 from haepo_jax.runner.config.help import algorithm_table, settings_table
@@ -36,8 +36,8 @@ haepo_jax.train --help algo=<name> lists them. Algorithms and presets:
 {algorithms}
 
 A comparison writes comparison.json, comparison.md and comparison.png to its directory, and each run to a subdirectory
-named after its algorithm (and environment, if there are several), with the files that haepo_jax.train writes. Invalid
-settings exit with a one-line error (status 2).
+named after its algorithm (and environment, if there are several), with the files that haepo_jax.train writes. The same
+command with the same run_dir resumes it. Invalid settings exit with a one-line error (status 2).
 """
 
 
@@ -58,14 +58,13 @@ def main(argv: list[str]) -> int:
     if arguments.list_envs:
         print("\n".join(list_envs()))
         return 0
-    comparison = read_comparison(arguments.overrides)
-    directory, runs = places(comparison)
+    directory, runs = read_comparison(arguments.overrides)
     from haepo_jax.runner.program import build
 
     # A combination that does not work is refused before the first run is trained.
     for config in runs.values():
         build(config)
-    if comparison.any_run.dry_run:
+    if next(iter(runs.values())).dry_run:
         print("the settings are usable; dry_run=true stops here")
     else:
         compare(directory, runs, argv)

@@ -16,64 +16,37 @@ from haepo_jax.runner.commands.render import RenderConfig
 from haepo_jax.runner.config import ALGORITHM_NAMES, ConfigError, RunConfig, hyperparameter_fields
 from haepo_jax.runner.sweeps.plan import SweepConfig
 
-SCRIPT = """\
-# Completion for haepo_jax in {shell}. Load it in the current shell with
-#   source <(python -m haepo_jax completion {shell})
-{prelude}_haepo_jax() {{
-  local line="${{COMP_LINE:0:$COMP_POINT}}" word choices choice command prefix=
-  word="${{line##* }}"
-  # The command is the end of the program's name, as in haepo-train, or the word behind haepo.
-  command="${{line%% *}}"
-  command="${{command#haepo}}"
-  command="${{command#-}}"
-  [[ -z "$command" && "${{line#* }}" == *" "* ]] && line="${{line#* }}" && command="${{line%% *}}"
-  case "$command:$word" in
-    :*) choices="{commands}" ;;
-{cases}
-    *=*) COMPREPLY=(); return ;;
-{settings}
-    *) choices= ;;
-  esac
-  if [[ "$word" == *=* ]]; then
-    {whole_word}
-    word="${{word#*=}}"
-  fi
-  COMPREPLY=()
-  for choice in $(echo "$choices"); do
-    [[ "$choice" == "$word"* ]] && COMPREPLY+=("$prefix$choice")
-  done
-}}
-complete -o default -o nospace -F _haepo_jax {programs}
-"""
+SCHEMAS: dict[str, tuple[type, ...]] = {
+    "train": (RunConfig,), "pretrain": (RunConfig,), "compare": (CompareConfig, RunConfig), "sweep": (SweepConfig,),
+    "evaluate": (EvaluateConfig,), "render": (RenderConfig,), "plot": (PlotConfig,), "board": (BoardConfig,),
+}  # fmt: skip
 
 
 def completion(argv: Sequence[str]) -> str:
     """The script for the shell that is named; raises ConfigError."""
-    shell, *rest = argv or [""]
-    if shell not in ("bash", "zsh") or rest:
+    if len(argv) != 1 or argv[0] not in ("bash", "zsh"):
         raise ConfigError(f"completion takes the name of a shell, bash or zsh, not {short(' '.join(argv))}")
-    schemas: dict[str, list[type]] = {
-        "train": [RunConfig], "pretrain": [RunConfig], "compare": [CompareConfig, RunConfig], "sweep": [SweepConfig],
-        "evaluate": [EvaluateConfig], "render": [RenderConfig], "plot": [PlotConfig], "board": [BoardConfig],
-    }  # fmt: skip
-    hyperparameters = dict.fromkeys(f"algo.{key}" for name in ALGORITHM_NAMES for key in hyperparameter_fields(name))
-    values: dict[str, Sequence[str]] = {"env": list_envs(), "algo": ALGORITHM_NAMES}
-    lines = []
-    for command, settings in schemas.items():
-        fields = {field.name: field.metadata for schema in settings for field in dataclasses.fields(schema)}
-        keys = [f"{key}=" for key in (*fields, *(hyperparameters if "algo" in fields else ()))]
-        lines.append(f'    {command}:*) choices="{" ".join([*keys, "--help"])}" ;;')
-        for key, meta in fields.items():
-            if listed := meta["choices"] or {bool: ("true", "false")}.get(meta["kind"]):
-                values.setdefault(key, listed)
-    cases = "\n".join(f'    *:{key}=*) choices="{" ".join(words)}" ;;' for key, words in values.items())
-    return SCRIPT.format(
-        shell=shell,
-        prelude="autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "",
-        # bash completes what follows the equal sign, zsh the whole word.
-        whole_word='prefix="${word%%=*}="' if shell == "zsh" else ":",
-        commands=" ".join(COMMANDS),
-        cases=cases,
-        settings="\n".join(lines),
-        programs=" ".join(["haepo", *(f"haepo-{command}" for command in COMMANDS)]),
-    )
+    shell = argv[0]
+    of_command = {
+        f"haepo-{command}": [*dict.fromkeys(word for schema in schemas for word in _words(schema, shell)), "--help"]
+        for command, schemas in SCHEMAS.items()
+    }
+    of_command["haepo"] = [*COMMANDS, *dict.fromkeys(word for words in of_command.values() for word in words)]
+    lines = [f"# Load it in the current shell with: source <(python -m haepo_jax completion {shell})"]
+    for program, words in of_command.items():
+        if shell == "bash":
+            lines.append(f"complete -o default -o nospace -W '{' '.join(words)}' {program}")
+        else:
+            lines.append(f"_{program}() {{ compadd -S '' -- {' '.join(words)} }}; compdef _{program} {program}")
+    return "\n".join(lines) + "\n"
+
+
+def _words(schema: type, shell: str) -> list[str]:
+    """The settings of a command, and their values: bash completes what follows the equal sign, zsh the whole word."""
+    words = []
+    for field in dataclasses.fields(schema):
+        listed = {"env": list_envs(), "algo": ALGORITHM_NAMES}.get(field.name, field.metadata["choices"])
+        words += [f"{field.name}=", *(value if shell == "bash" else f"{field.name}={value}" for value in listed)]
+        if field.name == "algo":
+            words += [f"algo.{key}=" for name in ALGORITHM_NAMES for key in hyperparameter_fields(name)]
+    return words

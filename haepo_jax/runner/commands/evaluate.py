@@ -49,9 +49,8 @@ def main(argv: list[str]) -> int:
 
     from haepo_jax.runner import policy_evaluation
 
-    asked = {name: getattr(config, name) for name in ("checkpoint", "seed", "episodes", "episode_seed")}
-    document = policy_evaluation.evaluate(directory, **asked)
-    document = {"command": shlex.join(["python", "-m", "haepo_jax.evaluate", *argv]), **document}
+    command = shlex.join(["python", "-m", "haepo_jax.evaluate", *argv])
+    document = {"command": command, **policy_evaluation.evaluate(directory, config)}
     print(policy_evaluation.report(document))
     policy_evaluation.write(directory, document)
     print(f"evaluation.json and evaluation.png in {directory.path}")

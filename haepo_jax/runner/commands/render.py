@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 
 from haepo_jax.algorithms.fields import Range
 from haepo_jax.messages import number
@@ -13,23 +14,22 @@ from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.run_dir import output_file, read_run, write_output
 
 HELP = """\
-Records one episode of a run's policy as a GIF or an MP4. No display and no OpenGL are needed.
+Records one episode of a run's policy as a GIF. No display is needed.
 
 usage: python -m haepo_jax.render <run directory> [key=value ...]
 
   python -m haepo_jax.render runs/x
-  python -m haepo_jax.render runs/x seed=3 checkpoint=best greedy=false episode=7 out=film.mp4
+  python -m haepo_jax.render runs/x seed=3 checkpoint=best greedy=false episode=7 out=film.gif
 
 settings (key, default, meaning):
 {settings}
 
-Tasks that can be rendered: those of Brax and MuJoCo Playground, and {drawn}. An .mp4 needs
-imageio-ffmpeg (pip install imageio-ffmpeg). Invalid settings exit with a one-line error (status 2).
+Tasks that can be rendered: those of Brax and MuJoCo Playground, which MuJoCo draws with OpenGL (EGL, or what MUJOCO_GL
+names), and {drawn}. Invalid settings exit with a one-line error (status 2).
 """
 
-
-PHYSICS_MILLISECONDS = 40
-"""Shortest time between two pictures of a physics task; its control steps are often shorter."""
+SHORTEST_MILLISECONDS = 25
+"""Between two pictures, roughly; the steps of a physics task are often shorter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class RenderConfig:
     greedy: bool = setting(True, bool, "take the most likely action instead of a sampled one")
     episode: int = setting(0, int, "index among the episodes that haepo_jax.evaluate plays", within=SEEDS)
     max_steps: int = setting(1000, int, "stop a longer episode after this many steps", within=Range(1, 10**6))
-    out: str | None = setting(None, str, "the .gif or .mp4 file to write; null: episode.gif in the run's directory")
+    out: str | None = setting(None, str, "the .gif file to write; null: episode.gif in the run's directory")
 
 
 def _drawn() -> str:
@@ -58,34 +58,34 @@ def main(argv: list[str]) -> int:
     directory = read_run(config.run_dir)
     run = directory.read_config()
 
+    from haepo_jax.runner.rendering import physics
+
+    physics.prefer_headless()
     import jax
     import numpy as np
 
     from haepo_jax.runner.loading import load_run, policy_of, warn_of_checkpoint
     from haepo_jax.runner.program import build
-    from haepo_jax.runner.rendering import drawing, film, physics
-    from haepo_jax.runner.rendering.episode import record
+    from haepo_jax.runner.rendering import film
+    from haepo_jax.runner.rendering.drawing import drawing_of
 
     # Checked before the policy is loaded, which takes longer.
-    env, flat = build(run).env, run.env in drawing.DRAWINGS
-    if not flat and not physics.can_be_drawn(env):
+    drawing = drawing_of(build(run).env)
+    if drawing is None:
         raise ConfigError(f"{run.env} cannot be rendered (--help lists the tasks that can)")
-    name = config.out or str(directory.path / "episode.gif")
-    suffix = ".mp4" if name.lower().endswith(".mp4") else ".gif"
-    out = output_file(name, suffix, " or .mp4")
-    film.check_suffix(suffix)
+    out = output_file(config.out or str(directory.path / "episode.gif"), ".gif")
 
     algorithm, run, states = load_run(directory, config.checkpoint, warn_of_checkpoint)
     policy = policy_of(algorithm, run, states, config.seed)
-    seen = (lambda state, observation: (state, observation)) if flat else physics.body_poses
-    moments, rewards, ended = record(policy, config.episode, seen, greedy=config.greedy, max_steps=config.max_steps)
+    moments, rewards, ended = film.record(
+        policy, config.episode, drawing.seen, greedy=config.greedy, max_steps=config.max_steps
+    )
     returns = np.concatenate([[0.0], np.cumsum(rewards)])
-    milliseconds = drawing.DRAWINGS[run.env][1] if flat else 1000 * float(env.inner.dt)
-    stride = 1 if flat else max(1, round(PHYSICS_MILLISECONDS / milliseconds))
+    stride = max(1, round(SHORTEST_MILLISECONDS / drawing.milliseconds))
     shown = [*range(0, len(rewards), stride), len(rewards)]
+    pictures = drawing.pictures(jax.tree.map(operator.itemgetter(index), moments) for index in shown)
     captions = [f"step {index}   return {number(returns[index])}" for index in shown]
-    pictures = (drawing if flat else physics).pictures(env, *jax.tree.map(lambda x: x[shown], moments))
-    write_output(out, film.film(pictures, captions, milliseconds * stride, suffix))
+    write_output(out, film.gif(pictures, captions, drawing.milliseconds * stride))
     seed = run.seed if config.seed is None else config.seed
     played = f"{run.algo.name} on {run.env}, seed {seed}, episode {config.episode}"
     end = "" if ended else f", stopped at max_steps={config.max_steps}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from haepo_jax.runner.config.arguments import read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.errors import RunError, disk_errors
-from haepo_jax.runner.processes import join, part
 from haepo_jax.runner.run_dir import check_writable, refusing, unused_directory
 from haepo_jax.runner.sweeps.plan import SweepConfig, SweepPlan, read_sweep
 
@@ -26,7 +25,6 @@ usage: python -m haepo_jax.sweep env=<environment> <key>=<values> [...] [key=val
 
   python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=tag(log,interval(1e-4,1e-2))' \\
       'algo.entropy_coef=choice(0,0.001,0.01)' num_configs=256 num_seeds=4
-  python -m haepo_jax.sweep env=Pendulum-v1 algo=haepo,ppo algo.learning_rate=1e-3,3e-3 num_seeds=5
   python -m haepo_jax.sweep env=CartPole-v1 'algo.kl_coef=interval(0,2)' search=tpe num_configs=200 run_dir=runs/a
   python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=tag(log,interval(1e-4,1e-1))' halving=3 num_configs=81
 
@@ -34,9 +32,8 @@ values, in Hydra's sweep language:
   a,b or choice(a,b)       these values
   range(start,stop,step)   these numbers, without stop
   interval(low,high)       any number between; tag(log,interval(...)): uniform in the logarithm; int(interval(...))
-What can be swept: env, algo, seed, total_steps, env_kwargs.<name> and algo.<key>. Numbers and seeds are varied within
-one compiled program; each combination of other values is compiled separately. A key that only some of several
-algorithms have is varied for those alone.
+What can be swept: algo.<key> and env_kwargs.<name>. Numbers are varied within one compiled program; each combination of
+other values is compiled separately. For several algorithms or environments, start a sweep for each.
 
 options:
   --help        this text; with algo=<name>, that algorithm's hyperparameters
@@ -51,10 +48,9 @@ algorithms and presets (algo=<name>):
 hyperparameters of algo={algo}:
 {hyperparameters}
 
-A sweep leaves in its directory: trials.csv (one row per trial: values, returns, curve, state), study.db (Optuna's
-study), summary.json with the best configuration's command, and figures. A trial in which a seed diverges has failed:
-it is marked, and never the best. Start the same command in the same run_dir again to resume a sweep, or several times,
-on one machine or many, to share its work.
+A sweep leaves in its directory: trials.csv (one row per trial), study.db (Optuna's study), summary.json with the best
+configuration's command, and Optuna's figures. A trial in which a seed diverges has failed, and is never the best. Start
+the same command in the same run_dir again to resume a sweep, or several times to share its work.
 Invalid settings exit with status 2; a sweep whose trials all failed with status 1.
 """
 
@@ -67,19 +63,16 @@ def main(argv: list[str]) -> int:
         print("\n".join(list_envs()))
         return 0
     plan = read_sweep(arguments.overrides)
-    directory = _place(plan)
-    from haepo_jax.runner.sweeps.builder import Builder
-    from haepo_jax.runner.sweeps.display import Display
+    name = plan.settings.run_dir
+    stem = f"sweep-{plan.settings.env.replace('/', '-')}-{plan.settings.algo.name}"
+    directory = unused_directory(stem) if name is None else Path(name)
+    check_writable(str(directory))
+    if (directory / "config.yaml").exists():
+        raise ConfigError(f"run_dir={short(name)} holds a training run: choose another directory")
     from haepo_jax.runner.sweeps.worker import run
 
     _use_every_core(plan)
-    if plan.settings.distributed and not plan.settings.dry_run:
-        join()
-        part()
-    builder = Builder(plan)
-    # An environment refuses its settings before anything is written; those of a sweep to resume have passed already.
-    if not (directory / "sweep.json").exists():
-        builder.check()
+    plan.check()  # an environment refuses its settings before anything is written
     if plan.settings.dry_run:
         print(
             f"the settings are usable: {plan.num_configs} configurations, {plan.search} search; dry_run=true stops here"
@@ -89,14 +82,12 @@ def main(argv: list[str]) -> int:
         directory.mkdir(parents=True, exist_ok=True)
     try:
         with disk_errors(directory, "sweep", lambda: "; the same command resumes it"):
-            result = run(builder, directory, Display(), shlex.join(["python", "-m", "haepo_jax.sweep", *argv]))
+            result = run(plan, directory, sys.stdout)
     finally:
         with contextlib.suppress(OSError):
             directory.rmdir()  # only where nothing has been written to it
     if len(result.state) and (result.state == "failed").all():
-        when = result.diverged_at[result.diverged_at >= 0]
-        first = f"; the first diverged at update {when.min()}" if len(when) else ""
-        raise RunError(f"all {len(result.state)} trials failed{first}: try smaller learning rates")
+        raise RunError(f"all {len(result.state)} trials failed: try smaller learning rates")
     return 0
 
 
@@ -112,18 +103,3 @@ def _use_every_core(plan: SweepPlan) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", min(cores, plan.num_configs * plan.settings.num_seeds))
-
-
-def _place(plan: SweepPlan) -> Path:
-    """The sweep's directory, which need not be there; raises ConfigError where it cannot be used."""
-    settings = plan.settings
-    if settings.run_dir is None:
-        return unused_directory(f"sweep-{settings.env.replace('/', '-')}-{settings.algo.name}")
-    path, name = Path(settings.run_dir), short(settings.run_dir)
-    with refusing(settings.run_dir):
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"run_dir={name} is a file, not a directory")
-        if (path / "config.yaml").exists():
-            raise ConfigError(f"run_dir={name} holds a training run: choose another directory")
-    check_writable(settings.run_dir)
-    return path

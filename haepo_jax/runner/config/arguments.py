@@ -140,16 +140,9 @@ def _parse(argument: str) -> Override:
     try:
         argument.encode()
         override: Override = _parser().parse_override(argument)
-    except UnicodeEncodeError:
-        raise ConfigError(f"{place}: not valid UTF-8") from None
-    except RecursionError:
-        raise ConfigError(f"{place}: nested too deeply") from None
     except Exception as error:  # Hydra's grammar raises its own errors, ValueError, and whatever its functions raise
-        key, _, value = argument.partition("=")
-        reason = first_line(error)
-        if "NoneType" in reason and (listed := re.fullmatch(r"choice\((.*)\)", value)):
-            reason = f"choice() takes no null; write {key}={short(listed[1])[1:-1]}"
-        elif key.isascii() and "while evaluating" not in reason:  # else it was read as a function, and that failed
+        key, reason = argument.partition("=")[0], first_line(error)
+        if key.isascii() and "while evaluating" not in reason:  # else it was read as a function, and that failed
             reason += f"; a value with special characters must be quoted: '{key}=\"...\"'"
         raise ConfigError(f"{place}: {reason}") from None
     return override
@@ -231,12 +224,8 @@ def own_overrides(overrides: Iterable[Override], algo: str, algos: Collection[st
 def check_form(override: Override) -> None:
     """Raises ConfigError for what is more than `key=value` in Hydra's grammar."""
     text = override.input_line or ""
-    if text[0] in "+~":
-        raise ConfigError(f"cannot use {short(text)}: write key=value, without {text[0]!r}")
-    if override.package is not None:
-        raise ConfigError(f"cannot use {short(text)}: a key has no '@'")
-    if "${" in text:
-        raise ConfigError(f"cannot use {short(text)}: a value cannot refer to other settings with ${{...}}")
+    if text[0] in "+~" or override.package is not None or "${" in text:
+        raise ConfigError(f"cannot use {short(text)}: write key=value, without '+', '~', '@' and '${{...}}'")
 
 
 def _single(override: Override) -> Any:

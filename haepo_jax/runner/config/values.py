@@ -79,8 +79,6 @@ def _unknown_key(key: str, algo: str | None, fields: Mapping[str, Any]) -> Confi
     name = key.removeprefix("algo.")
     if key == "algo.total_steps":
         return ConfigError("total_steps is a setting of the run: write total_steps=, not algo.total_steps=")
-    if key == "algo.name":
-        return ConfigError("write algo=<name>, not algo.name=<name>")
     known = [*fields]
     if algo is not None:
         known += [f"algo.{own}" for own in hyperparameter_fields(algo)]

@@ -1,18 +1,19 @@
-"""Films of pictures with captions: GIF, or MP4 where `imageio-ffmpeg` is installed."""
+"""One episode of a trained policy: played and recorded, and as a GIF."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import tempfile
-import warnings
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from haepo_jax.runner.config import ConfigError
+from haepo_jax.algorithms.running import EVALUATION_SEED
+from haepo_jax.envs.base import has_action_mask
+from haepo_jax.runner.loading import TrainedPolicy
 
 CAPTION = 18
 """Height of the caption below each picture, in pixels."""
@@ -21,57 +22,60 @@ LAST_FRAME = 1000
 PALETTE = 64
 
 
-def check_suffix(suffix: str) -> None:
-    """Raises ConfigError where a film of this kind cannot be written."""
-    if suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise ConfigError("an .mp4 needs imageio-ffmpeg: pip install imageio-ffmpeg, or write a .gif")
-
-
-def film(frames: Iterable[Image.Image], captions: Iterable[str], milliseconds: float, suffix: str) -> bytes:
-    """A film as the bytes of a file.
+def record(
+    policy: TrainedPolicy, episode: int, seen: Callable[[Any, Any], Any], *, greedy: bool, max_steps: int
+) -> tuple[Any, Any, bool]:
+    """Plays the episode with this index in `algorithm.evaluate(state)`, from the same random keys.
 
     Args:
-      frames: pictures of one size.
-      captions: a line of text for each.
-      milliseconds: between two pictures; a GIF counts in hundredths of a second.
-      suffix: of the file, ".gif" or ".mp4".
+      seen: (state, observation) -> what to record of a step.
+
+    Returns:
+      What was recorded at the start and after each step, as NumPy arrays with a leading axis of T + 1; the rewards (T,);
+      and whether the episode ended within max_steps.
     """
+    horizon = policy.algorithm.env.horizon
+
+    def play(policy: TrainedPolicy, reset_key: jax.Array, step_key: jax.Array) -> Any:
+        env = policy.algorithm.env
+        state, observation = env.reset(reset_key)
+
+        def step(loop: Any, time: jax.Array) -> Any:
+            state, observation, carry, alive = loop
+            action_key, env_key = jax.random.split(jax.random.fold_in(step_key, time))
+            action_mask = env.action_mask(state) if has_action_mask(env) else None
+            carry, action = policy.act(carry, observation, time == 0, None if greedy else action_key, action_mask)
+            after = env.step(env_key, state, action)
+            going = alive & ~(after.terminated | after.truncated)
+            moment = seen(after.state, after.observation)
+            return (after.state, after.observation, carry, going), (moment, after.reward, alive, going)
+
+        loop = (state, observation, policy.initial_carry(), jnp.bool_(True))
+        return seen(state, observation), jax.lax.scan(step, loop, jnp.arange(min(horizon, max_steps)))[1]
+
+    keys = [jax.random.fold_in(key, episode) for key in jax.random.split(jax.random.key(EVALUATION_SEED))]
+    start, (later, rewards, alive, going) = jax.device_get(jax.jit(play)(policy, *keys))
+    length = int(alive.sum())
+    moments = jax.tree.map(lambda x, y: np.concatenate([np.asarray(x)[None], y[:length]]), start, later)
+    return moments, np.asarray(rewards[:length], np.float64), not going[length - 1] or length == horizon
+
+
+def gif(frames: Iterable[Image.Image], captions: Iterable[str], milliseconds: float) -> bytes:
+    """A GIF of pictures of one size, each with a line of text below it; `milliseconds` are between two pictures."""
     pictures = [_captioned(frame, text) for frame, text in zip(frames, captions, strict=True)]
-    return _mp4(pictures, milliseconds) if suffix == ".mp4" else _gif(pictures, milliseconds)
-
-
-def _captioned(frame: Image.Image, text: str) -> Image.Image:
-    # H.264 needs even sizes.
-    width, height = max(frame.width, 160), frame.height + CAPTION
-    picture = Image.new("RGB", (width + width % 2, height + height % 2), "white")
-    picture.paste(frame, ((picture.width - frame.width) // 2, 0))
-    ImageDraw.Draw(picture).text((4, frame.height + 3), text, (60, 60, 70))
-    return picture
-
-
-def _gif(pictures: Sequence[Image.Image], milliseconds: float) -> bytes:
     # One palette for all, from pictures spread over the episode: with a palette each, colours flicker.
     chosen = [np.asarray(pictures[index]) for index in np.linspace(0, len(pictures) - 1, 8).astype(int)]
     palette = Image.fromarray(np.concatenate(chosen)).quantize(PALETTE)
     small = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    # A GIF counts in hundredths of a second.
     durations = [max(20, 10 * round(milliseconds / 10))] * (len(small) - 1) + [LAST_FRAME]
     file = io.BytesIO()
     small[0].save(file, "GIF", save_all=True, append_images=small[1:], duration=durations, loop=0)
     return file.getvalue()
 
 
-def _mp4(pictures: Sequence[Image.Image], milliseconds: float) -> bytes:
-    import imageio_ffmpeg
-
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # JAX warns of every fork; the child becomes ffmpeg at once.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        file = Path(folder) / "film.mp4"
-        writer = imageio_ffmpeg.write_frames(
-            str(file), pictures[0].size, fps=1000 / milliseconds, macro_block_size=2, ffmpeg_log_level="error"
-        )
-        writer.send(None)
-        for picture in [*pictures, *[pictures[-1]] * round(LAST_FRAME / milliseconds)]:
-            writer.send(picture.tobytes())
-        writer.close()
-        return file.read_bytes()
+def _captioned(frame: Image.Image, text: str) -> Image.Image:
+    picture = Image.new("RGB", (frame.width, frame.height + CAPTION), "white")
+    picture.paste(frame, (0, 0))
+    ImageDraw.Draw(picture).text((4, frame.height + 3), text, (60, 60, 70))
+    return picture

@@ -5,8 +5,8 @@ What a trial is on its way, and the module that takes it there:
 - `space`, `plan`: the command line in Hydra's sweep language becomes a `SweepPlan`, which knows every configuration.
 - `study`: workers claim configurations as trials of an Optuna study, and record results in it.
 - `builder`: from a configuration to its algorithm, and to the command that trains it alone.
-- `lanes`: each seed of a trial is a lane; pure functions of one lane, compiled over many on all devices.
-- `cohort`: trains trials together: in batches of lanes, with successive halving, or as a population.
-- `results`, `figures`, `display`: the study's trials as arrays, a table and figures, and what is shown meanwhile.
+- `batch`: each seed of a trial is a training run; pure functions of one run, compiled over many on all devices.
+- `cohort`: trains trials together in batches of runs, with successive halving.
+- `results`, `display`: the study's trials as arrays, a table and figures, and what is shown meanwhile.
 - `worker`: all of it together, as `hx.sweep` and `python -m haepo_jax.sweep`.
 """

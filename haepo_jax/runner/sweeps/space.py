@@ -15,6 +15,7 @@ import numpy as np
 from haepo_jax.algorithms import fields as hp
 from haepo_jax.messages import short
 from haepo_jax.runner.config import ConfigError
+from haepo_jax.runner.config.arguments import value_text
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -25,7 +26,7 @@ MOST_VALUES = 10_000
 FINITE = hp.Range()
 
 Values = dict[str, Any]
-"""One configuration: the swept keys it has, such as `algo.learning_rate`, and their values."""
+"""One configuration: the swept keys, such as `algo.learning_rate`, and their values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +40,16 @@ class Choice:
         """A value, all equally likely."""
         return self.values[int(random.integers(len(self.values)))]
 
-    def bounds(self) -> tuple[float, float] | None:
-        """The smallest and the largest value; None unless all are numbers."""
-        numbers = [v for v in self.values if isinstance(v, int | float) and not isinstance(v, bool)]
-        return (min(numbers), max(numbers)) if len(numbers) == len(self.values) else None
+    @property
+    def categories(self) -> dict[Any, Any]:
+        """The values by what Optuna stores for each."""
+        return {as_stored(value): value for value in self.values}
 
     def ends(self) -> tuple[Any, Any]:
-        """The bounds, or the first and the last value."""
-        return self.bounds() or (self.values[0], self.values[-1])
+        """The smallest and the largest value if all are numbers, otherwise the first and the last."""
+        if all(isinstance(value, int | float) for value in self.values):
+            return min(self.values), max(self.values)
+        return self.values[0], self.values[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +71,9 @@ class Interval:
         value = min(max(value, self.low), self.high)
         return round(value) if self.integer else value
 
-    def bounds(self) -> tuple[float, float]:
+    def ends(self) -> tuple[float, float]:
         """The two ends, as numbers of the kind that `draw` gives."""
         return (int(self.low), int(self.high)) if self.integer else (self.low, self.high)
-
-    ends = bounds
 
 
 Dimension = Choice | Interval
@@ -85,16 +86,15 @@ def read_dimension(override: Override, *, integer: bool = False) -> Dimension:
     """
     from hydra.core.override_parser.types import Sweep
 
-    key, text = override.key_or_group, short(override.input_line or override.key_or_group)
+    key, text = override.key_or_group, short(override.input_line)
     value: Any = override.value()
     tags = set(getattr(value, "tags", ()))
-    if unknown := tags - {"log", "int"}:
-        raise ConfigError(f"{text}: unknown tag {sorted(unknown)[0]!r}; there are: log, int")
+    if unknown := tags - {"log"}:
+        raise ConfigError(f"{text}: unknown tag {sorted(unknown)[0]!r}; there is only log")
     if override.is_interval_sweep():
-        integer = integer or "int" in tags or isinstance(value.start, int)
-        return _interval(key, text, value, log="log" in tags, integer=integer)
+        return _interval(key, text, value, log="log" in tags, integer=integer or isinstance(value.start, int))
     if tags:
-        raise ConfigError(f"{text}: tag({sorted(tags)[0]},...) needs an interval; a list of values has no scale")
+        raise ConfigError(f"{text}: tag(log,...) needs an interval; a list of values has no scale")
     if not override.is_discrete_sweep() or not hasattr(value, "shuffle"):
         raise ConfigError(f"{text}: write choice(...), range(...) or interval(...)")
     listed = value.list if hasattr(value, "list") else _range(text, value)
@@ -113,8 +113,7 @@ def _interval(key: str, text: str, value: Any, *, log: bool, integer: bool) -> I
         raise ConfigError(f"{text}: the ends of an interval must be finite numbers")
     low, high = float(value.start), float(value.end)
     if low >= high:
-        hint = f"write interval({value.end:g},{value.start:g})" if low > high else f"write {key}={value.start:g}"
-        raise ConfigError(f"{text}: an interval runs from its lower end to its higher; {hint}")
+        raise ConfigError(f"{text}: an interval runs from its lower end to a higher one")
     if log and low <= 0:
         raise ConfigError(f"{text}: the logarithm needs a lower end above 0")
     if integer and not (low.is_integer() and high.is_integer()):
@@ -123,10 +122,8 @@ def _interval(key: str, text: str, value: Any, *, log: bool, integer: bool) -> I
 
 
 def _range(text: str, value: Any) -> Any:
-    if not all(number in FINITE for number in (value.start, value.stop, value.step)):
-        raise ConfigError(f"{text}: a range is of finite numbers")
-    if value.step == 0:
-        raise ConfigError(f"{text}: the step of a range must not be 0")
+    if value.step == 0 or not all(number in FINITE for number in (value.start, value.stop, value.step)):
+        raise ConfigError(f"{text}: a range is of finite numbers, and its step is not 0")
     # Hydra adds up the step as the float nearest to it: 0.7000000000000001 is meant as 0.7.
     return (float(f"{item:.12g}") if isinstance(item, float) else item for item in value.range())
 
@@ -136,3 +133,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_plain(item) for item in value)
     return getattr(value, "text", value)
+
+
+def as_stored(value: Any) -> Any:
+    """A value as Optuna stores it: a list, which it has no category for, is text."""
+    return value_text(value) if isinstance(value, tuple) else value

@@ -1,27 +1,24 @@
 """The Optuna study that the workers of a sweep share: which trial comes next, and what became of it.
 
 Every configuration is a trial of the study, including those of a grid or a random search, so Optuna's own tools see the
-whole sweep. A configuration has an index, its place in the search. Optuna numbers trials atomically, and the n-th trial
-that is not a repetition has index n, so workers need no other agreement about who runs what.
+whole sweep. A configuration has an index, its place in the search. Optuna numbers trials atomically, and trial n has index
+n, so workers need no other agreement about who runs what.
 
-A worker records a heartbeat for each trial that it runs. When one stops, Optuna marks its trials as failed, and their
-indices are enqueued again. (Optuna's own callback for that would lose a trial if the worker that calls it dies.) Of
-several trials of one index, the one with the lowest number that was not lost counts, so nothing goes wrong if two workers
-repeat the same index, or if one dies between two steps.
+A worker records a heartbeat for each trial that it runs. When one stops, Optuna marks its trials as failed, and later trials
+repeat them, with their index as an attribute. (Optuna's own callback for that would lose a trial if the worker that calls
+it dies.) Of several trials of one index, the one with the lowest number that was not lost counts, so nothing goes wrong if
+two workers repeat the same index, or if one dies between two steps.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import itertools
 import json
-import os
-import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,74 +28,65 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.config import ConfigError
-from haepo_jax.runner.config.arguments import value_text
+from haepo_jax.runner.run_dir import json_text
 from haepo_jax.runner.sweeps.plan import SweepPlan
-from haepo_jax.runner.sweeps.space import Choice, Dimension, Values
+from haepo_jax.runner.sweeps.space import Choice, Dimension, Values, as_stored
 
 DATABASE = "study.db"
-STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL} | {
-    "running": TrialState.RUNNING
+STATES = {
+    "complete": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "running": TrialState.RUNNING,
 }
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Optuna's warnings that a sampler or a heartbeat is experimental."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+# Samplers and heartbeats are experimental, and Optuna does not expect the latter from `ask` and `tell`.
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
 
 
 class Study:
     """The study of a sweep as one worker sees it; `optuna` is Optuna's own object."""
 
-    @_quiet()
-    def __init__(self, plan: SweepPlan, identity: str, storage: Any, name: str) -> None:
-        """Opens or creates the study of that name; raises ConfigError if it holds a sweep of another identity."""
-        self.plan, self._storage = plan, storage
+    def __init__(self, plan: SweepPlan, directory: Path | None) -> None:
+        """Opens or creates the study in the plan's storage; raises ConfigError if it holds another sweep."""
+        self.plan, self._storage = plan, open_storage(plan.settings.storage, directory, plan.settings.worker_timeout)
+        name = "sweep" if directory is None else directory.resolve().name
         self._running: dict[int, Trial] = {}  # this worker's trials
         # With several workers the same seed gives other suggestions: a search repeats with one worker only.
-        seed = plan.settings.search_seed
-        sampler: optuna.samplers.BaseSampler = _Planned()
+        sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler()
         if plan.search == "tpe":
-            sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            sampler = optuna.samplers.TPESampler(seed=plan.settings.search_seed, constant_liar=True)
         elif plan.search == "cmaes":
-            sampler = optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+            sampler = optuna.samplers.CmaEsSampler(seed=plan.settings.search_seed, warn_independent_sampling=False)
         self.optuna = optuna.create_study(
-            study_name=name, storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
+            study_name=name, storage=self._storage, sampler=sampler, direction="maximize", load_if_exists=True
         )
+        identity = json_text(plan.identity())
         if self.optuna.user_attrs.get("sweep", identity) != identity:
             raise ConfigError(
                 f"the study {name!r} is of another sweep: its space or settings differ; choose another run_dir"
             )
         self.optuna.set_user_attr("sweep", identity)
 
-    # Trials and their indices.
-
     def trials(self) -> list[FrozenTrial]:
         """All trials, by number."""
         return self.optuna.get_trials(deepcopy=False)
 
-    @staticmethod
-    def indices(trials: Sequence[FrozenTrial]) -> list[int]:
-        """The index of each trial."""
-        fresh = itertools.count()
-        return [int(trial.user_attrs["index"]) if _repeats(trial) else next(fresh) for trial in trials]
-
     def by_index(self) -> dict[int, FrozenTrial]:
         """The trial that counts for each index that has one: the first that was not lost."""
-        trials, count = self.trials(), self.plan.num_configs
         found: dict[int, FrozenTrial] = {}
-        for index, trial in zip(self.indices(trials), trials, strict=True):
-            if index < count and not _lost(trial):
+        for trial in self.trials():
+            index = trial.user_attrs.get("index", trial.number)
+            if index < self.plan.num_configs and not _lost(trial):
                 found.setdefault(index, trial)
         return found
 
-    def values(self, trial: FrozenTrial) -> Values:
+    def values(self, trial: FrozenTrial | Trial) -> Values:
         """The configuration of a trial; one that was interrupted while it was claimed may miss some keys."""
-        return {d.key: from_optuna(d, trial.params[d.key]) for d in self.plan.dimensions if d.key in trial.params}
+        listed = {d.key: d.categories for d in self.plan.dimensions if isinstance(d, Choice)}
+        return {key: listed[key][value] if key in listed else value for key, value in trial.params.items()}
 
     @staticmethod
     def state(trial: FrozenTrial) -> str:
@@ -114,37 +102,35 @@ class Study:
         """How many trials other workers are running."""
         return sum(t.state == TrialState.RUNNING and t.number not in self._running for t in self.by_index().values())
 
-    # Claiming and finishing.
-
-    @_quiet()
     def claim(self, count: int) -> dict[int, Values]:
         """At most `count` trials for this worker: the configuration of each number; none if nothing is left to start."""
+        self._give_up_the_dead()
         claimed: dict[int, Values] = {}
-        self._repeat_lost()
         while len(claimed) < count:
-            trials = self.trials()
-            waiting = any(trial.state == TrialState.WAITING for trial in trials)
-            if not waiting and sum(not _repeats(trial) for trial in trials) >= self.plan.num_configs:
+            known = self.by_index()
+            missing = [index for index in range(self.plan.num_configs) if index not in known]
+            if not missing:
                 break
             trial = self.optuna.ask()
             self._running[trial.number] = trial
             self._beat()
-            trial.set_user_attr("worker", f"{socket.gethostname()}/{os.getpid()}")
-            index = self.indices(self.trials())[trial.number]
-            counts = self.by_index().get(index)
-            if counts is None or counts.number != trial.number:
+            index = trial.number
+            if index not in missing:
+                index = missing[0]
+                trial.set_user_attr("index", index)
+            if self.by_index()[index].number != trial.number:  # another worker was faster
                 self._tell(trial.number, "failed")
                 continue
-            if isinstance(self.optuna.sampler, _Planned):
-                self.optuna.sampler.values = self.plan.planned(index)
-            values = claimed[trial.number] = {}
+            if self.plan.search in ("grid", "random"):
+                planned = {key: as_stored(value) for key, value in self.plan.planned(index).items()}
+                self.optuna.sampler = optuna.samplers.PartialFixedSampler(planned, optuna.samplers.RandomSampler())
             for dimension in self.plan.dimensions:
-                if self.plan.own({dimension.key: None}, self.plan.algorithm_of(values)):
-                    values[dimension.key] = from_optuna(dimension, _suggest(trial, dimension))
+                _suggest(trial, dimension)
+            claimed[trial.number] = self.values(trial)
         return claimed
 
-    def _repeat_lost(self) -> None:
-        """Enqueues the trials of workers whose heartbeat has stopped."""
+    def _give_up_the_dead(self) -> None:
+        """Marks the trials of workers whose heartbeat has stopped as failed."""
         optuna.storages.fail_stale_trials(self.optuna)
         oldest = datetime.datetime.now() - datetime.timedelta(seconds=self.plan.settings.worker_timeout)
         for trial in self.trials():
@@ -152,19 +138,10 @@ class Study:
             unheard = trial.state == TrialState.RUNNING and not trial.params and trial.number not in self._running
             if unheard and trial.datetime_start is not None and trial.datetime_start < oldest:
                 self._tell(trial.number, "failed")
-        trials, present = self.trials(), {*self.by_index()}
-        for index, trial in zip(self.indices(trials), trials, strict=True):
-            if _lost(trial) and index not in present and index < self.plan.num_configs:
-                self.optuna.enqueue_trial(trial.params, user_attrs={"index": index})
-                present.add(index)
-
-    def report(self, number: int, steps: int, value: float) -> None:
-        """Records the return of one of this worker's trials at a rung."""
-        self._running[number].report(value, steps)
 
     def finish(self, number: int, state: str, result: dict[str, Any]) -> bool:
         """Records how one of this worker's trials ended: `complete`, `stopped` by halving, or `failed`, of which Optuna is
-        told no value. The result is as `Group.result` gives it; its floats keep eight digits, which hold a float32.
+        told no value. The result is as `Group.end` gives it; its floats keep eight digits, which hold a float32.
 
         Returns False if this worker was taken for dead, so that others repeat the trial.
         """
@@ -183,8 +160,6 @@ class Study:
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):  # another worker has told it already
             return False
         return True
-
-    # Heartbeats.
 
     @contextlib.contextmanager
     def heartbeats(self) -> Iterator[None]:
@@ -213,46 +188,21 @@ class Study:
                 self._storage.record_heartbeat(self._storage.get_trial_id_from_study_id_trial_number(study, number))
 
 
-class _Planned(optuna.samplers.RandomSampler):
-    """Suggests what a grid or a random search has planned for the trial that is being claimed."""
-
-    values: Values
-
-    def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
-        return to_optuna(self.values[param_name])
-
-
-def _repeats(trial: FrozenTrial) -> bool:
-    """Whether a trial repeats a lost one, whose index it has."""
-    return "index" in trial.user_attrs
-
-
 def _lost(trial: FrozenTrial) -> bool:
     """Whether a trial ended without a result because its worker died or gave way; in the result of one that failed a return
     is not finite."""
     return trial.state == TrialState.FAIL and None not in trial.user_attrs.get("result", {}).get("return_per_seed", [])
 
 
-def _suggest(trial: Trial, dimension: Dimension) -> Any:
+def _suggest(trial: Trial, dimension: Dimension) -> None:
     if isinstance(dimension, Choice):
-        return trial.suggest_categorical(dimension.key, [to_optuna(value) for value in dimension.values])
-    suggest: Any = trial.suggest_int if dimension.integer else trial.suggest_float
-    return suggest(dimension.key, *dimension.bounds(), log=dimension.log)
+        trial.suggest_categorical(dimension.key, [*dimension.categories])
+    else:
+        suggest: Any = trial.suggest_int if dimension.integer else trial.suggest_float
+        suggest(dimension.key, *dimension.ends(), log=dimension.log)
 
 
-def to_optuna(value: Any) -> Any:
-    """A value as Optuna stores it: a list, which is not one of its categories, as text."""
-    return value_text(value) if isinstance(value, tuple) else value
-
-
-def from_optuna(dimension: Dimension, value: Any) -> Any:
-    """The value that `to_optuna` was given."""
-    if not isinstance(dimension, Choice):
-        return value
-    return next(v for v in dimension.values if to_optuna(v) == value and isinstance(v, bool) == isinstance(value, bool))
-
-
-def open_storage(url: str | None, directory: Path | None, worker_timeout: int = 60) -> Any:
+def open_storage(url: str | None, directory: Path | None, worker_timeout: int) -> Any:
     """Optuna's storage: at a URL, else a database in the directory, else memory. Raises ConfigError."""
     if url is None and directory is None:
         return optuna.storages.InMemoryStorage()
@@ -263,8 +213,7 @@ def open_storage(url: str | None, directory: Path | None, worker_timeout: int = 
         keywords["engine_kwargs"] = {"connect_args": {"timeout": 60}}  # a worker waits for as long as another writes
     while True:
         try:
-            with _quiet():
-                return optuna.storages.RDBStorage(url, **keywords)
+            return optuna.storages.RDBStorage(url, **keywords)
         except Exception as error:  # database drivers share no base class
             # Of two workers that create the tables at the same moment one fails, and finds them when it looks again.
             if "already exists" not in str(error) and "UNIQUE" not in str(error):

@@ -168,7 +168,6 @@ def good_values(field: dataclasses.Field[Any]) -> list[str]:
         return {"seed": ["0", "17"], "total_steps": ["1e6", "123456"]}.get(field.name, [])
     if field.name in (
         "halving",
-        "pbt",
         "seeds",
         "cohort",
         "search",

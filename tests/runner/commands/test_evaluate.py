@@ -26,7 +26,7 @@ def run(finished_runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 def test_every_seed_is_played_and_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([f"run_dir={run}", "episodes=8"]) == 0
     captured = capsys.readouterr()
-    assert captured.err == "" and captured.out.count("seed       mean        IQM") == 2
+    assert captured.err == "" and captured.out.count("| seed |") == 2
     document = json.loads((run / "evaluation.json").read_text())
     summary = json.loads((run / "summary.json").read_text())
     assert document["seeds"] == [3, 4] and document["env_steps_per_seed"] == summary["env_steps_per_seed"]

@@ -36,11 +36,11 @@ def plan_of(*arguments: str) -> SweepPlan:
 
 def worker(directory: Path | None, plan: SweepPlan) -> Study:
     """One worker of several: each has its own connection."""
-    return Study(plan, f"{plan.dimensions}", open_storage(None, directory), "sweep")
+    return Study(plan, directory)
 
 
 def index_of(study: Study) -> dict[int, int]:
-    return study.indices(study.trials())
+    return {trial.number: trial.user_attrs.get("index", trial.number) for trial in study.trials()}
 
 
 def claimed_indices(study: Study, count: int) -> list[int]:
@@ -71,7 +71,7 @@ def test_workers_share_the_configurations(tmp_path: Path) -> None:
     claims = [a.claim(2), b.claim(3), a.claim(5)]
     assert [[index_of(a)[number] for number in claimed] for claimed in claims] == [[0, 1], [2, 3, 4], [5, 6]]
     for number, values in (item for claimed in claims for item in claimed.items()):
-        assert values == plan.drawn(index_of(a)[number])
+        assert values == plan.planned(index_of(a)[number])
     assert b.claim(1) == {} and b.others_at_work() == 4
     finish(a, claims[0] | claims[2])
     finish(b, claims[1])
@@ -88,7 +88,7 @@ def test_the_trials_of_a_dead_worker_are_run_once_more(tmp_path: Path) -> None:
     kill(tmp_path, lost)
     again = b.claim(10)
     assert sorted(index_of(b)[number] for number in again) == [1, 2, 5]
-    assert all(values == plan.drawn(index_of(b)[number]) for number, values in again.items())
+    assert all(values == plan.planned(index_of(b)[number]) for number, values in again.items())
     finish(b, kept | again)
     assert c.claim(10) == {}
     assert not a.finish(lost[0], "complete", RESULT), "the dead come too late"
@@ -104,11 +104,11 @@ def test_two_that_repeat_the_same_do_no_harm(tmp_path: Path) -> None:
     lost = a.claim(1)
     kill(tmp_path, lost)
     # A second repetition, as a worker makes that looked at the same moment.
-    c.optuna.enqueue_trial(lost[0], user_attrs={"index": 0})
-    first, second = b.claim(1), c.claim(1)
-    assert len(first) == 1 and second == {}
+    first, second = b.claim(1), c.optuna.ask()
+    second.set_user_attr("index", 0)
     finish(b, first)
-    assert c.claim(1) == {} and len([t for t in c.trials() if t.state == TrialState.COMPLETE]) == 1
+    c.optuna.tell(second, 5.0)
+    assert c.claim(1) == {} and c.by_index()[0].value == 0.0, "the first of them counts"
 
 
 def test_a_worker_that_died_between_result_and_end_is_repeated(tmp_path: Path) -> None:
@@ -190,15 +190,13 @@ def test_optuna_chooses(search: str) -> None:
 def test_optunas_own_tools_read_the_study(tmp_path: Path) -> None:
     study = worker(tmp_path, plan_of("algo.hidden_sizes=[8],[16]", "num_configs=3"))
     claimed = study.claim(3)
-    study.report(0, 100, 5.0)
     study.finish(0, "stopped", RESULT)
     finish(study, {number: claimed[number] for number in (1, 2)})
-    loaded = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path}/study.db")
+    loaded = optuna.load_study(study_name=tmp_path.name, storage=f"sqlite:///{tmp_path}/study.db")
     assert loaded.best_value == 2.0 and loaded.best_params["algo.hidden_sizes"] in ("[8]", "[16]")
     assert [trial.state.name for trial in loaded.trials] == ["PRUNED", "COMPLETE", "COMPLETE"]
-    assert loaded.trials[0].intermediate_values == {100: 5.0}
 
 
 def test_a_storage_that_cannot_be_opened() -> None:
     with pytest.raises(ConfigError, match="cannot be opened"):
-        open_storage("nosuch:///x", None)
+        open_storage("nosuch:///x", None, 60)
