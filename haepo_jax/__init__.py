@@ -77,7 +77,7 @@ if os.environ.get("MPLBACKEND", "").startswith("module://") and "matplotlib" not
     if _backend is None:
         del os.environ["MPLBACKEND"]
 
-_MODULES = ("envs", "losses", "networks", "rollout", "sequence_networks", "sharding")
+_MODULES = ("envs", "losses", "networks", "rollout", "sequence_networks", "sharding", "statistics")
 
 __all__ = [*_HOMES, *_MODULES, "__version__"]
 

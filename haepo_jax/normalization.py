@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -29,6 +30,7 @@ class RunningStatistics:
 
         Merges the batch with the parallel form of Welford's algorithm (Chan, Golub & LeVeque 1983).
         """
+        chex.assert_tree_shape_prefix(observations, mask.shape)
         added = jnp.sum(mask, dtype=jnp.float32)
         count = self.count + added
         axes = tuple(range(mask.ndim))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +83,7 @@ def test_a_batch_with_nothing_live_changes_nothing() -> None:
     nan = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan), x)
     for statistics in (before, EMPTY):
         after = update(statistics, nan, np.zeros_like(mask))
-        jax.tree.map(np.testing.assert_array_equal, after, statistics)
+        chex.assert_trees_all_equal(after, statistics)
 
 
 def test_a_constant_observation_stays_finite() -> None:
@@ -103,4 +104,4 @@ def test_vmaps_over_seeds() -> None:
     together = jax.jit(jax.vmap(EMPTY.update))(x, mask)
     for seed, (one, own) in enumerate(data):
         alone = update(EMPTY, one, own)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[seed], b, rtol=1e-5), together, alone)  # noqa: B023
+        chex.assert_trees_all_close(jax.tree.map(lambda x: x[seed], together), alone, rtol=1e-5)  # noqa: B023

@@ -28,7 +28,7 @@ PACKAGE = ROOT / "haepo_jax"
 
 # Lowest first; a module is in the layer of the longest name that it begins with.
 LAYERS = (
-    ("version", "messages", "counting", "unbatched", "spaces", "sharding", "normalization"),
+    ("version", "messages", "counting", "unbatched", "spaces", "sharding", "normalization", "statistics"),
     ("losses",),
     ("distributions", "action_outputs", "networks", "sequence_networks"),
     ("envs",),

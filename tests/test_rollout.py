@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -335,8 +336,8 @@ class TestSegments:
         alone = jax.jit(one_seed)
         for seed in range(3):
             expected = alone(keys[seed])
-            for x, y in zip(jax.tree.leaves(together), jax.tree.leaves(expected), strict=True):
-                np.testing.assert_allclose(x[seed], y, rtol=1e-5, atol=1e-6)
+            found = jax.tree.map(lambda x: x[seed], together)  # noqa: B023
+            chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

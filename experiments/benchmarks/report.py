@@ -19,7 +19,7 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 
 from tables import markdown  # noqa: E402
 
-from haepo_jax.runner.statistics import bootstrap_interval, interquartile_mean  # noqa: E402
+from haepo_jax.statistics import bootstrap_interval, interquartile_mean  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

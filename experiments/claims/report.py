@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from catalogue import ABLATION_STEPS, ABLATIONS, DEEP_SEA, EPISODIC, EPISODIC_STEPS, METHODS, TASKS, WEIGHTS
 
-from haepo_jax.runner.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+from haepo_jax.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 

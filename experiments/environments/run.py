@@ -23,7 +23,7 @@ import numpy as np
 
 import haepo_jax as hx
 from haepo_jax.envs import list_envs
-from haepo_jax.runner.statistics import bootstrap_interval
+from haepo_jax.statistics import bootstrap_interval
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 

@@ -29,7 +29,7 @@ from haepo_jax.counting import StepCount
 from haepo_jax.envs import TokenTask
 from haepo_jax.envs.tokens import join, number
 from haepo_jax.runner.run_dir import write_atomically
-from haepo_jax.runner.statistics import bootstrap_interval
+from haepo_jax.statistics import bootstrap_interval
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 

@@ -24,7 +24,7 @@ import numpy as np
 import haepo_jax as hx
 from haepo_jax.algorithms.state import InitialPolicy, TrainState
 from haepo_jax.runner.run_dir import write_atomically
-from haepo_jax.runner.statistics import bootstrap_interval
+from haepo_jax.statistics import bootstrap_interval
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 

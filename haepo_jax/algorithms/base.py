@@ -11,12 +11,12 @@ import abc
 import dataclasses
 from typing import Any, Self
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from haepo_jax.action_outputs import squashed
-from haepo_jax.algorithms import running
 from haepo_jax.algorithms.fields import (
     COUNT,
     NOT_NEGATIVE,
@@ -24,14 +24,16 @@ from haepo_jax.algorithms.fields import (
     HyperparameterError,
     Range,
     Scheduled,
+    check_divides,
     check_value,
     leaf,
     short,
     static,
 )
-from haepo_jax.algorithms.network_checks import check_networks
+from haepo_jax.algorithms.network_checks import check_action_options, check_networks
 from haepo_jax.algorithms.optimizers import clip_by_global_norm
 from haepo_jax.algorithms.other_names import SignatureOfInit, check_keywords
+from haepo_jax.algorithms.running import Runnable
 from haepo_jax.algorithms.state import InitialPolicy, Metrics, TrainingStatus, TrainState, check_fits, keep_finite
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
@@ -45,7 +47,7 @@ from haepo_jax.spaces import Box, Space, space_leaves
 
 
 @dataclasses.dataclass(frozen=True)
-class Algorithm(abc.ABC):
+class Algorithm(Runnable):
     """Base class of all algorithms.
 
     A subclass defines `update`, or derives from `SegmentAlgorithm` or `TrajectoryAlgorithm` and defines `loss`.
@@ -141,7 +143,7 @@ class Algorithm(abc.ABC):
                 object.__setattr__(self, field.name, AUTO)
         self.check()
         if hasattr(self.env, "action_space"):
-            self._check_actions()
+            check_action_options(self.env, self.squash_actions, self.state_dependent_std)
             check_networks(self.env, self.policy, getattr(self, "value", None))
 
     def check(self) -> None:
@@ -159,25 +161,7 @@ class Algorithm(abc.ABC):
             if any(size != width for size in self.hidden_sizes):
                 sizes = short(list(self.hidden_sizes))
                 raise HyperparameterError(f"hidden_sizes={sizes} must be equal for network=transformer, one per block")
-            if width % (2 * self.num_heads):
-                below, above = width - width % (2 * self.num_heads), width - width % (-2 * self.num_heads)
-                nearest = f"{below} or {above}" if below else f"{above}"
-                raise HyperparameterError(
-                    f"hidden_sizes of {width} must be a multiple of 2 num_heads = {2 * self.num_heads} for "
-                    f"network=transformer; the nearest that are: {nearest}"
-                )
-
-    def _check_actions(self) -> None:
-        boxes = [part for part in space_leaves(self.env.action_space) if isinstance(part, Box)]
-        for name in ("squash_actions", "state_dependent_std"):
-            if getattr(self, name) and not boxes:
-                raise HyperparameterError(
-                    f"{name}=true requires continuous actions, but {self.env.name} has discrete ones"
-                )
-        if self.squash_actions and not all(box.bounded for box in boxes):
-            raise HyperparameterError(
-                f"squash_actions=true requires bounded actions, but those of {self.env.name} are unbounded"
-            )
+            check_divides("hidden_sizes[0]", width, "2 * num_heads", 2 * self.num_heads)
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some hyperparameters changed; numbers may be tracers."""
@@ -196,6 +180,9 @@ class Algorithm(abc.ABC):
           `episode_length` are 0 if `episodes`, the number of episodes that ended, is 0.
         """
         new, metrics = self.update(state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+        for name, value in metrics.items():
+            chex.assert_rank(value, 0, custom_message=f"the metric {name!r}")
         return keep_finite(state, new, self.discarded(state, new), metrics, self.on_nan), metrics
 
     def discarded(self, state: TrainState, new: TrainState) -> TrainState:
@@ -230,11 +217,12 @@ class Algorithm(abc.ABC):
 
     def apply_gradients(self, params: Any, opt_state: Any, gradients: Any) -> tuple[Any, Any]:
         """One optimiser step: the next parameters and optimiser state; `self` must be `scheduled`."""
+        chex.assert_trees_all_equal_shapes(params, gradients)
         with jax.numpy_dtype_promotion("standard"):  # optax does not support strict promotion
             updates, opt_state = self.optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, jax.tree.map(lambda u: -self.learning_rate * u, updates)), opt_state
 
-    # Initialisation, training and evaluation.
+    # Initialisation.
 
     def init(self, key: jax.Array, start: InitialPolicy | None = None) -> TrainState:
         """A new train state from a typed PRNG key (`jax.random.key(seed)`).
@@ -280,50 +268,6 @@ class Algorithm(abc.ABC):
     def init_extra(self, state: TrainState) -> Any:
         """`TrainState.extra` at the start of a run; `state` has all other fields."""
         return None
-
-    def train(self, key: jax.Array, start: InitialPolicy | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """Runs the whole training; under `jax.jit` one compiled program. See `init` for `start`.
-
-        Returns:
-          The final state, and metrics with `log_points` rows, evenly spaced in environment steps: the metrics of the
-          last update before each point, `env_steps` (a `StepCount`), `update`, and the mean `eval_return`,
-          `eval_return_greedy` and `eval_length` over `eval_episodes` episodes. An update that passes several points
-          repeats its row.
-        """
-        return running.whole_run(self, self.init(key, start))
-
-    def advance(self, state: TrainState, until: StepCount) -> tuple[TrainState, Metrics]:
-        """Updates until `until` environment steps are done; the metrics are those of the last update, 0 if none."""
-        return running.advance(self, state, until)
-
-    def progress(self, state: TrainState, max_steps: int | None = None) -> dict[str, Any]:
-        """Counters for a row of metrics, and an evaluation if `eval_episodes` > 0; see `evaluate` for `max_steps`."""
-        return running.progress(self, state, max_steps)
-
-    def evaluate(
-        self,
-        state: TrainState,
-        *,
-        episodes: int = 128,
-        greedy: bool = False,
-        key: jax.Array | None = None,
-        max_steps: int | None = None,
-    ) -> dict[str, jax.Array]:
-        """Evaluates the current policy on complete episodes.
-
-        Args:
-          state: the train state.
-          episodes: number of episodes, run in parallel.
-          greedy: take the mode of each action distribution instead of a sample.
-          key: PRNG key of initial states, actions and transitions. The default is one fixed key, so that all runs and
-            seeds are evaluated with the same random numbers.
-          max_steps: limit on the episode length, if less than the environment's horizon.
-
-        Returns:
-          `return` (episodes,) float32 and `length` (episodes,) int32.
-        """
-        key = jax.random.key(running.EVALUATION_SEED) if key is None else key
-        return running.play(self, state, episodes, jnp.bool_(greedy), key, max_steps)
 
     # The policy as a function.
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -56,6 +57,7 @@ def run_epochs(
     Returns:
       Parameters, optimiser state, and metrics averaged over the minibatches, including "grad_norm"; but see `ONCE`.
     """
+    chex.assert_shape(orders, (algorithm.num_epochs, None))
     gradients_of = jax.jit(gradients_of)  # traced once
     minibatches = orders.reshape(algorithm.num_epochs * algorithm.num_minibatches, -1)
 
@@ -128,6 +130,7 @@ def update_metrics(
       ended: bool; if no episode ended, the means and "episodes" are 0.
       invalid: bool, any shape: non-finite episodes or steps.
     """
+    chex.assert_equal_shape([returns, lengths, ended])
     episodes = jnp.sum(ended, dtype=jnp.float32)
     mean = lambda x: jnp.sum(x.astype(jnp.float32), where=ended) / jnp.maximum(episodes, 1)  # noqa: E731
     return {

@@ -1,4 +1,4 @@
-"""Checks, at construction, that the output of a custom policy or value function matches the environment's spaces."""
+"""Checks, at construction, that networks and their options match the environment's spaces."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax.action_outputs import action_size
+from haepo_jax.algorithms.fields import HyperparameterError
 from haepo_jax.distributions import is_distribution
 from haepo_jax.networks import Policy
-from haepo_jax.spaces import Box, Discrete, Leaf, MultiDiscrete, Space, frozen_space, map_space
+from haepo_jax.spaces import Box, Discrete, Leaf, MultiDiscrete, Space, frozen_space, map_space, space_leaves
 
 
 def check_networks(env: Any, policy: Any, value: Any) -> None:
@@ -23,6 +24,18 @@ def check_networks(env: Any, policy: Any, value: Any) -> None:
     fault = value and _value_fault(value, spaces[0])
     if fault:
         raise ValueError(f"value= does not fit {env.name}: {fault}")
+
+
+def check_action_options(env: Any, squash_actions: bool, state_dependent_std: bool) -> None:
+    """Raises HyperparameterError if an option for continuous actions is set, but `env` has none or unbounded ones."""
+    boxes = [part for part in space_leaves(env.action_space) if isinstance(part, Box)]
+    for name, option in (("squash_actions", squash_actions), ("state_dependent_std", state_dependent_std)):
+        if option and not boxes:
+            raise HyperparameterError(f"{name}=true requires continuous actions, but {env.name} has discrete ones")
+    if squash_actions and not all(box.bounded for box in boxes):
+        raise HyperparameterError(
+            f"squash_actions=true requires bounded actions, but those of {env.name} are unbounded"
+        )
 
 
 @functools.lru_cache(maxsize=256)

@@ -304,7 +304,8 @@ class SegmentAlgorithm(Algorithm):
 
     def learn(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Any, Metrics]:
         """Runs the epochs of one update: parameters, optimiser state and mean metrics; `self` must be `scheduled`."""
-        chex.assert_equal_shape([batch.is_first, batch.log_prob, batch.advantage, batch.value_target])
+        chex.assert_tree_shape_prefix(dataclasses.replace(batch, carry=None), batch.mask.shape)
+        chex.assert_equal_shape([batch.mask, batch.log_prob, batch.value, batch.advantage, batch.value_target])
         if self.single_steps and not jax.tree.leaves(batch.carry):
             batch = self._as_single_steps(batch)
         size = batch.is_first.shape[0]
@@ -402,8 +403,8 @@ class SegmentAlgorithm(Algorithm):
         carry = self.actor_critic.init(jax.random.key(0), self.example_observation())[1]
         if self.single_steps and jax.tree.leaves(carry):
             # A custom recurrent network; `check` covers the default ones.
-            names = "num_envs" + (" * replay_batches" if self.replay_batches > 1 else "")
-            check_divides(names, self.num_envs * self.replay_batches, "num_minibatches", self.num_minibatches)
+            sequences = self.num_envs * self.replay_batches
+            check_divides("num_envs * replay_batches", sequences, "num_minibatches", self.num_minibatches)
         envs = start_environments(self.env, carry, starts_key(state.key), self.num_envs)
         reward_scale = None
         if self.normalize_rewards:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,6 +118,8 @@ class TrajectoryAlgorithm(Algorithm):
 
     def learn(self, state: TrainState, steps: Trajectory, key: jax.Array) -> tuple[Any, Any, Metrics]:
         """Runs the epochs of one update: parameters, optimiser state and mean metrics; `self` must be `scheduled`."""
+        chex.assert_rank(steps.mask, 3)
+        chex.assert_tree_shape_prefix(steps, steps.mask.shape)
         horizon = steps.mask.shape[0]
         reference_params = state.params if state.reference is None else state.reference
 

@@ -1,12 +1,13 @@
 """Losses: arrays in, a scalar and metrics out. They depend on no other part of the library."""
 
-from haepo_jax.losses.advantages import generalized_advantage_estimation, vtrace
+from haepo_jax.losses.advantages import generalized_advantage_estimation
 from haepo_jax.losses.dpo import dpo_loss
 from haepo_jax.losses.grpo import grpo_loss
 from haepo_jax.losses.haepo import haepo_loss
 from haepo_jax.losses.haepo_advantage import haepo_advantage_loss
 from haepo_jax.losses.haepo_prefix import haepo_prefix_loss
 from haepo_jax.losses.kl import kl_k3
+from haepo_jax.losses.off_policy import vtrace
 from haepo_jax.losses.ppo import ppo_loss
 from haepo_jax.losses.returns import normalize_returns
 from haepo_jax.losses.weights import AUTO, Auto, plackett_luce_weights, trajectory_log_likelihood

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -26,6 +27,7 @@ def select(valid: jax.Array, x: jax.Array) -> jax.Array:
 
     Apply it before computing anything from ``x``: a NaN times a cotangent of 0 is again NaN.
     """
+    chex.assert_equal_shape([valid, x])
     return jnp.where(valid, x, jnp.zeros_like(x))
 
 
@@ -86,6 +88,7 @@ def decayed_sum(x: jax.Array, decay: jax.Array, *, start: jax.Array | None = Non
     """
     decay = jnp.broadcast_to(decay, x.shape).astype(x.dtype)
     start = jnp.zeros_like(x[0]) if start is None else start.astype(x.dtype)
+    chex.assert_shape(start, x.shape[1:])
     ways = [functools.partial(way, reverse=reverse) for way in (_sum_by_steps, _sum_by_doubling)]
     return jax.lax.platform_dependent(x, decay, start, cpu=ways[0], default=ways[1])
 
@@ -122,6 +125,7 @@ def _sum_by_doubling(x: jax.Array, decay: jax.Array, start: jax.Array, *, revers
 
 def lowest(x: jax.Array, valid: jax.Array) -> jax.Array:
     """The smallest valid entry along the last axis, (..., K) -> (..., 1); 0 if none is valid."""
+    chex.assert_equal_shape([x, valid])
     least = jnp.min(jnp.where(valid, x, jnp.inf), axis=-1, keepdims=True)
     return select(jnp.any(valid, axis=-1, keepdims=True), least)
 
@@ -132,6 +136,7 @@ def centred_ranks(x: jax.Array, valid: jax.Array) -> jax.Array:
     Ties get their mean rank; masked entries and a single valid entry get 0. Comparing all pairs is faster than sorting
     for up to thousands of entries.
     """
+    chex.assert_equal_shape([x, valid])
     left, right = x[..., :, None], x[..., None, :]
     # Integers: with floats XLA's CPU compiler materialises all pairs before summing.
     order = (right < left).astype(jnp.int32) - (right > left).astype(jnp.int32)
@@ -142,6 +147,7 @@ def centred_ranks(x: jax.Array, valid: jax.Array) -> jax.Array:
 
 def rank_correlation(x: jax.Array, y: jax.Array, valid: jax.Array) -> jax.Array:
     """Spearman's rank correlation of valid entries along the last axis, (..., K), (..., K) -> (...); 0 if undefined."""
+    chex.assert_equal_shape([x, y, valid])
     a, b = centred_ranks(x, valid), centred_ranks(y, valid)
     scale = jnp.sqrt(jnp.sum(a**2, axis=-1) * jnp.sum(b**2, axis=-1))
     return divide(jnp.sum(a * b, axis=-1), scale)
@@ -172,6 +178,7 @@ def clipped_surrogate(
 
     The range is [``around`` - ``clip_eps``, ``around`` + ``clip_eps_high``], the latter by default ``clip_eps``.
     """
+    chex.assert_equal_shape([log_ratio, advantages])
     high = clip_eps if clip_eps_high is None else clip_eps_high
     ratio = bounded_exp(log_ratio)
     least, most = around - clip_eps, around + high

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -128,6 +129,7 @@ def log_softmax(scores: jax.Array, valid: jax.Array, tau: jax.Array) -> tuple[ja
 
     The logarithm stays finite where a weight underflows, and so do entropies and divergences.
     """
+    chex.assert_equal_shape([scores, valid])
     top = -lowest(-jax.lax.stop_gradient(scores), valid)
     # The maximum is subtracted before the division: the difference of two scores near -1e6 then survives any
     # temperature.
@@ -144,23 +146,29 @@ def weigh(
     """Weights and their logarithms, (..., K) each, from ``function``, or from the softmax if it is ``None``."""
     if function is None:
         return log_softmax(scores, valid, tau)
-    weights = select(valid, function(scores, valid, tau))
+    weights = function(scores, valid, tau)
+    chex.assert_equal_shape([weights, scores], custom_message="weight_function")
+    chex.assert_type(weights, float)
+    weights = select(valid, weights)
     return weights, jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, weights, 1)), 0)
 
 
 def relative_entropy(weights: jax.Array, log_weights: jax.Array, valid: jax.Array) -> jax.Array:
     """Entropy of the weights as a fraction of its maximum, log K; (..., K) -> (...)."""
+    chex.assert_equal_shape([weights, log_weights, valid])
     most = jnp.log(jnp.maximum(jnp.sum(valid, axis=-1, dtype=weights.dtype), 1))
     return divide(-jnp.sum(weights * log_weights, axis=-1), most)
 
 
 def divergence(reference_weights: jax.Array, log_reference: jax.Array, log_weights: jax.Array) -> jax.Array:
     """KL(w_ref || w), (..., K) -> (...)."""
+    chex.assert_equal_shape([reference_weights, log_reference, log_weights])
     return jnp.sum(reference_weights * (log_reference - log_weights), axis=-1)
 
 
 def effective_fraction(weights: jax.Array, valid: jax.Array) -> jax.Array:
     """Effective sample size as a fraction of K, (..., K) -> (...), for weights that sum to 1."""
+    chex.assert_equal_shape([weights, valid])
     squares = jnp.sum(valid, axis=-1, dtype=weights.dtype) * jnp.sum(weights**2, axis=-1)
     return divide(jnp.ones_like(squares), squares)
 

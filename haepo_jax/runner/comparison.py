@@ -32,8 +32,8 @@ from haepo_jax.runner.run_dir import (
     unused_directory,
     write_atomically,
 )
-from haepo_jax.runner.statistics import describe_returns, probability_of_improvement
 from haepo_jax.runner.tables import aligned, interval_text
+from haepo_jax.statistics import describe_returns, probability_of_improvement
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

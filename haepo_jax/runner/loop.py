@@ -25,7 +25,7 @@ from haepo_jax.runner.loading import TrainedPolicy, start_of
 from haepo_jax.runner.observers import Observer, Row, RunInfo, divergence_text
 from haepo_jax.runner.program import KINDS, Program, build, final_size, mesh_of
 from haepo_jax.runner.signals import NEVER, StopSignals, interruptibly
-from haepo_jax.runner.statistics import interquartile_mean
+from haepo_jax.statistics import interquartile_mean
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from haepo_jax.runner.config import RunConfig
-from haepo_jax.runner.statistics import mean_of_known
+from haepo_jax.statistics import mean_of_known
 
 if TYPE_CHECKING:
     from haepo_jax.algorithms.base import Algorithm

@@ -16,8 +16,8 @@ from haepo_jax.runner.errors import disk_errors
 from haepo_jax.runner.loading import load_run, seed_index
 from haepo_jax.runner.plots import histogram_figure, write_figure
 from haepo_jax.runner.run_dir import RunDir, json_text, write_atomically
-from haepo_jax.runner.statistics import describe_returns
 from haepo_jax.runner.tables import aligned, interval_text
+from haepo_jax.statistics import describe_returns
 
 if TYPE_CHECKING:
     from haepo_jax.runner.commands.evaluate import EvaluateConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -197,8 +198,7 @@ def test_the_rest_is_left_out_once_the_kl_passes_its_target(recorded: Recorded) 
         path.append(params)
         kls.append(float(metrics["kl"]))
     plain = recorded.learn(algo)
-    for x, y in zip(jax.tree.leaves(plain[0]), jax.tree.leaves(path[-1]), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(plain[0], path[-1], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(plain[2]["kl"], np.mean(kls), rtol=1e-3)
 
     assert kls[0] < kls[1] and max(kls) > 0.01
@@ -206,15 +206,13 @@ def test_the_rest_is_left_out_once_the_kl_passes_its_target(recorded: Recorded) 
     stop = next(i for i, kl in enumerate(kls) if kl > target)
     assert 1 < stop < len(kls) - 1
     stopped, _, metrics = recorded.learn(algo.replace(target_kl=target))
-    for x, y in zip(jax.tree.leaves(stopped), jax.tree.leaves(path[stop + 1]), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(stopped, path[stop + 1], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(metrics["kl"], np.mean(kls[:stop] + [kls[stop]] * (len(kls) - stop)), rtol=1e-3)
 
 
 def test_a_target_that_is_never_passed_changes_nothing(recorded: Recorded) -> None:
     plain, bounded = recorded.learn(BASE), recorded.learn(BASE.replace(target_kl=1e9))
-    for x, y in zip(jax.tree.leaves(plain), jax.tree.leaves(bounded), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(plain, bounded, rtol=1e-5, atol=1e-7)
 
 
 def test_rewards_are_divided_by_the_deviation_of_the_discounted_return(state: Any, collected: Any) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +42,8 @@ class Run:
     def __init__(self, name: str) -> None:
         self.name, self.algo = name, ALGORITHMS[name]
         # The algorithm is an argument, so that other numbers in it use the same program.
-        self.step = jax.jit(lambda algo, state: algo.train_step(state))
+        chex.clear_trace_counter()  # it does not tell the algorithms apart
+        self.step = jax.jit(chex.assert_max_traces(lambda algo, state: algo.train_step(state), n=1))
         self.init = jax.jit(self.algo.init)
         state = self.init(jax.random.key(0))
         self.states, self.metrics = [state], []
@@ -96,11 +98,14 @@ def test_the_state_keeps_its_structure(run: Run) -> None:
 
 
 def test_an_update_compiles_once(run: Run) -> None:
+    """For all states, keys and values of the numeric hyperparameters: `Run.step` raises at a second trace."""
     assert len(run.metrics) > 40
-    assert run.step._cache_size() == 1
-    run.step(run.algo.replace(learning_rate=1e-4, max_grad_norm=2.0), run.states[5])
-    run.step(run.algo, dataclasses.replace(run.states[5], key=jax.random.key(9)))
-    assert run.step._cache_size() == 1
+    numbers = [field.name for field in dataclasses.fields(run.algo) if field.metadata.get("kind") is float]
+    smaller = {name: jax.tree.map(lambda x: 0.9 * x, getattr(run.algo, name)) for name in numbers}
+    assert len(jax.tree.leaves(smaller)) >= 4
+    run.step(run.algo.replace(**smaller), dataclasses.replace(run.states[5], key=jax.random.key(9)))
+    with pytest.raises(AssertionError, match="max_traces"):
+        run.step(run.algo.replace(num_epochs=1), run.states[5])
 
 
 def test_the_same_seed_gives_identical_parameters_and_another_seed_others(run: Run) -> None:
@@ -179,7 +184,7 @@ def three_ppo(learning_rate: Any, entropy_coef: Any, discount: Any, gravity: Any
     return jax.lax.scan(lambda state, _: algo.train_step(state), algo.init(key), length=3)
 
 
-@pytest.mark.parametrize("three", [three_haepo, three_episodic, three_ppo])
+@pytest.mark.parametrize("three", [three_haepo, three_episodic, pytest.param(three_ppo, marks=pytest.mark.slow)])
 def test_lanes_of_a_vmap_are_the_runs_alone(three: Any) -> None:
     """Seeds, hyperparameters and an environment's parameters, for the first three updates."""
     lanes = [  # one difference at a time from the first
@@ -315,3 +320,27 @@ def test_advance_past_what_an_int32_holds() -> None:
     assert all(value == 0 for value in metrics.values()), "no update was made"
     shapes = jax.eval_shape(algo.replace(log_points=3).train, jax.random.key(0))
     assert shapes[1]["loss"].shape == (3,)
+
+
+# Custom algorithms.
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        (lambda new, metrics: (new, {**metrics, "returns": jnp.zeros(3)}), "the metric 'returns'"),
+        (lambda new, metrics: (dataclasses.replace(new, update=jnp.float32(1)), metrics), "float32"),
+        (lambda new, metrics: (dataclasses.replace(new, params=None), metrics), "tree"),
+    ],
+)
+def test_an_update_that_changes_the_structure_of_the_state_or_has_other_metrics_is_refused(
+    update: Any, message: str
+) -> None:
+    class Wrong(hx.PPO):
+        def update(self, state: Any) -> Any:
+            return update(*super().update(state))
+
+    jax.tree_util.register_dataclass(Wrong)
+    algo = Wrong(BANDIT, num_steps=4, **SMALL)
+    with pytest.raises(AssertionError, match=message):
+        jax.eval_shape(algo.train_step, jax.eval_shape(algo.init, jax.random.key(0)))

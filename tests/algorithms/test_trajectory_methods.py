@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,7 +118,7 @@ def test_an_episode_that_is_not_finite_leaves_its_group(state: Any, sound: Traje
 def test_a_broken_step_behind_the_end_breaks_nothing(collected: Any, state: Any) -> None:
     algo = dataclasses.replace(BASE, env=Drift(horizon=HORIZON, nan_after_end=True))
     found = jax.jit(algo.collect)(state, jax.random.key(4))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, collected)
+    chex.assert_trees_all_close(found, collected, rtol=1e-5, atol=1e-6)
 
 
 def test_updates_go_on_where_episodes_break() -> None:
@@ -142,7 +143,7 @@ def test_updates_go_on_where_episodes_break() -> None:
     assert np.isnan(metrics["loss"])
     assert int(after.status.skipped) == 1
     assert int(after.update) == int(sick.update) + 1
-    jax.tree.map(np.testing.assert_array_equal, after.opt_state, sick.opt_state)
+    chex.assert_trees_all_equal(after.opt_state, sick.opt_state)
 
 
 def test_drop_invalid_of_a_dictionary_observation() -> None:
@@ -404,7 +405,7 @@ def test_an_optimiser_step_is_adams_on_clipped_gradients(state: Any) -> None:
 # Dictionary observations and action masks.
 
 
-@pytest.mark.parametrize("method", [hx.HAEPO, hx.EpisodicHAEPO, hx.PPO])
+@pytest.mark.parametrize("method", [hx.HAEPO, hx.EpisodicHAEPO, pytest.param(hx.PPO, marks=pytest.mark.slow)])
 def test_dictionary_observations_and_action_masks(method: Any) -> None:
     """Two of four actions are valid, others at every step: none of the others is ever taken, and learning goes on."""
     env = Lock()

@@ -19,3 +19,13 @@ def test_a_table_is_made_of_the_stored_results(name: str, monkeypatch: pytest.Mo
     table = script.table(json.loads(script.RESULTS.read_text()))
     assert f"<!-- table: {name} -->\n{table}\n\n" in text + "\n"
     assert tables.filled_in(text, name, table) == text
+
+
+def test_every_task_has_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that have been attempted; `every_task.py` runs all that are installed."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    script, tables = importlib.import_module("environments.every_task"), importlib.import_module("tables")
+    done = json.loads(script.RESULTS.read_text())
+    assert not {task: result["error"] for task, result in done.items() if result["error"]}
+    text = script.DOCUMENT.read_text()
+    assert tables.filled_in(text, "every_task", script.table(done)) == text

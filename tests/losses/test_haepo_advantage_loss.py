@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,7 +134,7 @@ def test_what_is_masked_does_not_matter(junk: float) -> None:
     data = batch(4, (7, 4)) | {"mask": np.random.default_rng(0).random((7, 4)) < 0.7}
     names = ("log_probs", "behaviour", "advantages", "policy_entropy", "policy_kl")
     spoilt = data | {name: np.where(data["mask"], data[name], np.float32(junk)) for name in names}
-    jax.tree.map(np.testing.assert_array_equal, run(spoilt), run(data))
+    chex.assert_trees_all_equal(run(spoilt), run(data))
     np.testing.assert_array_equal(gradient(spoilt), gradient(data))
     assert np.all(np.asarray(gradient(data))[~data["mask"]] == 0) and np.any(np.asarray(gradient(data)) != 0)
 
@@ -146,8 +147,7 @@ def test_history_and_credit_stop_at_the_start_of_an_episode() -> None:
     data["is_first"] = np.broadcast_to(data["is_first"], (6, 3))
     # Two episodes one behind the other are two pieces side by side, each with the group of its own.
     side = {k: (np.stack([v[:3], v[3:]], 1) if np.ndim(v) == 2 else v) for k, v in data.items()}
-    for ours, apart in zip(jax.tree.leaves(run(data)), jax.tree.leaves(run(side)), strict=True):
-        np.testing.assert_allclose(ours, apart, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(run(data), run(side), rtol=1e-5, atol=1e-6)
     grad, apart = np.asarray(gradient(data)), np.asarray(gradient(side))
     np.testing.assert_allclose(grad, np.concatenate([apart[:, 0], apart[:, 1]]), rtol=1e-4, atol=1e-7)
     whole = gradient(data | {"is_first": np.zeros((6, 3), bool)})
@@ -156,7 +156,7 @@ def test_history_and_credit_stop_at_the_start_of_an_episode() -> None:
 
 def test_without_history_every_step_is_for_itself() -> None:
     data = batch(6, (5, 2, 3)) | {"history_decay": np.float32(0)}
-    jax.tree.map(np.testing.assert_array_equal, run(data), run(data | {"is_first": np.ones((5, 2, 3), bool)}))
+    chex.assert_trees_all_equal(run(data), run(data | {"is_first": np.ones((5, 2, 3), bool)}))
 
 
 @pytest.mark.parametrize("gap", [3.0, 30.0])

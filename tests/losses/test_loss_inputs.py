@@ -9,6 +9,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -241,7 +242,7 @@ def test_masked_entries_change_neither_value_nor_gradient(
                 live["steps" if value.shape == x["steps"].shape else "mask"], value, np.float32(junk)
             )
     expected, actual = evaluate(loss, differentiated, clean), evaluate(loss, differentiated, dirty)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    chex.assert_trees_all_equal(actual, expected)
     for name, grad in actual[2].items():
         masked = ~live["steps" if grad.shape == x["steps"].shape else "mask"]
         assert np.all(np.asarray(grad)[masked] == 0)

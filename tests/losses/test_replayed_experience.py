@@ -131,6 +131,8 @@ def test_another_weight_function() -> None:
     np.testing.assert_allclose(loss(log_probs, softmax), loss(log_probs), rtol=1e-5)
     np.testing.assert_allclose(jax.grad(loss)(log_probs, softmax), jax.grad(loss)(log_probs), rtol=1e-3, atol=1e-6)
     assert abs(float(loss(log_probs, linear) - loss(log_probs))) > 1e-4
+    with pytest.raises(AssertionError, match="weight_function"):
+        loss(log_probs, lambda *arguments: linear(*arguments)[..., :1])
     for arguments in ((log_probs[:, 0, :].sum(0)[None], advantage[0]),):
         found = losses.haepo_loss(
             arguments[0], arguments[1][:1], entropy="weights", kl="weights", weight_function=linear,

@@ -12,7 +12,7 @@ from haepo_jax.runner.plots import (
     histogram_figure,
     over_seeds,
 )
-from haepo_jax.runner.statistics import bootstrap_interval, interquartile_mean
+from haepo_jax.statistics import bootstrap_interval, interquartile_mean
 
 
 def curve(returns: object, label: str = "haepo") -> Curve:

@@ -20,7 +20,7 @@ from haepo_jax.messages import one_line
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.resume import FREE
 from haepo_jax.runner.run_dir import RunDir
-from haepo_jax.runner.statistics import bootstrap_interval, describe_returns, interquartile_mean_of_known
+from haepo_jax.statistics import bootstrap_interval, describe_returns, interquartile_mean_of_known
 
 TRIALS = "trials.csv"
 _LINKS = ("metrics.jsonl", "summary.json", "curve.png", "episode.gif", "config.yaml", "completions.jsonl", "eval.jsonl")

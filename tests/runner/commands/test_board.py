@@ -19,7 +19,7 @@ from haepo_jax.runner.commands import board
 from haepo_jax.runner.plots import curves_figure, read_curve
 from haepo_jax.runner.rendering.board_page import board_page, find
 from haepo_jax.runner.run_dir import RunDir
-from haepo_jax.runner.statistics import bootstrap_interval
+from haepo_jax.statistics import bootstrap_interval
 
 CHROMIUM = shutil.which("chromium")
 

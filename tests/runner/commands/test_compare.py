@@ -19,7 +19,7 @@ from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import command_of, compose, read_arguments
 from haepo_jax.runner.errors import Interrupted
 from haepo_jax.runner.run_dir import RunDir
-from haepo_jax.runner.statistics import probability_of_improvement
+from haepo_jax.statistics import probability_of_improvement
 from tests.runner.counting_algorithm import Counting
 
 QUICK = ["total_steps=200", "final_eval_episodes=2"]

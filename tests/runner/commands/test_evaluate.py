@@ -13,7 +13,7 @@ import pytest
 import haepo_jax as hx
 from haepo_jax.runner import policy_evaluation
 from haepo_jax.runner.commands import evaluate
-from haepo_jax.runner.statistics import bootstrap_interval, interquartile_mean
+from haepo_jax.statistics import bootstrap_interval, interquartile_mean
 
 
 @pytest.fixture(scope="module")

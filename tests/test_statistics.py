@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from haepo_jax.runner.statistics import bootstrap_interval, interquartile_mean, mean_of_known
+from haepo_jax.statistics import bootstrap_interval, interquartile_mean, mean_of_known
 
 
 def test_interquartile_mean_leaves_out_the_outer_quarters() -> None:

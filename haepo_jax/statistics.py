@@ -1,4 +1,8 @@
-"""Statistics over seeds that Agarwal et al. (arXiv 2108.13264) recommend: interquartile means, bootstrap intervals."""
+"""Statistics over seeds: interquartile means, bootstrap intervals, and the probability of improvement.
+
+Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264), recommend
+them in place of means over a handful of seeds. Pure NumPy; seeds are the last axis.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,17 @@ Array = npt.NDArray[np.float64]
 
 
 def mean_of_known(values: npt.ArrayLike, axis: int = -1) -> Array:
-    """The mean over an axis of the values that are not NaN; NaN where there is none: (..., N) -> (...)."""
+    """The mean of the values that are not NaN along an axis, (..., N) -> (...); NaN where there is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.asarray(np.nanmean(np.asarray(values, np.float64), axis=axis))
 
 
 def interquartile_mean(values: npt.ArrayLike) -> Array:
-    """The mean of the middle half over the last axis, of all where N < 4: (..., N) -> (...). NaN where any value is."""
+    """The mean of the middle half of the values along the last axis, (..., N) -> (...); the mean of all if N < 4.
+
+    It is robust to outliers like the median, but uses half of the seeds. NaN where any value is NaN.
+    """
     values = np.asarray(values, np.float64)
     if values.shape[-1] < 4:
         return np.asarray(np.mean(values, axis=-1))
@@ -30,7 +37,7 @@ def interquartile_mean(values: npt.ArrayLike) -> Array:
 
 
 def interquartile_mean_of_known(values: npt.ArrayLike) -> Array:
-    """The interquartile mean of those of each row that are finite; NaN where none is: (rows, N) -> (rows,)."""
+    """The interquartile mean of the finite values of each row, (rows, N) -> (rows,); NaN where there is none."""
     known = [row[np.isfinite(row)] for row in np.asarray(values, np.float64)]
     return np.array([interquartile_mean(row) if row.size else np.nan for row in known], np.float64)
 
@@ -38,10 +45,16 @@ def interquartile_mean_of_known(values: npt.ArrayLike) -> Array:
 def bootstrap_interval(
     values: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[Array, Array]:
-    """Percentile bootstrap of the interquartile mean over the last axis: (..., N) -> low (...), high (...).
+    """A percentile bootstrap interval of the interquartile mean, resampling the seeds.
 
-    The seeds are resampled. A seed without a value (NaN) is left out of its row, and a row with fewer than two values has
-    the interval NaN: one seed says nothing about others.
+    Args:
+      values: (..., N), one value per seed; NaN: the seed has no value and is left out.
+      confidence: the probability that the interval covers, in (0, 1).
+      resamples: the number of bootstrap samples.
+      seed: of the random numbers.
+
+    Returns:
+      The ends of the interval, low (...) and high (...); NaN where fewer than two seeds have a value.
     """
     values = np.asarray(values, np.float64)
     rows = values.reshape(-1, values.shape[-1])
@@ -70,8 +83,12 @@ def bootstrap_interval(
 
 
 def describe_returns(values: npt.ArrayLike) -> dict[str, Any]:
-    """`mean`, `iqm`, `iqm_interval` (95%), `min` and `max` of those of the returns (N,) that are finite, NaN where none is;
-    and how many are `not_finite`."""
+    """Summarises the returns of N seeds.
+
+    Returns:
+      `mean`, `iqm`, `iqm_interval` (95%), `min` and `max` of the finite returns, NaN if there is none, and `not_finite`,
+      the number of the others.
+    """
     every = np.asarray(values, np.float64)
     finite = np.isfinite(every)
     known = every[finite] if finite.any() else np.array([np.nan])
@@ -89,10 +106,16 @@ def describe_returns(values: npt.ArrayLike) -> dict[str, Any]:
 def probability_of_improvement(
     ours: Sequence[npt.ArrayLike], theirs: Sequence[npt.ArrayLike], *, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """How often a seed of ours beats a seed of theirs, ties counting half: arrays (N,) per task -> value, low, high.
+    """The probability that a run of ours has a higher return than one of theirs (Agarwal et al. 2021).
 
-    The mean over tasks; the 95% interval is a percentile bootstrap stratified by task and side. NaN where a side has no
-    seed, and the limits where both have only one.
+    Args:
+      ours, theirs: for each task the returns of the seeds, (N,); both sides may have different numbers of seeds.
+      resamples: the number of bootstrap samples.
+      seed: of the random numbers.
+
+    Returns:
+      The probability, averaged over tasks, with ties counted half, and the ends of its 95% percentile bootstrap interval,
+      stratified by task and side. NaN if a side has no seed; the ends are NaN if every side has only one.
     """
     generator = np.random.default_rng(seed)
     shares, resampled, most = [], [], 1
