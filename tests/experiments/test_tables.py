@@ -21,6 +21,26 @@ def test_a_table_is_made_of_the_stored_results(name: str, monkeypatch: pytest.Mo
     assert tables.filled_in(text, name, table) == text
 
 
+def test_the_tuned_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its table is made of the stored results, and no method draws what another does not."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    script, tables = importlib.import_module("replay.tuned"), importlib.import_module("tables")
+    results = json.loads(script.RESULTS.read_text())
+    text = script.DOCUMENT.read_text()
+    assert f"<!-- table: tuned -->\n{script.table(results)}\n" in text + "\n"
+    assert tables.filled_in(text, "tuned", script.table(results)) == text
+    softmax, clip = (script.draws("cartpole", bound) for bound in ("temperature", "clip_eps"))
+    assert softmax.keys() - clip.keys() == {"temperature"} and clip.keys() - softmax.keys() == {"clip_eps"}
+    for name in softmax.keys() & clip.keys():
+        assert (softmax[name] == clip[name]).all() and len(softmax[name]) == script.CONFIGURATIONS
+    for name, found in results["runs"].items():
+        _, bound, shapes = script.METHODS[name.partition(", ")[2]]
+        best = max(range(script.CONFIGURATIONS), key=found["scores"].__getitem__)
+        assert found["settings"].items() >= shapes[best * len(shapes) // script.CONFIGURATIONS].items()
+        first = {**script.FIRST, bound: script.OWN[bound][2]}
+        assert best % (script.CONFIGURATIONS // len(shapes)) or found["settings"].items() >= first.items()
+
+
 def test_every_task_has_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of those that have been attempted; `every_task.py` runs all that are installed."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
