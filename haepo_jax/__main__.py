@@ -23,7 +23,7 @@ commands:
   llm         fine-tune a language model
   completion  print a shell completion script: bash or zsh
 
-Each command also runs as python -m haepo_jax.<command>, and <command> --help lists its settings. To train a policy:
+All but completion also run as python -m haepo_jax.<command>, and <command> --help lists their settings. To train a policy:
 
   python -m haepo_jax train env=CartPole-v1
 """

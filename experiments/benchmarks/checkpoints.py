@@ -61,7 +61,7 @@ def measure_run(arguments: list[str], minutes: float) -> dict[str, float]:
             run(config, directory, [watch], saver=saver, stop=watch)
         found = Checkpoints(directory / "checkpoints").all()
         position = found[-1].progress()["position"]
-        size = found[-1].path.stat().st_size
+        size = sum(file.stat().st_size for file in found[-1].path.rglob("*") if file.is_file())
     return {
         "run_seconds": position["run_seconds"],
         "checkpoints": len(found),

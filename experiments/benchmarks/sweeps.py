@@ -252,7 +252,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--algo", default="haepo", choices=("haepo", "haepo_episodic", "ppo"))
     group.add_argument("--configs", type=int, help="(quick: 4, full: 256)")
     group.add_argument("--total-steps", type=int, help="(quick: 20,000, full: 200,000)")
-    group.add_argument("--batch-size", type=int, help="configurations in one call (default: measured)")
+    group.add_argument("--batch-size", type=int, help="configurations in one call (default: as many as pay off)")
     group.add_argument("--processes-sample", type=int, default=16, help="run so many processes and scale the time")
     group.add_argument("--growth", type=int, nargs="+", help="(quick: 1 4, full: 1 4 16 64 256 1024)")
     group.add_argument("--repeats", type=int, default=10, help="of the comparison of halving with the full sweep")

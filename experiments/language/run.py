@@ -2,7 +2,7 @@
 
     python experiments/language/run.py
 
-A small transformer learns from demonstrations until it adds about half of the held-out pairs of numbers. From there
+A small transformer learns from demonstrations until it adds 40% of the held-out pairs of numbers. From there
 HAEPO, its form on complete episodes, its literal form, PPO, GRPO and DPO go on with the same budget of tokens, on
 prompts that are never the held-out ones. Each tries the same five learning rates, on a seed that is not used again, and
 then trains five seeds at the best. What was done before is not done again. Results: experiments/language/results.json

@@ -2,7 +2,7 @@
 
     python experiments/preferences/run.py
 
-The supervised model of `language.py` completes every prompt twice. The true reward is the share of right digits; which of
+The supervised model of `experiments/language` completes every prompt twice. The true reward is the share of right digits; which of
 two completions is preferred is drawn from the Bradley-Terry model, so some preferences are wrong. Both losses then
 pass over the same pairs many times, as long as it takes to do too much of it. Results: experiments/preferences/results.json
 and reward.png.

@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import dataclasses
+import functools
 import importlib
 import warnings
 from collections.abc import Iterator
@@ -70,6 +71,12 @@ def load(name: str, library: str, module: str) -> Any:
         raise ImportError(
             f"{name} requires {library}, but {absent} is not installed: pip install {LIBRARIES[prefix].extra}"
         ) from error
+
+
+@functools.cache
+def make(library: Any, task: str) -> Any:
+    """Returns `library.make(task)`, cached because JAX's caches compare environment objects by identity."""
+    return library.make(task)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ agent is player 0, who moves first in about half of the games; the other players
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from haepo_jax.envs.base import Array, Box, Discrete, PyTree, static_field, strongly_typed
 from haepo_jax.envs.kwargs import check_settings
-from haepo_jax.envs.libraries import LibraryEnvironment, check_horizon, load
+from haepo_jax.envs.libraries import LibraryEnvironment, check_horizon, load, make
 from haepo_jax.messages import short
 
 AGENT = 0
@@ -113,15 +112,9 @@ def make_pgx(task: str, **kwargs: Any) -> PgxEnv:
         ImportError: Pgx is not installed.
     """
     name = f"pgx/{task}"
-    inner = _build(load(name, "Pgx", "pgx"), task)
+    inner = make(load(name, "Pgx", "pgx"), task)
     check_settings(name, kwargs, {"opponent": None, "episode_length": None})
     return adapt_pgx(name, inner, **kwargs)
-
-
-@functools.cache
-def _build(library: Any, task: str) -> Any:
-    """Pgx's environment object, cached because JAX's caches compare it by identity."""
-    return library.make(task)
 
 
 def adapt_pgx(

@@ -4,7 +4,6 @@ Nikulin et al., "XLand-MiniGrid: Scalable Meta-Reinforcement Learning Environmen
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 
 from haepo_jax.envs.base import Array, Box, Discrete, PyTree, first_observation, space_of
 from haepo_jax.envs.kwargs import check_settings
-from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon, load
+from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon, load, make
 
 
 @jax.tree_util.register_dataclass
@@ -47,16 +46,10 @@ def make_xminigrid(task: str, **kwargs: Any) -> XMiniGridEnv:
     """
     name = f"xminigrid/{task}"
     library = load(name, "XLand-MiniGrid", "xminigrid")
-    inner, params = _build(library, task)
+    inner, params = make(library, task)
     check_settings(name, kwargs, {field.name: getattr(params, field.name) for field in dataclasses.fields(params)})
     with building(name, kwargs):
         return adapt_xminigrid(name, inner, params.replace(**kwargs))
-
-
-@functools.cache
-def _build(library: Any, task: str) -> Any:
-    """The library's environment object, cached because JAX's caches compare it by identity."""
-    return library.make(task)
 
 
 def adapt_xminigrid(name: str, inner: Any, params: Any = None) -> XMiniGridEnv:

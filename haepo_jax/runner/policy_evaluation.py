@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,9 +19,6 @@ from haepo_jax.runner.run_dir import RunDir, json_text, write_atomically
 from haepo_jax.runner.tables import aligned, interval_text
 from haepo_jax.statistics import describe_returns
 
-if TYPE_CHECKING:
-    from haepo_jax.runner.commands.evaluate import EvaluateConfig
-
 CHUNK = 1000
 """Episodes played side by side for each seed."""
 
@@ -31,29 +28,31 @@ KINDS = {"sampled": False, "greedy": True}
 Array = npt.NDArray[np.float64]
 
 
-def evaluate(directory: RunDir, config: EvaluateConfig) -> dict[str, Any]:
+def evaluate(
+    directory: RunDir, *, episodes: int, checkpoint: str, seed: int | None, episode_seed: int | None
+) -> dict[str, Any]:
     """What `evaluation.json` holds: what was asked for, the statistics of `summarise`, and every return and length. Raises as
     `haepo_jax.load` does."""
-    algorithm, run, states = load_run(directory, config.checkpoint)
+    algorithm, run, states = load_run(directory, checkpoint)
     seeds = run.seed_numbers
-    if config.seed is not None:
-        index, seeds = seed_index(run, config.seed), [config.seed]
+    if seed is not None:
+        index, seeds = seed_index(run, seed), [seed]
         states = jax.tree.map(lambda x: x[index : index + 1], states)
     return {
         "env": run.env,
         "algo": run.algo.name,
-        "checkpoint": config.checkpoint,
+        "checkpoint": checkpoint,
         "env_steps_per_seed": np.atleast_1d(states.env_steps.to_int()).tolist(),
         "seeds": seeds,
-        "episodes": config.episodes,
-        "episode_seed": config.episode_seed,
+        "episodes": episodes,
+        "episode_seed": episode_seed,
         **{
             kind: {
                 "statistics": summarise(values["return"], seeds),
                 "return": values["return"].tolist(),
                 "length": values["length"].astype(int).tolist(),
             }
-            for kind, values in play(algorithm, states, config.episodes, config.episode_seed).items()
+            for kind, values in play(algorithm, states, episodes, episode_seed).items()
         },
     }
 

@@ -50,7 +50,14 @@ def main(argv: list[str]) -> int:
     from haepo_jax.runner import policy_evaluation
 
     command = shlex.join(["python", "-m", "haepo_jax.evaluate", *argv])
-    document = {"command": command, **policy_evaluation.evaluate(directory, config)}
+    document = policy_evaluation.evaluate(
+        directory,
+        episodes=config.episodes,
+        checkpoint=config.checkpoint,
+        seed=config.seed,
+        episode_seed=config.episode_seed,
+    )
+    document = {"command": command, **document}
     print(policy_evaluation.report(document))
     policy_evaluation.write(directory, document)
     print(f"evaluation.json and evaluation.png in {directory.path}")

@@ -1,1 +1,1 @@
-"""Pictures of episodes, drawn without a display: GIFs of flat tasks, a self-contained page for physics."""
+"""Episodes as GIFs, drawn without a display, and one HTML page of many runs."""

@@ -79,7 +79,7 @@ def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ([f"run_dir={tmp_path}/nowhere"], "is no directory"),
         ([f"run_dir={'x' * 5000}"], "is no directory"),
         ([f"run_dir={tmp_path}"], "holds no readable config.yaml"),
-        ([f"run_dir={run}", "seed=9"], "seed=9 is not in this run, which has seeds 3 to 4"),
+        ([f"run_dir={run}", "seed=9"], "seed=9 is not in this run, which has seeds=[3, 4]"),
         ([f"run_dir={run}", "episodes=0"], "episodes=0 is out of range"),
         ([f"run_dir={run}", "checkpoint=newest"], "checkpoint='newest' must be one of last, best"),
         ([f"run_dir={run}", "episods=5"], "did you mean 'episodes'?"),
