@@ -53,7 +53,10 @@ class TrainedPolicy:
         Raises:
           TypeError: the policy is recurrent; `act` takes and returns its carry.
         """
-        return _act_at_once(self._acting(), observation, key, action_mask)
+        carry = self.initial_carry()
+        if jax.tree.leaves(carry):
+            raise TypeError("this policy is recurrent: call policy.act(carry, observation, is_first, key)")
+        return self.act(carry, observation, jnp.bool_(True), key, action_mask)[1]
 
     @property
     def start(self) -> InitialPolicy:
@@ -95,14 +98,6 @@ def _act(
     carry, distribution = algorithm.act_distribution(policy.state, carry, observation, is_first, action_mask)
     action = distribution.mode() if key is None else distribution.sample(key)
     return carry, to_env_action(algorithm.env, action)
-
-
-@jax.jit
-def _act_at_once(policy: TrainedPolicy, observation: Any, key: jax.Array | None, action_mask: Any) -> jax.Array:
-    carry = policy.algorithm.initial_carry()
-    if jax.tree.leaves(carry):
-        raise TypeError("this policy is recurrent: call policy.act(carry, observation, is_first, key)")
-    return _act(policy, carry, observation, jnp.bool_(True), key, action_mask)[1]
 
 
 def load(

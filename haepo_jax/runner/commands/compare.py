@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from haepo_jax.envs import list_envs
 from haepo_jax.runner.comparison import DEFAULTS, CompareConfig, compare, read_comparison
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import read_arguments
@@ -54,11 +53,7 @@ def _help(argv: list[str]) -> str:
 @entry_point(_help)
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
-    arguments = read_arguments(argv)
-    if arguments.list_envs:
-        print("\n".join(list_envs()))
-        return 0
-    directory, runs = read_comparison(arguments.overrides)
+    directory, runs = read_comparison(read_arguments(argv).overrides)
     from haepo_jax.runner.program import build
 
     # A combination that does not work is refused before the first run is trained.

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import os
 import re
-import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +47,6 @@ class Arguments:
     file: str = ""
     settings: dict[str, Any] | None = None
     show_config: bool = False
-    list_envs: bool = False
 
 
 def read_arguments(argv: Sequence[str], takes: Collection[str] = (), positional: str | None = None) -> Arguments:
@@ -69,16 +67,9 @@ def read_arguments(argv: Sequence[str], takes: Collection[str] = (), positional:
         option, _, value = argument.partition("=")
         if not argument.startswith("-"):
             overrides.append(_parse(argument))
-        elif argument == "--list-envs":
-            options["list_envs"] = True
-        elif argument in ("-m", "--multirun"):
-            others = shlex.join(["python", "-m", "haepo_jax.sweep", *(a for a in argv if a != argument)])
-            raise ConfigError(f"{argument} is an option of Hydra; to train several configurations: {others}")
-        elif option not in ("--cfg", "--config"):
+        elif option not in takes:
             key = option.lstrip("-") or "key"
             raise ConfigError(f"unknown option {short(argument)}; settings are written {key}=value (see --help)")
-        elif option not in takes:
-            raise ConfigError(f"{option} belongs to haepo_jax.train")
         else:
             value = value or next(arguments, "")
             if option == "--config":

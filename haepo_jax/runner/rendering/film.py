@@ -23,12 +23,12 @@ PALETTE = 64
 
 
 def record(
-    policy: TrainedPolicy, episode: int, seen: Callable[[Any, Any], Any], *, greedy: bool, max_steps: int
+    policy: TrainedPolicy, episode: int, seen: Callable[[Any], Any], *, greedy: bool, max_steps: int
 ) -> tuple[Any, Any, bool]:
     """Plays the episode with this index in `algorithm.evaluate(state)`, from the same random keys.
 
     Args:
-      seen: (state, observation) -> what to record of a step.
+      seen: (state) -> what to record of a step.
 
     Returns:
       What was recorded at the start and after each step, as NumPy arrays with a leading axis of T + 1; the rewards (T,);
@@ -47,11 +47,11 @@ def record(
             carry, action = policy.act(carry, observation, time == 0, None if greedy else action_key, action_mask)
             after = env.step(env_key, state, action)
             going = alive & ~(after.terminated | after.truncated)
-            moment = seen(after.state, after.observation)
+            moment = seen(after.state)
             return (after.state, after.observation, carry, going), (moment, after.reward, alive, going)
 
         loop = (state, observation, policy.initial_carry(), jnp.bool_(True))
-        return seen(state, observation), jax.lax.scan(step, loop, jnp.arange(min(horizon, max_steps)))[1]
+        return seen(state), jax.lax.scan(step, loop, jnp.arange(min(horizon, max_steps)))[1]
 
     keys = [jax.random.fold_in(key, episode) for key in jax.random.split(jax.random.key(EVALUATION_SEED))]
     start, (later, rewards, alive, going) = jax.device_get(jax.jit(play)(policy, *keys))

@@ -54,9 +54,9 @@ def test_a_long_episode_is_cut_and_another_file_written(
 @pytest.mark.parametrize("name", [name for name in drawing.DRAWINGS if name in list_envs()])
 def test_every_task_of_the_table_is_drawn(name: str) -> None:
     env = hx.make_env(name)
-    state, observation = jax.device_get(jax.jit(env.reset)(jax.random.key(0)))
+    state, _ = jax.device_get(jax.jit(env.reset)(jax.random.key(0)))
     draw, milliseconds = drawing.DRAWINGS[name]
-    picture = draw(env, state, observation)
+    picture = draw(env, state)
     assert picture.mode == "RGB" and 10 < picture.height <= 400 and 10 < picture.width <= 400
     colours = picture.getcolors(1 << 18)
     assert colours is not None and len(colours) >= 2, "something is to be seen"
@@ -74,7 +74,7 @@ except Exception as error:
     sys.exit(3)
 env = hx.make_env("brax/reacher", backend="spring")
 drawing = drawing_of(env)
-(qpos,) = drawing.seen(*jax.device_get(jax.jit(env.reset)(jax.random.key(0))))
+(qpos,) = drawing.seen(jax.device_get(jax.jit(env.reset)(jax.random.key(0)))[0])
 turned = qpos.copy()
 turned[0] += 1
 first, other, last = (np.asarray(picture, int) for picture in drawing.pictures([(qpos,), (turned,), (qpos,)]))
