@@ -9,9 +9,7 @@ import copy
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haepo_jax.messages import first_line, one_line, short
@@ -89,24 +87,20 @@ def _is_path(argument: str) -> bool:
 def read_settings(name: str) -> dict[str, Any]:
     """The settings in a YAML file, such as a run's `config.yaml` without what belongs to that run alone; not checked, but
     `algo` has a name. Raises ConfigError where the file cannot be read or holds no settings."""
-    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    class Loader(yaml.SafeLoader):
-        pass
-
-    # YAML 1.1 takes 1e-3 for a word: its numbers have a point.
-    exponent = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+0123456789"))
     place = f"--config {short(name)}"
     if not name:
         raise ConfigError("--config needs the name of a file")
     try:
-        values = yaml.load(Path(name).read_text(encoding="utf-8"), Loader)
+        values: Any = OmegaConf.to_container(OmegaConf.load(name))
     except OSError as error:
         raise ConfigError(f"{place} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{place} is not YAML: {one_line(str(error), 160)}") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not values:
         raise ConfigError(f"{place} holds no settings: it needs lines such as env: CartPole-v1")
     if "objects" in values:
         raise ConfigError(f"{place} belongs to a run of custom objects, which cannot be built from it")

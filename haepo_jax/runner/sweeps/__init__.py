@@ -2,11 +2,10 @@
 
 What a trial is on its way, and the module that takes it there:
 
-- `space`, `plan`: the command line in Hydra's sweep language becomes a `SweepPlan`, which knows every configuration.
+- `space`, `plan`: the command line in Hydra's sweep language becomes a `SweepPlan`, which knows every configuration and its algorithm.
 - `study`: workers claim configurations as trials of an Optuna study, and record results in it.
-- `builder`: from a configuration to its algorithm, and to the command that trains it alone.
 - `batch`: each seed of a trial is a training run; pure functions of one run, compiled over many on all devices.
 - `cohort`: trains trials together in batches of runs, with successive halving.
-- `results`, `display`: the study's trials as arrays, a table and figures, and what is shown meanwhile.
-- `worker`: all of it together, as `hx.sweep` and `python -m haepo_jax.sweep`.
+- `results`: the study's trials as arrays, a table and figures.
+- `worker`: all of it together, and what is shown meanwhile, as `hx.sweep` and `python -m haepo_jax.sweep`.
 """
