@@ -85,11 +85,6 @@ def test_from_python(toy: list[int]) -> None:
     )
 
 
-def test_a_result_in_one_line(toy: list[int]) -> None:
-    found = hx.sweep("CartPole-v1", "haepo", {"learning_rate": [1e-2, 1e-3, 5.0]}, num_seeds=2, **TOY)
-    assert [row["state"] for row in found.rows] == ["complete", "complete", "failed"]
-
-
 def test_a_trial_that_diverged_is_a_failed_trial(
     toy: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
