@@ -174,7 +174,7 @@ def refusing(name: str) -> Iterator[None]:
 
 def config_text(settings: Mapping[str, Any]) -> str:
     """Settings as YAML."""
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def output_file(name: str, suffix: str, why: str = "") -> Path:
