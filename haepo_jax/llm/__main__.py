@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from haepo_jax.llm import NEEDS_TUNIX, has_tunix
-from haepo_jax.llm.settings import LLMConfig, load_rewards, read_data, settings_text
+from haepo_jax.llm.settings import LLMConfig, load_rewards, read_data
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import compose, peek, read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.config.values import from_dict
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.resume import allowed, existing_run
-from haepo_jax.runner.run_dir import RunDir, check_run_dir, create_run_dir
+from haepo_jax.runner.run_dir import RunDir, check_run_dir, config_text, create_run_dir
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     arguments = read_arguments(argv, ("--cfg",))
     config, directory = _compose(arguments.overrides)
     if arguments.show_config:
-        print(settings_text(config), end="")
+        print(config_text(dataclasses.asdict(config)), end="")
         return 0
     data = read_data(config.data)
     eval_data = read_data(config.eval_data, "eval_data") if config.eval_data else []

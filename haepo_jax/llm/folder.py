@@ -276,9 +276,7 @@ def _check_shapes(folder: ModelFolder) -> None:
         missing = {key: shape for key, shape in missing.items() if not key.endswith("_bias")}
     where = f"model={short(str(folder.path))}"
     for name, shape in (item for file in folder.tensors.values() for item in file.items()):
-        wanted = missing.pop(folder.key_of(name) or "", None)
-        if wanted is None:
-            continue
+        wanted = missing.pop(folder.key_of(name) or "", shape)
         if math.prod(shape) != math.prod(wanted):  # in the model, heads are an axis of their own
             raise ConfigError(f"{where}: {name} has shape {shape}, which is not what config.json describes")
     if missing:

@@ -130,7 +130,8 @@ class Learner:
                 top_p=None if key is None else 1.0,  # None is greedy
                 seed=None if key is None else jax.random.fold_in(key, start),
             )
-            tokens = [with_end(row, ids["eos_id"], limit) for row in output.tokens[: len(part)]]
+            # The sampler cuts the end token off; a completion of `limit` tokens had none.
+            tokens = [np.append(row, ids["eos_id"])[:limit] for row in output.tokens[: len(part)]]
             lengths = np.array([len(row) for row in tokens])
             padded = [np.pad(row, (0, limit - len(row)), constant_values=ids["pad_id"]) for row in tokens]
             # By length, not by `!= pad`: where the tokenizer pads with its end token, the end counts.
@@ -291,11 +292,6 @@ def token_log_probs(
     logits = model.embedder.decode(hidden) if model.config.use_tied_embedding else model.lm_head(hidden)
     logits = logits.astype(jnp.float32) / temperature
     return common.selective_log_softmax(logits, completion_ids), logits
-
-
-def with_end(tokens: np.ndarray[Any, Any], eos_id: int, limit: int) -> np.ndarray[Any, Any]:
-    """The tokens of a completion with the end token that Tunix's sampler cuts off; at `limit` tokens there was none."""
-    return tokens[:limit] if len(tokens) >= limit else np.append(tokens, eos_id)
 
 
 def with_lora(model: nnx.Module, rank: int, seed: int) -> nnx.Module:

@@ -18,7 +18,7 @@ from absl import logging
 
 from haepo_jax.llm.folder import load_tokenizer, read_folder, save_model
 from haepo_jax.llm.learner import Batch, Completions, Learner
-from haepo_jax.llm.settings import LLMConfig, Prompt, Reward, describe, settings_text
+from haepo_jax.llm.settings import LLMConfig, Prompt, Reward, describe
 from haepo_jax.messages import duration
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.devices import device_errors
@@ -27,6 +27,7 @@ from haepo_jax.runner.resume import resume_command
 from haepo_jax.runner.run_dir import (
     RunDir,
     append_record,
+    config_text,
     flush_to_disk,
     json_text,
     keep_rows,
@@ -154,7 +155,7 @@ class FineTuning:
                 row = self._step()
                 if self.done == first:  # not before: a run whose first step fails should not occupy its directory
                     self._cut("metrics")
-                    write_atomically(self.directory.config, settings_text(config))
+                    write_atomically(self.directory.config, config_text(dataclasses.asdict(config)))
                 self.done += 1
                 self._write("metrics", row)
                 self._show(row, (time.monotonic() - began) / (self.done - first))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, POSITIVE, Range, leaf
 from haepo_jax.messages import first_line, one_line, short
@@ -89,12 +88,6 @@ class LLMConfig:
             raise ConfigError(
                 f"prompts_per_step={self.prompts_per_step} is not a multiple of micro_batch={self.micro_batch}"
             )
-
-
-def settings_text(config: LLMConfig) -> str:
-    """The settings as YAML."""
-    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-    return text
 
 
 @dataclasses.dataclass(frozen=True)

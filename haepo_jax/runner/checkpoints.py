@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -279,11 +278,6 @@ class Saver:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
         self._best: tuple[Arrays, dict[str, Any]] | None = None
-
-    def prepare(self) -> None:
-        """Imports Orbax in the background: that takes more than a second, which can pass while a program is compiled."""
-        if self._checkpoints is not None:
-            self._pool.submit(importlib.import_module, "orbax.checkpoint")
 
     def start(self, saved: Any = None) -> None:
         """Begins to count minutes; `saved` is the `moment` of the newest checkpoint."""

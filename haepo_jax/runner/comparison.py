@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from haepo_jax.messages import duration, number, short
 from haepo_jax.runner.config import ALGORITHM_NAMES, ConfigError, RunConfig, algorithm_class, setting
@@ -194,7 +193,8 @@ def improvements(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The probability that a seed of HAEPO (of the first algorithm, where HAEPO is not there) ends with a higher return
     than a seed of each other one: per environment and, where there are several, over all of them."""
     algos, envs = (list(dict.fromkeys(result[key] for result in results)) for key in ("algo", "env"))
-    returns = {(r["algo"], r["env"]): _known(r["final_return_per_seed"]) for r in results}
+    known = ([value for value in r["final_return_per_seed"] if not np.isnan(value)] for r in results)
+    returns = {(r["algo"], r["env"]): values for r, values in zip(results, known, strict=True)}
     ours = "haepo" if "haepo" in algos else algos[0]
 
     def against(theirs: str, tasks: list[str]) -> dict[str, Any]:
@@ -206,11 +206,6 @@ def improvements(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     tasks = {env: [env] for env in envs} | ({"all": envs} if len(envs) > 1 else {})
     over = {theirs: {name: against(theirs, some) for name, some in tasks.items()} for theirs in algos if theirs != ours}
     return {"of": ours, "over": over}
-
-
-def _known(values: Sequence[float]) -> npt.NDArray[np.float64]:
-    array = np.asarray(values, np.float64)
-    return array[~np.isnan(array)]
 
 
 def table(results: Sequence[dict[str, Any]], improvement: dict[str, Any]) -> str:

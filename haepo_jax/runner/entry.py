@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from haepo_jax.envs import list_envs
 from haepo_jax.runner.errors import FAILED, outcome
 from haepo_jax.version import __version__
 
@@ -23,8 +24,8 @@ MAX_CACHE_BYTES = 2**30
 def entry_point(
     help_text: Callable[[list[str]], str],
 ) -> Callable[[Callable[[list[str]], int]], Callable[[Sequence[str] | None], int]]:
-    """Makes `main(argv) -> exit status` of a command; `argv` is `sys.argv[1:]` where it is None. With `--help` or
-    `--version` among them, the help text or the version is printed instead."""
+    """Makes `main(argv) -> exit status` of a command; `argv` is `sys.argv[1:]` where it is None. With `--help`,
+    `--version` or `--list-envs` among them, it prints that instead."""
 
     def decorate(command: Callable[[list[str]], int]) -> Callable[[Sequence[str] | None], int]:
         @functools.wraps(command)
@@ -37,6 +38,8 @@ def entry_point(
                     print(help_text(arguments), end="")
                 elif "--version" in arguments:
                     print(f"haepo_jax {__version__}")
+                elif "--list-envs" in arguments:
+                    print("\n".join(list_envs()))
                 else:
                     status = command(arguments)
                 sys.stdout.flush()

@@ -52,7 +52,7 @@ class FileLogger(Observer):
     def on_compiled(self, seconds: float) -> None:
         # Not before: a run that cannot be compiled should not occupy its directory.
         self._directory.summary.unlink(missing_ok=True)
-        write_atomically(self._directory.config, config_text(self._info.config))
+        write_atomically(self._directory.config, config_text(self._info.config.to_dict()))
         keep_rows(self._directory.metrics, lambda row: row["row"] < self._info.rows)
 
     def on_row(self, row: Row, state: TrainState) -> None:

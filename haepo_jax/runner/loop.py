@@ -76,7 +76,6 @@ def run(
                     "the run so far was made on another device or by other versions: it will not continue bit for bit"
                 )
                 observer.on_warning(text)
-        saver.prepare()
         with device_errors("take fewer seeds or environments"):
             final = final_size(config.final_eval_episodes, algorithm)
             program = Program(algorithm, seeds=config.seed_numbers, final=final, mesh=mesh, start=initial)

@@ -153,15 +153,6 @@ def histogram_figure(returns: Mapping[str, npt.ArrayLike], title: str) -> Figure
     return figure
 
 
-def panel(xlabel: str, ylabel: str, title: str, size: tuple[float, float] = (7, 4.2)) -> tuple[Figure, Axes]:
-    """A figure of a size in inches and its only axes."""
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
-    axes.set_title(title, fontsize=11, wrap=True)
-    axes.grid(alpha=0.3)
-    return figure, axes
-
-
 def figure_png(figure: Figure) -> bytes:
     """The figure as the bytes of a PNG."""
     buffer = io.BytesIO()

@@ -9,7 +9,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +172,9 @@ def refusing(name: str) -> Iterator[None]:
         raise ConfigError(f"run_dir={short(name)} cannot be written: {reason}") from None
 
 
-def config_text(config: RunConfig) -> str:
-    """The settings as YAML."""
-    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None)
+def config_text(settings: Mapping[str, Any]) -> str:
+    """Settings as YAML."""
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def output_file(name: str, suffix: str, why: str = "") -> Path:

@@ -74,7 +74,7 @@ def test_config_is_read_back(config: RunConfig, tmp_path: Path) -> None:
     directory = RunDir(tmp_path)
     with pytest.raises(ConfigError, match=r"holds no readable config\.yaml"):
         directory.read_config()
-    write_atomically(directory.config, config_text(config))
+    write_atomically(directory.config, config_text(config.to_dict()))
     assert directory.read_config() == config
     for text in ["", "[1, 2]", "a: [", "a: &a {b: *a}", "!!python/object/apply:os.system [ls]", "\x00"]:
         directory.config.write_text(text)

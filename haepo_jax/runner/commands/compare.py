@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from haepo_jax.envs import list_envs
 from haepo_jax.runner.comparison import DEFAULTS, CompareConfig, compare, read_comparison
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import read_arguments
-from haepo_jax.runner.config.help import algorithm_table, settings_table
+from haepo_jax.runner.config.help import help_text, settings_table
 from haepo_jax.runner.entry import entry_point
 
 HELP = """\
@@ -26,7 +25,7 @@ options:
   --list-envs   list the environments and exit
 
 settings of the comparison (key, default, meaning):
-{own}
+{settings}
 
 settings shared by all runs:
 {shared}
@@ -42,23 +41,14 @@ command with the same run_dir resumes it. Invalid settings exit with a one-line 
 
 
 def _help(argv: list[str]) -> str:
-    own = {field.name: field for field in dataclasses.fields(CompareConfig)}
-    shared = (field for field in dataclasses.fields(RunConfig) if field.name not in own)
-    return HELP.format(
-        own=settings_table(own.values()),
-        shared=settings_table(shared, defaults=DEFAULTS),
-        algorithms=algorithm_table(),
-    )
+    shared = (f for f in dataclasses.fields(RunConfig) if f.name not in CompareConfig.__dataclass_fields__)
+    return help_text(HELP, CompareConfig, argv, shared=settings_table(shared, defaults=DEFAULTS))
 
 
 @entry_point(_help)
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
-    arguments = read_arguments(argv)
-    if arguments.list_envs:
-        print("\n".join(list_envs()))
-        return 0
-    directory, runs = read_comparison(arguments.overrides)
+    directory, runs = read_comparison(read_arguments(argv).overrides)
     from haepo_jax.runner.program import build
 
     # A combination that does not work is refused before the first run is trained.

@@ -25,7 +25,7 @@ settings (key, default, meaning):
 {settings}
 
 Tasks that can be rendered: those of Brax and MuJoCo Playground, which MuJoCo draws with OpenGL (EGL, or what MUJOCO_GL
-names), and {drawn}. Invalid settings exit with a one-line error (status 2).
+names), and gymnax's classic control. Invalid settings exit with a one-line error (status 2).
 """
 
 SHORTEST_MILLISECONDS = 25
@@ -45,13 +45,7 @@ class RenderConfig:
     out: str | None = setting(None, str, "the .gif file to write; null: episode.gif in the run's directory")
 
 
-def _drawn() -> str:
-    from haepo_jax.runner.rendering.drawing import DRAWINGS
-
-    return ", ".join(DRAWINGS)
-
-
-@entry_point(lambda argv: help_text(HELP, RenderConfig, drawn=_drawn()))
+@entry_point(lambda argv: help_text(HELP, RenderConfig))
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0, or 2 for settings that cannot be used."""
     config = compose(read_arguments(argv, positional="run_dir").overrides, RenderConfig)
@@ -62,7 +56,6 @@ def main(argv: list[str]) -> int:
 
     physics.prefer_headless()
     import jax
-    import numpy as np
 
     from haepo_jax.runner.loading import load
     from haepo_jax.runner.program import build
@@ -79,15 +72,13 @@ def main(argv: list[str]) -> int:
     moments, rewards, ended = film.record(
         policy, config.episode, drawing.seen, greedy=config.greedy, max_steps=config.max_steps
     )
-    returns = np.concatenate([[0.0], np.cumsum(rewards)])
     stride = max(1, round(SHORTEST_MILLISECONDS / drawing.milliseconds))
     shown = [*range(0, len(rewards), stride), len(rewards)]
     pictures = drawing.pictures(jax.tree.map(operator.itemgetter(index), moments) for index in shown)
-    captions = [f"step {index}   return {number(returns[index])}" for index in shown]
-    write_output(out, film.gif(pictures, captions, drawing.milliseconds * stride))
+    write_output(out, film.gif(pictures, drawing.milliseconds * stride))
     seed = run.seed if config.seed is None else config.seed
     played = f"{run.algo.name} on {run.env}, seed {seed}, episode {config.episode}"
     end = "" if ended else f", stopped at max_steps={config.max_steps}"
-    print(f"{played}: return {number(returns[-1])} in {len(rewards):,} steps{end}")
+    print(f"{played}: return {number(rewards.sum())} in {len(rewards):,} steps{end}")
     print(f"wrote {out} ({out.stat().st_size / 1000:,.0f} kB)")
     return 0

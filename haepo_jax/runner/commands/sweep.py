@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from haepo_jax.envs import list_envs
 from haepo_jax.messages import short
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.config.arguments import read_arguments
@@ -58,11 +57,7 @@ Invalid settings exit with status 2; a sweep whose trials all failed with status
 @entry_point(lambda argv: help_text(HELP, SweepConfig, argv))
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status, 0; raises RunError where every trial failed."""
-    arguments = read_arguments(argv)
-    if arguments.list_envs:
-        print("\n".join(list_envs()))
-        return 0
-    plan = read_sweep(arguments.overrides)
+    plan = read_sweep(read_arguments(argv).overrides)
     name = plan.settings.run_dir
     stem = f"sweep-{plan.settings.env.replace('/', '-')}-{plan.settings.algo.name}"
     directory = unused_directory(stem) if name is None else Path(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from haepo_jax.envs import list_envs
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import read_arguments
 from haepo_jax.runner.config.help import help_text
@@ -55,12 +54,9 @@ def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0; 1 if the run fails or diverges; 2 for invalid settings; 128 + the
     number of the signal that stopped it."""
     arguments = read_arguments(argv, ("--cfg", "--config"))
-    if arguments.list_envs:
-        print("\n".join(list_envs()))
-        return 0
     config = compose_run(arguments)
     if arguments.show_config:
-        print(config_text(config), end="")
+        print(config_text(config.to_dict()), end="")
         return 0
     directory = existing_run(config.resume, config.run_dir)
     if directory is None:

@@ -9,10 +9,7 @@ import copy
 import dataclasses
 import functools
 import os
-import re
-import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haepo_jax.messages import first_line, one_line, short
@@ -48,7 +45,6 @@ class Arguments:
     file: str = ""
     settings: dict[str, Any] | None = None
     show_config: bool = False
-    list_envs: bool = False
 
 
 def read_arguments(argv: Sequence[str], takes: Collection[str] = (), positional: str | None = None) -> Arguments:
@@ -69,16 +65,9 @@ def read_arguments(argv: Sequence[str], takes: Collection[str] = (), positional:
         option, _, value = argument.partition("=")
         if not argument.startswith("-"):
             overrides.append(_parse(argument))
-        elif argument == "--list-envs":
-            options["list_envs"] = True
-        elif argument in ("-m", "--multirun"):
-            others = shlex.join(["python", "-m", "haepo_jax.sweep", *(a for a in argv if a != argument)])
-            raise ConfigError(f"{argument} is an option of Hydra; to train several configurations: {others}")
-        elif option not in ("--cfg", "--config"):
+        elif option not in takes:
             key = option.lstrip("-") or "key"
             raise ConfigError(f"unknown option {short(argument)}; settings are written {key}=value (see --help)")
-        elif option not in takes:
-            raise ConfigError(f"{option} belongs to haepo_jax.train")
         else:
             value = value or next(arguments, "")
             if option == "--config":
@@ -98,24 +87,20 @@ def _is_path(argument: str) -> bool:
 def read_settings(name: str) -> dict[str, Any]:
     """The settings in a YAML file, such as a run's `config.yaml` without what belongs to that run alone; not checked, but
     `algo` has a name. Raises ConfigError where the file cannot be read or holds no settings."""
-    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    class Loader(yaml.SafeLoader):
-        pass
-
-    # YAML 1.1 takes 1e-3 for a word: its numbers have a point.
-    exponent = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+0123456789"))
     place = f"--config {short(name)}"
     if not name:
         raise ConfigError("--config needs the name of a file")
     try:
-        values = yaml.load(Path(name).read_text(encoding="utf-8"), Loader)
+        values: Any = OmegaConf.to_container(OmegaConf.load(name))
     except OSError as error:
         raise ConfigError(f"{place} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{place} is not YAML: {one_line(str(error), 160)}") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not values:
         raise ConfigError(f"{place} holds no settings: it needs lines such as env: CartPole-v1")
     if "objects" in values:
         raise ConfigError(f"{place} belongs to a run of custom objects, which cannot be built from it")

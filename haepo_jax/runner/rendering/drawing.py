@@ -1,4 +1,4 @@
-"""Tasks as pictures: physics by MuJoCo, a few tasks of gymnax here. gymnax's own visualiser needs gymnasium and pygame, and a
+"""Tasks as pictures: physics by MuJoCo, gymnax's classic control here. gymnax's own visualiser needs gymnasium and pygame, and a
 pyplot figure for every frame.
 """
 
@@ -17,18 +17,12 @@ from haepo_jax.runner.rendering import physics
 Colour = tuple[int, int, int]
 Stroke = tuple[Any, float, Colour]
 """A line with round ends: points (n, 2), where a single one makes a disc; its width; its colour."""
-Draw = Callable[[Any, Any, Any], Image.Image]
-"""(environment, state, observation) -> one picture; the last two hold NumPy arrays."""
+Draw = Callable[[Any, Any], Image.Image]
+"""(environment, state) -> one picture; the state holds NumPy arrays."""
 
-WHITE, GREY, DARK, BLACK = (255, 255, 255), (190, 190, 190), (60, 60, 70), (20, 20, 30)
+WHITE, GREY, DARK = (255, 255, 255), (190, 190, 190), (60, 60, 70)
 BLUE, ORANGE, GREEN, RED = (40, 110, 190), (225, 125, 40), (50, 150, 80), (205, 60, 60)
-CHANNELS: tuple[Colour, ...] = (
-    (90, 160, 230), (240, 170, 70), (120, 200, 120), (230, 100, 100), (170, 130, 220),
-    (190, 140, 110), (240, 170, 210), (160, 160, 160), (215, 215, 90), (90, 210, 215),
-)  # fmt: skip
 
-CELL = 30
-"""Pixels of a cell of a grid."""
 SAMPLES = 2
 """Pictures are drawn this many times larger and then reduced, for smooth edges."""
 
@@ -53,7 +47,7 @@ def _chain(lengths: Any, angles: Any) -> npt.NDArray[np.float64]:
     return np.concatenate([np.zeros((1, 2)), np.cumsum(links, axis=0)])
 
 
-def _cartpole(env: Any, state: Any, observation: Any) -> Image.Image:
+def _cartpole(env: Any, state: Any) -> Image.Image:
     limit, length, x = float(env.params.x_threshold), 2 * float(env.params.length), float(state.x)
     pole = _chain([length], [math.pi / 2 - state.theta]) + np.array((x, 0.1))
     strokes = [
@@ -66,13 +60,13 @@ def _cartpole(env: Any, state: Any, observation: Any) -> Image.Image:
     return _strokes((-1.2 * limit, -0.45), (1.2 * limit, length + 0.5), strokes)
 
 
-def _pendulum(env: Any, state: Any, observation: Any) -> Image.Image:
+def _pendulum(env: Any, state: Any) -> Image.Image:
     length, edge = float(env.params.l), 1.4 * float(env.params.l)
     rod = _chain([length], [math.pi / 2 + state.theta])
     return _strokes((-edge, -edge), (edge, edge), [(rod, 0.16 * length, ORANGE), (rod[:1], 0.1 * length, DARK)], 280)
 
 
-def _acrobot(env: Any, state: Any, observation: Any) -> Image.Image:
+def _acrobot(env: Any, state: Any) -> Image.Image:
     lengths = [float(env.params.link_length_1), float(env.params.link_length_2)]
     joints = _chain(lengths, np.cumsum([state.joint_angle1, state.joint_angle2]) - math.pi / 2)
     reach = 1.15 * sum(lengths)
@@ -85,7 +79,7 @@ def _acrobot(env: Any, state: Any, observation: Any) -> Image.Image:
     return _strokes((-reach, -reach), (reach, reach), strokes, 280)
 
 
-def _mountain_car(env: Any, state: Any, observation: Any) -> Image.Image:
+def _mountain_car(env: Any, state: Any) -> Image.Image:
     def ground(x: Any) -> npt.NDArray[np.float64]:
         return np.stack([x, 0.45 * np.sin(3 * x) + 0.55], axis=-1)
 
@@ -99,24 +93,12 @@ def _mountain_car(env: Any, state: Any, observation: Any) -> Image.Image:
     return _strokes((left, 0), (right, 1.25), strokes)
 
 
-def _channels(env: Any, state: Any, observation: Any) -> Image.Image:
-    """An image of on-off channels (rows, columns, channels); where several are on, the last is seen."""
-    on = np.asarray(observation) > 0
-    highest = np.where(on.any(-1), on.shape[-1] - np.argmax(on[..., ::-1], -1), 0)
-    colours = [BLACK, *(CHANNELS[channel % len(CHANNELS)] for channel in range(on.shape[-1]))]
-    pixels = np.asarray(colours, np.uint8)[highest].repeat(CELL, 0).repeat(CELL, 1)
-    pixels[::CELL], pixels[:, ::CELL] = GREY, GREY
-    return Image.fromarray(pixels)
-
-
-_MINATAR = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 DRAWINGS: dict[str, tuple[Draw, int]] = {
     "CartPole-v1": (_cartpole, 20),
     "Pendulum-v1": (_pendulum, 50),
     "Acrobot-v1": (_acrobot, 100),
     "MountainCar-v0": (_mountain_car, 30),
     "MountainCarContinuous-v0": (_mountain_car, 30),
-    **{f"{game}-MinAtar": (_channels, 60) for game in _MINATAR},
 }
 """How a task is drawn, and for how many milliseconds each picture is shown."""
 
@@ -125,12 +107,12 @@ class Drawing(NamedTuple):
     """How the episodes of a task are drawn.
 
     Attributes:
-      seen: (state, observation) -> what a picture needs of a step.
+      seen: (state) -> what a picture needs of a step.
       pictures: a picture of each of these, as NumPy arrays.
       milliseconds: for which each step is shown.
     """
 
-    seen: Callable[[Any, Any], Any]
+    seen: Callable[[Any], Any]
     pictures: Callable[[Iterable[Any]], Iterator[Image.Image]]
     milliseconds: float
 
@@ -139,11 +121,7 @@ def drawing_of(env: Any) -> Drawing | None:
     """How a task is drawn; None where it cannot be."""
     if env.name in DRAWINGS:
         draw, milliseconds = DRAWINGS[env.name]
-        return Drawing(
-            lambda state, observation: (state, observation),
-            lambda moments: (draw(env, *moment) for moment in moments),
-            milliseconds,
-        )
+        return Drawing(lambda state: state, lambda states: (draw(env, state) for state in states), milliseconds)
     if (model := physics.mujoco_model(env)) is not None:
         return Drawing(physics.pose, lambda poses: physics.pictures(model, poses), 1000 * float(env.inner.dt))
     return None

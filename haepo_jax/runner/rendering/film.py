@@ -9,26 +9,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from haepo_jax.algorithms.running import EVALUATION_SEED
 from haepo_jax.envs.base import has_action_mask
 from haepo_jax.runner.loading import TrainedPolicy
 
-CAPTION = 18
-"""Height of the caption below each picture, in pixels."""
 LAST_FRAME = 1000
 """Milliseconds for which the last picture is shown."""
 PALETTE = 64
 
 
 def record(
-    policy: TrainedPolicy, episode: int, seen: Callable[[Any, Any], Any], *, greedy: bool, max_steps: int
+    policy: TrainedPolicy, episode: int, seen: Callable[[Any], Any], *, greedy: bool, max_steps: int
 ) -> tuple[Any, Any, bool]:
     """Plays the episode with this index in `algorithm.evaluate(state)`, from the same random keys.
 
     Args:
-      seen: (state, observation) -> what to record of a step.
+      seen: (state) -> what to record of a step.
 
     Returns:
       What was recorded at the start and after each step, as NumPy arrays with a leading axis of T + 1; the rewards (T,);
@@ -47,11 +45,11 @@ def record(
             carry, action = policy.act(carry, observation, time == 0, None if greedy else action_key, action_mask)
             after = env.step(env_key, state, action)
             going = alive & ~(after.terminated | after.truncated)
-            moment = seen(after.state, after.observation)
+            moment = seen(after.state)
             return (after.state, after.observation, carry, going), (moment, after.reward, alive, going)
 
         loop = (state, observation, policy.initial_carry(), jnp.bool_(True))
-        return seen(state, observation), jax.lax.scan(step, loop, jnp.arange(min(horizon, max_steps)))[1]
+        return seen(state), jax.lax.scan(step, loop, jnp.arange(min(horizon, max_steps)))[1]
 
     keys = [jax.random.fold_in(key, episode) for key in jax.random.split(jax.random.key(EVALUATION_SEED))]
     start, (later, rewards, alive, going) = jax.device_get(jax.jit(play)(policy, *keys))
@@ -60,9 +58,9 @@ def record(
     return moments, np.asarray(rewards[:length], np.float64), not going[length - 1] or length == horizon
 
 
-def gif(frames: Iterable[Image.Image], captions: Iterable[str], milliseconds: float) -> bytes:
-    """A GIF of pictures of one size, each with a line of text below it; `milliseconds` are between two pictures."""
-    pictures = [_captioned(frame, text) for frame, text in zip(frames, captions, strict=True)]
+def gif(frames: Iterable[Image.Image], milliseconds: float) -> bytes:
+    """A GIF of pictures of one size; `milliseconds` are between two of them."""
+    pictures = list(frames)
     # One palette for all, from pictures spread over the episode: with a palette each, colours flicker.
     chosen = [np.asarray(pictures[index]) for index in np.linspace(0, len(pictures) - 1, 8).astype(int)]
     palette = Image.fromarray(np.concatenate(chosen)).quantize(PALETTE)
@@ -72,10 +70,3 @@ def gif(frames: Iterable[Image.Image], captions: Iterable[str], milliseconds: fl
     file = io.BytesIO()
     small[0].save(file, "GIF", save_all=True, append_images=small[1:], duration=durations, loop=0)
     return file.getvalue()
-
-
-def _captioned(frame: Image.Image, text: str) -> Image.Image:
-    picture = Image.new("RGB", (frame.width, frame.height + CAPTION), "white")
-    picture.paste(frame, (0, 0))
-    ImageDraw.Draw(picture).text((4, frame.height + 3), text, (60, 60, 70))
-    return picture

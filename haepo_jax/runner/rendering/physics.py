@@ -26,7 +26,7 @@ def prefer_headless() -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-def pose(state: PhysicsState, observation: Any) -> tuple[Any, ...]:
+def pose(state: PhysicsState) -> tuple[Any, ...]:
     """What the positions of all bodies follow from: `qpos`, and in Playground the positions and turns of mocap bodies."""
     if hasattr(state.inner, "pipeline_state"):  # Brax
         return (state.inner.pipeline_state.q,)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import csv
 import io
 import warnings
@@ -91,12 +90,6 @@ class SweepResult:
         """
         return self._plan.command(self.configs[index])
 
-    def __repr__(self) -> str:
-        states = ", ".join(f"{count} {state}" for state, count in sorted(collections.Counter(self.state).items()))
-        best = self.best()
-        found = "" if best is None else f"; best: trial {best}, return {self.value[best]:.4g}, {self.configs[best]}"
-        return f"SweepResult({len(self.configs)} trials of {', '.join(self.values)}: {states}{found})"
-
 
 def _column(values: list[Any]) -> npt.NDArray[Any]:
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
@@ -134,7 +127,7 @@ def write_figures(result: SweepResult, directory: Path) -> list[str]:
     """Writes Optuna's figures as PNG: the return against each key, and the best return so far. Returns the files' names; none
     where no trial has trained to its end.
 
-    Optuna draws with pyplot, whose style and backend stay those of the caller.
+    Optuna draws with pyplot, whose style stays that of the caller.
     """
     if "complete" not in result.state:
         return []
@@ -142,18 +135,12 @@ def write_figures(result: SweepResult, directory: Path) -> list[str]:
     from optuna.visualization.matplotlib import plot_optimization_history, plot_slice
 
     plots: dict[str, Any] = {"slice.png": plot_slice, "history.png": plot_optimization_history}
-    backend = pyplot.get_backend()
-    pyplot.switch_backend("agg")
-    try:
-        with pyplot.rc_context(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for name, plot in plots.items():
-                drawn, buffer = plot(result.study, target_name="return"), io.BytesIO()
-                figure = np.ravel(np.asarray(drawn, object))[0].figure
-                figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
-                write_atomically(directory / name, buffer.getvalue())
-                pyplot.close(figure)
-    finally:
-        with contextlib.suppress(ImportError):  # of a backend that needs a display, where there is none
-            pyplot.switch_backend(backend)
+    with pyplot.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, plot in plots.items():
+            drawn, buffer = plot(result.study, target_name="return"), io.BytesIO()
+            figure = np.ravel(np.asarray(drawn, object))[0].figure
+            figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+            write_atomically(directory / name, buffer.getvalue())
+            pyplot.close(figure)
     return [*plots]

@@ -141,14 +141,12 @@ class Study:
 
     def finish(self, number: int, state: str, result: dict[str, Any]) -> bool:
         """Records how one of this worker's trials ended: `complete`, `stopped` by halving, or `failed`, of which Optuna is
-        told no value. The result is as `Group.end` gives it; its floats keep eight digits, which hold a float32.
+        told no value. The result is as `Group.end` gives it.
 
         Returns False if this worker was taken for dead, so that others repeat the trial.
         """
         text = json.dumps(result, default=np.ndarray.tolist)
-        plain = json.loads(
-            text, parse_float=lambda digits: float(f"{float(digits):.8g}"), parse_constant=lambda _: None
-        )
+        plain = json.loads(text, parse_constant=lambda _: None)
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._running[number].set_user_attr("result", plain)
         return self._tell(number, state, float(np.mean(plain["return_per_seed"])) if state == "complete" else None)

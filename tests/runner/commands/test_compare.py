@@ -92,7 +92,7 @@ def test_the_baselines_are_the_default_and_one_environment_needs_no_name() -> No
         (["env=CartPole-v1", "algo=shuffle(range(1000000000))"], "write algo=a,b"),
         (["env=CartPole-v1", "algo=glob(*)"], "write algo=a,b"),
         (["env=CartPole-v1", "run_dir=/dev/null/x"], "run_dir='/dev/null/x' cannot be made: '/dev/null' is not a dir"),
-        (["env=CartPole-v1", "--cfg", "job"], "belongs to haepo_jax.train"),
+        (["env=CartPole-v1", "--cfg", "job"], "unknown option '--cfg'"),
     ],
 )
 def test_what_is_refused(

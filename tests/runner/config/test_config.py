@@ -282,7 +282,7 @@ def test_cfg_job_prints_settings_that_can_be_read_back(capsys: pytest.CaptureFix
 def test_a_run_is_made_again_from_the_config_it_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.yaml"
     arguments = ["env=CartPole-v1", "algo=haepo_paper", "algo.hidden_sizes=[8,4]", "env_kwargs.gravity=9.0"]
-    file.write_text(config_text(composed(*arguments, "run_dir=there", "resume=auto", "shard=environments")))
+    file.write_text(config_text(composed(*arguments, "run_dir=there", "resume=auto", "shard=environments").to_dict()))
     assert train.main(["--config", str(file), "--cfg", "job"]) == 0
     made = from_dict(yaml.safe_load(capsys.readouterr().out), RunConfig)
     assert made == composed(*arguments, "shard=environments"), "run_dir and resume are those of the new run"
@@ -363,15 +363,6 @@ def test_a_folder_and_nothing_are_no_files(tmp_path: Path, capsys: pytest.Captur
     for arguments, message in ((["--config", str(tmp_path)], "Is a directory"), (["--config"], "needs the name")):
         assert train.main(arguments) == 2
         assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("option", ["-m", "--multirun"])
-def test_multirun_is_told_what_to_type(option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main([option, "env=CartPole-v1", "algo.learning_rate=choice(1e-3,1e-2)"]) == 2
-    told = "python -m haepo_jax.sweep env=CartPole-v1 'algo.learning_rate=choice(1e-3,1e-2)'"
-    assert (
-        capsys.readouterr().err == f"error: {option} is an option of Hydra; to train several configurations: {told}\n"
-    )
 
 
 def test_list_envs(capsys: pytest.CaptureFixture[str]) -> None:

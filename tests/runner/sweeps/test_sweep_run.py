@@ -85,13 +85,6 @@ def test_from_python(toy: list[int]) -> None:
     )
 
 
-def test_a_result_in_one_line(toy: list[int]) -> None:
-    found = hx.sweep("CartPole-v1", "haepo", {"learning_rate": [1e-2, 1e-3, 5.0]}, num_seeds=2, **TOY)
-    assert repr(found).count("\n") == 0 and len(repr(found)) < 200
-    assert "3 trials of algo.learning_rate: 2 complete, 1 failed; best: trial 0" in repr(found)
-    assert [row["state"] for row in found.rows] == ["complete", "complete", "failed"]
-
-
 def test_a_trial_that_diverged_is_a_failed_trial(
     toy: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
