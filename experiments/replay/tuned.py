@@ -84,7 +84,9 @@ def draws(task: str, bound: str) -> dict[str, np.ndarray]:
     return {name: np.asarray(column, np.float32) for name, column in columns.items()}
 
 
-def curves(task_name: str, kind: type, shape: dict[str, Any], columns: dict[str, np.ndarray], seeds: range, points: int) -> Any:
+def curves(
+    task_name: str, kind: type, shape: dict[str, Any], columns: dict[str, np.ndarray], seeds: range, points: int
+) -> Any:
     """Evaluation returns (configurations, seeds, points) and their steps, from one compiled program."""
     task = TASKS[task_name]
     algo = kind(
@@ -117,7 +119,8 @@ def tune(task: str, method: str) -> dict[str, Any]:
             part = {name: np.concatenate([column[:1], part[name][1:]]) for name, column in columns.items()}
         returns, steps = curves(task, kind, shape, part, TUNING_SEEDS, POINTS // 2)
         found += [
-            float(scores(as_result(task, {"eval_return": rounded(rows), "env_steps": steps})).mean()) for rows in returns
+            float(scores(as_result(task, {"eval_return": rounded(rows), "env_steps": steps})).mean())
+            for rows in returns
         ]
     best = int(np.argmax(found))
     shape = shapes[best // each]

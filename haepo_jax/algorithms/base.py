@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from haepo_jax.action_outputs import squashed
+from haepo_jax.algorithms import running
 from haepo_jax.algorithms.fields import (
     COUNT,
     NOT_NEGATIVE,
@@ -33,7 +34,6 @@ from haepo_jax.algorithms.fields import (
 from haepo_jax.algorithms.network_checks import check_action_options, check_networks
 from haepo_jax.algorithms.optimizers import clip_by_global_norm
 from haepo_jax.algorithms.other_names import SignatureOfInit, check_keywords
-from haepo_jax.algorithms.running import Runnable
 from haepo_jax.algorithms.state import InitialPolicy, Metrics, TrainingStatus, TrainState, check_fits, keep_finite
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
@@ -47,7 +47,7 @@ from haepo_jax.spaces import Box, Space, space_leaves
 
 
 @dataclasses.dataclass(frozen=True)
-class Algorithm(Runnable):
+class Algorithm(abc.ABC):
     """Base class of all algorithms.
 
     A subclass defines `update`, or derives from `SegmentAlgorithm` or `TrajectoryAlgorithm` and defines `loss`.
@@ -268,6 +268,10 @@ class Algorithm(Runnable):
     def init_extra(self, state: TrainState) -> Any:
         """`TrainState.extra` at the start of a run; `state` has all other fields."""
         return None
+
+    # Whole runs and evaluation.
+
+    train, advance, progress, evaluate = running.train, running.advance, running.progress, running.evaluate
 
     # The policy as a function.
 

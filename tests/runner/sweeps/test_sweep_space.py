@@ -83,7 +83,7 @@ ERRORS = {
     "algo=grpo algo.num_envs=interval(32,64)": "is not a multiple of group_size=8",
     "tensorboard=true": "unknown key 'tensorboard'",
     "algo.kl_coef=0.5": "nothing is swept",
-    "algo.learning_rate=choice(null,0.01)": "write algo.learning_rate=null,0.01",
+    "algo.learning_rate=choice(null,0.01)": "cannot read 'algo.learning_rate=choice(null,0.01)'",
     "algo.kl_coef=0,1 seed=2147483646 num_seeds=4": "goes past the largest seed",
     "algo.kl_coef=1,2 algo.kl_coef=1": "given twice",
     "algo.kl_coef=interval(0,1) search=grid": "search=grid cannot list the values of algo.kl_coef",
