@@ -148,8 +148,10 @@ def check_writable(name: str) -> None:
 def create_run_dir(config: RunConfig) -> RunDir:
     """Makes the run's directory, a new one where it has no name; raises ConfigError."""
     check_run_dir(config)
-    stem = f"{config.env.replace('/', '-')}-{config.algo.name}-{config.seed}"
-    path = unused_directory(stem) if config.run_dir is None else Path(config.run_dir)
+    if config.run_dir is None:
+        path = unused_directory(f"{config.env.replace('/', '-')}-{config.algo.name}-{config.seed}")
+    else:
+        path = Path(config.run_dir)
     with refusing(str(path)):
         path.mkdir(parents=True, exist_ok=True)
     return RunDir(path)

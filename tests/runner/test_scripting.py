@@ -336,7 +336,7 @@ def test_own_objects_are_logged_described_and_resumed(
     text = file.read_text()
     for old, new, message in (
         ("total_steps: 256", "total_steps: many", "total_steps='many' must be an integer"),
-        ("objects: {", "objects: [] #", "algo must have a name, and objects"),
+        ("objects:\n", "objects: []\nmore:\n", "algo must have a name, and objects"),
     ):
         file.write_text(text.replace(old, new))
         with pytest.raises(ConfigError, match=message):
