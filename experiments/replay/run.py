@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import shlex
 import sys
 import time
 from importlib import metadata
@@ -133,41 +132,59 @@ def table(results: dict[str, Any]) -> str:
                 if found is None:
                     cells.append("")
                     continue
-                result = as_result(task, found)
-                steps[bound] = steps_to_threshold(result)
-                median = median_interval(steps[bound])[0]
-                text = f"{median / 1000:.1f}" if np.isfinite(median) else f"> {TASKS[task].total_steps / 1000:.0f}"
-                reached = int(np.isfinite(steps[bound]).sum())
-                cells.append(f"{text}, {reached}/{len(steps[bound])}, {scores(result).mean():.2f}")
+                steps[bound], cell = summarised(task, found)
+                cells.append(cell)
             if not steps:
                 continue
-            rows.append([f"{task}, {kept} batches", *cells, *(_earlier(steps, clip) for clip in CLIPS)])
+            rows.append([f"{task}, {kept} batches", *cells, *(earlier(steps, clip) for clip in CLIPS)])
     return markdown(["task, replay", *BOUNDS, *(f"softmax or {clip}" for clip in CLIPS)], rows)
 
 
-def _earlier(steps: dict[str, Any], clip: str) -> str:
-    """Which of the softmax and a clip reaches the threshold earlier, with the interval of the difference in thousands of steps."""
-    if not {"softmax", clip} <= steps.keys():
+def summarised(task: str, found: dict[str, Any]) -> tuple[Any, str]:
+    """The steps of each seed to the threshold, and the cell of the table that says so of a stored job."""
+    result = as_result(task, found)
+    steps = steps_to_threshold(result)
+    median = median_interval(steps)[0]
+    text = f"{median / 1000:.1f}" if np.isfinite(median) else f"> {TASKS[task].total_steps / 1000:.0f}"
+    return steps, f"{text}, {int(np.isfinite(steps).sum())}/{len(steps)}, {scores(result).mean():.2f}"
+
+
+def earlier(steps: dict[str, Any], other: str) -> str:
+    """Which of the softmax and another method reaches the threshold earlier, with the interval of the difference in thousands
+    of steps."""
+    if not {"softmax", other} <= steps.keys():
         return ""
-    low, high = difference(steps["softmax"], steps[clip])
-    winner = "softmax" if high < 0 else clip if low > 0 else "neither"
+    low, high = difference(steps["softmax"], steps[other])
+    winner = "softmax" if high < 0 else other if low > 0 else "neither"
     return f"{winner} ({low / 1000:+.1f} to {high / 1000:+.1f})"
 
 
-def main(argv: list[str]) -> int:
-    """Trains what is missing and writes the table; returns the exit status."""
+def tasks_named(argv: list[str]) -> list[str] | None:
+    """The tasks of a command line, all by default; None, with a line on stderr, where it cannot be read."""
     chosen = dict(argument.partition("=")[::2] for argument in argv)
     tasks = chosen.get("tasks", ",".join(TASKS)).split(",")
     if set(chosen) - {"tasks"} or set(tasks) - set(TASKS):
         print(f"error: {' '.join(argv)}: write tasks= and some of {','.join(TASKS)}, or nothing", file=sys.stderr)
-        return 2
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
-    results |= {
-        "command": shlex.join(["python", "experiments/replay/run.py"]),
+        return None
+    return tasks
+
+
+def stored(file: Path, command: str) -> dict[str, Any]:
+    """The results of a file, empty if there is none, with how more of them are made."""
+    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"runs": {}}
+    return results | {
+        "command": f"python experiments/replay/{command}",
         "seeds": list(SEEDS),
         "machine": machine(),
         "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "gymnax", "brax")},
     }
+
+
+def main(argv: list[str]) -> int:
+    """Trains what is missing and writes the table; returns the exit status."""
+    if (tasks := tasks_named(argv)) is None:
+        return 2
+    results = stored(RESULTS, "run.py")
     missing = [job for job in jobs(tasks) if name_of(*job) not in results["runs"]]
     for number, job in enumerate(missing, start=1):
         print(f"[{number}/{len(missing)}] {name_of(*job)}", flush=True)

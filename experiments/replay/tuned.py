@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import datetime
 import json
-import shlex
 import sys
 import time
 import zlib
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +22,23 @@ import jax.numpy as jnp
 import numpy as np
 
 import haepo_jax as hx
-from haepo_jax.runner.comparison import machine
 from haepo_jax.runner.run_dir import write_atomically
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "claims")]
 
 from claims.catalogue import TASKS  # noqa: E402
-from claims.report import median_interval, scores, steps_to_threshold  # noqa: E402
-from replay.run import DOCUMENT, POINTS, SEEDS, ClipAndKL, as_result, difference  # noqa: E402
+from claims.report import scores  # noqa: E402
+from replay.run import (  # noqa: E402
+    DOCUMENT,
+    POINTS,
+    SEEDS,
+    ClipAndKL,
+    as_result,
+    earlier,
+    stored,
+    summarised,
+    tasks_named,
+)
 from tables import fill_in, markdown  # noqa: E402
 
 RESULTS = Path(__file__).parent / "tuned.json"
@@ -146,39 +153,18 @@ def table(results: dict[str, Any]) -> str:
             if (found := results["runs"].get(f"{task}, {method}")) is None:
                 cells.append("")
                 continue
-            result = as_result(task, found)
-            steps[method] = steps_to_threshold(result)
-            median = median_interval(steps[method])[0]
-            text = f"{median / 1000:.1f}" if np.isfinite(median) else f"> {TASKS[task].total_steps / 1000:.0f}"
-            cells.append(f"{text}, {int(np.isfinite(steps[method]).sum())}/{len(SEEDS)}, {scores(result).mean():.2f}")
+            steps[method], cell = summarised(task, found)
+            cells.append(cell)
         if steps:
-            rows.append([task, *cells, *(verdict(steps, other) for other in METHODS if other != "softmax")])
+            rows.append([task, *cells, *(earlier(steps, other) for other in METHODS if other != "softmax")])
     return markdown(["task", *METHODS, *(f"softmax or {other}" for other in METHODS if other != "softmax")], rows)
-
-
-def verdict(steps: dict[str, Any], other: str) -> str:
-    if not {"softmax", other} <= steps.keys():
-        return ""
-    low, high = difference(steps["softmax"], steps[other])
-    winner = "softmax" if high < 0 else other if low > 0 else "neither"
-    return f"{winner} ({low / 1000:+.1f} to {high / 1000:+.1f})"
 
 
 def main(argv: list[str]) -> int:
     """Trains what is missing and writes the table; returns the exit status."""
-    chosen = dict(argument.partition("=")[::2] for argument in argv)
-    tasks = chosen.get("tasks", ",".join(ORDER)).split(",")
-    if set(chosen) - {"tasks"} or set(tasks) - set(TASKS):
-        print(f"error: {' '.join(argv)}: write tasks= and some of {','.join(TASKS)}, or nothing", file=sys.stderr)
+    if (tasks := tasks_named(argv)) is None:
         return 2
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
-    results |= {
-        "command": shlex.join(["python", "experiments/replay/tuned.py"]),
-        "seeds": list(SEEDS),
-        "tuning_seeds": list(TUNING_SEEDS),
-        "machine": machine(),
-        "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "gymnax", "brax")},
-    }
+    results = stored(RESULTS, "tuned.py") | {"tuning_seeds": list(TUNING_SEEDS)}
     missing = [(task, method) for task in ORDER if task in tasks for method in METHODS]
     missing = [(task, method) for task, method in missing if f"{task}, {method}" not in results["runs"]]
     for number, (task, method) in enumerate(missing, start=1):

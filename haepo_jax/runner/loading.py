@@ -126,9 +126,9 @@ def load(
         class of your own), which cannot be built from the directory alone.
 
     Raises:
-      ConfigError (a ValueError): for a directory without a run or a checkpoint, a seed that the run does not have, and
-        an `algorithm` that is not the run's.
-      CheckpointError (a RuntimeError): no checkpoint is intact. If only the newest is damaged, a line on stderr says so.
+      ConfigError (a ValueError): for a directory without a run or a checkpoint, and a seed that the run does not have.
+      CheckpointError (a RuntimeError): no checkpoint is intact, or its arrays have other shapes than those of `algorithm`.
+        If only the newest is damaged, a line on stderr says so.
     """
     algorithm, config, states = load_run(RunDir(Path(run_dir)), checkpoint, algorithm)
     index = seed_index(config, seed)
