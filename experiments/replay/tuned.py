@@ -66,6 +66,17 @@ METHODS: dict[str, tuple[type, str, tuple[dict[str, Any], ...]]] = {
     ),
 }
 """The algorithm, the setting of its own bound, and the shapes among which the configurations are divided evenly."""
+STALE = {**REPLAY, "replay_batches": 32, "num_epochs": 1, "num_minibatches": 64}
+"""Four times as old on average, with as many gradient steps of as many environment steps, so every step is as often used."""
+METHODS_OF: dict[int, dict[str, tuple[type, str, tuple[dict[str, Any], ...]]]] = {
+    8: METHODS,
+    32: {
+        "softmax": (hx.HAEPO, "temperature", ({**STALE, "group_size": 4},)),
+        "clip": (ClipAndKL, "clip_eps", (STALE,)),
+        "clip, V-trace": (ClipAndKL, "clip_eps", ({**STALE, "advantage_estimator": "vtrace"},)),
+    },
+}
+"""By the batches kept; `METHODS` has PPO without replay, too."""
 FIRST = {"learning_rate": 2e-3, "entropy_coef": 0.01, "discount": 0.99, "gae_lambda": 0.95, "kl_coef": 0.3}
 OWN = {"temperature": (0.1, 1.0, 0.3), "clip_eps": (0.05, 0.5, 0.2)}
 """Lowest value, highest value, and that of the first configuration."""
@@ -113,9 +124,13 @@ def rounded(returns: np.ndarray) -> list[list[float | None]]:
     return [[float(f"{x:.4g}") if np.isfinite(x) else None for x in row] for row in returns]
 
 
-def tune(task: str, method: str) -> dict[str, Any]:
+def name_of(task: str, kept: int, method: str) -> str:
+    return f"{task}, {method}" if kept == 8 else f"{task}, {kept} batches, {method}"
+
+
+def tune(task: str, kept: int, method: str) -> dict[str, Any]:
     """Trains every configuration, then the best with the seeds of the table."""
-    kind, bound, shapes = METHODS[method]
+    kind, bound, shapes = METHODS_OF[kept][method]
     columns = draws(task, bound)
     begin = time.perf_counter()
     each = CONFIGURATIONS // len(shapes)
@@ -144,34 +159,36 @@ def tune(task: str, method: str) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, Any]) -> str:
+def table(results: dict[str, Any], kept: int) -> str:
     """Thousands of steps to the threshold, seeds that arrived and mean score; and which of two methods is earlier."""
-    rows = []
+    methods, rows = METHODS_OF[kept], []
+    others = [method for method in methods if method != "softmax"]
     for task in ORDER:
         cells, steps = [], {}
-        for method in METHODS:
-            if (found := results["runs"].get(f"{task}, {method}")) is None:
+        for method in methods:
+            if (found := results["runs"].get(name_of(task, kept, method))) is None:
                 cells.append("")
                 continue
             steps[method], cell = summarised(task, found)
             cells.append(cell)
         if steps:
-            rows.append([task, *cells, *(earlier(steps, other) for other in METHODS if other != "softmax")])
-    return markdown(["task", *METHODS, *(f"softmax or {other}" for other in METHODS if other != "softmax")], rows)
+            rows.append([task, *cells, *(earlier(steps, other) for other in others)])
+    return markdown(["task", *methods, *(f"softmax or {other}" for other in others)], rows)
 
 
 def main(argv: list[str]) -> int:
-    """Trains what is missing and writes the table; returns the exit status."""
+    """Trains what is missing and writes the tables; returns the exit status."""
     if (tasks := tasks_named(argv)) is None:
         return 2
     results = stored(RESULTS, "tuned.py") | {"tuning_seeds": list(TUNING_SEEDS)}
-    missing = [(task, method) for task in ORDER if task in tasks for method in METHODS]
-    missing = [(task, method) for task, method in missing if f"{task}, {method}" not in results["runs"]]
-    for number, (task, method) in enumerate(missing, start=1):
-        print(f"[{number}/{len(missing)}] {task}, {method}", flush=True)
-        results["runs"][f"{task}, {method}"] = tune(task, method)
+    jobs = [(task, kept, method) for kept, methods in METHODS_OF.items() for task in ORDER for method in methods]
+    missing = [job for job in jobs if job[0] in tasks and name_of(*job) not in results["runs"]]
+    for number, job in enumerate(missing, start=1):
+        print(f"[{number}/{len(missing)}] {name_of(*job)}", flush=True)
+        results["runs"][name_of(*job)] = tune(*job)
         write_atomically(RESULTS, json.dumps(results, separators=(",", ":")) + "\n")
-    fill_in(DOCUMENT, "tuned", table(results))
+    for kept, name in ((8, "tuned"), (32, "stale")):
+        fill_in(DOCUMENT, name, table(results, kept))
     return 0
 
 

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -176,8 +176,8 @@ class Checkpoints:
         found = [Checkpoint(path) for path in self.path.glob("*-*") if name.fullmatch(path.name)]
         return sorted(found, key=lambda one: one.number)
 
-    def newest(self) -> Checkpoint | None:
-        """The newest intact checkpoint; None where there is no checkpoint at all. The user is warned of damaged newer ones.
+    def newest(self, warn: Callable[[str], None] = warn) -> Checkpoint | None:
+        """The newest intact checkpoint; None where there is no checkpoint at all. `warn` is told of damaged newer ones.
         Raises CheckpointError where there are checkpoints but none is intact."""
         candidates = self.all()[::-1]
         for checkpoint in candidates:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from haepo_jax.rollout import to_env_action
 from haepo_jax.runner.checkpoints import CheckpointError, Checkpoints
 from haepo_jax.runner.config import ConfigError, OwnConfig, RunConfig
 from haepo_jax.runner.devices import describe_device
+from haepo_jax.runner.errors import warn
 from haepo_jax.runner.program import build
 from haepo_jax.runner.run_dir import RunDir
 
@@ -128,9 +131,11 @@ def load(
     Raises:
       ConfigError (a ValueError): for a directory without a run or a checkpoint, and a seed that the run does not have.
       CheckpointError (a RuntimeError): no checkpoint is intact, or its arrays have other shapes than those of `algorithm`.
-        If only the newest is damaged, a line on stderr says so.
+        If only the newest is damaged, it warns (UserWarning) and loads the one before.
     """
-    algorithm, config, states = load_run(RunDir(Path(run_dir)), checkpoint, algorithm)
+    algorithm, config, states = load_run(
+        RunDir(Path(run_dir)), checkpoint, algorithm, lambda text: warnings.warn(text, stacklevel=5)
+    )
     index = seed_index(config, seed)
     return algorithm, TrainedPolicy(algorithm, jax.tree.map(lambda x: x[index], states))
 
@@ -143,7 +148,8 @@ def start_of(config: RunConfig, algorithm: Algorithm, policy: TrainedPolicy | No
     try:
         if policy is None:
             custom = isinstance(RunDir(Path(config.init_from)).read_config(own=True), OwnConfig)
-            policy = load(config.init_from, algorithm=algorithm if custom else None)[1]
+            trained, _, states = load_run(RunDir(Path(config.init_from)), "last", algorithm if custom else None)
+            policy = TrainedPolicy(trained, jax.tree.map(lambda x: x[0], states))
         jax.eval_shape(algorithm.init, jax.random.key(0), policy.start)
     except (CheckpointError, ValueError) as error:  # a ConfigError of the other run among them
         raise ConfigError(f"init_from={short(config.init_from)}: {error}") from None
@@ -151,7 +157,7 @@ def start_of(config: RunConfig, algorithm: Algorithm, policy: TrainedPolicy | No
 
 
 def load_run(
-    directory: RunDir, checkpoint: str, algorithm: Algorithm | None = None
+    directory: RunDir, checkpoint: str, algorithm: Algorithm | None = None, warn: Callable[[str], None] = warn
 ) -> tuple[Algorithm, RunConfig, TrainState]:
     """The algorithm, the settings and the train states of a run's seeds, which are every leaf's first axis. Raises as
     `load` does."""
@@ -162,7 +168,7 @@ def load_run(
     if algorithm is not None and not isinstance(algorithm, Algorithm):
         raise ConfigError(f"algorithm={short(algorithm)} is not an algorithm, such as hx.HAEPO('CartPole-v1')")
     checkpoints = Checkpoints(directory.checkpoints)
-    found = checkpoints.best() if checkpoint == "best" else checkpoints.newest()
+    found = checkpoints.best() if checkpoint == "best" else checkpoints.newest(warn)
     if found is None:
         what = "no checkpoint with a return" if checkpoints.all() else "no checkpoint yet"
         raise ConfigError(f"run_dir={str(directory.path)!r} has {what}")

@@ -22,19 +22,26 @@ def test_a_table_is_made_of_the_stored_results(name: str, monkeypatch: pytest.Mo
 
 
 def test_the_tuned_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its table is made of the stored results, and no method draws what another does not."""
+    """Its tables are made of the stored results, and no method draws what another does not."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     script, tables = importlib.import_module("replay.tuned"), importlib.import_module("tables")
     results = json.loads(script.RESULTS.read_text())
     text = script.DOCUMENT.read_text()
-    assert f"<!-- table: tuned -->\n{script.table(results)}\n" in text + "\n"
-    assert tables.filled_in(text, "tuned", script.table(results)) == text
+    for kept, name in ((8, "tuned"), (32, "stale")):
+        assert f"<!-- table: {name} -->\n{script.table(results, kept)}\n" in text + "\n"
+        assert tables.filled_in(text, name, script.table(results, kept)) == text
     softmax, clip = (script.draws("cartpole", bound) for bound in ("temperature", "clip_eps"))
     assert softmax.keys() - clip.keys() == {"temperature"} and clip.keys() - softmax.keys() == {"clip_eps"}
     for name in softmax.keys() & clip.keys():
         assert (softmax[name] == clip[name]).all() and len(softmax[name]) == script.CONFIGURATIONS
+    known = {
+        script.name_of(task, kept, method): methods[method]
+        for kept, methods in script.METHODS_OF.items()
+        for task in script.ORDER
+        for method in methods
+    }
     for name, found in results["runs"].items():
-        _, bound, shapes = script.METHODS[name.partition(", ")[2]]
+        _, bound, shapes = known[name]
         best = max(range(script.CONFIGURATIONS), key=found["scores"].__getitem__)
         assert found["settings"].items() >= shapes[best * len(shapes) // script.CONFIGURATIONS].items()
         first = {**script.FIRST, bound: script.OWN[bound][2]}
