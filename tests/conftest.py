@@ -1,10 +1,12 @@
-"""What all tests share: this folder on the path, for `toy_envs`, and a compiler that does not linger."""
+"""What all tests share: a compiler that does not linger, and what it has compiled before."""
 
 import os
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+from haepo_jax.runner.entry import keep_compiled
 
 QUICK_COMPILER = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
@@ -14,6 +16,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # The slow ones run long enough to want better. XLA aborts at a flag it does not know, hence the version.
     if config.getoption("markexpr") == "not slow" and metadata.version("jaxlib") == "0.10.2":
         os.environ.setdefault("XLA_FLAGS", QUICK_COMPILER)
+    # Workers share what they compile, as commands do with each other, and a second run of the tests takes half the time.
+    keep_compiled()
 
 
 @pytest.fixture(scope="session")

@@ -252,8 +252,7 @@ def test_no_mask_for_a_distribution() -> None:
     ("name", "squashed"),
     [
         ("EpisodicHAEPO", False),
-        ("PPO", True),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("GRPO", True), ("DPO", False))),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("PPO", True), ("GRPO", True), ("DPO", False))),
     ],
 )
 def test_a_dict_action_with_masks_trains(name: str, squashed: bool) -> None:

@@ -138,6 +138,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ppo_learns_what_was_recorded() -> None:
     """Segments that begin within an episode, in which episodes end; seeds side by side."""
     algo = hx.PPO(Drift(horizon=6), network="transformer", num_steps=5, context=3, **SMALL)

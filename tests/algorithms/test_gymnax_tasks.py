@@ -36,7 +36,7 @@ def update(method: str, task: str) -> None:
         ("HAEPO", "CartPole-v1"),
         ("EpisodicHAEPO", "CartPole-v1"),
         ("PPO", "Pendulum-v1"),
-        ("PPO", "Breakout-MinAtar"),
+        pytest.param("PPO", "Breakout-MinAtar", marks=pytest.mark.slow),
     ],
 )
 def test_an_update(method: str, task: str) -> None:

@@ -26,7 +26,7 @@ def make(name: str, env: str = "CartPole-v1", **settings: Any) -> Any:
     return getattr(hx, name)(env, shared_trunk=True, **{**SMALL, **own, **settings})
 
 
-@pytest.mark.parametrize("network", ["mlp", "gru", "transformer"])
+@pytest.mark.parametrize("network", ["mlp", "gru", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_the_policy_is_that_of_its_own_and_the_value_linear_in_its_last_layer(network: str) -> None:
     algo = make("PPO", network=network)
     apart = hx.PPO("CartPole-v1", **SMALL, network=network)
@@ -98,6 +98,7 @@ def test_the_value_loss_reaches_the_trunk() -> None:
     assert float(jnp.max(jnp.abs(first[0] - first[1]))) > 1e-3
 
 
+@pytest.mark.slow
 def test_pixels_and_continuous_actions() -> None:
     algo = make("HAEPO", "Pendulum-v1", squash_actions=True)
     state, metrics = jax.jit(algo.train_step)(algo.init(jax.random.key(0)))

@@ -184,7 +184,9 @@ def three_ppo(learning_rate: Any, entropy_coef: Any, discount: Any, gravity: Any
     return jax.lax.scan(lambda state, _: algo.train_step(state), algo.init(key), length=3)
 
 
-@pytest.mark.parametrize("three", [three_haepo, three_episodic, pytest.param(three_ppo, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "three", [three_haepo, *(pytest.param(three, marks=pytest.mark.slow) for three in (three_episodic, three_ppo))]
+)
 def test_lanes_of_a_vmap_are_the_runs_alone(three: Any) -> None:
     """Seeds, hyperparameters and an environment's parameters, for the first three updates."""
     lanes = [  # one difference at a time from the first

@@ -405,7 +405,9 @@ def test_an_optimiser_step_is_adams_on_clipped_gradients(state: Any) -> None:
 # Dictionary observations and action masks.
 
 
-@pytest.mark.parametrize("method", [hx.HAEPO, hx.EpisodicHAEPO, pytest.param(hx.PPO, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method", [hx.HAEPO, *(pytest.param(x, marks=pytest.mark.slow) for x in (hx.EpisodicHAEPO, hx.PPO))]
+)
 def test_dictionary_observations_and_action_masks(method: Any) -> None:
     """Two of four actions are valid, others at every step: none of the others is ever taken, and learning goes on."""
     env = Lock()

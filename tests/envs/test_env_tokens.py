@@ -108,6 +108,7 @@ def test_numbers_and_pieces() -> None:
     np.testing.assert_array_equal(join([1, 0, 2], 3, [0, 4], length=8), [1, 2, 3, 4, 0, 0, 0, 0])
 
 
+@pytest.mark.slow
 def test_an_own_task_trains() -> None:
     """Without a prompt, and with an answer that is no completion but what the reward is judged by."""
 

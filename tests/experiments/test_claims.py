@@ -68,6 +68,7 @@ def test_a_stored_result_is_what_its_command_makes(claims: Any) -> None:
     assert new[:, -1].mean() >= stored["task"]["threshold"] - 1
 
 
+@pytest.mark.slow
 def test_what_is_seen_of_a_deep_sea(claims: Any) -> None:
     """Nearly uniform policies see all of a sea of depth 4: the cells on and below the diagonal, no more."""
     run, catalogue = claims("run"), claims("catalogue")
@@ -78,6 +79,7 @@ def test_what_is_seen_of_a_deep_sea(claims: Any) -> None:
     np.testing.assert_array_equal(made["covered"], 1)
 
 
+@pytest.mark.slow
 def test_an_update_of_a_bandit_favours_the_better_episodes(claims: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh episodes are ranked by what an update added to them."""
     run, catalogue = claims("run"), claims("catalogue")

@@ -74,7 +74,9 @@ def test_every_loss_traces_in_the_dtype_of_its_log_probabilities(name: str, mode
     assert all(x.dtype == np.float32 for x in jax.tree.leaves(found))
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize(
+    "name", [n if n in ("advantage", "dpo") else pytest.param(n, marks=pytest.mark.slow) for n in FEW]
+)
 def test_losses_run_without_jit_and_make_no_nan(name: str) -> None:
     plain = jax.jit(lambda: value_and_gradient(name, (3,)))()
     for mode in RUN.values():

@@ -36,7 +36,10 @@ COUNTING = ["env=CartPole-v1", "total_steps=400", "final_eval_episodes=2", "tens
 @pytest.mark.parametrize("seeds", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize(
     "algo",
-    [pytest.param(algo, marks=pytest.mark.slow) if algo in ("haepo_episodic", "grpo") else algo for algo in ALGORITHMS],
+    [
+        pytest.param(algo, marks=pytest.mark.slow) if algo in ("haepo_episodic", "grpo", "dpo") else algo
+        for algo in ALGORITHMS
+    ],
 )
 def test_interrupted_and_resumed_is_bit_identical(runs: Runs, tmp_path: Path, algo: str, seeds: int) -> None:
     arguments = [*ALGORITHMS[algo], *COMMON, f"num_seeds={seeds}", "seed=7"]

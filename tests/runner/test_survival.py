@@ -152,17 +152,18 @@ def wait_for_rows(process: subprocess.Popen[str], directory: Path, count: int) -
     return False
 
 
-def kill_and_resume(tmp_path: Path, kills: int, seed: int) -> None:
+def kill_and_resume(tmp_path: Path, kills: int, seed: int, steps: int) -> None:
     """SIGKILL at random moments, then `resume`; ends with the bits of a run that was left alone."""
     generator = random.Random(seed)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = start(whole, *LONG)
+    long = [*LONG, f"total_steps={steps}", f"algo.log_points={steps // 33}"]
+    process = start(whole, *long)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     done, partial = 0, 0
     before: set[tuple[str, int]] = set()
     while done < kills:
-        process = start(broken, *LONG, "resume=auto")
+        process = start(broken, *long, "resume=auto")
         if generator.random() < 0.1:
             time.sleep(generator.uniform(0, 5))
         elif wait_for_rows(process, broken, generator.randrange(14)):
@@ -174,7 +175,7 @@ def kill_and_resume(tmp_path: Path, kills: int, seed: int) -> None:
         done += 1
         left = {(path.name, path.stat().st_mtime_ns) for path in (broken / "checkpoints").glob(".*")}
         partial, before = partial + bool(left - before), left
-    process = start(broken, *LONG, "resume=auto")
+    process = start(broken, *long, "resume=auto")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0 and err == ""
     assert_same_end(broken, whole)
@@ -184,12 +185,12 @@ def kill_and_resume(tmp_path: Path, kills: int, seed: int) -> None:
 
 
 def test_killed_once(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, 1, seed=1)
+    kill_and_resume(tmp_path, 1, seed=1, steps=8000)
 
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, 20, seed=0)
+    kill_and_resume(tmp_path, 20, seed=0, steps=30_000)
 
 
 def test_signals_and_locks_between_processes(tmp_path: Path) -> None:
@@ -245,7 +246,14 @@ def no_room(*_: Any, **__: Any) -> Any:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("file", ["config.yaml", "metrics.jsonl", "events", "checkpoints", "summary.json"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "metrics.jsonl",
+        "checkpoints",
+        *(pytest.param(f, marks=pytest.mark.slow) for f in ("config.yaml", "events", "summary.json")),
+    ],
+)
 def test_a_disk_that_fills_is_one_line(
     counting: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: str
 ) -> None:
@@ -428,6 +436,7 @@ def test_every_algorithm_survives_a_kill(tmp_path: Path) -> None:
         assert_same_end(folder / "broken", folder / "whole")
 
 
+@pytest.mark.slow
 def test_a_small_disk_that_fills_up_in_a_process_of_its_own(tmp_path: Path, small_disk: Path) -> None:
     (small_disk / "cache").symlink_to(tmp_path)
     process = start(small_disk / "run", *LONG, "keep_checkpoints=1000")

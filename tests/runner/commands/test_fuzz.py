@@ -27,10 +27,10 @@ from tests.runner.commands.fuzz_command_lines import (
 )
 
 
-def test_a_few_hundred_lines(tmp_path: Path) -> None:
-    report = fuzz(tmp_path, seed=0, count=300)
+def test_a_hundred_and_fifty_lines(tmp_path: Path) -> None:
+    report = fuzz(tmp_path, seed=0, count=150)
     assert not report.defects, str(report)
-    assert report.statuses[0] > 40 and report.statuses[2] > 150 and report.certain > 150
+    assert report.statuses[0] > 20 and report.statuses[2] > 75 and report.certain > 75
 
 
 @pytest.mark.slow
