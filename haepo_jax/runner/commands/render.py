@@ -25,7 +25,7 @@ settings (key, default, meaning):
 {settings}
 
 Tasks that can be rendered: those of Brax and MuJoCo Playground, which MuJoCo draws with OpenGL (EGL, or what MUJOCO_GL
-names), and gymnax's classic control. Invalid settings exit with a one-line error (status 2).
+names), and gymnax's classic control and MinAtar. Invalid settings exit with a one-line error (status 2).
 """
 
 SHORTEST_MILLISECONDS = 25

@@ -1,5 +1,5 @@
-"""Tasks as pictures: physics by MuJoCo, gymnax's classic control here. gymnax's own visualiser needs gymnasium and pygame, and a
-pyplot figure for every frame.
+"""Tasks as pictures: physics by MuJoCo, gymnax's classic control and MinAtar here. gymnax's own visualiser needs gymnasium and
+pygame, and a pyplot figure for every frame.
 """
 
 from __future__ import annotations
@@ -93,6 +93,14 @@ def _mountain_car(env: Any, state: Any) -> Image.Image:
     return _strokes((left, 0), (right, 1.25), strokes)
 
 
+def _grid(observation: Any) -> Image.Image:
+    """A grid (height, width, channels), of which the first channel that is set colours a cell."""
+    pixels = np.full((*observation.shape[:2], 3), 255, np.uint8)
+    for channel in reversed(range(observation.shape[2])):
+        pixels[observation[..., channel] > 0] = (DARK, ORANGE, GREY, BLUE, GREEN, RED)[channel % 6]
+    return Image.fromarray(pixels).resize((280, 280), Image.Resampling.NEAREST)
+
+
 DRAWINGS: dict[str, tuple[Draw, int]] = {
     "CartPole-v1": (_cartpole, 20),
     "Pendulum-v1": (_pendulum, 50),
@@ -122,6 +130,8 @@ def drawing_of(env: Any) -> Drawing | None:
     if env.name in DRAWINGS:
         draw, milliseconds = DRAWINGS[env.name]
         return Drawing(lambda state: state, lambda states: (draw(env, state) for state in states), milliseconds)
+    if env.name.endswith("-MinAtar"):
+        return Drawing(env.inner.get_obs, lambda observations: map(_grid, observations), 60)
     if (model := physics.mujoco_model(env)) is not None:
         return Drawing(physics.pose, lambda poses: physics.pictures(model, poses), 1000 * float(env.inner.dt))
     return None

@@ -68,6 +68,18 @@ def test_every_task_of_the_table_is_drawn(name: str) -> None:
     assert film_module.gif([picture, picture], duration).startswith(b"GIF89a")
 
 
+def test_minatar_is_drawn_cell_by_cell() -> None:
+    env = hx.make_env("Breakout-MinAtar")
+    state, observation = jax.device_get(jax.jit(env.reset)(jax.random.key(0)))
+    found = drawing_of(env)
+    assert found is not None
+    (picture,) = found.pictures([jax.device_get(found.seen(state))])
+    cells = np.asarray(picture)[14::28, 14::28]
+    paddle = np.argwhere(np.asarray(observation)[..., 0])
+    assert len(paddle) == 1 and tuple(cells[tuple(paddle[0])]) == drawing.DARK
+    np.testing.assert_array_equal((cells == 255).all(-1), ~np.asarray(observation).any(-1))
+
+
 PHYSICS = """
 from haepo_jax.runner.rendering import physics
 physics.prefer_headless()
