@@ -4,7 +4,8 @@
 
 Learning rate, entropy, discount, lambda and the KL penalty are drawn alike for all three methods, beside each one's own bound.
 Whichever configuration has the best mean curve over three seeds is trained with twenty others. What is stored in `tuned.json`
-is not trained again, so the command can be stopped and started at any time.
+is not trained again, so the command can be stopped and started at any time. `settings/` holds what each method chose, for
+`python -m haepo_jax.train --config`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import yaml
 
 import haepo_jax as hx
 from haepo_jax.runner.run_dir import write_atomically
@@ -42,6 +44,7 @@ from replay.run import (  # noqa: E402
 from tables import fill_in, markdown  # noqa: E402
 
 RESULTS = Path(__file__).parent / "tuned.json"
+SETTINGS = Path(__file__).parent / "settings"
 TUNING_SEEDS = range(300, 303)
 CONFIGURATIONS = 32
 ORDER = (
@@ -159,6 +162,21 @@ def tune(task: str, kept: int, method: str) -> dict[str, Any]:
     }
 
 
+def settings_file(task_name: str, kept: int, method: str, found: dict[str, Any]) -> tuple[str, str]:
+    """The name and the content of a file of settings that `--config` reads."""
+    task, kind = TASKS[task_name], METHODS_OF[kept][method][0]
+    chosen = dict(found["settings"])
+    if kind is ClipAndKL and not chosen["kl_coef"]:
+        del chosen["kl_coef"]
+        kind = hx.PPO
+    name = {hx.HAEPO: "haepo", hx.PPO: "ppo", ClipAndKL: "replay.run:ClipAndKL"}[kind]
+    content: dict[str, Any] = {"env": task.env, "total_steps": task.total_steps}
+    content |= {"env_kwargs": task.env_kwargs} if task.env_kwargs else {}
+    content["algo"] = {"name": name, **chosen, "max_grad_norm": 1.0}
+    words = name_of(task_name, kept, method).replace(",", "").split()
+    return f"{'-'.join(words)}.yaml", yaml.safe_dump(content, sort_keys=False)
+
+
 def table(results: dict[str, Any], kept: int) -> str:
     """Thousands of steps to the threshold, seeds that arrived and mean score; and which of two methods is earlier."""
     methods, rows = METHODS_OF[kept], []
@@ -187,6 +205,10 @@ def main(argv: list[str]) -> int:
         print(f"[{number}/{len(missing)}] {name_of(*job)}", flush=True)
         results["runs"][name_of(*job)] = tune(*job)
         write_atomically(RESULTS, json.dumps(results, separators=(",", ":")) + "\n")
+    for job in jobs:
+        if (found := results["runs"].get(name_of(*job))) is not None:
+            name, content = settings_file(*job, found)
+            (SETTINGS / name).write_text(content)
     for kept, name in ((8, "tuned"), (32, "stale")):
         fill_in(DOCUMENT, name, table(results, kept))
     return 0

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from haepo_jax.runner.commands import train
+
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
@@ -34,14 +36,20 @@ def test_the_tuned_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     assert softmax.keys() - clip.keys() == {"temperature"} and clip.keys() - softmax.keys() == {"clip_eps"}
     for name in softmax.keys() & clip.keys():
         assert (softmax[name] == clip[name]).all() and len(softmax[name]) == script.CONFIGURATIONS
-    known = {
-        script.name_of(task, kept, method): methods[method]
+    jobs = {
+        script.name_of(task, kept, method): (task, kept, method)
         for kept, methods in script.METHODS_OF.items()
         for task in script.ORDER
         for method in methods
     }
+    assert {path.name for path in script.SETTINGS.iterdir()} == {
+        script.settings_file(*jobs[name], found)[0] for name, found in results["runs"].items()
+    }
     for name, found in results["runs"].items():
-        _, bound, shapes = known[name]
+        file, content = script.settings_file(*jobs[name], found)
+        assert (script.SETTINGS / file).read_text() == content
+        assert train.main(["--config", str(script.SETTINGS / file), "--cfg", "job"]) == 0
+        _, bound, shapes = script.METHODS_OF[jobs[name][1]][jobs[name][2]]
         best = max(range(script.CONFIGURATIONS), key=found["scores"].__getitem__)
         assert found["settings"].items() >= shapes[best * len(shapes) // script.CONFIGURATIONS].items()
         first = {**script.FIRST, bound: script.OWN[bound][2]}

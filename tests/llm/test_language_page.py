@@ -39,7 +39,7 @@ def test_from_an_installed_package_to_a_fine_tuned_folder(tmp_path: Path, monkey
     (tmp_path / "held_out.jsonl").write_text("".join(held_out[:32]))
     for language, source in blocks:
         if language == "bash":
-            command = re.sub(r"\bsteps=(\d+)", lambda found: f"steps={2 if found[1] == '16' else 3}", source)
+            command = re.sub(r"\bsteps=(\d+)", lambda found: f"steps={2 if found[1] == '8' else 3}", source)
             words = shlex.split(command)
             assert words[0] == "python"
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
