@@ -90,6 +90,11 @@ def test_every_block_is_run_or_another_librarys(page: str) -> None:
     assert all(fence in ("python", "bash", "console", "") or " title=" in fence for fence in fences)
 
 
+def test_no_merge_was_left_half_done() -> None:
+    for name, page in PAGES.items():
+        assert not re.search(r"^(<{7}|={7}|>{7})( |$)", page.read_text(encoding="utf-8"), re.MULTILINE), name
+
+
 def test_every_local_link_exists() -> None:
     for page in PAGES.values():
         for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8")):

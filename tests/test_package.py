@@ -43,7 +43,7 @@ LAYERS = (
 )
 
 # Modules of one name in different packages that are still to be renamed.
-NAMES_ALLOWED = {"base", "physics", "rollout"}
+NAMES_ALLOWED = {"base", "physics"}
 
 
 def layer(module: str) -> int:

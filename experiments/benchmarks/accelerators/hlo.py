@@ -21,7 +21,6 @@ BOOKKEEPING = {
     "opt-barrier", "add-dependency", "domain",
 }  # fmt: skip
 """Instructions that run nothing."""
-CONTROL = {"while", "conditional", "call"}
 HALVES = ("-done", "-update")
 """The second half of an asynchronous instruction, whose first half ends in -start."""
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")

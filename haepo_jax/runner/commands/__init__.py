@@ -5,7 +5,7 @@ COMMANDS = {
     "sweep": "train many configurations, in as few compiled programs as possible",
     "compare": "train several algorithms on the same environments and compare them",
     "evaluate": "play many episodes with a run's policies",
-    "render": "show one episode of a run's policy",
+    "render": "record one episode of a run's policy as a GIF",
     "plot": "draw the learning curves of runs",
     "board": "write one HTML page about runs and sweeps",
 }

@@ -15,8 +15,8 @@ from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.run_dir import output_file, write_output
 
 HELP = """\
-Writes one HTML page of any number of runs and sweeps: learning curves, settings, completions, recorded episodes, and
-links to the files. It needs no server and no network.
+Writes one HTML page of any number of runs and sweeps: learning curves, settings, completions, and links to the files,
+such as recorded episodes. It needs no server and no network.
 
 usage: python -m haepo_jax.board <folder> [<folder> ...] [out=board.html]
 

@@ -1,4 +1,4 @@
-"""Shows one episode of a run's policy: `python -m haepo_jax.render run_dir=runs/x`."""
+"""Records one episode of a run's policy as a GIF: `python -m haepo_jax.render run_dir=runs/x`."""
 
 from __future__ import annotations
 

@@ -51,14 +51,16 @@ class SweepConfig:
     seed: int = _of_run("seed")
     num_seeds: int = _of_run("num_seeds")
     total_steps: int = _of_run("total_steps")
-    final_eval_episodes: int | None = _of_run("final_eval_episodes")
+    final_eval_episodes: int | None = setting(
+        None, int, "evaluation episodes per seed for the final return; null: 128, fewer in a short run", within=hp.COUNT
+    )
     env_kwargs: dict[str, Any] = _of_run("env_kwargs")
 
     num_configs: int | None = setting(
         None, int, "configurations to try; null: all of a grid, 64 of any other search", within=hp.COUNT
     )
     search: str = setting(
-        "auto", str, "how they are chosen; auto: grid if all values are listed, else random",
+        "auto", str, "how they are chosen; auto: grid if all values are listed and num_configs is null, else random",
         choices=("auto", "grid", "random", "tpe", "cmaes"),
     )  # fmt: skip
     search_seed: int = setting(

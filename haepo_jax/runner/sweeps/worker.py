@@ -255,7 +255,7 @@ class _Worker:
             self._programs[shape] = Programs(
                 example,
                 points=settings.curve_points,
-                episodes=max(1, final_size(settings.final_eval_episodes, example).episodes),
+                episodes=final_size(settings.final_eval_episodes, example).episodes,
                 vary_env=any(dimension.key.startswith("env_kwargs") for dimension in self._plan.dimensions),
             )
         most = (CPU_BATCH if self._on_cpu else ACCELERATOR_BATCH) * len(jax.local_devices())
