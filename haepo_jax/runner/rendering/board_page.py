@@ -104,11 +104,10 @@ def _read_sweep(folder: Path, name: str, out: Path) -> list[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # a cell holds the curves of all seeds
     with (folder / TRIALS).open(encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
-    bases = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["trials"]
+    base = _settings(json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["trial"])
     links, runs = _links(folder, _SWEEP_LINKS, out), []
     for row in rows:
         swept = {key: _cell(x) for key, x in row.items() if key not in _NOT_SETTINGS and not key.endswith("_per_seed")}
-        base = _settings(bases.get(str(swept.get("algo")), next(iter(bases.values()), {})))
         runs.append(
             {
                 "name": f"{name} trial {row['index']}",

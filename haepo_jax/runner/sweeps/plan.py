@@ -175,7 +175,7 @@ class SweepPlan:
             "search": self.search,
             **{name: getattr(settings, name) for name in ("search_seed", "halving", "halving_rungs", "curve_points")},
             "space": [vars(dimension) for dimension in self.dimensions],
-            "trials": {settings.algo.name: {key: trial[key] for key in TRIAL_SETTINGS}},
+            "trial": {key: trial[key] for key in TRIAL_SETTINGS},
             "objects": [fingerprint(thing) for thing in (self.env, self.algorithm) if thing is not None],
         }
 

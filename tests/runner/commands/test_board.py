@@ -49,8 +49,8 @@ def make_sweep(folder: Path) -> Path:
         '0,0,complete,1.5,0.01,"[1.0, 2.0]","[50.0, 100.0]","[[0.0, 1.0], [1.0, null]]"\n'
         '1,1,running,nan,0.001,"[null, null]","[50.0, 100.0]","[[null, null], [null, null]]"\n'
     )
-    trials = {"haepo": {"env": "haepo/bandit", "algo": {"name": "haepo", "learning_rate": 1.0}}}
-    (folder / "sweep.json").write_text(json.dumps({"trials": trials}))
+    trial = {"env": "haepo/bandit", "algo": {"name": "haepo", "learning_rate": 1.0}}
+    (folder / "sweep.json").write_text(json.dumps({"trial": trial}))
     return folder
 
 
