@@ -16,9 +16,10 @@ MAX_NEW_TOKENS = {"sums": 5, "json": 28}
 
 
 def sums() -> Iterator[dict[str, Any]]:
-    """Two numbers below 100, after one example."""
-    for a, b in itertools.product(range(1, 100), repeat=2):
-        yield {"prompt": f"2 + 3 = 5\n{a} + {b} =", "answer": str(a + b)}
+    """A number below 100 and one below 10. The model can add them but hardly ever answers the question with a number; sums of
+    two numbers below 100 are beyond it, and 24 steps do not teach it to add."""
+    for a, b in itertools.product(range(1, 100), range(1, 10)):
+        yield {"prompt": f"Question: What is {a} + {b}?\nAnswer:", "answer": str(a + b)}
 
 
 def records() -> Iterator[dict[str, Any]]:
