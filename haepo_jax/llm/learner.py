@@ -88,9 +88,8 @@ class Learner:
         trained = nnx.Param if config.lora_rank is None else nnx.LoRAParam
         graph, params, *rest = nnx.split(self.model, trained, ...)
         params, self._rest = _copied((params, rest))
-        reference_graph: Any
-        self._reference: Any
-        reference_graph, self._reference = _copied(nnx.split(base)) if config.kl_coef else (None, None)
+        start: Any = _copied(nnx.split(base)) if config.kl_coef else (None, None)
+        reference_graph, self._reference = start
         clip = optax.clip_by_global_norm(config.max_grad_norm)
         optimizer = optax.chain(clip, optax.adam(config.learning_rate))
         # Everything stays where it is put here, so that no program is compiled for another layout.

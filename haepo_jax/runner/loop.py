@@ -24,7 +24,7 @@ from haepo_jax.runner.errors import Interrupted
 from haepo_jax.runner.loading import TrainedPolicy, start_of
 from haepo_jax.runner.observers import Observer, Row, RunInfo, divergence_text
 from haepo_jax.runner.program import KINDS, Program, build, final_size, mesh_of
-from haepo_jax.runner.signals import NEVER, StopSignals, interruptibly
+from haepo_jax.runner.signals import StopSignals, interruptibly
 from haepo_jax.statistics import interquartile_mean
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ def run(
     saver: Saver | None = None,
     resumed: bool = False,
     checkpoint: Checkpoint | None = None,
-    stop: StopSignals = NEVER,
+    stop: StopSignals | None = None,
     start: TrainedPolicy | None = None,
 ) -> tuple[dict[str, Any], TrainState]:
     """Trains as configured; returns the summary and the final train state, of several seeds with a leading axis.
@@ -56,7 +56,7 @@ def run(
       Interrupted: `stop` gave a signal; there is a last checkpoint.
       OSError: an observer cannot write.
     """
-    begun, saver = time.perf_counter(), saver or Saver(None)
+    begun, saver, stop = time.perf_counter(), saver or Saver(None), stop or StopSignals(lambda: None)
     with contextlib.ExitStack() as stack:
         for close in [*(observer.close for observer in observers), saver.close]:
             stack.callback(close)

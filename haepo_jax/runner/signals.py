@@ -106,7 +106,3 @@ class StopSignals:
         cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
         os.write(2, f"{cursor}{text}\n".encode())
         os._exit(128 + signum)
-
-
-NEVER = StopSignals(lambda: None)
-"""Never entered: no signal stops a run."""

@@ -139,25 +139,18 @@ class Study:
             if unheard and trial.datetime_start is not None and trial.datetime_start < oldest:
                 self._tell(trial.number, "failed")
 
-    def finish(self, number: int, state: str, result: dict[str, Any]) -> bool:
+    def finish(self, number: int, state: str, result: dict[str, Any]) -> None:
         """Records how one of this worker's trials ended: `complete`, `stopped` by halving, or `failed`, of which Optuna is
-        told no value. The result is as `Group.end` gives it.
-
-        Returns False if this worker was taken for dead, so that others repeat the trial.
-        """
-        text = json.dumps(result, default=np.ndarray.tolist)
-        plain = json.loads(text, parse_constant=lambda _: None)
+        told no value. The result is as `Group.end` gives it. If this worker was taken for dead, others repeat the trial."""
+        plain = json.loads(json.dumps(result, default=np.ndarray.tolist), parse_constant=lambda _: None)
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._running[number].set_user_attr("result", plain)
-        return self._tell(number, state, float(np.mean(plain["return_per_seed"])) if state == "complete" else None)
+        self._tell(number, state, float(np.mean(plain["return_per_seed"])) if state == "complete" else None)
 
-    def _tell(self, number: int, state: str, value: float | None = None) -> bool:
+    def _tell(self, number: int, state: str, value: float | None = None) -> None:
         self._running.pop(number, None)
-        try:
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):  # another worker has told it
             self.optuna.tell(number, value, STATES[state])
-        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):  # another worker has told it already
-            return False
-        return True
 
     @contextlib.contextmanager
     def heartbeats(self) -> Iterator[None]:
