@@ -16,8 +16,8 @@ MAX_NEW_TOKENS = {"sums": 5, "json": 28}
 
 
 def sums() -> Iterator[dict[str, Any]]:
-    """A number below 100 and one below 10. The model can add them but hardly ever answers the question with a number; sums of
-    two numbers below 100 are beyond it, and 24 steps do not teach it to add."""
+    """A number below 100 and one below 10. The model can add them but hardly ever answers the question with a number: answering
+    is learnt within 24 steps, while adding two numbers up to 20 was not."""
     for a, b in itertools.product(range(1, 100), range(1, 10)):
         yield {"prompt": f"Question: What is {a} + {b}?\nAnswer:", "answer": str(a + b)}
 

@@ -88,8 +88,8 @@ class Learner:
         trained = nnx.Param if config.lora_rank is None else nnx.LoRAParam
         graph, params, *rest = nnx.split(self.model, trained, ...)
         params, self._rest = _copied((params, rest))
-        start: Any = _copied(nnx.split(base)) if config.kl_coef else (None, None)
-        reference_graph, self._reference = start
+        reference: Any = _copied(nnx.split(base)) if config.kl_coef else (None, None)
+        reference_graph, self._reference = reference
         clip = optax.clip_by_global_norm(config.max_grad_norm)
         optimizer = optax.chain(clip, optax.adam(config.learning_rate))
         # Everything stays where it is put here, so that no program is compiled for another layout.
@@ -101,7 +101,7 @@ class Learner:
         self._update = make_update(graph, optimizer, config, ids, (layout, self._place, whole))
 
         @jax.jit
-        def reference(state: Any, *tokens: jax.Array) -> jax.Array:
+        def reference_log_probs(state: Any, *tokens: jax.Array) -> jax.Array:
             def log_probs(some: list[jax.Array]) -> jax.Array:
                 model = nnx.merge(reference_graph, state)
                 return token_log_probs(model, some[0], some[1], config.sampling_temperature, **ids)[0]
@@ -109,7 +109,7 @@ class Learner:
             split = [x.reshape(-1, min(self.rows, len(x)), x.shape[1]) for x in tokens]
             return jax.lax.map(log_probs, split).reshape(tokens[1].shape)
 
-        self._reference_log_probs = reference
+        self._reference_log_probs = reference_log_probs
 
     @property
     def rows(self) -> int:

@@ -1,4 +1,4 @@
-"""Losses: arrays in, a scalar and metrics out. They depend on no other part of the library."""
+"""Losses: arrays in, a scalar and metrics out. They can be used without the rest of the library."""
 
 from haepo_jax.losses.advantages import generalized_advantage_estimation
 from haepo_jax.losses.dpo import dpo_loss

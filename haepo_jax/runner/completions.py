@@ -28,7 +28,8 @@ class CompletionLogger(Observer):
     def on_start(self, info: RunInfo) -> None:
         algorithm, self._rows = info.algorithm, info.rows
         self._decode: Any = getattr(algorithm.env, "decode", None)
-        members = group if (group := getattr(algorithm, "group_size", 1)) > 1 else 8
+        group = getattr(algorithm, "group_size", 1)
+        members = group if group > 1 else 8
 
         @jax.jit
         def play(state: TrainState) -> Any:

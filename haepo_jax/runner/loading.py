@@ -133,9 +133,11 @@ def load(
       CheckpointError (a RuntimeError): no checkpoint is intact, or its arrays have other shapes than those of `algorithm`.
         If only the newest is damaged, it warns (UserWarning) and loads the one before.
     """
-    run, warn = RunDir(Path(run_dir)), lambda text: warnings.warn(text, stacklevel=5)
-    algorithm, config, states = load_run(run, checkpoint, algorithm, warn)
-    return algorithm, TrainedPolicy(algorithm, jax.tree.map(lambda x: x[seed_index(config, seed)], states))
+    algorithm, config, states = load_run(
+        RunDir(Path(run_dir)), checkpoint, algorithm, lambda text: warnings.warn(text, stacklevel=5)
+    )
+    index = seed_index(config, seed)
+    return algorithm, TrainedPolicy(algorithm, jax.tree.map(lambda x: x[index], states))
 
 
 def start_of(config: RunConfig, algorithm: Algorithm, policy: TrainedPolicy | None = None) -> InitialPolicy | None:

@@ -56,7 +56,8 @@ def run(
       Interrupted: `stop` gave a signal; there is a last checkpoint.
       OSError: an observer cannot write.
     """
-    begun, saver, stop = time.perf_counter(), saver or Saver(None), stop or StopSignals(lambda: None)
+    begun, saver = time.perf_counter(), saver or Saver(None)
+    stop = stop or StopSignals(lambda: None)  # never entered: no signal stops the run
     with contextlib.ExitStack() as stack:
         for close in [*(observer.close for observer in observers), saver.close]:
             stack.callback(close)

@@ -6,15 +6,14 @@ What `python -m haepo_jax.train` and `haepo_jax.train(...)` share.
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.state import TrainState
 from haepo_jax.runner.checkpoints import Checkpoint, Checkpoints, Saver
 from haepo_jax.runner.config import OwnConfig, RunConfig
-from haepo_jax.runner.errors import Interrupted, RunError, disk_errors, warn
+from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
 from haepo_jax.runner.loading import TrainedPolicy, start_of
 from haepo_jax.runner.loggers import loggers_of
 from haepo_jax.runner.loop import run
@@ -77,9 +76,7 @@ def run_in_directory(
     checkpoints = Checkpoints(directory.checkpoints)
     try:
         with directory.lock(), StopSignals(directory.remove_if_empty, embedded=embedded) as stop:
-            checkpoint, ended = (
-                newest_checkpoint(config, directory, warnings.warn if embedded else warn) if resumed else (None, False)
-            )
+            checkpoint, ended = newest_checkpoint(config, directory) if resumed else (None, False)
             if ended:
                 return directory, directory.read_summary(), None
             with disk_errors(directory.path, after=lambda: _last(checkpoints, f"to resume from there: {again}")):
@@ -107,9 +104,7 @@ def run_in_directory(
         directory.remove_if_empty()
 
 
-def newest_checkpoint(
-    config: RunConfig, directory: RunDir, warn: Callable[[str], None] = warn
-) -> tuple[Checkpoint | None, bool]:
+def newest_checkpoint(config: RunConfig, directory: RunDir) -> tuple[Checkpoint | None, bool]:
     """The checkpoint to resume a run from, None: from the beginning; and whether there is nothing left to do.
 
     Raises:
@@ -118,7 +113,7 @@ def newest_checkpoint(
     """
     saved = directory.read_config(own=isinstance(config, OwnConfig))
     allowed(flat(saved), flat(config), directory)
-    newest = Checkpoints(directory.checkpoints).newest(warn)
+    newest = Checkpoints(directory.checkpoints).newest()
     ended = newest is not None and saved.total_steps == config.total_steps and directory.summary.exists()
     return newest, ended
 

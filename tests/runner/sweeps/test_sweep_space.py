@@ -91,6 +91,7 @@ ERRORS = {
     "env=CartPole-v1,Acrobot-v1": "env cannot be swept",
     "env=Acrobat-v1 algo.kl_coef=0,1": "did you mean 'Acrobot-v1'",
     "algo.kl_coef=interval(0,1) halving=1": "halving=1 is out of range",
+    "algo.kl_coef=interval(0,1) final_eval_episodes=0": "final_eval_episodes=0 is out of range",
     "algo.kl_coef=interval(0,1) distributed=true": "unknown key 'distributed'",
     "algo.kl_coef=interval(0,1) pbt=true": "unknown key 'pbt'",
     "+algo.kl_coef=1,2": "cannot use",
