@@ -15,6 +15,7 @@ and a scalar output.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -40,28 +41,40 @@ class Policy(Protocol):
     def apply(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]: ...
 
 
-RECOMPUTE_ABOVE = 2**14
-"""Above this number of steps, activations of feed-forward policies are recomputed for the gradient, not stored."""
+RECOMPUTE_ABOVE = {"cpu": 2**14, "default": 2**19}
+"""Above this number of steps, activations of feed-forward policies are recomputed for the gradient, not stored. A CPU is as fast
+with chunks that fit its caches; an accelerator starts every kernel once per chunk, and has the memory: about a gigabyte for
+2**19 steps of the default networks."""
 
 
 def each_step(function: Callable[[Any], Any], inputs: Any, num_axes: int) -> Any:
     """Applies a feed-forward `function` to every step of a pytree `inputs` whose first `num_axes` axes are step axes.
 
     The steps are flattened to one axis, so that each layer is one matrix product; with several axes XLA would transpose
-    the activations. Above `RECOMPUTE_ABOVE` steps they are processed in chunks whose activations are recomputed in the
-    backward pass: only one chunk is in memory, for a third more computation. With environments sharded over devices
+    the activations. Above the platform's `RECOMPUTE_ABOVE` they are processed in chunks whose activations are recomputed in
+    the backward pass: only one chunk is in memory, for a third more computation. With environments sharded over devices
     there is no chunking: consecutive steps lie on one device, so every device would gather and compute all of them.
     """
     shape = jax.tree.leaves(inputs)[0].shape[:num_axes]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[num_axes:]), inputs)
     steps = math.prod(shape)
-    if steps <= RECOMPUTE_ABOVE or environments_are_sharded():
-        outputs = jax.vmap(function)(flat)
-    else:
-        fewest = -(-steps // RECOMPUTE_ABOVE)
+
+    def at_once(flat: Any) -> Any:
+        return jax.vmap(function)(flat)
+
+    def in_chunks(flat: Any, limit: int) -> Any:
+        if steps <= limit:
+            return at_once(flat)
+        fewest = -(-steps // limit)
         # Equal chunks where possible: a remainder would make XLA copy all other steps.
         even = (steps // chunks for chunks in range(fewest, 2 * fewest) if steps % chunks == 0)
-        outputs = jax.lax.map(jax.checkpoint(function), flat, batch_size=next(even, RECOMPUTE_ABOVE))
+        return jax.lax.map(jax.checkpoint(function), flat, batch_size=next(even, limit))
+
+    if steps <= min(RECOMPUTE_ABOVE.values()) or environments_are_sharded():
+        outputs = at_once(flat)
+    else:
+        ways = {name: functools.partial(in_chunks, limit=limit) for name, limit in RECOMPUTE_ABOVE.items()}
+        outputs = jax.lax.platform_dependent(flat, **ways)
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), outputs)
 
 

@@ -323,13 +323,18 @@ def test_many_steps_in_parts_are_the_same_function(monkeypatch: pytest.MonkeyPat
 
     found, memory = [], []
     for above in (2100, 512):
-        monkeypatch.setattr(networks, "RECOMPUTE_ABOVE", above)
-        compiled = jax.jit(jax.value_and_grad(total)).lower(params).compile()
+        monkeypatch.setattr(networks, "RECOMPUTE_ABOVE", {"cpu": above, "default": 2100})
+        gradient = jax.jit(jax.value_and_grad(total))
+        compiled = gradient.lower(params).compile()
         found.append(compiled(params))
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
     chex.assert_trees_all_close(*found, rtol=2e-4, atol=2e-4)
     assert memory[1] < memory[0] / 2
     assert "scan" in str(jax.make_jaxpr(total)(params))
+    loops = {
+        p: "stablehlo.while" in gradient.trace(params).lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "cuda")
+    }
+    assert loops == {"cpu": True, "cuda": False}, "an accelerator has more memory"
     # Consecutive steps of a shared axis lie on one device: there, parts would have every device compute them all.
     with hx.sharding.over_environments():
         assert "scan" not in str(jax.make_jaxpr(total)(params))
