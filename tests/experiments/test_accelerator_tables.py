@@ -88,7 +88,9 @@ def test_the_page_holds_the_tables_of_what_was_compiled(module: Any, monkeypatch
     report = module("report")
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     tables, text = importlib.import_module("tables"), report.DOCUMENT.read_text()
-    for name, table in report.tables(json.loads(report.RESULTS.read_text())).items():
+    for name, table in report.tables(
+        *(json.loads(file.read_text()) for file in (report.RESULTS, report.MEASURED))
+    ).items():
         assert f"<!-- table: {name} -->\n{table}\n" in text
         assert tables.filled_in(text, name, table) == text
 

@@ -1,6 +1,7 @@
-"""Tables of what was compiled, from `accelerators.json` alone: `python experiments/benchmarks/accelerators/report.py`.
+"""Tables of what was compiled and of what was measured: `python experiments/benchmarks/accelerators/report.py`.
 
-They go into `docs/accelerators.md`, below their marks.
+They are made of `accelerators.json` and of `h100.json`, which holds what `lent.py` measured, and go into
+`docs/accelerators.md`, below their marks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
 RESULTS = REPOSITORY / "experiments" / "benchmarks" / "results" / "accelerators.json"
+MEASURED = RESULTS.parent / "h100.json"
 DOCUMENT = REPOSITORY / "docs" / "accelerators.md"
 sys.path.insert(0, str(REPOSITORY / "experiments"))
 
@@ -84,12 +86,26 @@ def train_table(cases: dict[str, dict[str, Any]]) -> str:
     return markdown(["program", "H100", "TPU v5e", "4 x TPU v5e, sharded"], rows)
 
 
+def measured_table(rows: list[dict[str, Any]]) -> str:
+    """Updates on a GPU; estimates are of the commit that was measured, so they are stored beside the measurements."""
+    cells = [
+        [f"{'rejax ' if row['side'] == 'rejax' else ''}{row['algo']}", number(row["size"]),
+         number(row.get("configurations", 1)), f"{1e3 * row['seconds']:.1f}",
+         f"{1e3 * row['estimated_seconds']:.1f}" if "estimated_seconds" in row else "",
+         f"{row['steps_per_second'] / 1e6:,.2f}", number(row["peak_bytes"] / 1e6)]
+        for row in rows
+        if "seconds" in row
+    ]  # fmt: skip
+    head = ["program", "environments", "configurations", "ms, measured", "ms, estimated", "million steps/s", "peak MB"]
+    return markdown(head, cells)
+
+
 def count_loops(loops: list[Any]) -> int:
     return sum(1 + count_loops(loop["loops"]) for loop in loops)
 
 
-def tables(found: dict[str, Any]) -> dict[str, str]:
-    """Each table as Markdown, by the name of its mark."""
+def tables(found: dict[str, Any], measured: dict[str, Any]) -> dict[str, str]:
+    """Each table as Markdown, by the name of its mark, from the two files."""
     cases = found["cases"]
     steps = {name: case for name, case in cases.items() if case["case"]["program"] == "train_step"}
     return {
@@ -98,9 +114,10 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
         ),
         "tpu": tpu_table({name: case for name, case in steps.items() if case["case"]["target"] != "h100"}),
         "train": train_table({name: case for name, case in cases.items() if case["case"]["program"] == "train"}),
+        "measured": measured_table(measured["rows"]),
     }
 
 
 if __name__ == "__main__":
-    for name, table in tables(json.loads(RESULTS.read_text())).items():
+    for name, table in tables(json.loads(RESULTS.read_text()), json.loads(MEASURED.read_text())).items():
         fill_in(DOCUMENT, name, table)
