@@ -190,7 +190,9 @@ def make_update(
 ) -> Callable[[Any, Any, Any, Batch], tuple[State, jax.Array, dict[str, jax.Array]]]:
     """A compiled function of the parameters, the optimiser's state, the parameters that are not trained and a batch. It
     returns the new state, the tokens' log-probabilities before the update, (B, T), and metrics, sharded as `layout` says.
-    Gradients are accumulated over micro-batches; groups stay whole."""
+    Gradients are accumulated over micro-batches; groups stay whole. If the completions of every prompt have equal rewards and
+    there is no entropy bonus, the state does not change: only the KL penalty has a gradient then, at the initial model nothing
+    but rounding errors, and Adam would scale it to a whole step."""
     parts = config.prompts_per_step // (config.micro_batch or config.prompts_per_step)
 
     def loss_of(params: Any, rest: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
@@ -210,9 +212,12 @@ def make_update(
         split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
         zeros = jax.tree.map(jnp.zeros_like, params)
         grads, (log_probs, metrics) = jax.lax.scan(accumulate, zeros, split)
-        changes, opt_state = optimizer.update(grads, opt_state, params)
+        changes, new = optimizer.update(grads, opt_state, params)
         metrics = jax.tree.map(jnp.mean, metrics) | {"grad_norm": optax.global_norm(grads)}
-        return State(optax.apply_updates(params, changes), opt_state), log_probs.reshape(batch.mask.shape), metrics
+        teaches = jnp.ptp(batch.rewards.reshape(-1, config.group_size), axis=1).any() | bool(config.entropy_coef)
+        updated = State(optax.apply_updates(params, changes), new)
+        state = jax.tree.map(functools.partial(jnp.where, teaches), updated, State(params, opt_state))
+        return state, log_probs.reshape(batch.mask.shape), metrics
 
     return update
 
