@@ -13,7 +13,6 @@ from typing import Any
 
 HERE = Path(__file__).parent
 REPORT = HERE / "results" / "README.md"
-SEARCH_SEED = 1000
 TARGETS = {"sums": 0.5, "json": 0.9}
 """The held-out reward whose price in tokens is compared."""
 
@@ -25,8 +24,7 @@ def read(folder: Path = HERE / "results") -> Results:
     found: Results = defaultdict(list)
     for file in sorted(folder.glob("*.json")):
         result = json.loads(file.read_text())
-        if result["seed"] != SEARCH_SEED:
-            found[result["task"], result["method"]].append(result)
+        found[result["task"], result["method"]].append(result)
     return dict(found)
 
 
@@ -37,7 +35,7 @@ def tokens_to(result: dict[str, Any], target: float) -> float | None:
 
 def table(results: Results, task: str) -> str:
     """One row a method, means over its seeds."""
-    head = ["method", "learning rate", "updates", "reward before", "after (worst to best seed)"]
+    head = ["method", "seeds", "reward before", "mean over the evaluations", "after (worst to best seed)"]
     head += [f"tokens to {TARGETS[task]:g}", "seconds", "KL", "entropy", "distinct"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for (name, method), runs in results.items():
@@ -48,9 +46,12 @@ def table(results: Results, task: str) -> str:
         reached = [tokens for tokens in (tokens_to(run, TARGETS[task]) for run in runs) if tokens is not None]
         mean = {key: sum(point[key] for point in last) / len(last) for key in ("seconds", "kl", "entropy", "distinct")}
         price = f"{sum(reached) / len(reached):,.0f} ({len(reached)} of {len(runs)})" if reached else "never"
-        cells = [method, f"{runs[0]['learning_rate']:g}", str(runs[0]["updates"])]
-        cells += [
+        curve = [point["reward"] for run in runs for point in run["eval"][1:]]
+        cells = [
+            method,
+            str(len(runs)),
             f"{runs[0]['eval'][0]['reward']:.3f}",
+            f"{sum(curve) / len(curve):.3f}",
             f"{sum(ends) / len(ends):.3f} ({min(ends):.3f} to {max(ends):.3f})",
         ]
         cells += [

@@ -1,14 +1,14 @@
-"""HAEPO, GRPO and GSPO, each with and without replay of the last batches, on SmolLM2-135M and two tasks.
+"""HAEPO, GRPO and GSPO with one or four updates a batch, or replay of the last batches, on SmolLM2-135M and two tasks.
 
     python examples/smollm2.py SmolLM2-135M
-    nice python experiments/smollm2/run.py --model SmolLM2-135M [--hours 8] [--only json]
+    python experiments/smollm2/run.py --model SmolLM2-135M [--hours 8] [--only sums-grpo,sums-haepo] [--parallel 8]
     python experiments/smollm2/report.py
 
-Every method gets the same number of completions and the same search, on a seed that is not reported: two learning rates by two
-numbers of updates on each batch. What did best on held-out prompts is trained on three more seeds. One run goes on at a
-time, in a process of its own (10 GB); whatever ends this script, the next start resumes where it was, and what is done is not
-run again. Results: results/<task>-<method>-<seed>-<learning rate>-<updates>.json beside this file; the run's directory is
-kept in --runs. In all it takes about 15 hours on two quiet cores.
+Every method gets the same number of completions, the same settings and three seeds. With `_4` it makes four updates on each
+batch, with `_replay` one on each of the last four, which is as many. Every run is a process of its own (10 GB), and what is
+done is not run again. Results: results/<task>-<method>-<seed>.json beside this file; of a run's directory in --runs the metrics
+are kept, the weights are not. A run takes eight to twelve minutes on one core; on a GPU several are trained at a time
+(--parallel).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,21 +28,29 @@ import tasks
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-REPLAY = 4
-METHODS: dict[str, list[str]] = {
+LOSSES: dict[str, list[str]] = {
     "haepo": ["algo=haepo"],
     "haepo_paper": ["algo=haepo", "score=likelihood", "temperature=auto"],
     "grpo": ["algo=grpo"],
     "gspo": ["algo=gspo", "clip_eps=0.02"],
 }
-METHODS |= {f"{name}_replay": [*settings, f"replay_batches={REPLAY}"] for name, settings in list(METHODS.items())}
+UPDATES = {"": "num_iterations=1", "_4": "num_iterations=4", "_replay": "replay_batches=4"}
+METHODS = {
+    f"{loss}{end}": [*settings, updates] for loss, settings in LOSSES.items() for end, updates in UPDATES.items()
+}
 REWARDS = {"sums": "tasks:right_sum", "json": "tasks:right_json"}
-SEARCH_SEED, SEEDS = 1000, (0, 1, 2)
-LEARNING_RATES = (1e-5, 3e-5)
-UPDATES = {False: (1, 4), True: (1, 2)}
-"""`num_iterations`: without replay 1 or 4 updates on each batch; with it 4 or 8, spread over the four steps that it is kept."""
-SHARED = ["steps=24", "prompts_per_step=4", "group_size=8", "kl_coef=0.001", "eval_steps=4", "checkpoint_steps=4"]
-SHARED += ["keep_checkpoints=1", "tensorboard=false"]
+PAIRS = {f"{task}-{method}": (task, method) for task in tasks.TASKS for method in METHODS}
+SEEDS = (0, 1, 2)
+SHARED = [
+    "learning_rate=1e-5",
+    "steps=24",
+    "prompts_per_step=4",
+    "group_size=8",
+    "kl_coef=0.001",
+    "eval_steps=4",
+    "checkpoint_steps=24",
+]
+SHARED += ["tensorboard=false"]
 
 
 class Job(NamedTuple):
@@ -50,13 +59,11 @@ class Job(NamedTuple):
     task: str
     method: str
     seed: int
-    learning_rate: float
-    updates: int
 
     @property
     def name(self) -> str:
         """Of its directory and its results."""
-        return f"{self.task}-{self.method}-{self.seed}-{self.learning_rate:g}-{self.updates}"
+        return f"{self.task}-{self.method}-{self.seed}"
 
     def arguments(self) -> list[str]:
         """Of the command, without those that name files of this machine."""
@@ -64,39 +71,23 @@ class Job(NamedTuple):
             *METHODS[self.method],
             f"reward={REWARDS[self.task]}",
             f"max_new_tokens={tasks.MAX_NEW_TOKENS[self.task]}",
-            f"learning_rate={self.learning_rate:g}",
-            f"num_iterations={self.updates}",
             f"seed={self.seed}",
             *SHARED,
         ]
 
 
-def jobs() -> Iterator[Job]:
-    """What there is to run next, in order; the last ones depend on the results of those before."""
-    for task in tasks.TASKS:
-        for method in METHODS:
-            updates = UPDATES[method.endswith("_replay")]
-            search = [Job(task, method, SEARCH_SEED, rate, n) for rate in LEARNING_RATES for n in updates]
-            yield from search
-            scores = [score(json.loads((RESULTS / f"{job.name}.json").read_text())) for job in search]
-            best = search[scores.index(max(scores))]
-            yield from (best._replace(seed=seed) for seed in SEEDS)
-
-
-def score(result: dict[str, Any]) -> float:
-    """What the search compares: the mean of the held-out reward over the evaluations after the first."""
-    values = [point["reward"] for point in result["eval"][1:]]
-    return sum(values) / len(values)
-
-
 def run(job: Job, model: Path, runs: Path) -> dict[str, Any]:
-    """Trains, or resumes, and returns what is reported."""
+    """Trains and returns what is reported."""
     directory = runs / job.name
     paths = [f"model={model}", f"data={runs / job.task}.jsonl", f"eval_data={runs / job.task}_held_out.jsonl"]
-    command = [sys.executable, "-m", "haepo_jax.llm", *paths, *job.arguments(), f"run_dir={directory}", "resume=auto"]
+    command = [sys.executable, "-m", "haepo_jax.llm", *paths, *job.arguments(), f"run_dir={directory}"]
     path = os.pathsep.join(filter(None, (str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH"))))
+    shutil.rmtree(directory, ignore_errors=True)  # of a run that did not end
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
-    return {"command": " ".join(["python -m haepo_jax.llm", *job.arguments()]), **collected(directory)}
+    found = {"command": " ".join(["python -m haepo_jax.llm", *job.arguments()]), **collected(directory)}
+    for weights in ("checkpoints", "model"):
+        shutil.rmtree(directory / weights)
+    return found
 
 
 def collected(directory: Path) -> dict[str, Any]:
@@ -134,24 +125,30 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("SmolLM2-135M"), help="the folder of examples/smollm2.py")
     parser.add_argument("--runs", type=Path, default=Path("runs/smollm2"), help="where the runs' directories go")
     parser.add_argument("--hours", type=float, default=1e9, help="start no run after so many hours")
-    parser.add_argument("--only", default="", help="only runs whose name begins so; the others must have results")
+    parser.add_argument("--only", default=",".join(PAIRS), help="<task>-<method>, some of them, in this order")
+    parser.add_argument("--parallel", type=int, default=1, help="methods and tasks that are trained at a time")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
     RESULTS.mkdir(exist_ok=True)
     tasks.write(arguments.runs)
-    began = time.monotonic()
-    for job in jobs():
-        file = RESULTS / f"{job.name}.json"
-        if file.exists() or not job.name.startswith(arguments.only):
-            continue
-        if time.monotonic() - began > arguments.hours * 3600:
-            print(f"{arguments.hours} hours are over; start again to go on with {job.name}")
-            return
-        print(f"== {job.name}", flush=True)
-        result = run(job, arguments.model, arguments.runs)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**job._asdict(), **result}, indent=1) + "\n")
-        temporary.replace(file)
+    end = time.monotonic() + 3600 * arguments.hours
+
+    def train(pair: tuple[str, str]) -> None:
+        for job in (Job(*pair, seed) for seed in SEEDS):
+            file = RESULTS / f"{job.name}.json"
+            if file.exists():
+                continue
+            if time.monotonic() > end:
+                print(f"{arguments.hours} hours are over; start again to go on with {job.name}")
+                return
+            print(f"== {job.name}", flush=True)
+            result = run(job, arguments.model, arguments.runs)
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text(json.dumps({**job._asdict(), **result}, indent=1) + "\n")
+            temporary.replace(file)
+
+    with ThreadPoolExecutor(arguments.parallel) as pool:
+        list(pool.map(train, [PAIRS[name] for name in arguments.only.split(",")]))
 
 
 if __name__ == "__main__":
