@@ -161,7 +161,7 @@ def summary_table(results: list[Result]) -> str:
     for name in _known(results):
         own = {task: methods[name] for task, methods in by_task.items() if name in methods}
         area = np.array([scores(r).mean(axis=1) for r in own.values()])
-        low, high = _stratified(area)
+        low, high = stratified_interval(area)
         solved = [share for r in own.values() for share in r["sweep"].get("solved", [])]
         ours = {task: methods["haepo_default"] for task, methods in by_task.items() if "haepo_default" in methods}
         shared = [task for task in own if task in ours]
@@ -186,7 +186,7 @@ def summary_table(results: list[Result]) -> str:
     return markdown(head, rows)
 
 
-def _stratified(values: Array, resamples: int = 2000) -> tuple[float, float]:
+def stratified_interval(values: Array, resamples: int = 2000) -> tuple[float, float]:
     """95% interval of the interquartile mean over all entries, seeds resampled within each task: (tasks, seeds)."""
     generator = np.random.default_rng(0)
     tasks, seeds = values.shape

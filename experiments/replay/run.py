@@ -41,11 +41,13 @@ SEEDS = range(200, 220)
 POINTS = 80
 
 SHARED: dict[str, Any] = {
-    "num_envs": 8, "num_steps": 32, "num_epochs": 4, "learning_rate": 2e-3, "entropy_coef": 0.01, "max_grad_norm": 1.0,
+    "num_envs": 8, "num_steps": 32, "replay_batches": 8, "num_epochs": 4, "num_minibatches": 16, "learning_rate": 2e-3,
+    "entropy_coef": 0.01, "max_grad_norm": 1.0,
 }  # fmt: skip
 BOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
     "softmax": ("HAEPO", {"group_size": 4}),
     "softmax, no KL": ("HAEPO", {"group_size": 4, "kl_coef": 0.0}),
+    "softmax, V-trace": ("HAEPO", {"group_size": 4, "advantage_estimator": "vtrace"}),
     "clip": ("PPO", {"clip_around": "behaviour"}),
     "clip and KL": ("ClipAndKL", {"clip_around": "behaviour"}),
     "clip around current": ("PPO", {"clip_around": "current"}),
@@ -54,8 +56,6 @@ BOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
 """What bounds an update. KL 0.3, temperature 0.3 and history decay 0.95 are HAEPO's defaults, a range of 0.2 is PPO's."""
 CLIPS = ("clip", "clip and KL")
 """Bounds that the table compares the softmax with."""
-REPLAY: dict[int, tuple[str, ...]] = {8: tuple(TASKS), 32: ("cartpole", "pendulum", "mountain_car_continuous")}
-"""Batches kept, and the tasks. Minibatches are of 128 steps: twice as many of them an epoch as batches are kept."""
 
 
 @jax.tree_util.register_dataclass
@@ -73,23 +73,16 @@ class ClipAndKL(hx.PPO):
         return loss + self.kl_coef * kl, {**metrics, "loss": loss + self.kl_coef * kl, "kl": kl}
 
 
-def jobs(tasks: list[str]) -> list[tuple[str, str, int]]:
-    """(task, bound, batches kept), in the order in which they are trained."""
-    return [
-        (task, bound, kept) for kept, known in REPLAY.items() for task in known if task in tasks for bound in BOUNDS
-    ]
+def name_of(task: str, bound: str) -> str:
+    return f"{task}, 8 batches, {bound}"
 
 
-def name_of(task: str, bound: str, kept: int) -> str:
-    return f"{task}, {kept} batches, {bound}"
-
-
-def train(task_name: str, bound: str, kept: int) -> dict[str, Any]:
+def train(task_name: str, bound: str) -> dict[str, Any]:
     """All seeds in one compiled program."""
     task, (kind, own) = TASKS[task_name], BOUNDS[bound]
     algo = (ClipAndKL if kind == "ClipAndKL" else getattr(hx, kind))(
-        hx.make_env(task.env, **task.env_kwargs), total_steps=task.total_steps, replay_batches=kept,
-        num_minibatches=2 * kept, log_points=POINTS, eval_episodes=16, **SHARED, **own,
+        hx.make_env(task.env, **task.env_kwargs), total_steps=task.total_steps, log_points=POINTS, eval_episodes=16,
+        **SHARED, **own,
     )  # fmt: skip
     begin = time.perf_counter()
     _, metrics = jax.jit(jax.vmap(algo.train))(jax.vmap(jax.random.key)(np.array(SEEDS, np.uint32)))
@@ -124,20 +117,17 @@ def difference(first: Any, second: Any, resamples: int = 4000) -> tuple[float, f
 def table(results: dict[str, Any]) -> str:
     """Thousands of steps to the threshold, seeds that arrived and mean score; and where the softmax differs from the clips."""
     rows = []
-    for kept, known in REPLAY.items():
-        for task in known:
-            cells, steps = [], {}
-            for bound in BOUNDS:
-                found = results["runs"].get(name_of(task, bound, kept))
-                if found is None:
-                    cells.append("")
-                    continue
-                steps[bound], cell = summarised(task, found)
-                cells.append(cell)
-            if not steps:
+    for task in TASKS:
+        cells, steps = [], {}
+        for bound in BOUNDS:
+            found = results["runs"].get(name_of(task, bound))
+            if found is None:
+                cells.append("")
                 continue
-            rows.append([f"{task}, {kept} batches", *cells, *(earlier(steps, clip) for clip in CLIPS)])
-    return markdown(["task, replay", *BOUNDS, *(f"softmax or {clip}" for clip in CLIPS)], rows)
+            steps[bound], cell = summarised(task, found)
+            cells.append(cell)
+        rows.append([task, *cells, *(earlier(steps, clip) for clip in CLIPS)])
+    return markdown(["task", *BOUNDS, *(f"softmax or {clip}" for clip in CLIPS)], rows)
 
 
 def summarised(task: str, found: dict[str, Any]) -> tuple[Any, str]:
@@ -176,7 +166,7 @@ def stored(file: Path, command: str) -> dict[str, Any]:
         "command": f"python experiments/replay/{command}",
         "seeds": list(SEEDS),
         "machine": machine(),
-        "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "gymnax", "brax")},
+        "versions": {p.name: p.version for p in map(metadata.distribution, ("jax", "flax", "optax", "gymnax"))},
     }
 
 
@@ -185,7 +175,8 @@ def main(argv: list[str]) -> int:
     if (tasks := tasks_named(argv)) is None:
         return 2
     results = stored(RESULTS, "run.py")
-    missing = [job for job in jobs(tasks) if name_of(*job) not in results["runs"]]
+    jobs = [(task, bound) for bound in BOUNDS for task in TASKS if task in tasks]
+    missing = [job for job in jobs if name_of(*job) not in results["runs"]]
     for number, job in enumerate(missing, start=1):
         print(f"[{number}/{len(missing)}] {name_of(*job)}", flush=True)
         results["runs"][name_of(*job)] = {**train(*job), "date": datetime.date.today().isoformat()}

@@ -1,20 +1,26 @@
-"""Softmax, clip and PPO without replay with equal freedom: each chooses its settings on each task from 32 configurations.
+"""Replay with equal freedom: softmax, clips and PPO without replay each choose their settings on each task.
 
-    python experiments/replay/tuned.py [tasks=cartpole,pendulum]
+    python experiments/replay/tuned.py [tasks=cartpole,pendulum] [tables="8 batches"] [part=tuning] [share=0/4]
 
-Learning rate, entropy, discount, lambda and the KL penalty are drawn alike for all three methods, beside each one's own bound.
-Whichever configuration has the best mean curve over three seeds is trained with twenty others. What is stored in `tuned.json`
-is not trained again, so the command can be stopped and started at any time. `settings/` holds what each method chose, for
-`python -m haepo_jax.train --config`.
+Learning rate, entropy, discount, lambda and KL penalty are drawn alike for all methods and all tasks, beside each one's own
+bound: 32 configurations of every method on each buffer, 64 of PPO without replay. Whichever has the best mean curve over
+three seeds is trained with twenty others. `tuned.json` is written after every program and what it holds is not trained again,
+so the command can be stopped and started at any time, and several of it can share the work. The tuning is meant for a GPU,
+where 96 runs in one program take as long as one; its two parts can run on different machines. `settings/` holds what each
+method chose, for `python -m haepo_jax.train --config`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
+import fcntl
 import json
 import sys
+import tempfile
 import time
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,71 +31,81 @@ import yaml
 
 import haepo_jax as hx
 from haepo_jax.runner.run_dir import write_atomically
+from haepo_jax.statistics import interquartile_mean, probability_of_improvement
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "claims")]
 
 from claims.catalogue import TASKS  # noqa: E402
-from claims.report import scores  # noqa: E402
-from replay.run import (  # noqa: E402
-    DOCUMENT,
-    POINTS,
-    SEEDS,
-    ClipAndKL,
-    as_result,
-    earlier,
-    stored,
-    summarised,
-    tasks_named,
-)
+from claims.report import scores, steps_to_threshold, stratified_interval  # noqa: E402
+from replay.run import DOCUMENT, POINTS, SEEDS, ClipAndKL, as_result, earlier, stored, summarised  # noqa: E402
 from tables import fill_in, markdown  # noqa: E402
 
 RESULTS = Path(__file__).parent / "tuned.json"
 SETTINGS = Path(__file__).parent / "settings"
 TUNING_SEEDS = range(300, 303)
-CONFIGURATIONS = 32
 ORDER = (
     "cartpole", "pendulum", "bandit", "acrobot", "catch", "four_rooms", "bandit_100", "random_walk", "mountain_car",
-    "mountain_car_continuous", "random_walk_50", "inverted_pendulum",
+    "mountain_car_continuous", "random_walk_50",
 )  # fmt: skip
-"""Tasks in the order in which they are trained."""
+"""Tasks in the order in which they are trained. The inverted pendulum is left out: on a GPU, a step of Brax is thousands of
+kernels."""
 
-REPLAY = {"num_envs": 8, "num_steps": 32, "replay_batches": 8, "num_epochs": 4, "num_minibatches": 16}
-METHODS: dict[str, tuple[type, str, tuple[dict[str, Any], ...]]] = {
-    "softmax": (hx.HAEPO, "temperature", ({**REPLAY, "group_size": 4},)),
-    "clip": (ClipAndKL, "clip_eps", (REPLAY,)),
-    "no replay": (
-        ClipAndKL,
-        "clip_eps",
-        (
-            {"num_envs": 8, "num_steps": 32, "num_epochs": 16, "num_minibatches": 4},
-            {"num_envs": 8, "num_steps": 128, "num_epochs": 16, "num_minibatches": 8},
-            {"num_envs": 8, "num_steps": 32, "num_epochs": 4, "num_minibatches": 4},
-            {"num_envs": 32, "num_steps": 128, "num_epochs": 10, "num_minibatches": 16},
-        ),
-    ),
-}
-"""The algorithm, the setting of its own bound, and the shapes among which the configurations are divided evenly."""
-STALE = {**REPLAY, "replay_batches": 32, "num_epochs": 1, "num_minibatches": 64}
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What is compared: the algorithm, the setting of its own bound, and the shapes that its configurations are divided among."""
+
+    kind: type
+    bound: str
+    shapes: tuple[dict[str, Any], ...]
+    configurations: int = 32
+
+    def rows(self, shape: int) -> list[int]:
+        """The configurations of a shape, as rows of `draws`: the first two are usual values, the others its own share."""
+        each = self.configurations // len(self.shapes)
+        return [0, 1, *range(2 + shape * (each - 2), (shape + 1) * (each - 2) + 2)]
+
+
+EIGHT = {"num_envs": 8, "num_steps": 32, "replay_batches": 8, "num_epochs": 4, "num_minibatches": 16}
+STALE = {**EIGHT, "replay_batches": 32, "num_epochs": 1, "num_minibatches": 64}
 """Four times as old on average, with as many gradient steps of as many environment steps, so every step is as often used."""
-METHODS_OF: dict[int, dict[str, tuple[type, str, tuple[dict[str, Any], ...]]]] = {
-    8: METHODS,
-    32: {
-        "softmax": (hx.HAEPO, "temperature", ({**STALE, "group_size": 4},)),
-        "clip": (ClipAndKL, "clip_eps", (STALE,)),
-        "clip, V-trace": (ClipAndKL, "clip_eps", ({**STALE, "advantage_estimator": "vtrace"},)),
-    },
+FRESH: tuple[dict[str, Any], ...] = (
+    {"num_envs": 8, "num_steps": 32, "num_epochs": 16, "num_minibatches": 4},
+    {"num_envs": 8, "num_steps": 128, "num_epochs": 16, "num_minibatches": 8},
+    {"num_envs": 8, "num_steps": 32, "num_epochs": 4, "num_minibatches": 4},
+    {"num_envs": 32, "num_steps": 128, "num_epochs": 10, "num_minibatches": 16},
+)
+
+
+def bounds(buffer: dict[str, Any]) -> dict[str, Method]:
+    """Everything that learns from a replay buffer."""
+    return {
+        "softmax": Method(hx.HAEPO, "temperature", ({**buffer, "group_size": 4},)),
+        "clip": Method(ClipAndKL, "clip_eps", (buffer,)),
+        "clip, V-trace": Method(ClipAndKL, "clip_eps", ({**buffer, "advantage_estimator": "vtrace"},)),
+        "clip around current": Method(ClipAndKL, "clip_eps", ({**buffer, "clip_around": "current"},)),
+    }
+
+
+METHODS: dict[str, dict[str, Method]] = {
+    "8 batches": bounds(EIGHT) | {"no replay": Method(ClipAndKL, "clip_eps", FRESH, 64)},
+    "32 batches": bounds(STALE),
 }
-"""By the batches kept; `METHODS` has PPO without replay, too."""
-FIRST = {"learning_rate": 2e-3, "entropy_coef": 0.01, "discount": 0.99, "gae_lambda": 0.95, "kl_coef": 0.3}
-OWN = {"temperature": (0.1, 1.0, 0.3), "clip_eps": (0.05, 0.5, 0.2)}
-"""Lowest value, highest value, and that of the first configuration."""
+"""By the table in which they are compared."""
+HALVES = ["cartpole", "pendulum", "acrobot"], ["bandit", "catch", "four_rooms"]
+"""For one configuration for several tasks. HAEPO's defaults were found on the first three, among others."""
+USUAL: tuple[dict[str, float], ...] = (
+    {"learning_rate": 2e-3, "entropy_coef": 0.01, "discount": 0.99, "gae_lambda": 0.95, "kl_coef": 0.3},
+    {"learning_rate": 1e-3, "entropy_coef": 0.01, "discount": 0.99, "gae_lambda": 0.95, "kl_coef": 0.0},
+)
+"""The first two configurations: HAEPO's defaults and PPO's."""
+OWN = {"temperature": (0.03, 3.0, 0.3), "clip_eps": (0.05, 1.0, 0.2)}
+"""Lowest value, highest value, and that of the first two configurations."""
 
 
-def draws(task: str, bound: str) -> dict[str, np.ndarray]:
-    """The configurations of a task, as columns. Methods differ in the bound alone; the first configuration is HAEPO's defaults,
-    or with `clip_eps` PPO's range."""
-    generator = np.random.default_rng(zlib.crc32(task.encode()))
-    size = CONFIGURATIONS
+def draws(bound: str) -> dict[str, np.ndarray]:
+    """All configurations, as columns. Methods differ in the bound alone."""
+    generator, size = np.random.default_rng(0), 64
     kl = np.exp(generator.uniform(np.log(0.03), np.log(1.0), size))
     columns = {
         "learning_rate": np.exp(generator.uniform(np.log(3e-4), np.log(1e-2), size)),
@@ -100,118 +116,217 @@ def draws(task: str, bound: str) -> dict[str, np.ndarray]:
     }
     low, high, usual = OWN[bound]
     columns[bound] = low * (high / low) ** generator.random(size)
-    for name, value in {**FIRST, bound: usual}.items():
-        columns[name][0] = value
+    for row, values in enumerate(USUAL):
+        for name, value in {**values, bound: usual}.items():
+            columns[name][row] = value
     return {name: np.asarray(column, np.float32) for name, column in columns.items()}
 
 
-def curves(
-    task_name: str, kind: type, shape: dict[str, Any], columns: dict[str, np.ndarray], seeds: range, points: int
-) -> Any:
+@contextlib.contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Waits until no other process of this machine is within a block of this name."""
+    with open(Path(tempfile.gettempdir()) / f"haepo_jax-tuned-{name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def curves(task_name: str, method: Method, shape: int, rows: list[int], seeds: range, points: int) -> dict[str, Any]:
     """Evaluation returns (configurations, seeds, points) and their steps, from one compiled program."""
-    task = TASKS[task_name]
-    algo = kind(
+    task, begin = TASKS[task_name], time.perf_counter()
+    algo = method.kind(
         hx.make_env(task.env, **task.env_kwargs), total_steps=task.total_steps, max_grad_norm=1.0, log_points=points,
-        eval_episodes=16, **shape,
+        eval_episodes=16, **method.shapes[shape],
     )  # fmt: skip
 
     def run(values: dict[str, jax.Array], key: jax.Array) -> Any:
-        return algo.replace(**values).train(key)[1]
+        metrics = algo.replace(**values).train(key)[1]
+        return metrics["eval_return"], metrics["env_steps"]
 
+    columns = {name: jnp.asarray(column[rows]) for name, column in draws(method.bound).items()}
     keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
-    metrics = jax.jit(jax.vmap(jax.vmap(run, (None, 0)), (0, None)))(jax.tree.map(jnp.asarray, columns), keys)
-    return np.asarray(metrics["eval_return"], np.float64), metrics["env_steps"].to_int()[0, 0].tolist()
-
-
-def rounded(returns: np.ndarray) -> list[list[float | None]]:
-    return [[float(f"{x:.4g}") if np.isfinite(x) else None for x in row] for row in returns]
-
-
-def name_of(task: str, kept: int, method: str) -> str:
-    return f"{task}, {method}" if kept == 8 else f"{task}, {kept} batches, {method}"
-
-
-def tune(task: str, kept: int, method: str) -> dict[str, Any]:
-    """Trains every configuration, then the best with the seeds of the table."""
-    kind, bound, shapes = METHODS_OF[kept][method]
-    columns = draws(task, bound)
-    begin = time.perf_counter()
-    each = CONFIGURATIONS // len(shapes)
-    found: list[float] = []
-    for number, shape in enumerate(shapes):
-        part = {name: column[number * each : (number + 1) * each] for name, column in columns.items()}
-        if number:  # the usual values in each shape
-            part = {name: np.concatenate([column[:1], part[name][1:]]) for name, column in columns.items()}
-        returns, steps = curves(task, kind, shape, part, TUNING_SEEDS, POINTS // 2)
-        found += [
-            float(scores(as_result(task, {"eval_return": rounded(rows), "env_steps": steps})).mean())
-            for rows in returns
-        ]
-    best = int(np.argmax(found))
-    shape = shapes[best // each]
-    row = best if best % each else 0
-    values = {name: column[row : row + 1] for name, column in columns.items()}
-    returns, steps = curves(task, kind, shape, values, SEEDS, POINTS)
+    program = jax.jit(jax.vmap(jax.vmap(run, (None, 0)), (0, None))).lower(columns, keys).compile()
+    # Programs of several processes would only slow one another down on an accelerator; they compile meanwhile.
+    with alone("device") if jax.default_backend() != "cpu" else contextlib.nullcontext():
+        started = time.perf_counter()
+        returns, steps = jax.device_get(program(columns, keys))
     return {
-        "settings": {**shape, **{name: float(f"{column[0]:.4g}") for name, column in values.items()}},
-        "scores": [round(score, 4) for score in found],
-        "eval_return": rounded(returns[0]),
-        "env_steps": steps,
-        "seconds": round(time.perf_counter() - begin, 1),
+        "returns": [[[float(f"{x:.4g}") if np.isfinite(x) else None for x in row] for row in rows] for rows in returns],
+        "env_steps": steps.to_int()[0, 0].tolist(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "seconds_compiling": round(started - begin, 1),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
         "date": datetime.date.today().isoformat(),
     }
 
 
-def settings_file(task_name: str, kept: int, method: str, found: dict[str, Any]) -> tuple[str, str]:
+def tune(task: str, method: Method, shape: int) -> dict[str, Any]:
+    """The mean score of every configuration of a shape."""
+    found = curves(task, method, shape, method.rows(shape), TUNING_SEEDS, POINTS // 2)
+    steps = found.pop("env_steps")
+    means = [scores(as_result(task, {"eval_return": some, "env_steps": steps})).mean() for some in found.pop("returns")]
+    return {"scores": [round(float(mean), 4) for mean in means], **found}
+
+
+def name_of(task: str, table: str, method: str, shape: int | None = None) -> str:
+    """In the results: of what a method chose, or with a shape, of the tuning."""
+    return f"{task}, {table}, {method}" + ("" if shape is None else f", shape {shape}")
+
+
+def chosen(results: dict[str, Any], task: str, table: str, method: str) -> tuple[int, int, float] | None:
+    """The best shape, its best row of `draws`, and their score; None while the tuning is not complete."""
+    known = METHODS[table][method]
+    found = [results["tuning"].get(name_of(task, table, method, shape)) for shape in range(len(known.shapes))]
+    if None in found:
+        return None
+    score, shape, place = max(
+        (s, shape, place) for shape, one in enumerate(found) for place, s in enumerate(one["scores"])
+    )
+    return shape, known.rows(shape)[place], score
+
+
+def final(task: str, table: str, method: str, shape: int, row: int) -> dict[str, Any]:
+    """The chosen configuration with the seeds of the table."""
+    known = METHODS[table][method]
+    found = curves(task, known, shape, [row], SEEDS, POINTS)
+    values = {name: float(f"{column[row]:.4g}") for name, column in draws(known.bound).items()}
+    return {"settings": {**known.shapes[shape], **values}, "eval_return": found.pop("returns")[0], **found}
+
+
+def settings_file(task_name: str, table: str, method: str, found: dict[str, Any]) -> tuple[str, str]:
     """The name and the content of a file of settings that `--config` reads."""
-    task, kind = TASKS[task_name], METHODS_OF[kept][method][0]
-    chosen = dict(found["settings"])
-    if kind is ClipAndKL and not chosen["kl_coef"]:
-        del chosen["kl_coef"]
+    task, kind = TASKS[task_name], METHODS[table][method].kind
+    values = dict(found["settings"])
+    if kind is ClipAndKL and not values["kl_coef"]:
+        del values["kl_coef"]
         kind = hx.PPO
     name = {hx.HAEPO: "haepo", hx.PPO: "ppo", ClipAndKL: "replay.run:ClipAndKL"}[kind]
     content: dict[str, Any] = {"env": task.env, "total_steps": task.total_steps}
     content |= {"env_kwargs": task.env_kwargs} if task.env_kwargs else {}
-    content["algo"] = {"name": name, **chosen, "max_grad_norm": 1.0}
-    words = name_of(task_name, kept, method).replace(",", "").split()
+    content["algo"] = {"name": name, **values, "max_grad_norm": 1.0}
+    words = [task_name, *(() if method == "no replay" else table.split()), *method.replace(",", "").split()]
     return f"{'-'.join(words)}.yaml", yaml.safe_dump(content, sort_keys=False)
 
 
-def table(results: dict[str, Any], kept: int) -> str:
+def table_of(results: dict[str, Any], table: str) -> str:
     """Thousands of steps to the threshold, seeds that arrived and mean score; and which of two methods is earlier."""
-    methods, rows = METHODS_OF[kept], []
-    others = [method for method in methods if method != "softmax"]
+    rows = []
     for task in ORDER:
         cells, steps = [], {}
-        for method in methods:
-            if (found := results["runs"].get(name_of(task, kept, method))) is None:
+        for method in METHODS[table]:
+            if (found := results["runs"].get(name_of(task, table, method))) is None:
                 cells.append("")
                 continue
             steps[method], cell = summarised(task, found)
             cells.append(cell)
         if steps:
-            rows.append([task, *cells, *(earlier(steps, other) for other in others)])
-    return markdown(["task", *methods, *(f"softmax or {other}" for other in others)], rows)
+            rows.append([task, *cells, *(earlier(steps, other) for other in METHODS[table] if other != "softmax")])
+    return markdown(["task", *METHODS[table], *(f"softmax or {m}" for m in METHODS[table] if m != "softmax")], rows)
+
+
+def all_tasks(results: dict[str, Any]) -> str:
+    """What the runs of a table's six tasks come to together."""
+    found = {
+        method: [as_result(task, results["runs"][name_of(task, "8 batches", method)]) for task in HALVES[0] + HALVES[1]]
+        for method in METHODS["8 batches"]
+    }
+    areas = {method: np.array([scores(one).mean(axis=1) for one in some]) for method, some in found.items()}
+    rows = []
+    for method, area in areas.items():
+        low, high = stratified_interval(area)
+        arrived = sum(int(np.isfinite(steps_to_threshold(one)).sum()) for one in found[method])
+        chance, *ends = probability_of_improvement(list(areas["softmax"]), list(area))
+        better = "" if method == "softmax" else f"{chance:.2f} ({ends[0]:.2f} to {ends[1]:.2f})"
+        cells = [f"{interquartile_mean(area.reshape(-1)):.3f} ({low:.3f} to {high:.3f})", f"{area.mean():.3f}"]
+        rows.append([method, *cells, f"{arrived} of {area.size}", better])
+    return markdown(["method", "area under the curve", "mean", "seeds that arrived", "P(softmax better)"], rows)
+
+
+def one_setting(results: dict[str, Any]) -> str:
+    """Mean scores of the tuning where one configuration has to do for all tasks: chosen on some, and what it is worth on others."""
+    rows = []
+    for method, known in METHODS["8 batches"].items():
+        found = {}
+        for task in HALVES[0] + HALVES[1]:
+            tuned = [results["tuning"][name_of(task, "8 batches", method, n)] for n in range(len(known.shapes))]
+            found[task] = np.concatenate([one["scores"] for one in tuned])
+        first, second = (np.mean([found[task] for task in half], axis=0) for half in HALVES)
+        both = (first + second) / 2
+        cells = [f"{on[np.argmax(on)]:.2f}, {off[np.argmax(on)]:.2f}" for on, off in ((first, second), (second, first))]
+        rows.append([method, *cells, f"{both.max():.2f}", f"{np.median(both):.2f}", f"{both.min():.2f}"])
+    names = [", ".join(half) for half in HALVES]
+    head = [f"chosen on {on}: there, elsewhere" for on in names]
+    return markdown(["method", *head, "best on all six", "median configuration", "worst"], rows)
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """All tables of the document of which there are results, by name."""
+    known = [table for table in METHODS if any(f", {table}, " in name for name in results["runs"])]
+    made = {table: table_of(results, table) for table in known}
+    return made | {"all tasks": all_tasks(results), "one setting": one_setting(results)}
+
+
+def keep(part: str, name: str, found: dict[str, Any]) -> None:
+    """Adds something to the results, which other processes may have added to meanwhile."""
+    with alone("results"):
+        results = known()
+        results[part][name] = found
+        write_atomically(RESULTS, json.dumps(results, separators=(",", ":")) + "\n")
+
+
+def known() -> dict[str, Any]:
+    return {"tuning": {}} | stored(RESULTS, "tuned.py") | {"tuning_seeds": list(TUNING_SEEDS)}
+
+
+OPTIONS = {"tasks": ",".join(ORDER), "tables": ",".join(METHODS), "part": "all", "share": "0/1"}
+
+
+def arguments(argv: list[str]) -> dict[str, str] | None:
+    """`OPTIONS` with what a command line says; None, with a line on stderr, where it cannot be read."""
+    found = OPTIONS | dict(argument.partition("=")[::2] for argument in argv)
+    allowed = {"tasks": set(ORDER), "tables": set(METHODS), "part": {"all", "tuning"}}
+    if found.keys() - OPTIONS.keys() or any(set(found[name].split(",")) - some for name, some in allowed.items()):
+        print(f"error: {' '.join(argv)}: the options are, with all their values, {OPTIONS}", file=sys.stderr)
+        return None
+    return found
 
 
 def main(argv: list[str]) -> int:
     """Trains what is missing and writes the tables; returns the exit status."""
-    if (tasks := tasks_named(argv)) is None:
+    if (options := arguments(argv)) is None:
         return 2
-    results = stored(RESULTS, "tuned.py") | {"tuning_seeds": list(TUNING_SEEDS)}
-    jobs = [(task, kept, method) for kept, methods in METHODS_OF.items() for task in ORDER for method in methods]
-    missing = [job for job in jobs if job[0] in tasks and name_of(*job) not in results["runs"]]
-    for number, job in enumerate(missing, start=1):
-        print(f"[{number}/{len(missing)}] {name_of(*job)}", flush=True)
-        results["runs"][name_of(*job)] = tune(*job)
-        write_atomically(RESULTS, json.dumps(results, separators=(",", ":")) + "\n")
-    for job in jobs:
-        if (found := results["runs"].get(name_of(*job))) is not None:
-            name, content = settings_file(*job, found)
-            (SETTINGS / name).write_text(content)
-    for kept, name in ((8, "tuned"), (32, "stale")):
-        fill_in(DOCUMENT, name, table(results, kept))
+    tasks = [task for task in ORDER if task in options["tasks"].split(",")]
+    tables = [table for table in METHODS if table in options["tables"].split(",")]
+    mine, of = map(int, options["share"].split("/"))
+    jobs = [(task, table, method) for table in tables for task in tasks for method in METHODS[table]]
+    tuning = [(*job, shape) for job in jobs for shape in range(len(METHODS[job[1]][job[2]].shapes))][mine::of]
+    for number, (task, table, method, shape) in enumerate(tuning, start=1):
+        name = name_of(task, table, method, shape)
+        if name not in known()["tuning"]:
+            print(f"[{number}/{len(tuning)}] {name}", flush=True)
+            keep("tuning", name, tune(task, METHODS[table][method], shape))
+    if options["part"] == "tuning":
+        return 0
+    for number, (task, table, method) in enumerate(jobs[mine::of], start=1):
+        name, best = name_of(task, table, method), chosen(known(), task, table, method)
+        if best is not None and name not in known()["runs"]:
+            print(f"[{number}/{len(jobs[mine::of])}] {name}", flush=True)
+            keep("runs", name, final(task, table, method, *best[:2]))
+    write_documents()
     return 0
+
+
+def write_documents() -> None:
+    """The tables, and the files of settings."""
+    results = known()
+    for name, table in tables(results).items():
+        fill_in(DOCUMENT, name, table)
+    for table, methods in METHODS.items():
+        for task in ORDER:
+            for method in methods:
+                if (found := results["runs"].get(name_of(task, table, method))) is not None:
+                    name, content = settings_file(task, table, method, found)
+                    (SETTINGS / name).write_text(content)
 
 
 if __name__ == "__main__":

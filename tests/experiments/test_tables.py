@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 from pathlib import Path
 
@@ -24,36 +25,39 @@ def test_a_table_is_made_of_the_stored_results(name: str, monkeypatch: pytest.Mo
 
 
 def test_the_tuned_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its tables are made of the stored results, and no method draws what another does not."""
+    """Its tables are made of the stored results, no method draws what another does not, and the best was chosen."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     script, tables = importlib.import_module("replay.tuned"), importlib.import_module("tables")
     results = json.loads(script.RESULTS.read_text())
     text = script.DOCUMENT.read_text()
-    for kept, name in ((8, "tuned"), (32, "stale")):
-        assert f"<!-- table: {name} -->\n{script.table(results, kept)}\n" in text + "\n"
-        assert tables.filled_in(text, name, script.table(results, kept)) == text
-    softmax, clip = (script.draws("cartpole", bound) for bound in ("temperature", "clip_eps"))
+    for name, table in script.tables(results).items():
+        assert f"<!-- table: {name} -->\n{table}\n" in text + "\n"
+        assert tables.filled_in(text, name, table) == text
+    softmax, clip = (script.draws(bound) for bound in ("temperature", "clip_eps"))
     assert softmax.keys() - clip.keys() == {"temperature"} and clip.keys() - softmax.keys() == {"clip_eps"}
-    for name in softmax.keys() & clip.keys():
-        assert (softmax[name] == clip[name]).all() and len(softmax[name]) == script.CONFIGURATIONS
-    jobs = {
-        script.name_of(task, kept, method): (task, kept, method)
-        for kept, methods in script.METHODS_OF.items()
-        for task in script.ORDER
-        for method in methods
-    }
-    assert {path.name for path in script.SETTINGS.iterdir()} == {
-        script.settings_file(*jobs[name], found)[0] for name, found in results["runs"].items()
-    }
-    for name, found in results["runs"].items():
-        file, content = script.settings_file(*jobs[name], found)
-        assert (script.SETTINGS / file).read_text() == content
-        assert train.main(["--config", str(script.SETTINGS / file), "--cfg", "job"]) == 0
-        _, bound, shapes = script.METHODS_OF[jobs[name][1]][jobs[name][2]]
-        best = max(range(script.CONFIGURATIONS), key=found["scores"].__getitem__)
-        assert found["settings"].items() >= shapes[best * len(shapes) // script.CONFIGURATIONS].items()
-        first = {**script.FIRST, bound: script.OWN[bound][2]}
-        assert best % (script.CONFIGURATIONS // len(shapes)) or found["settings"].items() >= first.items()
+    assert all((softmax[name] == clip[name]).all() for name in softmax.keys() & clip.keys())
+    for methods in script.METHODS.values():
+        for known in methods.values():
+            rows = [known.rows(shape) for shape in range(len(known.shapes))]
+            assert sum(map(len, rows)) == known.configurations and all(row[:2] == [0, 1] for row in rows)
+            assert len({number for row in rows for number in row}) == known.configurations - 2 * (len(rows) - 1)
+    names = set()
+    for table, methods in script.METHODS.items():
+        for task, method in itertools.product(script.ORDER, methods):
+            if (found := results["runs"].get(script.name_of(task, table, method))) is None:
+                continue
+            known = methods[method]
+            shape, row, score = script.chosen(results, task, table, method)
+            every = [results["tuning"][script.name_of(task, table, method, n)] for n in range(len(known.shapes))]
+            assert score == max(score for one in every for score in one["scores"])
+            assert found["settings"].items() >= known.shapes[shape].items()
+            values = {name: column[row] for name, column in script.draws(known.bound).items()}
+            assert {name: found["settings"][name] for name in values} == pytest.approx(values, rel=1e-3)
+            file, content = script.settings_file(task, table, method, found)
+            names.add(file)
+            assert (script.SETTINGS / file).read_text() == content
+            assert train.main(["--config", str(script.SETTINGS / file), "--cfg", "job"]) == 0
+    assert {path.name for path in script.SETTINGS.iterdir()} == names
 
 
 def test_every_task_has_trained(monkeypatch: pytest.MonkeyPatch) -> None:
