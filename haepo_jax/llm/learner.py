@@ -121,8 +121,9 @@ class Learner:
         ids, limit, parts = self._ids, self.config.max_new_tokens, []
         for start in range(0, len(prompts), self.rows):
             part = list(prompts[start : start + self.rows])
+            count = len(part)
             output = self.sampler(
-                part + [part[-1]] * (self.rows - len(part)),
+                part + [part[-1]] * (self.rows - count),
                 max_generation_steps=limit,
                 max_prompt_length=self._prompt_length,
                 temperature=self.config.sampling_temperature,
@@ -130,14 +131,12 @@ class Learner:
                 seed=None if key is None else jax.random.fold_in(key, start),
             )
             # The sampler cuts the end token off; a completion of `limit` tokens had none.
-            tokens = [np.append(row, ids["eos_id"])[:limit] for row in output.tokens[: len(part)]]
+            tokens = [np.append(row, ids["eos_id"])[:limit] for row in output.tokens[:count]]
             lengths = np.array([len(row) for row in tokens])
             padded = [np.pad(row, (0, limit - len(row)), constant_values=ids["pad_id"]) for row in tokens]
             # By length, not by `!= pad`: where the tokenizer pads with its end token, the end counts.
             mask = np.arange(limit) < lengths[:, None]
-            parts.append(
-                (output.text[: len(part)], output.padded_prompt_tokens[: len(part)], np.array(padded, np.int32), mask)
-            )
+            parts.append((output.text[:count], output.padded_prompt_tokens[:count], np.array(padded, np.int32), mask))
         texts, *arrays = zip(*parts, strict=True)
         return Completions([text for some in texts for text in some], *map(np.concatenate, arrays))
 
@@ -190,9 +189,8 @@ def make_update(
 ) -> Callable[[Any, Any, Any, Batch], tuple[State, jax.Array, dict[str, jax.Array]]]:
     """A compiled function of the parameters, the optimiser's state, the parameters that are not trained and a batch. It
     returns the new state, the tokens' log-probabilities before the update, (B, T), and metrics, sharded as `layout` says.
-    Gradients are accumulated over micro-batches; groups stay whole. If the completions of every prompt have equal rewards and
-    there is no entropy bonus, the state does not change: only the KL penalty has a gradient then, at the initial model nothing
-    but rounding errors, and Adam would scale it to a whole step."""
+    Gradients are accumulated over micro-batches; groups stay whole. With equal rewards in every group and no entropy bonus the
+    state stays as it is: only a KL penalty has a gradient then, which Adam would scale to a whole step, even of rounding errors."""
     parts = config.prompts_per_step // (config.micro_batch or config.prompts_per_step)
 
     def loss_of(params: Any, rest: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
@@ -213,7 +211,7 @@ def make_update(
         zeros = jax.tree.map(jnp.zeros_like, params)
         grads, (log_probs, metrics) = jax.lax.scan(accumulate, zeros, split)
         changes, new = optimizer.update(grads, opt_state, params)
-        metrics = jax.tree.map(jnp.mean, metrics) | {"grad_norm": optax.global_norm(grads)}
+        metrics = jax.tree.map(jnp.mean, metrics) | {"grad_norm": optax.tree.norm(grads)}
         teaches = jnp.ptp(batch.rewards.reshape(-1, config.group_size), axis=1).any() | bool(config.entropy_coef)
         updated = State(optax.apply_updates(params, changes), new)
         state = jax.tree.map(functools.partial(jnp.where, teaches), updated, State(params, opt_state))
