@@ -335,6 +335,9 @@ def test_many_steps_in_parts_are_the_same_function(monkeypatch: pytest.MonkeyPat
         p: "stablehlo.while" in gradient.trace(params).lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "cuda")
     }
     assert loops == {"cpu": True, "cuda": False}, "an accelerator has more memory"
+    wide = jax.jit(lambda x: jnp.sum(each_step(lambda x: jnp.sin(jnp.sum(x)), x, 2)))
+    text = wide.trace(jnp.zeros((70, 30, 128))).lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.while" in text, "half as many steps of twice as many values"
     # Consecutive steps of a shared axis lie on one device: there, parts would have every device compute them all.
     with hx.sharding.over_environments():
         assert "scan" not in str(jax.make_jaxpr(total)(params))

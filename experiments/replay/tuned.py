@@ -231,15 +231,17 @@ def all_tasks(results: dict[str, Any]) -> str:
         for method in METHODS["8 batches"]
     }
     areas = {method: np.array([scores(one).mean(axis=1) for one in some]) for method, some in found.items()}
-    rows = []
+    ours, rows = areas["softmax"], []
     for method, area in areas.items():
         low, high = stratified_interval(area)
         arrived = sum(int(np.isfinite(steps_to_threshold(one)).sum()) for one in found[method])
-        chance, *ends = probability_of_improvement(list(areas["softmax"]), list(area))
-        better = "" if method == "softmax" else f"{chance:.2f} ({ends[0]:.2f} to {ends[1]:.2f})"
+        chance, *ends = probability_of_improvement(list(ours), list(area))
+        each = [f"{probability_of_improvement([x], [y])[0]:.2f}" for x, y in zip(ours, area, strict=True)]
+        better = [f"{chance:.2f} ({ends[0]:.2f} to {ends[1]:.2f})", *each]
         cells = [f"{interquartile_mean(area.reshape(-1)):.3f} ({low:.3f} to {high:.3f})", f"{area.mean():.3f}"]
-        rows.append([method, *cells, f"{arrived} of {area.size}", better])
-    return markdown(["method", "area under the curve", "mean", "seeds that arrived", "P(softmax better)"], rows)
+        rows.append([method, *cells, f"{arrived} of {area.size}", *([""] * 7 if method == "softmax" else better)])
+    head = ["method", "score, interquartile mean", "mean", "runs that reached the threshold", "P(softmax better)"]
+    return markdown([*head, *HALVES[0], *HALVES[1]], rows)
 
 
 def one_setting(results: dict[str, Any]) -> str:
@@ -253,17 +255,20 @@ def one_setting(results: dict[str, Any]) -> str:
         first, second = (np.mean([found[task] for task in half], axis=0) for half in HALVES)
         both = (first + second) / 2
         cells = [f"{on[np.argmax(on)]:.2f}, {off[np.argmax(on)]:.2f}" for on, off in ((first, second), (second, first))]
-        rows.append([method, *cells, f"{both.max():.2f}", f"{np.median(both):.2f}", f"{both.min():.2f}"])
+        rows.append([method, *cells, *(f"{np.quantile(both, q):.2f}" for q in (1, 0.25, 0.5, 0))])
     names = [", ".join(half) for half in HALVES]
-    head = [f"chosen on {on}: there, elsewhere" for on in names]
-    return markdown(["method", *head, "best on all six", "median configuration", "worst"], rows)
+    head = [f"chosen on {on}: score on these, on the other three" for on in names]
+    return markdown(["method", *head, "best on all six", "lower quartile", "median", "worst"], rows)
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """All tables of the document of which there are results, by name."""
     known = [table for table in METHODS if any(f", {table}, " in name for name in results["runs"])]
     made = {table: table_of(results, table) for table in known}
-    return made | {"all tasks": all_tasks(results), "one setting": one_setting(results)}
+    needed = [name_of(task, "8 batches", method) for task in HALVES[0] + HALVES[1] for method in METHODS["8 batches"]]
+    if results["runs"].keys() >= set(needed):
+        made |= {"all tasks": all_tasks(results), "one setting": one_setting(results)}
+    return made
 
 
 def keep(part: str, name: str, found: dict[str, Any]) -> None:
@@ -284,9 +289,10 @@ OPTIONS = {"tasks": ",".join(ORDER), "tables": ",".join(METHODS), "part": "all",
 def arguments(argv: list[str]) -> dict[str, str] | None:
     """`OPTIONS` with what a command line says; None, with a line on stderr, where it cannot be read."""
     found = OPTIONS | dict(argument.partition("=")[::2] for argument in argv)
-    allowed = {"tasks": set(ORDER), "tables": set(METHODS), "part": {"all", "tuning"}}
+    shares = {f"{number}/{of}" for of in range(1, 33) for number in range(of)}
+    allowed = {"tasks": set(ORDER), "tables": set(METHODS), "part": {"all", "tuning"}, "share": shares}
     if found.keys() - OPTIONS.keys() or any(set(found[name].split(",")) - some for name, some in allowed.items()):
-        print(f"error: {' '.join(argv)}: the options are, with all their values, {OPTIONS}", file=sys.stderr)
+        print(f"error: {' '.join(argv)}: the options and their values are {OPTIONS}", file=sys.stderr)
         return None
     return found
 
@@ -309,9 +315,12 @@ def main(argv: list[str]) -> int:
         return 0
     for number, (task, table, method) in enumerate(jobs[mine::of], start=1):
         name, best = name_of(task, table, method), chosen(known(), task, table, method)
-        if best is not None and name not in known()["runs"]:
-            print(f"[{number}/{len(jobs[mine::of])}] {name}", flush=True)
-            keep("runs", name, final(task, table, method, *best[:2]))
+        if name not in known()["runs"]:
+            print(
+                f"[{number}/{len(jobs[mine::of])}] {name}{'' if best else ': another share still tunes it'}", flush=True
+            )
+            if best is not None:
+                keep("runs", name, final(task, table, method, *best[:2]))
     write_documents()
     return 0
 

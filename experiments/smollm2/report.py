@@ -15,6 +15,9 @@ HERE = Path(__file__).parent
 REPORT = HERE / "results" / "README.md"
 TARGETS = {"sums": 0.5, "json": 0.9}
 """The held-out reward whose price in tokens is compared."""
+COLOURS = {"haepo": "tab:red", "haepo_paper": "tab:orange", "grpo": "tab:blue", "gspo": "tab:green"}
+STYLES = {"4": ":", "replay": "-", "": "--"}
+"""By loss, and by what is updated."""
 
 Results = dict[tuple[str, str], list[dict[str, Any]]]
 
@@ -36,7 +39,7 @@ def tokens_to(result: dict[str, Any], target: float) -> float | None:
 def table(results: Results, task: str) -> str:
     """One row a method, means over its seeds."""
     head = ["method", "seeds", "reward before", "mean over the evaluations", "after (worst to best seed)"]
-    head += [f"tokens to {TARGETS[task]:g}", "seconds", "KL", "entropy", "distinct"]
+    head += [f"tokens to {TARGETS[task]:g} (of those that reach it)", "seconds", "KL", "entropy", "distinct"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for (name, method), runs in results.items():
         if name != task:
@@ -93,8 +96,8 @@ def draw(results: Results, out: Path) -> None:
                     x, y = (
                         [sum(p[key] for p in points) / len(points) for points in curves] for key in (axis, "reward")
                     )
-                    style = "-" if method.endswith("_replay") else "--"
-                    panel.plot(x, y, style, label=method)
+                    loss, update = next((method.removesuffix(f"_{end}"), end) for end in STYLES if method.endswith(end))
+                    panel.plot(x, y, STYLES[update], color=COLOURS[loss], label=method)
             panel.set(xlabel=axis, ylabel="held-out reward", title=task)
     panels[0, 0].legend(fontsize=7)
     figure.savefig(out, dpi=120)
@@ -104,7 +107,7 @@ def draw(results: Results, out: Path) -> None:
 def report(results: Results) -> str:
     """The whole page."""
     parts = ["# SmolLM2-135M: HAEPO, GRPO and GSPO, with and without replay\n"]
-    parts.append("Made by `python experiments/smollm2/report.py`; how the runs are made stands in `run.py`.\n")
+    parts.append("Made by `python experiments/smollm2/report.py`; `run.py` describes the runs.\n")
     parts.append("![Held-out reward against tokens, seconds and KL](curves.png)\n")
     for task in sorted({task for task, _ in results}):
         parts += [f"## {task}\n", table(results, task), "", completions(results, task), ""]

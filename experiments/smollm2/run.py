@@ -5,10 +5,10 @@
     python experiments/smollm2/report.py
 
 Every method gets the same number of completions, the same settings and three seeds. With `_4` it makes four updates on each
-batch, with `_replay` one on each of the last four, which is as many. Every run is a process of its own (10 GB), and what is
-done is not run again. Results: results/<task>-<method>-<seed>.json beside this file; of a run's directory in --runs the metrics
-are kept, the weights are not. A run takes eight to twelve minutes on one core; on a GPU several are trained at a time
-(--parallel).
+batch, with `_replay` one on each of the last four, as many once the buffer is full (90 in all instead of 96). Every run is a
+process of its own (10 GB), and what is done is not run again. Results: results/<task>-<method>-<seed>.json beside this file; of
+a run's directory in --runs the metrics are kept, the weights are not. On one core a run with one update a batch takes about
+six minutes, another about eight; on a GPU several are trained at a time (--parallel).
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def run(job: Job, model: Path, runs: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "haepo_jax.llm", *paths, *job.arguments(), f"run_dir={directory}"]
     path = os.pathsep.join(filter(None, (str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH"))))
     shutil.rmtree(directory, ignore_errors=True)  # of a run that did not end
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
+    subprocess.run(
+        command, check=True, env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "PYTHONPATH": path}
+    )
     found = {"command": " ".join(["python -m haepo_jax.llm", *job.arguments()]), **collected(directory)}
     for weights in ("checkpoints", "model"):
         shutil.rmtree(directory / weights)
