@@ -45,7 +45,7 @@ RECOMPUTE_ABOVE = {"cpu": 2**14, "default": 2**19}
 """Above this number of steps, activations of feed-forward policies are recomputed for the gradient, not stored. A CPU is as fast
 with chunks that fit its caches; an accelerator starts every kernel once per chunk, and has the memory: about a gigabyte for
 2**19 steps of the default networks. Its number is for observations of up to 64 values and shrinks in proportion for larger
-ones, since an image's activations are as large as the image. Vmapped configurations multiply the memory."""
+ones, down to a CPU's, since an image's activations are as large as the image. Vmapped configurations multiply the memory."""
 
 
 def each_step(function: Callable[[Any], Any], inputs: Any, num_axes: int) -> Any:
@@ -60,7 +60,8 @@ def each_step(function: Callable[[Any], Any], inputs: Any, num_axes: int) -> Any
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[num_axes:]), inputs)
     steps = math.prod(shape)
     values = sum(math.prod(x.shape[num_axes:]) for x in jax.tree.leaves(inputs))
-    limits = RECOMPUTE_ABOVE | {"default": RECOMPUTE_ABOVE["default"] * 64 // max(64, values)}
+    cpu, default = RECOMPUTE_ABOVE["cpu"], RECOMPUTE_ABOVE["default"] * 64 // max(64, values)
+    limits = {"cpu": cpu, "default": max(cpu, default)}
 
     def at_once(flat: Any) -> Any:
         return jax.vmap(function)(flat)
@@ -73,7 +74,7 @@ def each_step(function: Callable[[Any], Any], inputs: Any, num_axes: int) -> Any
         even = (steps // chunks for chunks in range(fewest, 2 * fewest) if steps % chunks == 0)
         return jax.lax.map(jax.checkpoint(function), flat, batch_size=next(even, limit))
 
-    if steps <= min(limits.values()) or environments_are_sharded():
+    if steps <= cpu or environments_are_sharded():
         outputs = at_once(flat)
     else:
         ways = {name: functools.partial(in_chunks, limit=limit) for name, limit in limits.items()}
