@@ -70,3 +70,8 @@ def test_every_run_can_be_run_and_is_reported(
     assert text.count("| 0.925 | 0.950 (0.950 to 0.950) | 1,200 (3 of 3) |") == 24 and '`"25"`' in text
     report.draw(results, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_the_page_is_made_of_the_stored_results(scripts: dict[str, Any]) -> None:
+    report = scripts["report"]
+    assert report.report(report.read()) == report.REPORT.read_text(encoding="utf-8")
