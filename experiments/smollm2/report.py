@@ -1,7 +1,8 @@
 """The tables and the figure of what `run.py` has stored: `python experiments/smollm2/report.py`.
 
-Reward of the greedy completions of held-out prompts, against generated tokens, seconds and the KL to the start; which
-answers are distinct, so that collapse shows; and the best and the worst completions as text.
+Reward of the greedy completions of held-out prompts, against generated tokens and the KL to the start; which answers are
+distinct, so that collapse shows; and the best and the worst completions as text. The results hold seconds, too, but runs that share
+a machine, or are paused, do not show what a method costs.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def tokens_to(result: dict[str, Any], target: float) -> float | None:
 def table(results: Results, task: str) -> str:
     """One row a method, means over its seeds."""
     head = ["method", "seeds", "reward before", "mean over the evaluations", "after (worst to best seed)"]
-    head += [f"tokens to {TARGETS[task]:g} (of those that reach it)", "seconds", "KL", "entropy", "distinct"]
+    head += [f"tokens to {TARGETS[task]:g} (of those that reach it)", "KL", "entropy", "distinct"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for (name, method), runs in results.items():
         if name != task:
@@ -47,7 +48,7 @@ def table(results: Results, task: str) -> str:
         last = [run["eval"][-1] for run in runs]
         ends = [point["reward"] for point in last]
         reached = [tokens for tokens in (tokens_to(run, TARGETS[task]) for run in runs) if tokens is not None]
-        mean = {key: sum(point[key] for point in last) / len(last) for key in ("seconds", "kl", "entropy", "distinct")}
+        mean = {key: sum(point[key] for point in last) / len(last) for key in ("kl", "entropy", "distinct")}
         price = f"{sum(reached) / len(reached):,.0f} ({len(reached)} of {len(runs)})" if reached else "never"
         curve = [point["reward"] for run in runs for point in run["eval"][1:]]
         cells = [
@@ -59,7 +60,6 @@ def table(results: Results, task: str) -> str:
         ]
         cells += [
             price,
-            f"{mean['seconds']:.0f}",
             f"{mean['kl']:.3f}",
             f"{mean['entropy']:.2f}",
             f"{mean['distinct']:.2f}",
@@ -80,16 +80,16 @@ def completions(results: Results, task: str) -> str:
 
 
 def draw(results: Results, out: Path) -> None:
-    """Held-out reward against tokens, seconds and KL; a row of panels for each task."""
+    """Held-out reward against tokens and KL; a row of panels for each task."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     names = sorted({task for task, _ in results})
-    figure, panels = plt.subplots(len(names), 3, figsize=(12, 3.5 * len(names)), squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(len(names), 2, figsize=(9, 3.5 * len(names)), squeeze=False, layout="constrained")
     for row, task in zip(panels, names, strict=True):
-        for panel, axis in zip(row, ("tokens", "seconds", "kl"), strict=True):
+        for panel, axis in zip(row, ("tokens", "kl"), strict=True):
             for (name, method), runs in results.items():
                 if name == task:
                     curves = list(zip(*(run["eval"] for run in runs), strict=False))
@@ -108,7 +108,7 @@ def report(results: Results) -> str:
     """The whole page."""
     parts = ["# SmolLM2-135M: HAEPO, GRPO and GSPO, with and without replay\n"]
     parts.append("Made by `python experiments/smollm2/report.py`; `run.py` describes the runs.\n")
-    parts.append("![Held-out reward against tokens, seconds and KL](curves.png)\n")
+    parts.append("![Held-out reward against tokens and KL](curves.png)\n")
     for task in sorted({task for task, _ in results}):
         parts += [f"## {task}\n", table(results, task), "", completions(results, task), ""]
     return "\n".join(parts)
