@@ -9,6 +9,7 @@ experiment: HAEPO with a KL penalty on 32 completions of 5 tokens. Prints second
 from __future__ import annotations
 
 import argparse
+import functools
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ def compiled(model: str, target: str) -> tuple[Any, float]:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from haepo_jax.llm.folder import Fixed, read_folder
-    from haepo_jax.llm.learner import Batch, State, make_update
+    from haepo_jax.llm.learner import Batch, State, completions_per_prompt, make_update, token_log_probs
     from haepo_jax.llm.settings import LLMConfig
 
     config = LLMConfig(prompts_per_step=4, group_size=8, max_new_tokens=COMPLETION_TOKENS, kl_coef=0.001)
@@ -65,7 +66,9 @@ def compiled(model: str, target: str) -> tuple[Any, float]:
         rewards=array("float32"), behaviour=array("float32", tokens), reference=array("float32", tokens),
         fresh=array("bool"),
     )  # fmt: skip
-    update: Any = make_update(graph, optimizer, config, {"pad_id": 2, "eos_id": 2}, (layout, rows, whole))
+    share = completions_per_prompt(config, PROMPT_TOKENS, count, mesh.size)
+    of_tokens = functools.partial(token_log_probs, pad_id=2, share=share)
+    update: Any = make_update(graph, optimizer, config, of_tokens, (layout, rows, whole))
     begin = time.perf_counter()
     with mesh:
         traced = update.trace(params, placed(opt_state, moments), [rest], batch)

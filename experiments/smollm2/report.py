@@ -18,7 +18,7 @@ TARGETS = {"sums": 0.5, "json": 0.9}
 """The held-out reward whose price in tokens is compared."""
 COLOURS = {"haepo": "tab:red", "haepo_paper": "tab:orange", "grpo": "tab:blue", "gspo": "tab:green"}
 STYLES = {"4": ":", "replay": "-", "": "--"}
-"""By loss, and by what is updated."""
+"""By loss, and by what is updated. Runs of another learning rate are in the table only."""
 
 Results = dict[tuple[str, str], list[dict[str, Any]]]
 
@@ -91,7 +91,7 @@ def draw(results: Results, out: Path) -> None:
     for row, task in zip(panels, names, strict=True):
         for panel, axis in zip(row, ("tokens", "kl"), strict=True):
             for (name, method), runs in results.items():
-                if name == task:
+                if name == task and "e-" not in method:
                     curves = list(zip(*(run["eval"] for run in runs), strict=False))
                     x, y = (
                         [sum(p[key] for p in points) / len(points) for points in curves] for key in (axis, "reward")

@@ -5,10 +5,10 @@
     python experiments/smollm2/report.py
 
 Every method gets the same number of completions, the same settings and three seeds. With `_4` it makes four updates on each
-batch, with `_replay` one on each of the last four, as many once the buffer is full (90 in all instead of 96). Every run is a
-process of its own (10 GB), and what is done is not run again. Results: results/<task>-<method>-<seed>.json beside this file; of
-a run's directory in --runs the metrics are kept, the weights are not. On one core a run with one update a batch takes about
-six minutes, another about eight; on a GPU several are trained at a time (--parallel).
+batch, with `_replay` one on each of the last four, as many once the buffer is full. The learning rate is 1e-5, or with `_2e-5`
+twice that. Every run is a process of its own (6 GB), and what is done is not run again. Results:
+results/<task>-<method>-<seed>.json beside this file; of a run's directory in --runs the metrics are kept, the weights are not.
+On one core a run takes four to ten minutes; on a GPU several are trained at a time (--parallel).
 """
 
 from __future__ import annotations
@@ -35,22 +35,24 @@ LOSSES: dict[str, list[str]] = {
     "gspo": ["algo=gspo", "clip_eps=0.02"],
 }
 UPDATES = {"": "num_iterations=1", "_4": "num_iterations=4", "_replay": "replay_batches=4"}
+RATES = {"": "learning_rate=1e-5", "_2e-5": "learning_rate=2e-5"}
 METHODS = {
-    f"{loss}{end}": [*settings, updates] for loss, settings in LOSSES.items() for end, updates in UPDATES.items()
+    f"{loss}{end}{rate}": [*settings, updates, rates]
+    for loss, settings in LOSSES.items()
+    for end, updates in UPDATES.items()
+    for rate, rates in RATES.items()
 }
 REWARDS = {"sums": "tasks:right_sum", "json": "tasks:right_json"}
 PAIRS = {f"{task}-{method}": (task, method) for task in tasks.TASKS for method in METHODS}
 SEEDS = (0, 1, 2)
 SHARED = [
-    "learning_rate=1e-5",
-    "steps=24",
     "prompts_per_step=4",
     "group_size=8",
     "kl_coef=0.001",
     "eval_steps=4",
     "checkpoint_steps=24",
+    "tensorboard=false",
 ]
-SHARED += ["tensorboard=false"]
 
 
 class Job(NamedTuple):
@@ -71,6 +73,7 @@ class Job(NamedTuple):
             *METHODS[self.method],
             f"reward={REWARDS[self.task]}",
             f"max_new_tokens={tasks.MAX_NEW_TOKENS[self.task]}",
+            f"steps={tasks.STEPS[self.task]}",
             f"seed={self.seed}",
             *SHARED,
         ]
@@ -128,29 +131,28 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/smollm2"), help="where the runs' directories go")
     parser.add_argument("--hours", type=float, default=1e9, help="start no run after so many hours")
     parser.add_argument("--only", default=",".join(PAIRS), help="<task>-<method>, some of them, in this order")
-    parser.add_argument("--parallel", type=int, default=1, help="methods and tasks that are trained at a time")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
     RESULTS.mkdir(exist_ok=True)
     tasks.write(arguments.runs)
     end = time.monotonic() + 3600 * arguments.hours
 
-    def train(pair: tuple[str, str]) -> None:
-        for job in (Job(*pair, seed) for seed in SEEDS):
-            file = RESULTS / f"{job.name}.json"
-            if file.exists():
-                continue
-            if time.monotonic() > end:
-                print(f"{arguments.hours} hours are over; start again to go on with {job.name}")
-                return
-            print(f"== {job.name}", flush=True)
-            result = run(job, arguments.model, arguments.runs)
-            temporary = file.with_suffix(".tmp")
-            temporary.write_text(json.dumps({**job._asdict(), **result}, indent=1) + "\n")
-            temporary.replace(file)
+    def train(job: Job) -> None:
+        file = RESULTS / f"{job.name}.json"
+        if file.exists():
+            return
+        if time.monotonic() > end:
+            print(f"{arguments.hours} hours are over; start again to go on with {job.name}")
+            return
+        print(f"== {job.name}", flush=True)
+        result = run(job, arguments.model, arguments.runs)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps({**job._asdict(), **result}, indent=1) + "\n")
+        temporary.replace(file)
 
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        list(pool.map(train, [PAIRS[name] for name in arguments.only.split(",")]))
+        list(pool.map(train, [Job(*PAIRS[name], seed) for seed in SEEDS for name in arguments.only.split(",")]))
 
 
 if __name__ == "__main__":

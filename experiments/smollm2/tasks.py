@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ["Ada", "Bob", "Carla", "Dan", "Emma", "Felix", "Grace", "Henry", "Ines", "Jack", "Kim", "Leo", "Mia", "Noah"]
-TOWNS = ["Paris", "London", "Berlin", "Madrid", "Rome", "Vienna", "Oslo", "Lisbon", "Athens", "Dublin"]
 HELD_OUT = 64
-MAX_NEW_TOKENS = {"sums": 5, "json": 28}
+MAX_NEW_TOKENS = {"sums": 5, "json": 14}
+STEPS = {"sums": 24, "json": 12}
 
 
 def sums() -> Iterator[dict[str, Any]]:
@@ -23,13 +23,10 @@ def sums() -> Iterator[dict[str, Any]]:
 
 
 def records() -> Iterator[dict[str, Any]]:
-    """A person's name, age and town as JSON with given keys, after one example that has the keys in another order."""
-    for name, age, town in itertools.product(NAMES, range(20, 80, 3), TOWNS):
-        prompt = (
-            'Text: Zoe lives in Prague and is 19.\nKeys: town, age\nJSON: {"town": "Prague", "age": 19}\n'
-            f"Text: {name} is {age} and lives in {town}.\nKeys: name, town, age\nJSON:"
-        )
-        yield {"prompt": prompt, "answer": {"name": name, "town": town, "age": age}}
+    """A person's name and age as JSON with both keys, after an example with one. The model often stays with one, or copies."""
+    for name, age in itertools.product(NAMES, range(20, 80, 3)):
+        example = 'Zoe is 19.\nJSON of age: {"age": 19}\n'
+        yield {"prompt": f"{example}{name} is {age}.\nJSON of name, age:", "answer": {"name": name, "age": age}}
 
 
 TASKS = {"sums": sums, "json": records}

@@ -98,13 +98,15 @@ class Learner:
         state = State(params, optimizer.init(params))
         layout = jax.tree.map(lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole, state)
         self.state: State = jax.device_put(state, layout)
-        self._update = make_update(graph, optimizer, config, ids, (layout, self._place, whole))
+        share = completions_per_prompt(config, prompt_length, self.rows, self.mesh.size)
+        of_tokens = functools.partial(token_log_probs, pad_id=ids["pad_id"], share=share)
+        self._update = make_update(graph, optimizer, config, of_tokens, (layout, self._place, whole))
 
         @jax.jit
         def reference_log_probs(state: Any, *tokens: jax.Array) -> jax.Array:
             def log_probs(some: list[jax.Array]) -> jax.Array:
                 model = nnx.merge(reference_graph, state)
-                return token_log_probs(model, some[0], some[1], config.sampling_temperature, **ids)[0]
+                return of_tokens(model, some[0], some[1], config.sampling_temperature)[0]
 
             split = [x.reshape(-1, min(self.rows, len(x)), x.shape[1]) for x in tokens]
             return jax.lax.map(log_probs, split).reshape(tokens[1].shape)
@@ -185,10 +187,10 @@ class Learner:
 
 
 def make_update(
-    graph: Any, optimizer: optax.GradientTransformation, config: LLMConfig, ids: dict[str, int], layout: Any
+    graph: Any, optimizer: optax.GradientTransformation, config: LLMConfig, of_tokens: Callable[..., Any], layout: Any
 ) -> Callable[[Any, Any, Any, Batch], tuple[State, jax.Array, dict[str, jax.Array]]]:
-    """A compiled function of the parameters, the optimiser's state, the parameters that are not trained and a batch. It
-    returns the new state, the tokens' log-probabilities before the update, (B, T), and metrics, sharded as `layout` says.
+    """A compiled function of the parameters, the optimiser's state, the parameters that are not trained and a batch; the
+    log-probabilities are those of `of_tokens`, which is `token_log_probs`. It returns the new state, the tokens' log-probabilities before the update, (B, T), and metrics, sharded as `layout` says.
     Gradients are accumulated over micro-batches; groups stay whole. With equal rewards in every group and no entropy bonus the
     state stays as it is: only a KL penalty has a gradient then, which Adam would scale to a whole step, even of rounding errors."""
     parts = config.prompts_per_step // (config.micro_batch or config.prompts_per_step)
@@ -196,7 +198,7 @@ def make_update(
     def loss_of(params: Any, rest: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
         model = nnx.merge(graph, params, *rest)
         temperature = config.sampling_temperature
-        log_probs, logits = token_log_probs(model, batch.prompt_ids, batch.completion_ids, temperature, **ids)
+        log_probs, logits = of_tokens(model, batch.prompt_ids, batch.completion_ids, temperature)
         entropies = algo_core.compute_entropy_from_logits(logits)
         loss, metrics = batch_loss(config, batch, log_probs, entropies)
         return loss, (jax.lax.stop_gradient(log_probs), metrics)
@@ -278,19 +280,43 @@ def batch_loss(
     )
 
 
-def token_log_probs(
-    model: Any, prompt_ids: jax.Array, completion_ids: jax.Array, temperature: float, *, pad_id: int, eos_id: int
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities of a completion's tokens, (B, T), and the logits, (B, T, V), at the temperature of the sampling.
+def completions_per_prompt(config: LLMConfig, prompt_length: int, rows: int, devices: int) -> int:
+    """How many of a group's completions share one copy of their prompt in `token_log_probs`: as many as leave every device
+    its part of the rows and need no more memory for attention, which is quadratic in the length, than sequences of their own."""
 
-    Tunix's `compute_per_token_logps` returns the same; it also computes the logits of every token of the prompts, which at
-    50,000 tokens is most of the memory.
+    def attention(share: int) -> float:
+        return (prompt_length + share * config.max_new_tokens) ** 2 / share
+
+    shares = [n for n in range(1, config.group_size + 1) if config.group_size % n == 0]
+    return max(n for n in shares if attention(n) <= attention(1) and (rows % devices or rows // n % devices == 0))
+
+
+def token_log_probs(
+    model: Any, prompt_ids: jax.Array, completion_ids: jax.Array, temperature: float, *, pad_id: int, share: int
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities of the completions' tokens, (B, T), and the logits, (B, T, V), at the temperature of the sampling.
+
+    `share` adjacent completions have the same prompt. They are one sequence: the prompt once, then the completions, each at
+    the positions after the prompt, of which a token sees the prompt and its own completion's earlier tokens. Logits are
+    computed for the completions only.
     """
-    ids, positions, mask, _ = common.process_ids(prompt_ids, completion_ids, pad_id, eos_id)
-    model(ids, positions, None, mask, output_hidden_states=True)  # its own logits are not used, so not computed
+    sequences, length = len(prompt_ids) // share, completion_ids.shape[1]
+    prompts = prompt_ids[::share]
+    ids = jnp.concat([prompts, completion_ids.reshape(sequences, -1)], axis=1)
+    known = jnp.pad(prompts != pad_id, ((0, 0), (0, share * length)), constant_values=True)
+    after = jnp.sum(prompts != pad_id, axis=1, keepdims=True) + jnp.tile(jnp.arange(length), share)
+    positions = jnp.concat([jnp.maximum(jnp.cumsum(prompts != pad_id, axis=1) - 1, 0), after], axis=1)
+    order = jnp.arange(ids.shape[1])
+    member = jnp.maximum(order - prompts.shape[1], -1) // length  # -1: of the prompt
+    sees = (order[:, None] >= order) & ((member == -1) | (member[:, None] == member))
+    model(ids, positions, None, known[:, None] & sees, output_hidden_states=True)  # its own logits are not used
     sown: Any = nnx.pop(model, nnx.Intermediate)
     (hidden,) = sown["all_hidden_states"].get_value()
-    hidden = hidden[:, -completion_ids.shape[1] - 1 : -1]
+    # A completion's first token is predicted where the prompt ends, the others where the one before them stands.
+    ends, own = jnp.split(hidden[:, prompts.shape[1] - 1 :], [1], axis=1)
+    own = own.reshape(sequences, share, length, -1)
+    ends = jnp.broadcast_to(ends[:, None], (sequences, share, 1, own.shape[-1]))
+    hidden = jnp.concat([ends, own[:, :, :-1]], axis=2).reshape(*completion_ids.shape, -1)
     logits = model.embedder.decode(hidden) if model.config.use_tied_embedding else model.lm_head(hidden)
     logits = logits.astype(jnp.float32) / temperature
     return common.selective_log_softmax(logits, completion_ids), logits
