@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 HELP = """\
-Fine-tunes a language model with HAEPO, GRPO or GSPO on the rewards that your functions give to completions.
+Fine-tunes a language model with HAEPO, GRPO, GSPO or DPO on the rewards that your functions give to completions.
 
 usage: python -m haepo_jax.llm model=<folder> data=<file.jsonl> reward=<module:function> run_dir=<folder> [key=value]
 

@@ -17,7 +17,7 @@ from tunix.rl import algo_core, common
 
 from haepo_jax.llm.folder import ModelFolder, load_model
 from haepo_jax.llm.settings import LLMConfig
-from haepo_jax.losses import grpo_loss, haepo_loss
+from haepo_jax.losses import dpo_loss, grpo_loss, haepo_loss
 from haepo_jax.losses.numerics import k3
 
 LORA_MODULES = ".*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
       mask: (B, T), whether the token belongs to the completion, its end token included.
       rewards: (B,).
       behaviour: (B, T), log-probabilities of the tokens under the policy that sampled them; unknown while `fresh`.
-      reference: (B, T), those under the initial model; None without a KL penalty.
+      reference: (B, T), those under the initial model; None where the loss does not need them.
       fresh: (B,), whether the current policy is still the one that sampled.
     """
 
@@ -88,8 +88,8 @@ class Learner:
         trained = nnx.Param if config.lora_rank is None else nnx.LoRAParam
         graph, params, *rest = nnx.split(self.model, trained, ...)
         params, self._rest = _copied((params, rest))
-        reference: Any = _copied(nnx.split(base)) if config.kl_coef else (None, None)
-        reference_graph, self._reference = reference
+        needed = config.kl_coef or config.algo == "dpo"
+        reference_graph, self._reference = _copied(nnx.split(base)) if needed else (None, None)
         clip = optax.clip_by_global_norm(config.max_grad_norm)
         optimizer = optax.chain(clip, optax.adam(config.learning_rate))
         # Everything stays where it is put here, so that no program is compiled for another layout.
@@ -143,11 +143,11 @@ class Learner:
         return Completions([text for some in texts for text in some], *map(np.concatenate, arrays))
 
     def batch(self, completions: Completions, rewards: np.ndarray[Any, Any]) -> Batch:
-        """What an update takes. The reference's log-probabilities are computed, once, where there is a penalty; those of
+        """What an update takes. The reference's log-probabilities are computed, once, where the loss needs them; those of
         the policy that sampled are left to the first update, which computes them anyway."""
         _, prompt_ids, completion_ids, mask = completions
         reference = None
-        if self.config.kl_coef:
+        if self._reference is not None:
             with self.mesh:
                 ids = jax.device_put((prompt_ids, completion_ids), self._place)
                 reference = self._reference_log_probs(self._reference, *ids)
@@ -225,8 +225,8 @@ def make_update(
 def batch_loss(
     config: LLMConfig, batch: Batch, log_probs: jax.Array, entropies: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of `config.algo`, the mean over groups, and its metrics. The KL penalty is in all of them the k3 estimate of
-    KL(current || reference), because the tokens come from the policy being trained.
+    """The loss of `config.algo`, the mean over groups, and its metrics. The KL penalty is in all but DPO, which has its own
+    bound, the k3 estimate of KL(current || reference), because the tokens come from the policy being trained.
 
     Args:
       config: the settings.
@@ -241,7 +241,7 @@ def batch_loss(
     rewards = batch.rewards.reshape(-1, config.group_size)
     shared: dict[str, Any] = {"kl_coef": config.kl_coef, "entropy_coef": config.entropy_coef}
 
-    if config.algo != "haepo":
+    if config.algo in ("grpo", "gspo"):
 
         def time_first(x: jax.Array) -> jax.Array:  # (T, groups, members)
             return jnp.moveaxis(x.reshape(*rewards.shape, -1), -1, 0)
@@ -266,16 +266,28 @@ def batch_loss(
     def mean(x: jax.Array) -> jax.Array:  # over a group's tokens
         return jnp.sum(total(x), axis=-1) / jnp.maximum(jnp.sum(lengths, axis=-1), 1)
 
+    reference = log_probs if batch.reference is None else jnp.where(batch.mask, batch.reference, 0.0)
+    policy_kl, policy_entropy = mean(k3(reference - log_probs)), mean(entropies)
+    # Subtracted token by token: the difference of two long sums would lose digits.
+    if config.algo == "dpo":
+        loss, metrics = dpo_loss(
+            total(log_probs - reference),
+            rewards,
+            reference_log_likelihood=jnp.zeros_like(rewards),
+            beta=config.beta,
+            entropy_coef=config.entropy_coef,
+            policy_entropy=policy_entropy,
+        )
+        return loss, {**metrics, "kl": jax.lax.stop_gradient(jnp.mean(policy_kl))}
     return haepo_loss(
-        # Subtracted token by token: the difference of two long sums would lose digits.
         total(log_probs - behaviour if config.score.endswith("log_ratio") else log_probs),
         rewards,
         score="mean_likelihood" if config.score.startswith("mean") else "likelihood",  # of the ratios, too
         lengths=lengths,
         temperature=config.temperature,
         normalize=config.normalize,
-        policy_entropy=mean(entropies),
-        policy_kl=0.0 if batch.reference is None else mean(k3(jnp.where(batch.mask, batch.reference, 0.0) - log_probs)),
+        policy_entropy=policy_entropy,
+        policy_kl=policy_kl,
         **shared,
     )
 

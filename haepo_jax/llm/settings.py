@@ -33,7 +33,7 @@ class LLMConfig:
     )
     eval_data: str = setting("", str, "held-out prompts, as in data, whose greedy completions are evaluated")
     eval_steps: int = setting(10, int, "steps between evaluations", within=COUNT)
-    algo: str = setting("haepo", str, "the loss", choices=("haepo", "grpo", "gspo"))
+    algo: str = setting("haepo", str, "the loss", choices=("haepo", "grpo", "gspo", "dpo"))
     run_dir: str = setting("", str, "directory for the results; the fine-tuned folder is <run_dir>/model (required)")
     resume: str = setting(
         "false", str, "resume the run in run_dir from its newest checkpoint; auto: or start one",
@@ -56,7 +56,9 @@ class LLMConfig:
     sampling_temperature: float = leaf(1.0, "temperature at which tokens are sampled", within=POSITIVE)
     learning_rate: float = leaf(1e-6, "Adam's step size", within=NOT_NEGATIVE)
     max_grad_norm: float = leaf(1.0, "gradients are scaled down to this global norm", within=POSITIVE)
-    kl_coef: float = leaf(0.04, "weight of the KL penalty to the initial model; 0: none", within=NOT_NEGATIVE)
+    kl_coef: float = leaf(
+        0.04, "haepo, grpo, gspo: weight of the KL penalty to the initial model; 0: none", within=NOT_NEGATIVE
+    )
     score: str = setting(
         "log_ratio", str, "haepo: score in the softmax over a group, summed over tokens or (mean_) averaged",
         choices=("log_ratio", "mean_log_ratio", "likelihood", "mean_likelihood")
@@ -70,6 +72,7 @@ class LLMConfig:
     )  # fmt: skip
     entropy_coef: float = leaf(0.0, "weight of the mean entropy over tokens", within=NOT_NEGATIVE)
     clip_eps: float = leaf(0.2, "grpo, gspo: the ratio's clip range", within=NOT_NEGATIVE)
+    beta: float = leaf(0.1, "dpo: strength of the implicit KL constraint to the initial model", within=POSITIVE)
     lora_rank: int | None = setting(
         None, int, "rank of the LoRA parameters that are trained, of scale 1; null: train every weight", within=COUNT
     )

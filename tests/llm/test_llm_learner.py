@@ -147,6 +147,56 @@ def test_grpo_and_gspo_are_the_published_forms(parts: dict[str, Any], algo: str)
     assert metrics["clip_fraction"] > 0
 
 
+def test_dpo_prefers_the_better_of_every_pair_of_a_group(parts: dict[str, Any]) -> None:
+    """Equation 7 of arXiv 2305.18290, the pairs one by one; equal rewards make no pair."""
+    parts |= {"rewards": np.array([2.0, 0, 1, 0] * GROUPS)}
+    clean = {key: np.where(parts["mask"], parts[key], 0.0) for key in ("log_probs", "reference")}
+    gain = 0.3 * (clean["log_probs"] - clean["reference"]).sum(-1).reshape(GROUPS, SIZE)
+    pairs = [(0, 1), (0, 2), (0, 3), (2, 1), (2, 3)]
+    wanted = np.mean([np.log1p(np.exp(gain[:, lost] - gain[:, won])) for won, lost in pairs])
+    found, metrics = loss_of(parts, jnp.asarray(parts["log_probs"]), algo="dpo", beta=0.3)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    d = clean["reference"] - clean["log_probs"]
+    k3 = np.where(parts["mask"], np.exp(d) - d - 1, 0).reshape(GROUPS, -1).sum(-1)
+    assert metrics["kl"] == pytest.approx((k3 / parts["mask"].reshape(GROUPS, -1).sum(-1)).mean(), rel=1e-5)
+    assert metrics["pairs"] == 5 * GROUPS
+
+
+@pytest.mark.parametrize("share", [1, 2, 4])
+def test_completions_that_share_a_prompt_do_not_see_each_other(model_folder: Path, share: int) -> None:
+    """The log-probabilities, and their gradient, are those of sequences of their own."""
+    subject = make(model_folder, kl_coef=0.0)
+    batch = batch_of(subject)
+
+    def shared(model: nnx.Module) -> jax.Array:
+        found = learner.token_log_probs(
+            model, batch.prompt_ids, batch.completion_ids, 0.7, pad_id=subject._ids["pad_id"], share=share
+        )
+        return jnp.where(batch.mask, found[0], 0.0)
+
+    np.testing.assert_allclose(shared(subject.model), apart(subject.model, batch, 0.7), atol=1e-5)
+    weights = jax.random.normal(jax.random.key(1), batch.mask.shape)
+    found, wanted = (
+        jax.tree.leaves(nnx.grad(lambda model, of=of: jnp.sum(weights * of(model)))(subject.model))
+        for of in (shared, lambda model: apart(model, batch, 0.7))
+    )
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * float(jnp.abs(other).max()))
+
+
+def test_how_many_completions_share_a_prompt() -> None:
+    """Long prompts are shared by the whole group, where attention needs no more memory; long completions by none."""
+
+    def share(prompt: int, completion: int, rows: int = 32, devices: int = 1) -> int:
+        config = LLMConfig(group_size=8, max_new_tokens=completion)
+        return learner.completions_per_prompt(config, prompt, rows, devices)
+
+    assert (share(500, 50), share(72, 28), share(100, 500)) == (8, 4, 1)
+    assert (500 + 8 * 50) ** 2 / 8 <= (500 + 50) ** 2 and (72 + 8 * 28) ** 2 / 8 > (72 + 28) ** 2
+    assert share(500, 50, devices=4) == 8 and share(500, 50, devices=8) == 4 and share(500, 50, devices=32) == 1
+    assert share(500, 50, rows=8, devices=3) == 8  # replicated anyway
+
+
 PROMPTS = ["The import statement", "A class", "When a function is"]
 
 

@@ -47,7 +47,7 @@ ARGUMENTS = ["model=m", "data=prompts.jsonl", "reward=judge:right", "run_dir=r"]
     ("changes", "message"),
     [
         (["data=''"], "data= is missing"),
-        (["algo=ppo"], "algo='ppo' must be one of haepo, grpo, gspo"),
+        (["algo=ppo"], "algo='ppo' must be one of haepo, grpo, gspo, dpo"),
         (["scores=likelihood"], "unknown key 'scores'; did you mean 'score'?"),
         (["group_size=1"], "group_size=1 is out of range"),
         (["prompts_per_step=6", "micro_batch=4"], "prompts_per_step=6 is not a multiple of micro_batch=4"),
