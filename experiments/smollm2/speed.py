@@ -89,7 +89,9 @@ def tunix(model: str, task: str, steps: int) -> dict[str, Any]:
     data, tokens = batches(task, steps + 1), tasks.MAX_NEW_TOKENS[task]
     length = prompt_length(tokenizer, data)
     training = rl_cluster.RLTrainingConfig(
-        actor_optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE)), eval_every_n_steps=10**6, max_steps=steps + 1
+        actor_optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE)),
+        eval_every_n_steps=10**6,
+        max_steps=steps + 1,
     )
     rollout = RolloutConfig(
         max_tokens_to_generate=tokens, max_prompt_length=length, kv_cache_size=length + tokens, temperature=1.0

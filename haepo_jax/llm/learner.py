@@ -189,10 +189,11 @@ class Learner:
 def make_update(
     graph: Any, optimizer: optax.GradientTransformation, config: LLMConfig, of_tokens: Callable[..., Any], layout: Any
 ) -> Callable[[Any, Any, Any, Batch], tuple[State, jax.Array, dict[str, jax.Array]]]:
-    """A compiled function of the parameters, the optimiser's state, the parameters that are not trained and a batch; the
-    log-probabilities are those of `of_tokens`, which is `token_log_probs`. It returns the new state, the tokens' log-probabilities before the update, (B, T), and metrics, sharded as `layout` says.
-    Gradients are accumulated over micro-batches; groups stay whole. With equal rewards in every group and no entropy bonus the
-    state stays as it is: only a KL penalty has a gradient then, which Adam would scale to a whole step, even of rounding errors."""
+    """A compiled function of the parameters, the optimiser's state, the parameters that are not trained and a batch. With
+    `of_tokens`, which is `token_log_probs`, it computes the new state, the tokens' log-probabilities before the update, (B, T),
+    and metrics, sharded as `layout` says. Gradients are accumulated over micro-batches; groups stay whole. With equal rewards
+    in every group and no entropy bonus the state stays as it is: only a KL penalty has a gradient then, which Adam would scale
+    to a whole step, even of rounding errors."""
     parts = config.prompts_per_step // (config.micro_batch or config.prompts_per_step)
 
     def loss_of(params: Any, rest: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:

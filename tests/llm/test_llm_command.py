@@ -85,7 +85,9 @@ def weights(path: Path) -> dict[str, jax.Array]:
     return found
 
 
-@pytest.mark.parametrize("algo", ["haepo", *(pytest.param(algo, marks=pytest.mark.slow) for algo in ("grpo", "gspo", "dpo"))])
+@pytest.mark.parametrize(
+    "algo", ["haepo", *(pytest.param(algo, marks=pytest.mark.slow) for algo in ("grpo", "gspo", "dpo"))]
+)
 def test_fine_tuning_raises_the_reward(files: Path, model_folder: Path, algo: str) -> None:
     """With the settings of a run on the command line; the folder that it writes loads as the first one did."""
     assert main(arguments(model_folder, algo=algo, tensorboard="true")) == 0
