@@ -89,7 +89,8 @@ class Learner:
         graph, params, *rest = nnx.split(self.model, trained, ...)
         params, self._rest = _copied((params, rest))
         needed = config.kl_coef or config.algo == "dpo"
-        reference_graph, self._reference = _copied(nnx.split(base)) if needed else (None, None)
+        reference: Any = _copied(nnx.split(base)) if needed else (None, None)
+        reference_graph, self._reference = reference
         clip = optax.clip_by_global_norm(config.max_grad_norm)
         optimizer = optax.chain(clip, optax.adam(config.learning_rate))
         # Everything stays where it is put here, so that no program is compiled for another layout.
