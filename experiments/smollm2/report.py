@@ -14,10 +14,15 @@ from typing import Any
 
 HERE = Path(__file__).parent
 REPORT = HERE / "results" / "README.md"
+SPEED = HERE / "speed.json"
+SPEED_TEXT = """\
+GRPO with our learner and with Tunix's own, on the same prompts and shapes: 4 prompts, 8 completions each, one update of all
+weights in float32, and a KL penalty. Medians of the steps after the second, seconds; `compiling` is what the first two steps take
+longer. `{command}` on {device}, jax {jax}, {date}."""
 TARGETS = {"sums": 0.5, "json": 0.9}
 """The held-out reward whose price in tokens is compared."""
-COLOURS = {"haepo": "tab:red", "haepo_paper": "tab:orange", "grpo": "tab:blue", "gspo": "tab:green"}
-STYLES = {"4": ":", "replay": "-", "": "--"}
+COLOURS = {"haepo": "red", "haepo_paper": "orange", "grpo": "blue", "gspo": "green", "dpo": "purple"}
+STYLES = {"4": ":", "replay": "-", "lora": "-.", "": "--"}
 """By loss, and by what is updated. Runs of another learning rate are in the table only."""
 
 Results = dict[tuple[str, str], list[dict[str, Any]]]
@@ -68,6 +73,21 @@ def table(results: Results, task: str) -> str:
     return "\n".join(lines)
 
 
+def speed(measured: dict[str, Any]) -> str:
+    """What `speed.py` has measured, a row for each task and learner."""
+    head = ["task", "learner", "seconds a step (fastest to slowest)", "sampling", "reference", "update"]
+    head += ["compiling", "peak memory, GB"]
+    lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
+    for task, sides in measured["tasks"].items():
+        for side, found in sides.items():
+            seconds = found["seconds"]
+            parts = [f"{seconds[part]:.2f}" if part in seconds else "" for part in ("sampling", "reference", "update")]
+            step = f"{seconds['steps']:.2f} ({found['fastest']:.2f} to {found['slowest']:.2f})"
+            cells = [task, side, step, *parts, f"{found['compiling']:.0f}", f"{found['peak_gb']:.1f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def completions(results: Results, task: str) -> str:
     """The worst and the best completions of each method's first seed."""
     lines = []
@@ -96,8 +116,9 @@ def draw(results: Results, out: Path) -> None:
                     x, y = (
                         [sum(p[key] for p in points) / len(points) for points in curves] for key in (axis, "reward")
                     )
-                    loss, update = next((method.removesuffix(f"_{end}"), end) for end in STYLES if method.endswith(end))
-                    panel.plot(x, y, STYLES[update], color=COLOURS[loss], label=method)
+                    update = next(end for end in STYLES if method.endswith(end))
+                    loss = max((loss for loss in COLOURS if method.startswith(loss)), key=len)
+                    panel.plot(x, y, STYLES[update], color=f"tab:{COLOURS[loss]}", label=method)
             panel.set(xlabel=axis, ylabel="held-out reward", title=task)
     panels[0, 0].legend(fontsize=7)
     figure.savefig(out, dpi=120)
@@ -106,11 +127,14 @@ def draw(results: Results, out: Path) -> None:
 
 def report(results: Results) -> str:
     """The whole page."""
-    parts = ["# SmolLM2-135M: HAEPO, GRPO and GSPO, with and without replay\n"]
+    parts = ["# SmolLM2-135M: HAEPO, GRPO, GSPO and DPO, with and without replay\n"]
     parts.append("Made by `python experiments/smollm2/report.py`; `run.py` describes the runs.\n")
     parts.append("![Held-out reward against tokens and KL](curves.png)\n")
     for task in sorted({task for task, _ in results}):
         parts += [f"## {task}\n", table(results, task), "", completions(results, task), ""]
+    if SPEED.exists():
+        measured = json.loads(SPEED.read_text())
+        parts += ["## Speed\n", SPEED_TEXT.format(**measured), "", speed(measured), ""]
     return "\n".join(parts)
 
 

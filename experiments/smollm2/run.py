@@ -1,4 +1,4 @@
-"""HAEPO, GRPO and GSPO with one or four updates a batch, or replay of the last batches, on SmolLM2-135M and two tasks.
+"""HAEPO, GRPO, GSPO and DPO with one or four updates a batch, or replay of the last batches, on SmolLM2-135M and two tasks.
 
     python examples/smollm2.py SmolLM2-135M
     python experiments/smollm2/run.py --model SmolLM2-135M [--hours 8] [--only sums-grpo,sums-haepo] [--parallel 8]
@@ -6,7 +6,7 @@
 
 Every method gets the same number of completions, the same settings and three seeds. With `_4` it makes four updates on each
 batch, with `_replay` one on each of the last four, as many once the buffer is full. The learning rate is 1e-5, or with `_2e-5`
-twice that. Every run is a process of its own (6 GB), and what is done is not run again. Results:
+twice that. DPO prefers the better of any two completions of a prompt. Every run is a process of its own (6 GB), and what is done is not run again. Results:
 results/<task>-<method>-<seed>.json beside this file; of a run's directory in --runs the metrics are kept, the weights are not.
 On one core a run takes four to ten minutes; on a GPU several are trained at a time (--parallel).
 """
@@ -33,6 +33,7 @@ LOSSES: dict[str, list[str]] = {
     "haepo_paper": ["algo=haepo", "score=likelihood", "temperature=auto"],
     "grpo": ["algo=grpo"],
     "gspo": ["algo=gspo", "clip_eps=0.02"],
+    "dpo": ["algo=dpo", "beta=0.1"],
 }
 UPDATES = {"": "num_iterations=1", "_4": "num_iterations=4", "_replay": "replay_batches=4"}
 RATES = {"": "learning_rate=1e-5", "_2e-5": "learning_rate=2e-5"}
@@ -42,6 +43,7 @@ METHODS = {
     for end, updates in UPDATES.items()
     for rate, rates in RATES.items()
 }
+METHODS["haepo_replay_lora"] = [*LOSSES["haepo"], UPDATES["_replay"], "lora_rank=16", "learning_rate=2e-4"]
 REWARDS = {"sums": "tasks:right_sum", "json": "tasks:right_json"}
 PAIRS = {f"{task}-{method}": (task, method) for task in tasks.TASKS for method in METHODS}
 SEEDS = (0, 1, 2)

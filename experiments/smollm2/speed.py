@@ -4,7 +4,7 @@
 
 Both train all weights with GRPO: 4 prompts of 8 completions, one update, a KL penalty to the initial model, Adam, float32. Each
 is a process of its own, in turns, twice; the first two steps, in which programs are compiled, are apart. Nothing else should
-run. Writes results/speed.json beside this file, which report.py shows.
+run. Writes speed.json beside this file, which report.py shows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import tasks
 
 HERE = Path(__file__).parent
-RESULT = HERE / "results" / "speed.json"
+RESULT = HERE / "speed.json"
 PROMPTS, GROUP, KL, LEARNING_RATE = 4, 8, 0.001, 1e-5
 WARM_UP = 2
 REWARDS = {"sums": tasks.right_sum, "json": tasks.right_json}

@@ -58,17 +58,17 @@ def test_every_run_can_be_run_and_is_reported(
         arguments = ["model=m", "data=d", "run_dir=r", *job.arguments()]
         config = compose(read_arguments(arguments).overrides, LLMConfig)
         assert config.replay_batches * config.num_iterations == (4 if "_4" in method or "_replay" in method else 1)
-        assert config.learning_rate == (2e-5 if method.endswith("_2e-5") else 1e-5)
+        assert config.learning_rate == {"_2e-5": 2e-5, "_lora": 2e-4}.get(method[-5:], 1e-5)
         names.append(job.name)
         points = [point(0, 0.1), point(12, 0.9), point(24, 0.95)]
         texts = {kind: [{"completion": "25", "reward": 1.0}] for kind in ("worst", "best")}
         result = {**job._asdict(), "eval": points, "completions": texts}
         (tmp_path / f"{job.name}.json").write_text(json.dumps(result))
-    assert len(names) == len(set(names)) == 2 * 24 * 3
+    assert len(names) == len(set(names)) == 2 * 31 * 3
     results = report.read(tmp_path)
-    assert len(results) == 48 and all(len(runs) == 3 for runs in results.values())
+    assert len(results) == 62 and all(len(runs) == 3 for runs in results.values())
     text = report.report(results)
-    assert text.count("| 0.925 | 0.950 (0.950 to 0.950) | 1,200 (3 of 3) |") == 48 and '`"25"`' in text
+    assert text.count("| 0.925 | 0.950 (0.950 to 0.950) | 1,200 (3 of 3) |") == 62 and '`"25"`' in text
     report.draw(results, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
