@@ -6,9 +6,10 @@
 
 Every method gets the same number of completions, the same settings and three seeds. With `_4` it makes four updates on each
 batch, with `_replay` one on each of the last four, as many once the buffer is full. The learning rate is 1e-5, or with `_2e-5`
-twice that. DPO prefers the better of any two completions of a prompt. Every run is a process of its own (6 GB), and what is done is not run again. Results:
-results/<task>-<method>-<seed>.json beside this file; of a run's directory in --runs the metrics are kept, the weights are not.
-On one core a run takes four to ten minutes; on a GPU several are trained at a time (--parallel).
+twice that. DPO prefers the better of any two completions of a prompt. Every run is a process of its own (6 GB), and what is
+done is not run again. Results: results/<task>-<method>-<seed>.json beside this file; of a run's directory in --runs the
+metrics are kept, the weights are not. On one core a run takes four to ten minutes; on a GPU several are trained at a time
+(--parallel).
 """
 
 from __future__ import annotations
