@@ -52,7 +52,6 @@ SHARED = [
     "prompts_per_step=4",
     "group_size=8",
     "kl_coef=0.001",
-    "eval_steps=4",
     "checkpoint_steps=24",
     "tensorboard=false",
 ]
@@ -77,6 +76,7 @@ class Job(NamedTuple):
             f"reward={REWARDS[self.task]}",
             f"max_new_tokens={tasks.MAX_NEW_TOKENS[self.task]}",
             f"steps={tasks.STEPS[self.task]}",
+            f"eval_steps={tasks.EVAL_STEPS[self.task]}",
             f"seed={self.seed}",
             *SHARED,
         ]

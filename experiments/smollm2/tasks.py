@@ -12,7 +12,8 @@ from typing import Any
 NAMES = ["Ada", "Bob", "Carla", "Dan", "Emma", "Felix", "Grace", "Henry", "Ines", "Jack", "Kim", "Leo", "Mia", "Noah"]
 HELD_OUT = 64
 MAX_NEW_TOKENS = {"sums": 5, "json": 14}
-STEPS = {"sums": 24, "json": 12}
+STEPS = {"sums": 24, "json": 8}
+EVAL_STEPS = {"sums": 4, "json": 2}
 
 
 def sums() -> Iterator[dict[str, Any]]:

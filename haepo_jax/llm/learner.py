@@ -227,8 +227,10 @@ def make_update(
 def batch_loss(
     config: LLMConfig, batch: Batch, log_probs: jax.Array, entropies: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of `config.algo`, the mean over groups, and its metrics. The KL penalty is in all but DPO, which has its own
-    bound, the k3 estimate of KL(current || reference), because the tokens come from the policy being trained.
+    """The loss of `config.algo`, the mean over groups, and its metrics. The KL penalty, which DPO does without, is in all of
+    them the k3 estimate of KL(current || reference) from tokens of the current policy. A kept batch has tokens of an older one,
+    whose estimates have the importance weights min(1, current / behaviour): unweighted, those that the current policy has
+    left would have by far the largest.
 
     Args:
       config: the settings.
@@ -238,27 +240,11 @@ def batch_loss(
     """
     # Selected before anything is computed, so that what stands beside a completion reaches no gradient.
     log_probs = jnp.where(batch.mask, log_probs, 0.0)
-    behaviour = jnp.where(batch.fresh[:, None], jax.lax.stop_gradient(log_probs), batch.behaviour)
+    behaviour = jnp.where(batch.mask & ~batch.fresh[:, None], batch.behaviour, jax.lax.stop_gradient(log_probs))
+    reference = log_probs if batch.reference is None else jnp.where(batch.mask, batch.reference, 0.0)
+    drift = jax.lax.stop_gradient(jnp.exp(jnp.minimum(log_probs - behaviour, 0.0))) * k3(reference - log_probs)
     entropies = jnp.where(batch.mask, entropies if config.entropy_coef else jax.lax.stop_gradient(entropies), 0.0)
     rewards = batch.rewards.reshape(-1, config.group_size)
-    shared: dict[str, Any] = {"kl_coef": config.kl_coef, "entropy_coef": config.entropy_coef}
-
-    if config.algo in ("grpo", "gspo"):
-
-        def time_first(x: jax.Array) -> jax.Array:  # (T, groups, members)
-            return jnp.moveaxis(x.reshape(*rewards.shape, -1), -1, 0)
-
-        return grpo_loss(
-            time_first(log_probs),
-            time_first(behaviour),
-            rewards,
-            time_first(batch.mask),
-            reference_log_probs=None if batch.reference is None else time_first(batch.reference),
-            ratio="trajectory" if config.algo == "gspo" else "step",
-            clip_eps=config.clip_eps,
-            policy_entropy=time_first(entropies),
-            **shared,
-        )
 
     def total(x: jax.Array) -> jax.Array:  # (groups, members)
         return jnp.sum(jnp.where(batch.mask, x, 0.0), axis=-1).reshape(rewards.shape)
@@ -268,8 +254,25 @@ def batch_loss(
     def mean(x: jax.Array) -> jax.Array:  # over a group's tokens
         return jnp.sum(total(x), axis=-1) / jnp.maximum(jnp.sum(lengths, axis=-1), 1)
 
-    reference = log_probs if batch.reference is None else jnp.where(batch.mask, batch.reference, 0.0)
-    policy_kl, policy_entropy = mean(k3(reference - log_probs)), mean(entropies)
+    if config.algo in ("grpo", "gspo"):
+
+        def time_first(x: jax.Array) -> jax.Array:  # (T, groups, members)
+            return jnp.moveaxis(x.reshape(*rewards.shape, -1), -1, 0)
+
+        loss, metrics = grpo_loss(
+            time_first(log_probs),
+            time_first(behaviour),
+            rewards,
+            time_first(batch.mask),
+            ratio="trajectory" if config.algo == "gspo" else "step",
+            clip_eps=config.clip_eps,
+            entropy_coef=config.entropy_coef,
+            policy_entropy=time_first(entropies),
+        )
+        kl = jnp.mean(total(drift) / jnp.maximum(lengths, 1))
+        loss += config.kl_coef * kl
+        return loss, metrics | jax.lax.stop_gradient({"loss": loss, "kl": kl})
+
     # Subtracted token by token: the difference of two long sums would lose digits.
     if config.algo == "dpo":
         loss, metrics = dpo_loss(
@@ -278,9 +281,9 @@ def batch_loss(
             reference_log_likelihood=jnp.zeros_like(rewards),
             beta=config.beta,
             entropy_coef=config.entropy_coef,
-            policy_entropy=policy_entropy,
+            policy_entropy=mean(entropies),
         )
-        return loss, {**metrics, "kl": jax.lax.stop_gradient(jnp.mean(policy_kl))}
+        return loss, metrics | jax.lax.stop_gradient({"kl": jnp.mean(mean(drift))})
     return haepo_loss(
         total(log_probs - behaviour if config.score.endswith("log_ratio") else log_probs),
         rewards,
@@ -288,9 +291,10 @@ def batch_loss(
         lengths=lengths,
         temperature=config.temperature,
         normalize=config.normalize,
-        policy_entropy=policy_entropy,
-        policy_kl=policy_kl,
-        **shared,
+        kl_coef=config.kl_coef,
+        entropy_coef=config.entropy_coef,
+        policy_entropy=mean(entropies),
+        policy_kl=mean(drift),
     )
 
 

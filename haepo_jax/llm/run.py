@@ -201,6 +201,7 @@ class FineTuning:
             "length": float(completions.mask.sum(-1).mean()),
             "tokens": int(completions.mask.sum()),
             **{name: float(np.mean([update[name] for update in updates])) for name in updates[0]},
+            "kl": updates[0]["kl"],  # the first update's completions alone come from the current policy
             "updates": len(updates),
             "seconds_sampling": sampled - began,
             "seconds_reward": judged - sampled,

@@ -66,8 +66,9 @@ def grouped(x: Any) -> jax.Array:
 @pytest.mark.parametrize("score", SCORES)
 def test_loss_and_gradient_are_those_of_haepo_loss(parts: dict[str, Any], score: str, normalize: str) -> None:
     live = grouped(parts["mask"]) > 0
-    clean = {key: jnp.where(live, grouped(parts[key]), 0.0) for key in ("behaviour", "reference")}
+    clean = {key: jnp.where(live, grouped(parts[key]), 0.0) for key in ("behaviour", "reference", "log_probs")}
     tokens = live.sum((-1, -2))
+    still = jnp.minimum(jnp.exp(clean["log_probs"] - clean["behaviour"]), 1)
 
     def plain(log_probs: jax.Array) -> tuple[jax.Array, Any]:
         log_probs = jnp.where(live, grouped(log_probs), 0.0)
@@ -82,7 +83,7 @@ def test_loss_and_gradient_are_those_of_haepo_loss(parts: dict[str, Any], score:
             entropy_coef=0.2,
             kl_coef=0.1,
             policy_entropy=jnp.where(live, grouped(parts["entropies"]), 0.0).sum((-1, -2)) / tokens,
-            policy_kl=jnp.where(live, jnp.exp(d) - d - 1, 0.0).sum((-1, -2)) / tokens,
+            policy_kl=jnp.where(live, still * (jnp.exp(d) - d - 1), 0.0).sum((-1, -2)) / tokens,
         )
 
     def ours(log_probs: jax.Array) -> tuple[jax.Array, Any]:
@@ -119,6 +120,22 @@ def test_kept_completions_weigh_by_how_much_likelier_they_have_become(parts: dic
     assert other["max_weight"] == pytest.approx((first.max() + 2 / SIZE) / GROUPS, rel=1e-5)
 
 
+@pytest.mark.parametrize("algo", ["haepo", "grpo"])
+def test_tokens_that_the_policy_has_left_do_not_rule_the_penalty(parts: dict[str, Any], algo: str) -> None:
+    """With a log-probability that fell by 20 the unweighted estimate, and its gradient, would be of the size of exp(20)."""
+    parts |= {"behaviour": parts["log_probs"], "reference": parts["log_probs"]}
+    left = jnp.asarray(parts["log_probs"]).at[1, 0].add(-20.0)
+
+    def of(log_probs: jax.Array, kl_coef: float) -> tuple[jax.Array, Any]:
+        return loss_of(parts, log_probs, algo=algo, kl_coef=kl_coef)
+
+    slopes = [jax.grad(of, has_aux=True)(left, kl_coef) for kl_coef in (0.0, 1.0)]
+    assert (
+        0.5 / parts["mask"].sum() < slopes[1][1]["kl"] < 1
+    )  # exp(-20) k3 is about 1 at this token, averaged over others
+    assert 0 < float(jnp.abs(slopes[1][0] - slopes[0][0])[1, 0]) <= 1
+
+
 def test_the_first_update_is_reinforce_with_a_group_baseline(parts: dict[str, Any]) -> None:
     def loss(log_probs: jax.Array) -> jax.Array:
         return loss_of(parts, log_probs, fresh=True, normalize="center", kl_coef=0.0)[0]
@@ -140,24 +157,27 @@ def test_grpo_and_gspo_are_the_published_forms(parts: dict[str, Any], algo: str)
         log_ratio = np.broadcast_to(log_ratio.sum(-1, keepdims=True) / lengths, log_ratio.shape)
     ratio, gain = np.exp(log_ratio), advantages.reshape(-1, 1)
     d = clean["reference"] - clean["log_probs"]
-    loss = -np.minimum(ratio * gain, np.clip(ratio, 0.8, 1.2) * gain) + 0.1 * (np.exp(d) - d - 1)
+    still = np.minimum(np.exp(clean["log_probs"] - clean["behaviour"]), 1)
+    loss = -np.minimum(ratio * gain, np.clip(ratio, 0.8, 1.2) * gain) + 0.1 * still * (np.exp(d) - d - 1)
     wanted = (np.where(parts["mask"], loss, 0.0) / lengths).sum(-1).mean()
     found, metrics = loss_of(parts, jnp.asarray(parts["log_probs"]), algo=algo, kl_coef=0.1)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert metrics["loss"] == found
     assert metrics["clip_fraction"] > 0
 
 
 def test_dpo_prefers_the_better_of_every_pair_of_a_group(parts: dict[str, Any]) -> None:
     """Equation 7 of arXiv 2305.18290, the pairs one by one; equal rewards make no pair."""
     parts |= {"rewards": np.array([2.0, 0, 1, 0] * GROUPS)}
-    clean = {key: np.where(parts["mask"], parts[key], 0.0) for key in ("log_probs", "reference")}
+    clean = {key: np.where(parts["mask"], parts[key], 0.0) for key in ("log_probs", "behaviour", "reference")}
     gain = 0.3 * (clean["log_probs"] - clean["reference"]).sum(-1).reshape(GROUPS, SIZE)
     pairs = [(0, 1), (0, 2), (0, 3), (2, 1), (2, 3)]
     wanted = np.mean([np.log1p(np.exp(gain[:, lost] - gain[:, won])) for won, lost in pairs])
     found, metrics = loss_of(parts, jnp.asarray(parts["log_probs"]), algo="dpo", beta=0.3)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
     d = clean["reference"] - clean["log_probs"]
-    k3 = np.where(parts["mask"], np.exp(d) - d - 1, 0).reshape(GROUPS, -1).sum(-1)
+    still = np.minimum(np.exp(clean["log_probs"] - clean["behaviour"]), 1)
+    k3 = np.where(parts["mask"], still * (np.exp(d) - d - 1), 0).reshape(GROUPS, -1).sum(-1)
     assert metrics["kl"] == pytest.approx((k3 / parts["mask"].reshape(GROUPS, -1).sum(-1)).mean(), rel=1e-5)
     assert metrics["pairs"] == 5 * GROUPS
 
