@@ -7,13 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from haepo_jax.algorithms.declared import ALGORITHMS, PRESETS
-from haepo_jax.runner.config import (
-    DEFAULT_ALGORITHM,
-    AlgoConfig,
-    algorithm_class,
-    hyperparameter_defaults,
-    hyperparameter_fields,
-)
+from haepo_jax.runner.config import DEFAULT_ALGORITHM, AlgoConfig, algorithm_class, hyperparameter_fields
 from haepo_jax.runner.config.values import value_text
 
 
@@ -24,7 +18,7 @@ def settings_table(
     rows = []
     for field in fields:
         kind, within = field.metadata["kind"], field.metadata["within"]
-        default = {AlgoConfig: DEFAULT_ALGORITHM, dict: ""}.get(kind) or (defaults or {}).get(field.name, field.default)
+        default = DEFAULT_ALGORITHM if kind is AlgoConfig else (defaults or {}).get(field.name, field.default)
         allowed = " | ".join(field.metadata["choices"]) or str(within or "")
         if kind is int and within and within.high > 2**30:  # no limit that anybody meets
             allowed = f">= {within.low}"
@@ -47,9 +41,8 @@ def help_text(text: str, schema: type, argv: Sequence[str] | None = None, **more
     the one that is asked for there, or the first of several. Raises ConfigError where that is unknown."""
     if argv is not None:
         algo = next((x[5:].partition(",")[0] for x in reversed(argv) if x.startswith("algo=")), DEFAULT_ALGORITHM)
-        fields, defaults = hyperparameter_fields(algo).values(), hyperparameter_defaults(algo)
-        more |= {"hyperparameters": settings_table(fields, "algo.", defaults), "algorithms": algorithm_table()}
-        more["algo"] = algo
+        hyperparameters = settings_table(hyperparameter_fields(algo).values(), "algo.")
+        more |= {"hyperparameters": hyperparameters, "algorithms": algorithm_table(), "algo": algo}
     return text.format(settings=settings_table(dataclasses.fields(schema)), **more)
 
 
