@@ -39,9 +39,10 @@ def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
     if type(algo) is getattr(algorithms, class_name, None) and len(objects) == 2:
         try:
             config = from_dict({"env": env, "algo": {"name": name, **numbers}, **common}, RunConfig)
-            if _equal(make_env(config.env), algo.env):
+            if jax.tree.all(jax.tree.map(np.array_equal, make_env(config.env), algo.env)):
                 return config
-        except (ValueError, TypeError, ImportError):  # the environment has no such name, or a schedule is a function
+        # The environment has no such name, or its structure is not that of the named one; a schedule is a function.
+        except (ValueError, TypeError, ImportError):
             pass
     config = OwnConfig(env=env, algo=AlgoConfig(name or class_name, numbers), env_kwargs={}, objects=objects, **common)
     config.check()
@@ -73,9 +74,3 @@ def _unwrapped(value: Any) -> Any:
 def _qualified(value: Any) -> str:
     named = value if hasattr(value, "__qualname__") else type(value)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two pytrees are alike in structure and numbers."""
-    alike = bool(jax.tree.structure(one) == jax.tree.structure(other))  # type: ignore[operator]
-    return alike and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
