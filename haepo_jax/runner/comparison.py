@@ -42,8 +42,9 @@ DEFAULTS = {"num_seeds": 10, "tensorboard": False, "resume": "auto"}
 """Defaults of the runs of a comparison that differ from those of `haepo_jax.train`."""
 
 KEPT = (
-    "seeds", "final_return_greedy_per_seed", "final_eval_episodes", "env_steps_per_seed", "updates_per_seed", "diverged",
-    "env_steps_per_second", "compile_seconds", "wall_seconds", "device", "versions", "hyperparameters",
+    "algo", "env", "seeds", "final_return_greedy_per_seed", "final_eval_episodes", "env_steps_per_seed",
+    "updates_per_seed", "diverged", "env_steps_per_second", "compile_seconds", "wall_seconds", "device", "versions",
+    "hyperparameters",
 )  # fmt: skip
 """What a comparison takes over from the summary of each run."""
 
@@ -92,13 +93,12 @@ def read_comparison(overrides: tuple[Override, ...]) -> tuple[Path, dict[str, Ru
             raise ConfigError(f"cannot use {short(text)}: {head} is not among the algorithms, algo={','.join(algos)}")
         particular[head] += read_arguments([f"algo.{name}={text.partition('=')[2]}"]).overrides
 
-    defaults = read_arguments([f"{key}={value_text(value)}" for key, value in DEFAULTS.items()]).overrides
     directory = Path(settings.run_dir) if settings.run_dir is not None else unused_directory("compare")
     runs: dict[str, RunConfig] = {}
     for env, algo in itertools.product(envs, algos):
-        chosen = read_arguments([f"env={env}", f"algo={algo}"]).overrides
+        chosen = DEFAULTS | {"env": env, "algo": {"name": algo}}
         try:
-            config = compose([*chosen, *defaults, *own_overrides(shared, algo, algos), *particular[algo]], RunConfig)
+            config = compose([*own_overrides(shared, algo, algos), *particular[algo]], RunConfig, chosen)
         except ConfigError as error:
             where = f"{algo}: " if str(error).startswith("algo.") else ""
             raise ConfigError(f"{where}{error}") from None
@@ -120,7 +120,7 @@ def compare(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
     """
     from haepo_jax.runner.session import train_and_report
 
-    create_run_dir(dataclasses.replace(next(iter(runs.values())), run_dir=str(directory), resume="false"))
+    create_run_dir(RunConfig(run_dir=str(directory)))
     for place, (name, config) in enumerate(runs.items(), start=1):
         print(f"[{place}/{len(runs)}] {config.algo.name} on {config.env}", flush=True)
         try:
@@ -147,7 +147,7 @@ def _report(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
     from haepo_jax.runner.plots import comparison_figure, write_figure
 
     named = [(config.algo.name, config.env, RunDir(directory / name)) for name, config in runs.items()]
-    results = [read_result(*run) for run in named]
+    results = [read_result(run) for _, _, run in named]
     improvement = improvements(results)
     document = {
         "command": _command(argv),
@@ -164,14 +164,12 @@ def _report(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
     print(f"comparison.json, comparison.md and comparison.png in {directory}")
 
 
-def read_result(algo: str, env: str, directory: RunDir) -> dict[str, Any]:
+def read_result(directory: RunDir) -> dict[str, Any]:
     """One algorithm on one environment, from the summary of its run; raises ConfigError."""
     summary = directory.read_summary()
     returns = np.array(summary["final_return_per_seed"], np.float64)
     described = describe_returns(returns)
     return {
-        "algo": algo,
-        "env": env,
         **{key: summary[key] for key in KEPT},
         "final_return_per_seed": returns.tolist(),
         **{key: described[key] for key in ("iqm", "iqm_interval", "mean", "min", "max")},
