@@ -69,15 +69,12 @@ def play(
     key = jax.random.key(EVALUATION_SEED if episode_seed is None else episode_seed)
     size = min(CHUNK, episodes)
 
-    @jax.jit
-    def chunk(states: TrainState, key: jax.Array) -> dict[str, Any]:
-        def both(state: TrainState) -> dict[str, Any]:
-            return {
-                kind: algorithm.evaluate(state, episodes=size, greedy=greedy, key=key) for kind, greedy in KINDS.items()
-            }
+    def both(state: TrainState, key: jax.Array) -> dict[str, Any]:
+        return {
+            kind: algorithm.evaluate(state, episodes=size, greedy=greedy, key=key) for kind, greedy in KINDS.items()
+        }
 
-        return jax.vmap(both)(states)
-
+    chunk = jax.jit(jax.vmap(both, in_axes=(0, None)))
     parts = [
         jax.device_get(chunk(states, jax.random.fold_in(key, index) if index else key))
         for index in range(-(-episodes // size))
