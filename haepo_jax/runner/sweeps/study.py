@@ -30,7 +30,7 @@ from haepo_jax.messages import one_line, short
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.run_dir import json_text
 from haepo_jax.runner.sweeps.plan import SweepPlan
-from haepo_jax.runner.sweeps.space import Choice, Dimension, Values, as_stored
+from haepo_jax.runner.sweeps.space import Choice, Values, as_stored
 
 DATABASE = "study.db"
 STATES = {
@@ -125,7 +125,11 @@ class Study:
                 planned = {key: as_stored(value) for key, value in self.plan.planned(index).items()}
                 self.optuna.sampler = optuna.samplers.PartialFixedSampler(planned, optuna.samplers.RandomSampler())
             for dimension in self.plan.dimensions:
-                _suggest(trial, dimension)
+                if isinstance(dimension, Choice):
+                    trial.suggest_categorical(dimension.key, [*dimension.categories])
+                else:
+                    suggest: Any = trial.suggest_int if dimension.integer else trial.suggest_float
+                    suggest(dimension.key, *dimension.ends(), log=dimension.log)
             claimed[trial.number] = self.values(trial)
         return claimed
 
@@ -183,14 +187,6 @@ def _lost(trial: FrozenTrial) -> bool:
     """Whether a trial ended without a result because its worker died or gave way; in the result of one that failed a return
     is not finite."""
     return trial.state == TrialState.FAIL and None not in trial.user_attrs.get("result", {}).get("return_per_seed", [])
-
-
-def _suggest(trial: Trial, dimension: Dimension) -> None:
-    if isinstance(dimension, Choice):
-        trial.suggest_categorical(dimension.key, [*dimension.categories])
-    else:
-        suggest: Any = trial.suggest_int if dimension.integer else trial.suggest_float
-        suggest(dimension.key, *dimension.ends(), log=dimension.log)
 
 
 def open_storage(url: str | None, directory: Path | None, worker_timeout: int) -> Any:
