@@ -143,11 +143,10 @@ class SweepPlan:
             return algorithm
         changes = {key.removeprefix("algo."): value for key, value in values.items()}
         try:
-            algorithm = self.algorithm.replace(total_steps=self.settings.total_steps, **changes)
+            return self.algorithm.replace(total_steps=self.settings.total_steps, **changes)
         except Exception as error:  # a custom algorithm may raise anything at a value that it cannot use
             name = type(self.algorithm).__name__
             raise ConfigError(f"cannot set up {name} with {short(values, 200)}: {first_line(error)}") from error
-        return algorithm
 
     def check(self) -> None:
         """Builds a sample of the algorithms, so that what does not fit is reported before anything trains: both ends of every
