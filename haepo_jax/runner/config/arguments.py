@@ -124,13 +124,12 @@ def _parse(argument: str) -> Override:
         raise ConfigError(f"{place}: settings are written key=value")
     try:
         argument.encode()
-        override: Override = _parser().parse_override(argument)
+        return _parser().parse_override(argument)
     except Exception as error:  # Hydra's grammar raises its own errors, ValueError, and whatever its functions raise
         key, reason = argument.partition("=")[0], first_line(error)
         if key.isascii() and "while evaluating" not in reason:  # else it was read as a function, and that failed
             reason += f"; a value with special characters must be quoted: '{key}=\"...\"'"
         raise ConfigError(f"{place}: {reason}") from None
-    return override
 
 
 def choices(override: Override) -> list[str]:
@@ -236,9 +235,8 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
 
 def command_of(config: RunConfig) -> list[str]:
     """The arguments of `haepo_jax.train` that make this run: whatever differs from the defaults."""
-    fields = dataclasses.fields(RunConfig)
-    changed = {f.name: getattr(config, f.name) for f in fields if f.name not in ("env", "algo", "env_kwargs")}
-    changed = {f.name: changed[f.name] for f in fields if changed.get(f.name, f.default) != f.default}
+    fields = [f for f in dataclasses.fields(RunConfig) if f.name not in ("env", "algo", "env_kwargs")]
+    changed = {f.name: getattr(config, f.name) for f in fields if getattr(config, f.name) != f.default}
     usual = hyperparameter_defaults(config.algo.name)
     changed |= {f"algo.{k}": v for k, v in config.algo.hyperparameters.items() if v != usual[k]}
     changed |= {f"env_kwargs.{key}": value for key, value in config.env_kwargs.items()}

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from haepo_jax.algorithms.declared import ALGORITHMS
 from haepo_jax.algorithms.fields import HyperparameterError, check_value
 from haepo_jax.algorithms.other_names import hint, our_name
+from haepo_jax.envs import resolve_name
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.config import (
     DEFAULT_ALGORITHM,
@@ -138,8 +139,6 @@ def _converted(kind: type, choices: tuple[str, ...], value: Any) -> Any:
 
 def resolve_env(name: str) -> str:
     """An environment's full name; raises ConfigError, with a near match, where there is none."""
-    from haepo_jax.envs import resolve_name
-
     try:
         return resolve_name(name)
     except ValueError as error:
