@@ -179,11 +179,11 @@ def config_text(settings: Mapping[str, Any]) -> str:
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
-def output_file(name: str, suffix: str, why: str = "") -> Path:
-    """The file that `out=` names; raises ConfigError, with the reason `why` for the suffix, where it cannot be made."""
+def output_file(name: str, suffix: str) -> Path:
+    """The file that `out=` names; raises ConfigError where it cannot be made."""
     out = Path(name)
     if out.suffix.lower() != suffix:
-        raise ConfigError(f"out={short(name)} must end in {suffix}{why}")
+        raise ConfigError(f"out={short(name)} must end in {suffix}")
     if not os.path.isdir(out.absolute().parent):
         raise ConfigError(f"out={short(name)}: there is no directory {short(str(out.parent))}")
     return out
@@ -202,10 +202,8 @@ def write_atomically(file: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        temporary.write_bytes(data)
+        flush_to_disk(temporary)
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
