@@ -73,10 +73,9 @@ def run(
         for observer in observers:
             observer.on_start(info)
             if earlier and any(earlier[key] != about[key] for key in about):
-                text = (
+                observer.on_warning(
                     "the run so far was made on another device or by other versions: it will not continue bit for bit"
                 )
-                observer.on_warning(text)
         with device_errors("take fewer seeds or environments"):
             final = final_size(config.final_eval_episodes, algorithm)
             program = Program(algorithm, seeds=config.seed_numbers, final=final, mesh=mesh, start=initial)

@@ -54,7 +54,6 @@ def run_in_directory(
     """Trains as configured, with the files of a run; with `config.resume` resumes the one in `config.run_dir`.
 
     Args:
-      config: the settings.
       observers: beside the loggers; None: the progress display.
       embedded: whether this is part of a user's program; see `StopSignals`.
       algorithm, start: see `haepo_jax.runner.loop.run`.
@@ -86,7 +85,7 @@ def run_in_directory(
                     minutes=config.checkpoint_minutes,
                     flush_first=(directory.metrics,),
                 )
-                summary, state = run(
+                return directory, *run(
                     config,
                     directory.path,
                     [*loggers_of(config, directory), *([Progress()] if observers is None else observers)],
@@ -97,7 +96,6 @@ def run_in_directory(
                     stop=stop,
                     start=start,
                 )
-                return directory, summary, state
     except Interrupted as interruption:
         raise Interrupted(interruption.signum, f"{interruption}; to resume: {again}") from None
     finally:
@@ -125,10 +123,10 @@ def ended_text(directory: RunDir, summary: dict[str, Any]) -> str:
     return f"the run in {directory.path} has ended{early}; a larger total_steps would extend it"
 
 
-def _last(checkpoints: Checkpoints, then: str = "") -> str:
+def _last(checkpoints: Checkpoints, then: str) -> str:
     """Where the newest checkpoint is, as the end of a message; nothing if there is none."""
     found = checkpoints.all()
-    return f"; the last checkpoint is {found[-1].path}{f', {then}' if then else ''}" if found else ""
+    return f"; the last checkpoint is {found[-1].path}, {then}" if found else ""
 
 
 def _divergence(summary: dict[str, Any], directory: RunDir) -> str:
