@@ -54,6 +54,13 @@ BOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
     "clip, V-trace": ("PPO", {"clip_around": "behaviour", "advantage_estimator": "vtrace"}),
 }
 """What bounds an update. KL 0.3, temperature 0.3 and history decay 0.95 are HAEPO's defaults, a range of 0.2 is PPO's."""
+NORMALISED = {f"{bound}, normalised": bound for bound in ("softmax", "clip")}
+"""With observations standardised by running statistics, by what they are without; by default only tasks with continuous actions
+are."""
+BOUNDS |= {
+    name: (BOUNDS[bound][0], {**BOUNDS[bound][1], "normalize_observations": True}) for name, bound in NORMALISED.items()
+}
+DISCRETE = ("cartpole", "acrobot", "catch", "four_rooms", "mountain_car")
 CLIPS = ("clip", "clip and KL")
 """Bounds that the table compares the softmax with."""
 
@@ -116,10 +123,10 @@ def difference(first: Any, second: Any, resamples: int = 4000) -> tuple[float, f
 
 def table(results: dict[str, Any]) -> str:
     """Thousands of steps to the threshold, seeds that arrived and mean score; and where the softmax differs from the clips."""
-    rows = []
+    rows, bounds = [], [bound for bound in BOUNDS if bound not in NORMALISED]
     for task in TASKS:
         cells, steps = [], {}
-        for bound in BOUNDS:
+        for bound in bounds:
             found = results["runs"].get(name_of(task, bound))
             if found is None:
                 cells.append("")
@@ -127,7 +134,17 @@ def table(results: dict[str, Any]) -> str:
             steps[bound], cell = summarised(task, found)
             cells.append(cell)
         rows.append([task, *cells, *(earlier(steps, clip) for clip in CLIPS)])
-    return markdown(["task", *BOUNDS, *(f"softmax or {clip}" for clip in CLIPS)], rows)
+    return markdown(["task", *bounds, *(f"softmax or {clip}" for clip in CLIPS)], rows)
+
+
+def normalised(results: dict[str, Any]) -> str:
+    """What standardised observations change, in the form of `table`."""
+    pairs = [name for name, bound in NORMALISED.items() for name in (bound, name)]
+    rows = []
+    for task in DISCRETE:
+        found = [results["runs"].get(name_of(task, bound)) for bound in pairs]
+        rows.append([task, *(summarised(task, one)[1] if one else "" for one in found)])
+    return markdown(["task", *pairs], rows)
 
 
 def summarised(task: str, found: dict[str, Any]) -> tuple[Any, str]:
@@ -176,12 +193,14 @@ def main(argv: list[str]) -> int:
         return 2
     results = stored(RESULTS, "run.py")
     jobs = [(task, bound) for bound in BOUNDS for task in TASKS if task in tasks]
+    jobs = [(task, bound) for task, bound in jobs if bound not in NORMALISED or task in DISCRETE]
     missing = [job for job in jobs if name_of(*job) not in results["runs"]]
     for number, job in enumerate(missing, start=1):
         print(f"[{number}/{len(missing)}] {name_of(*job)}", flush=True)
         results["runs"][name_of(*job)] = {**train(*job), "date": datetime.date.today().isoformat()}
         write_atomically(RESULTS, json.dumps(results, separators=(",", ":")) + "\n")
     fill_in(DOCUMENT, "replay", table(results))
+    fill_in(DOCUMENT, "normalised", normalised(results))
     return 0
 
 

@@ -240,7 +240,9 @@ def all_tasks(results: dict[str, Any]) -> str:
         each = [f"{probability_of_improvement([x], [y])[0]:.2f}" for x, y in zip(ours, area, strict=True)]
         better = [f"{chance:.2f} ({ends[0]:.2f} to {ends[1]:.2f})", *each]
         cells = [f"{interquartile_mean(area.reshape(-1)):.3f} ({low:.3f} to {high:.3f})", f"{area.mean():.3f}"]
-        rows.append([method, *cells, f"{arrived} of {area.size}", *([""] * len(better) if method == "softmax" else better)])
+        rows.append(
+            [method, *cells, f"{arrived} of {area.size}", *([""] * len(better) if method == "softmax" else better)]
+        )
     head = ["method", "score, interquartile mean", "mean", "runs that reached the threshold", "P(softmax better)"]
     return markdown([*head, *HALVES[0], *HALVES[1]], rows)
 
