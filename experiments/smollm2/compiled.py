@@ -67,7 +67,7 @@ def compiled(model: str, target: str) -> tuple[Any, float]:
         fresh=array("bool"),
     )  # fmt: skip
     share = completions_per_prompt(config, PROMPT_TOKENS, count, mesh.size)
-    of_tokens = functools.partial(token_log_probs, pad_id=2, share=share)
+    of_tokens = functools.partial(token_log_probs, temperature=1.0, pad_id=2, share=share)
     update: Any = make_update(graph, optimizer, config, of_tokens, (layout, rows, whole))
     begin = time.perf_counter()
     with mesh:

@@ -83,7 +83,7 @@ class Learner:
         size = prompt_length + config.max_new_tokens
         cache = CacheConfig(size, folder.config.num_layers, folder.config.num_kv_heads, folder.config.head_dim)
         self.sampler = Sampler(self.model, tokenizer, cache)
-        self._ids = ids = {"pad_id": self.sampler.tokenizer.pad_id(), "eos_id": self.sampler.tokenizer.eos_id()}
+        self._ids = {"pad_id": self.sampler.tokenizer.pad_id(), "eos_id": self.sampler.tokenizer.eos_id()}
         # In variables of their own, because the sampler's model is given new arrays after every step.
         trained = nnx.Param if config.lora_rank is None else nnx.LoRAParam
         graph, params, *rest = nnx.split(self.model, trained, ...)
@@ -100,14 +100,18 @@ class Learner:
         layout = jax.tree.map(lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole, state)
         self.state: State = jax.device_put(state, layout)
         share = completions_per_prompt(config, prompt_length, self.rows, self.mesh.size)
-        of_tokens = functools.partial(token_log_probs, pad_id=ids["pad_id"], share=share)
+        shared: dict[str, Any] = {
+            "temperature": config.sampling_temperature,
+            "pad_id": self._ids["pad_id"],
+            "share": share,
+        }
+        of_tokens: Callable[..., Any] = functools.partial(token_log_probs, **shared)
         self._update = make_update(graph, optimizer, config, of_tokens, (layout, self._place, whole))
 
         @jax.jit
         def reference_log_probs(state: Any, *tokens: jax.Array) -> jax.Array:
             def log_probs(some: list[jax.Array]) -> jax.Array:
-                model = nnx.merge(reference_graph, state)
-                return of_tokens(model, some[0], some[1], config.sampling_temperature)[0]
+                return of_tokens(nnx.merge(reference_graph, state), *some)[0]
 
             split = [x.reshape(-1, min(self.rows, len(x)), x.shape[1]) for x in tokens]
             return jax.lax.map(log_probs, split).reshape(tokens[1].shape)
@@ -199,8 +203,7 @@ def make_update(
 
     def loss_of(params: Any, rest: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
         model = nnx.merge(graph, params, *rest)
-        temperature = config.sampling_temperature
-        log_probs, logits = of_tokens(model, batch.prompt_ids, batch.completion_ids, temperature)
+        log_probs, logits = of_tokens(model, batch.prompt_ids, batch.completion_ids)
         entropies = algo_core.compute_entropy_from_logits(logits)
         loss, metrics = batch_loss(config, batch, log_probs, entropies)
         return loss, (jax.lax.stop_gradient(log_probs), metrics)
@@ -310,7 +313,7 @@ def completions_per_prompt(config: LLMConfig, prompt_length: int, rows: int, dev
 
 
 def token_log_probs(
-    model: Any, prompt_ids: jax.Array, completion_ids: jax.Array, temperature: float, *, pad_id: int, share: int
+    model: Any, prompt_ids: jax.Array, completion_ids: jax.Array, *, temperature: float, pad_id: int, share: int
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of the completions' tokens, (B, T), and the logits, (B, T, V), at the temperature of the sampling.
 

@@ -190,7 +190,12 @@ def test_completions_that_share_a_prompt_do_not_see_each_other(model_folder: Pat
 
     def shared(model: nnx.Module) -> jax.Array:
         found = learner.token_log_probs(
-            model, batch.prompt_ids, batch.completion_ids, 0.7, pad_id=subject._ids["pad_id"], share=share
+            model,
+            batch.prompt_ids,
+            batch.completion_ids,
+            temperature=0.7,
+            pad_id=subject._ids["pad_id"],
+            share=share,
         )
         return jnp.where(batch.mask, found[0], 0.0)
 
