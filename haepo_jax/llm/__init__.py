@@ -11,9 +11,9 @@
     batches, metrics = learner.learn([learner.batch(completions, rewards)])
 
 A completion is a trajectory, the completions of one prompt are a group, and the loss is `haepo_jax.haepo_loss` on sums
-of token log-probabilities, or `haepo_jax.grpo_loss`. Only public functions of Tunix are called.
+of token log-probabilities, `haepo_jax.grpo_loss` or `haepo_jax.dpo_loss`. Only public functions of Tunix are called.
 
-Tested on CPU with Tunix 0.1.7: SmolLM2-135M, and Qwen 2, Qwen 3 and Llama models of two layers. Not on accelerators.
+Tested on CPU with Tunix 0.1.7: SmolLM2-135M, which has also run on an H100, and Qwen 2, Qwen 3 and Llama models of two layers.
 """
 
 from __future__ import annotations
