@@ -22,6 +22,9 @@ def test_a_table_is_made_of_the_stored_results(name: str, monkeypatch: pytest.Mo
     table = script.table(json.loads(script.RESULTS.read_text()))
     assert f"<!-- table: {name} -->\n{table}\n\n" in text + "\n"
     assert tables.filled_in(text, name, table) == text
+    if name == "replay":
+        normalised = script.normalised(json.loads(script.RESULTS.read_text()))
+        assert tables.filled_in(text, "normalised", normalised) == text and normalised in text
 
 
 def test_the_tuned_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +63,17 @@ def test_the_tuned_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (script.SETTINGS / file).read_text() == content
             assert train.main(["--config", str(script.SETTINGS / file), "--cfg", "job"]) == 0
     assert {path.name for path in script.SETTINGS.iterdir()} == names
+
+
+def test_other_libraries_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is made of the stored results, and every run of a method has as many evaluations."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    script, tables = importlib.import_module("baselines.report"), importlib.import_module("tables")
+    results = json.loads(script.RESULTS.read_text())
+    text = script.DOCUMENT.read_text()
+    assert tables.filled_in(text, "baselines", script.table(results)) == text
+    for run in results["runs"].values():
+        assert len(run["eval_return"]) == len(run["env_steps"]) == 80 and run["env_steps"] == sorted(run["env_steps"])
 
 
 def test_every_task_has_trained(monkeypatch: pytest.MonkeyPatch) -> None:
