@@ -120,7 +120,7 @@ def draw(results: Results, out: Path) -> None:
                     loss = max((loss for loss in COLOURS if method.startswith(loss)), key=len)
                     panel.plot(x, y, STYLES[update], color=f"tab:{COLOURS[loss]}", label=method)
             panel.set(xlabel=axis, ylabel="held-out reward", title=task)
-    panels[0, 0].legend(fontsize=7)
+        row[0].legend(fontsize=7)
     figure.savefig(out, dpi=120)
     plt.close(figure)
 
