@@ -162,7 +162,7 @@ def main() -> None:
 
     about = {
         "command": "python experiments/smollm2/speed.py", "date": datetime.date.today().isoformat(),
-        "device": f"{jax.devices()[0].device_kind}, {len(jax.devices())}", "machine": platform.machine(), "jax": jax.__version__,
+        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}", "machine": platform.machine(), "jax": jax.__version__,
     }  # fmt: skip
     RESULT.write_text(json.dumps({**about, "tasks": results}, indent=1) + "\n")
 
