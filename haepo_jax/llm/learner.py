@@ -324,9 +324,10 @@ def token_log_probs(
     sequences, length = len(prompt_ids) // share, completion_ids.shape[1]
     prompts = prompt_ids[::share]
     ids = jnp.concat([prompts, completion_ids.reshape(sequences, -1)], axis=1)
-    known = jnp.pad(prompts != pad_id, ((0, 0), (0, share * length)), constant_values=True)
-    after = jnp.sum(prompts != pad_id, axis=1, keepdims=True) + jnp.tile(jnp.arange(length), share)
-    positions = jnp.concat([jnp.maximum(jnp.cumsum(prompts != pad_id, axis=1) - 1, 0), after], axis=1)
+    real = prompts != pad_id
+    known = jnp.pad(real, ((0, 0), (0, share * length)), constant_values=True)
+    after = jnp.sum(real, axis=1, keepdims=True) + jnp.tile(jnp.arange(length), share)
+    positions = jnp.concat([jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0), after], axis=1)
     order = jnp.arange(ids.shape[1])
     member = jnp.maximum(order - prompts.shape[1], -1) // length  # -1: of the prompt
     sees = (order[:, None] >= order) & ((member == -1) | (member[:, None] == member))
