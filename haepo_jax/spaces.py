@@ -131,6 +131,13 @@ def space_leaves(space: Space) -> list[Leaf]:
     return jax.tree.leaves(space)
 
 
+def is_unscaled_vector(space: Space) -> bool:
+    """Whether the boxes of a space are vectors, not images or grids, and some of their values may lie outside [0, 1]."""
+    boxes = [part for part in space_leaves(space) if isinstance(part, Box)]
+    unscaled = any(np.any(np.asarray(box.low) < 0) or np.any(np.asarray(box.high) > 1) for box in boxes)
+    return unscaled and all(len(box.shape) == 1 for box in boxes)
+
+
 def map_space(function: Callable[..., Any], space: Space, *rest: Any) -> Any:
     """Maps `function(part, *counterparts)` over the parts of a space; returns plain dicts and tuples in its structure.
 

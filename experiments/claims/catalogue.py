@@ -38,13 +38,13 @@ TASKS: dict[str, Task] = {
     "inverted_pendulum": Task("brax/inverted_pendulum", 60_000, 195, 5, 200, {"episode_length": 200}),
 }
 
-BASELINES = ("ppo", "ppo_16_epochs", "grpo", "dpo")
+BASELINES = ("ppo_default", "ppo", "grpo", "dpo")
 
 RATE = "tag(log,interval(3e-4,1e-2))"
 ENTROPY = "choice(0,0.003,0.01,0.03)"
-DISCOUNT = "choice(0.95,0.97,0.99)"
 KL = "tag(log,interval(0.01,3))"
-GROUPS = {"algo.num_envs": "choice(8,32)", "algo.num_minibatches": "1"}
+CLIP = "choice(0.1,0.2,0.3)"
+GROUPS = {"algo.num_envs": "choice(8,32)", "algo.num_epochs": "choice(4,8,16)", "algo.num_minibatches": "1"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,43 +56,22 @@ class Method:
     colour: str
 
 
-FORMER = {"num_epochs": 16, "num_minibatches": 1, "group_size": 8}
-"""HAEPO's default until November 2026: large gradient steps, at three times the cost of today's small ones."""
-FORMER_SPACE = {f"algo.{key}": str(value) for key, value in FORMER.items()}
-
 METHODS: dict[str, Method] = {
-    "haepo": Method(
-        "haepo",
-        {
-            **FORMER_SPACE,
-            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": DISCOUNT,
-            "algo.temperature": "tag(log,interval(0.1,1))", "algo.num_steps": "choice(32,64)",
-        },
-        "tab:pink",
-    ),
     "haepo_default": Method("haepo", {}, "tab:red"),
-    "haepo_16_epochs": Method("haepo", FORMER_SPACE, "tab:olive"),
+    "ppo_default": Method("ppo", {}, "tab:cyan"),
     "ppo": Method(
         "ppo",
         {
-            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": DISCOUNT,
-            "algo.clip_eps": "choice(0.1,0.2,0.3)", "algo.num_steps": "choice(32,128)", "algo.num_envs": "8",
+            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": "choice(0.95,0.97,0.99)",
+            "algo.gae_lambda": "choice(0.9,0.95,0.98)", "algo.clip_eps": CLIP, "algo.num_envs": "8",
+            "algo.num_steps": "choice(32,128)", "algo.num_epochs": "choice(4,16)",
+            "algo.num_minibatches": "choice(4,8)",
         },
         "tab:blue",
     ),
-    "ppo_16_epochs": Method(
-        "ppo",
-        {
-            "algo.learning_rate": "2.5e-3", "algo.num_envs": "8", "algo.num_steps": "32", "algo.num_epochs": "16",
-        },
-        "tab:cyan",
-    ),
     "grpo": Method(
         "grpo",
-        {
-            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.kl_coef": KL,
-            "algo.clip_eps": "choice(0.1,0.2,0.3)", **GROUPS,
-        },
+        {"algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.kl_coef": KL, "algo.clip_eps": CLIP, **GROUPS},
         "tab:green",
     ),
     "dpo": Method(
@@ -113,15 +92,15 @@ METHODS: dict[str, Method] = {
     ),
     "haepo_paper": Method(
         "haepo_paper",
-        {
-            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.kl_coef": KL, **GROUPS,
-        },
+        {"algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.kl_coef": KL, **GROUPS},
         "tab:brown",
     ),
 }  # fmt: skip
 
-NUM_CONFIGS = 12
-"""Configurations that each method's sweep draws on each task."""
+NUM_CONFIGS = 32
+"""Configurations that each method's sweep draws, the same ones on every task."""
+DEVELOPMENT = ("cartpole", "pendulum", "acrobot", "mountain_car", "random_walk", "random_walk_50")
+"""The tasks on which defaults were chosen."""
 TUNING_SEEDS = range(1_000_000, 1_000_002)
 REPORT_SEEDS = range(20)
 CURVE_POINTS = 40
@@ -129,12 +108,13 @@ EVAL_EPISODES = 16
 
 ABLATION_STEPS = {"cartpole": 30_000, "pendulum": 50_000, "acrobot": 30_000}
 WEIGHTS_STEPS = {
-    "catch": 16_000, "four_rooms": 30_000, "mountain_car": 100_000, "mountain_car_continuous": 50_000,
+    "catch": 16_000, "four_rooms": 30_000, "mountain_car": 60_000, "mountain_car_continuous": 50_000,
     "inverted_pendulum": 40_000,
 }  # fmt: skip
 """Tasks on which only `WEIGHTS` are compared."""
 ABLATION_SEEDS = range(100, 106)
 WEIGHTS = ("default", "uniform weights", "uniform weights, KL 1", "uniform weights, KL 3")
+ONE_BATCH = {"replay_batches": 1, "num_minibatches": 2, "num_epochs": 32}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "uniform weights": {"temperature": 1000.0},
@@ -148,17 +128,20 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "KL 0.1": {"kl_coef": 0.1},
     "KL 1": {"kl_coef": 1.0},
     "no entropy": {"entropy_coef": 0.0},
-    "1 batch": {"replay_batches": 1},
-    "4 batches": {"replay_batches": 4},
-    "16 batches": {"replay_batches": 16},
-    "1 batch, uniform weights": {"replay_batches": 1, "temperature": 1000.0},
-    "4 epochs": {"num_epochs": 4},
-    "32 epochs": {"num_epochs": 32},
-    "32 epochs, uniform weights": {"num_epochs": 32, "temperature": 1000.0},
+    "raw observations": {"normalize_observations": False},
+    "1 batch": ONE_BATCH,
+    "1 batch, uniform weights": {**ONE_BATCH, "temperature": 1000.0},
+    "4 batches": {"replay_batches": 4, "num_minibatches": 8, "num_epochs": 8},
+    "16 batches": {"replay_batches": 16, "num_minibatches": 32, "num_epochs": 2},
+    "1 epoch": {"num_epochs": 1},
+    "8 epochs": {"num_epochs": 8},
+    "8 epochs, uniform weights": {"num_epochs": 8, "temperature": 1000.0},
+    "16 epochs of 1 minibatch": {"num_epochs": 16, "num_minibatches": 1},
     "groups of 2": {"group_size": 2},
-    "groups of 32": {"group_size": 32},
+    "groups of 8": {"group_size": 8, "num_minibatches": 8, "num_epochs": 8},
 }
-"""HAEPO's former default with the named hyperparameters changed."""
+"""HAEPO's default with the named hyperparameters changed. With other batches or groups it keeps its 64 gradient steps an update,
+and with other batches their size, too."""
 
 EPISODIC_STEPS = {"cartpole": 60_000, "four_rooms": 60_000}
 EPISODIC: dict[str, dict[str, Any]] = {
@@ -189,10 +172,10 @@ DEEP_SEA_SIZES = (8, 10, 14)
 DEEP_SEA_STEPS = 60_000
 DEEP_SEA_SEEDS = range(5)
 DEEP_SEA: dict[str, tuple[str, dict[str, Any]]] = {
-    "haepo_explore": ("haepo_explore", FORMER),
-    "haepo": ("haepo", FORMER),
-    "haepo, bonus, scaled rewards": ("haepo", {**FORMER, "surprisal_bonus": 0.01}),
-    "haepo, entropy 0.05, rewards as they are": ("haepo", {**FORMER, "entropy_coef": 0.05, "normalize_rewards": False}),
+    "haepo_explore": ("haepo_explore", {}),
+    "haepo": ("haepo", {}),
+    "haepo, bonus, scaled rewards": ("haepo", {"surprisal_bonus": 0.01}),
+    "haepo, entropy 0.05, rewards as they are": ("haepo", {"entropy_coef": 0.05, "normalize_rewards": False}),
     "ppo": ("ppo", {"num_envs": 8, "num_steps": 32}),
     "ppo, rewards as they are": ("ppo", {"num_envs": 8, "num_steps": 32, "normalize_rewards": False}),
     "ppo, entropy 0.05, rewards as they are": (

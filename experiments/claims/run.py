@@ -123,9 +123,7 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
             for name in size.ablations[task]:
                 yield (
                     size.folder / "ablations" / f"{task}.{_file(name)}.json",
-                    lambda task=task, name=name: ablate(
-                        size, task, "haepo", name, {**catalogue.FORMER, **ABLATIONS[name]}
-                    ),
+                    lambda task=task, name=name: ablate(size, task, "haepo", name, ABLATIONS[name]),
                 )
     if "episodic" in parts:
         for task in (task for task in size.episodic_tasks if task in tasks):

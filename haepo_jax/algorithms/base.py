@@ -43,7 +43,7 @@ from haepo_jax.losses import AUTO
 from haepo_jax.networks import Policy, as_policy, default_policy, default_value
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.sequence_networks import sequence_policy
-from haepo_jax.spaces import Box, Space, space_leaves
+from haepo_jax.spaces import Box, Space, is_unscaled_vector, space_leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Algorithm(abc.ABC):
     normalize_observations: bool | None = static(
         None,
         bool,
-        "standardise observations with running statistics; null: only if actions are continuous",
+        "standardise observations with running statistics; null: only if they are vectors with values outside [0, 1]",
         optional=True,
     )
     log_points: int = static(50, int, "number of rows in the metrics, evenly spaced in environment steps", within=COUNT)
@@ -239,7 +239,7 @@ class Algorithm(abc.ABC):
         params = self.init_params(params_key, observation)
         normalize = self.normalize_observations
         if normalize is None:
-            normalize = any(isinstance(part, Box) for part in space_leaves(self.env.action_space))
+            normalize = is_unscaled_vector(self.env.observation_space)
         normalizer = RunningStatistics.of(observation) if normalize else None
         if start is not None:
             check_fits(start, InitialPolicy(self.policy_params(params), normalizer))

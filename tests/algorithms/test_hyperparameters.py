@@ -255,11 +255,12 @@ def test_a_schedule_vmaps() -> None:
     np.testing.assert_allclose(found, [1.0, 1.5])
 
 
-def test_observations_are_normalised_where_actions_are_continuous() -> None:
+def test_vectors_outside_the_unit_interval_are_normalised() -> None:
     key = jax.eval_shape(lambda: jax.random.key(0))
     for env, setting, expected in (
-        ("CartPole-v1", None, False), ("CartPole-v1", True, True),
-        ("Pendulum-v1", None, True), ("Pendulum-v1", False, False),
+        ("CartPole-v1", None, True), ("CartPole-v1", False, False), ("Pendulum-v1", None, True),
+        ("Catch-bsuite", None, False), ("haepo/random_walk", None, False), ("haepo/random_walk", True, True),
+        ("Breakout-MinAtar", None, False), ("Pong-misc", None, False), ("haepo/reverse", None, False),
     ):  # fmt: skip
         algo = hx.HAEPO(env, normalize_observations=setting)
         assert (jax.eval_shape(algo.init, key).normalizer is not None) == expected
