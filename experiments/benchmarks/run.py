@@ -189,7 +189,7 @@ def measure_limit(options: argparse.Namespace) -> dict[str, Any]:
 
     rows = []
     for name, env, task, steps in LIMITS:
-        algorithm = getattr(hx, name)(env, eval_episodes=0)
+        algorithm = getattr(hx, name)(env, eval_episodes=0, normalize_observations=False)
         trainer = algorithm.replace(total_steps=steps if options.size == "full" else steps // 10)
         state, _ = jax.jit(trainer.train)(jax.random.key(0))
         update = jax.jit(algorithm.train_step)

@@ -27,6 +27,7 @@ from haepo_jax.algorithms.segments import Batch
 from haepo_jax.losses.numerics import masked_mean
 from haepo_jax.runner.comparison import machine
 from haepo_jax.runner.run_dir import write_atomically
+from haepo_jax.spaces import Box
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "claims")]
 
@@ -55,12 +56,12 @@ BOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """What bounds an update. KL 0.3, temperature 0.3 and history decay 0.95 are HAEPO's defaults, a range of 0.2 is PPO's."""
 NORMALISED = {f"{bound}, normalised": bound for bound in ("softmax", "clip")}
-"""With observations standardised by running statistics, by what they are without; by default only tasks with continuous actions
-are."""
+"""With observations standardised by running statistics, by what they are without. In all other comparisons only tasks with
+continuous actions have them, as was the default until then."""
 BOUNDS |= {
     name: (BOUNDS[bound][0], {**BOUNDS[bound][1], "normalize_observations": True}) for name, bound in NORMALISED.items()
 }
-DISCRETE = ("cartpole", "acrobot", "catch", "four_rooms", "mountain_car")
+DISCRETE = ("cartpole", "acrobot", "catch", "four_rooms", "mountain_car", "bandit", "bandit_100", "random_walk")
 CLIPS = ("clip", "clip and KL")
 """Bounds that the table compares the softmax with."""
 
@@ -84,13 +85,18 @@ def name_of(task: str, bound: str) -> str:
     return f"{task}, 8 batches, {bound}"
 
 
+def observations(env: Any) -> dict[str, bool]:
+    """Whether a task's observations are standardised where that is not what is compared."""
+    return {"normalize_observations": isinstance(env.action_space, Box)}
+
+
 def train(task_name: str, bound: str) -> dict[str, Any]:
     """All seeds in one compiled program."""
     task, (kind, own) = TASKS[task_name], BOUNDS[bound]
+    env = hx.make_env(task.env, **task.env_kwargs)
     algo = (ClipAndKL if kind == "ClipAndKL" else getattr(hx, kind))(
-        hx.make_env(task.env, **task.env_kwargs), total_steps=task.total_steps, log_points=POINTS, eval_episodes=16,
-        **SHARED, **own,
-    )  # fmt: skip
+        env, total_steps=task.total_steps, log_points=POINTS, eval_episodes=16, **SHARED, **observations(env) | own
+    )
     begin = time.perf_counter()
     _, metrics = jax.jit(jax.vmap(algo.train))(jax.vmap(jax.random.key)(np.array(SEEDS, np.uint32)))
     returns = np.asarray(metrics["eval_return"], np.float64)

@@ -27,7 +27,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from claims.catalogue import TASKS  # noqa: E402
 from claims.report import median_interval, steps_to_threshold  # noqa: E402
 from replay import tuned  # noqa: E402
-from replay.run import DOCUMENT, as_result  # noqa: E402
+from replay.run import DOCUMENT, as_result, observations  # noqa: E402
 from tables import fill_in, markdown  # noqa: E402
 
 RESULTS = Path(__file__).parent / "seconds.json"
@@ -43,7 +43,7 @@ def program(task_name: str, method: str, settings: dict[str, Any]) -> tuple[Any,
     task = TASKS[task_name]
     kind = tuned.METHODS[TABLE][method].kind
     env = hx.make_env(task.env, **task.env_kwargs)
-    algo = kind(env, total_steps=task.total_steps, max_grad_norm=1.0, **settings)
+    algo = kind(env, total_steps=task.total_steps, max_grad_norm=1.0, **settings, **observations(env))
     state = jax.jit(algo.init)(jax.random.key(0))
     step = jax.jit(lambda state: algo.train_step(state)[0], donate_argnums=0).lower(state).compile()
     return step, jax.block_until_ready(step(state))

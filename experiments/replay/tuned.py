@@ -37,7 +37,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from claims.catalogue import TASKS  # noqa: E402
 from claims.report import scores, steps_to_threshold, stratified_interval  # noqa: E402
-from replay.run import DOCUMENT, POINTS, SEEDS, ClipAndKL, as_result, earlier, stored, summarised  # noqa: E402
+from replay.run import DOCUMENT, POINTS, SEEDS, ClipAndKL, as_result, earlier, observations, stored, summarised  # noqa: E402
 from tables import fill_in, markdown  # noqa: E402
 
 RESULTS = Path(__file__).parent / "tuned.json"
@@ -134,9 +134,10 @@ def alone(name: str) -> Iterator[None]:
 def curves(task_name: str, method: Method, shape: int, rows: list[int], seeds: range, points: int) -> dict[str, Any]:
     """Evaluation returns (configurations, seeds, points) and their steps, from one compiled program."""
     task, begin = TASKS[task_name], time.perf_counter()
+    env = hx.make_env(task.env, **task.env_kwargs)
     algo = method.kind(
-        hx.make_env(task.env, **task.env_kwargs), total_steps=task.total_steps, max_grad_norm=1.0, log_points=points,
-        eval_episodes=16, **method.shapes[shape],
+        env, total_steps=task.total_steps, max_grad_norm=1.0, log_points=points, eval_episodes=16,
+        **method.shapes[shape], **observations(env),
     )  # fmt: skip
 
     def run(values: dict[str, jax.Array], key: jax.Array) -> Any:
@@ -204,7 +205,8 @@ def settings_file(task_name: str, table: str, method: str, found: dict[str, Any]
     name = {hx.HAEPO: "haepo", hx.PPO: "ppo", ClipAndKL: "replay.run:ClipAndKL"}[kind]
     content: dict[str, Any] = {"env": task.env, "total_steps": task.total_steps}
     content |= {"env_kwargs": task.env_kwargs} if task.env_kwargs else {}
-    content["algo"] = {"name": name, **values, "max_grad_norm": 1.0}
+    env = hx.make_env(task.env, **task.env_kwargs)
+    content["algo"] = {"name": name, **values, "max_grad_norm": 1.0, **observations(env)}
     words = [task_name, *(() if method == "no replay" else table.split()), *method.replace(",", "").split()]
     return f"{'-'.join(words)}.yaml", yaml.safe_dump(content, sort_keys=False)
 

@@ -108,9 +108,9 @@ def test_pixels_and_continuous_actions() -> None:
 
 
 def test_it_starts_from_a_policy_without_a_value_function() -> None:
-    start = hx.EpisodicHAEPO("CartPole-v1", hidden_sizes=(8, 8)).init(jax.random.key(3)).params
-    params = make("PPO").init(jax.random.key(0), InitialPolicy(start, None)).params
-    chex.assert_trees_all_equal(params["policy"], start)
+    start = hx.EpisodicHAEPO("CartPole-v1", hidden_sizes=(8, 8)).init(jax.random.key(3))
+    params = make("PPO").init(jax.random.key(0), InitialPolicy(start.params, start.normalizer)).params
+    chex.assert_trees_all_equal(params["policy"], start.params)
 
 
 @pytest.mark.parametrize("given", ["policy", "value"])

@@ -34,7 +34,10 @@ CONFIGURATIONS = (32, 1024)
 def case(base: str, target: str = "h100", program: str = "train_step", **changes: Any) -> dict[str, Any]:
     settings = {**BASES[base].get("settings", {}), **changes.pop("settings", {})}
     defaults = {"side": "haepo_jax", "env": CARTPOLE, "target": target, "program": program}
-    return {**defaults, **BASES[base], **changes, "settings": settings}
+    found = {**defaults, **BASES[base], **changes}
+    if (found["side"], found["env"]) == ("haepo_jax", CARTPOLE):
+        settings["normalize_observations"] = False  # as in rejax
+    return {**found, "settings": settings}
 
 
 def all_cases() -> dict[str, dict[str, dict[str, Any]]]:

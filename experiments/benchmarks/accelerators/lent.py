@@ -70,6 +70,7 @@ def ours(algo: str, size: int, configurations: int, tiny: bool) -> dict[str, Any
     own: dict[str, Any] = settings(tiny)
     if algo == "HAEPO":
         own |= {"num_steps": 8 if tiny else 32, "num_minibatches": 2 if tiny else 16, "group_size": 4}
+    own["normalize_observations"] = False  # as in rejax
     made = getattr(hx, algo)("CartPole-v1", total_steps=10**9, num_envs=size, **own)
     keys, rates = jax.random.split(jax.random.key(0), configurations), jnp.geomspace(1e-4, 1e-2, configurations)
     if configurations == 1:
