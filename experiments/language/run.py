@@ -72,7 +72,7 @@ ALGORITHMS: dict[str, Any] = {
     "haepo_paper": hx.EpisodicHAEPO(TASK, credit="trajectory", score="likelihood", **GROUPS),
     "grpo": hx.GRPO(TASK, **GROUPS),
     "dpo": hx.DPO(TASK, **GROUPS),
-    "ppo": hx.PPO(TASK, num_steps=16, num_minibatches=2, discount=1.0, **SHARED),
+    "ppo": hx.PPO(TASK, num_steps=16, num_minibatches=2, discount=1.0, gae_lambda=0.95, clip_eps=0.2, **SHARED),
 }
 
 

@@ -29,6 +29,7 @@ ALGORITHMS: dict[str, str] = {
 }
 """Algorithm names and their `module:Class`; a custom algorithm is given as `module:Class` directly."""
 
+LARGE_BATCHES = {"num_envs": 32, "num_steps": 128, "gae_lambda": 0.95, "clip_eps": 0.2}
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_explore": ("haepo", {"surprisal_bonus": 0.01, "normalize_rewards": False}),
     "haepo_paper": (
@@ -37,13 +38,19 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ppo_continuous": (
         "ppo",
-        {"num_epochs": 10, "num_minibatches": 8, "discount": 0.95, "entropy_coef": 0.0},
+        {
+            **LARGE_BATCHES,
+            "num_epochs": 10, "num_minibatches": 8, "learning_rate": 1e-3, "discount": 0.95, "entropy_coef": 0.0,
+        },
     ),
     "ppo_minatar": (
         "ppo",
-        {"num_envs": 64, "num_minibatches": 8, "learning_rate": 5e-3, "entropy_coef": 0.01},
+        {
+            **LARGE_BATCHES,
+            "num_envs": 64, "num_epochs": 4, "num_minibatches": 8, "learning_rate": 5e-3, "entropy_coef": 0.01,
+        },
     ),
-}
+}  # fmt: skip
 """Preset names: the algorithm, and the defaults that the preset changes."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from haepo_jax import losses
-from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, POSITIVE, Scheduled, leaf, static
+from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, Scheduled, leaf, static
 from haepo_jax.algorithms.segments import Batch, SegmentAlgorithm
 from haepo_jax.algorithms.state import Metrics
 from haepo_jax.losses.numerics import masked_mean
@@ -24,11 +24,15 @@ class PPO(SegmentAlgorithm):
     with `clip_around="current"` this is GePPO (Queeney et al. 2021).
     """
 
-    num_epochs: int = static(4, int, "epochs over the batch in each update", within=COUNT)
-    learning_rate: Scheduled = leaf(1e-3, "learning rate of Adam", within=NOT_NEGATIVE, scheduled=True)
-    entropy_coef: Scheduled = leaf((0.01, 0.0), "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
+    num_envs: int = static(8, int, "number of parallel environments", within=COUNT)
+    num_steps: int = static(32, int, "steps per environment and update", within=COUNT)
+    num_epochs: int = static(16, int, "epochs over the batch in each update", within=COUNT)
+    num_minibatches: int = static(8, int, "minibatches per epoch", within=COUNT)
+    learning_rate: Scheduled = leaf(5e-4, "learning rate of Adam", within=NOT_NEGATIVE, scheduled=True)
+    entropy_coef: Scheduled = leaf(0.03, "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
+    gae_lambda: float = leaf(0.9, "lambda of generalised advantage estimation or V-trace", within=UNIT)
     max_grad_norm: float = leaf(0.5, "maximum global norm of the gradients", within=POSITIVE)
-    clip_eps: Scheduled = leaf(0.2, "clip range of the probability ratio", within=POSITIVE, scheduled=True)
+    clip_eps: Scheduled = leaf(0.1, "clip range of the probability ratio", within=POSITIVE, scheduled=True)
     clip_around: str = static(
         "behaviour",
         str,

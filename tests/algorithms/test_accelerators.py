@@ -217,9 +217,7 @@ def test_means_and_norms_at_once_are_those_one_by_one() -> None:
 def test_memory_of_an_update(standardised: bool) -> None:
     """The replay buffer is updated in place: an update takes at most 2.5 times the memory of the stored steps, and that of their
     standardised observations."""
-    algo = hx.HAEPO(
-        "CartPole-v1", num_envs=1024, num_steps=256, total_steps=10**7, normalize_observations=standardised
-    )
+    algo = hx.HAEPO("CartPole-v1", num_envs=1024, num_steps=256, total_steps=10**7, normalize_observations=standardised)
     state = abstract_state(algo)
     memory = jax.jit(algo.train_step, donate_argnums=0).lower(state).compile().memory_analysis()
     stored = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.extra.replay))
