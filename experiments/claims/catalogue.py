@@ -44,16 +44,18 @@ RATE = "tag(log,interval(3e-4,1e-2))"
 ENTROPY = "choice(0,0.003,0.01,0.03)"
 KL = "tag(log,interval(0.01,3))"
 CLIP = "choice(0.1,0.2,0.3)"
-GROUPS = {"algo.num_envs": "choice(8,32)", "algo.num_epochs": "choice(4,8,16)", "algo.num_minibatches": "1"}
+GROUPS = {"algo.num_envs": "choice(8,32)", "algo.num_epochs": "choice(4,16)", "algo.num_minibatches": "1"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method and what its sweep draws from, in the sweep's language; a method without a space is taken as it is."""
+    """A method and what its sweep draws from, in the sweep's language, the same configurations on every task; a method without a
+    space is taken as it is."""
 
     algo: str
     space: dict[str, str]
     colour: str
+    configurations: int = 16
 
 
 METHODS: dict[str, Method] = {
@@ -67,7 +69,7 @@ METHODS: dict[str, Method] = {
             "algo.num_steps": "choice(32,128)", "algo.num_epochs": "choice(4,16)",
             "algo.num_minibatches": "choice(4,8)",
         },
-        "tab:blue",
+        "tab:blue", 32,
     ),
     "grpo": Method(
         "grpo",
@@ -97,8 +99,6 @@ METHODS: dict[str, Method] = {
     ),
 }  # fmt: skip
 
-NUM_CONFIGS = 32
-"""Configurations that each method's sweep draws, the same ones on every task."""
 DEVELOPMENT = ("cartpole", "pendulum", "acrobot", "mountain_car", "random_walk", "random_walk_50")
 """The tasks on which defaults were chosen."""
 TUNING_SEEDS = range(1_000_000, 1_000_002)
@@ -176,11 +176,9 @@ DEEP_SEA: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo": ("haepo", {}),
     "haepo, bonus, scaled rewards": ("haepo", {"surprisal_bonus": 0.01}),
     "haepo, entropy 0.05, rewards as they are": ("haepo", {"entropy_coef": 0.05, "normalize_rewards": False}),
-    "ppo": ("ppo", {"num_envs": 8, "num_steps": 32}),
-    "ppo, rewards as they are": ("ppo", {"num_envs": 8, "num_steps": 32, "normalize_rewards": False}),
-    "ppo, entropy 0.05, rewards as they are": (
-        "ppo", {"num_envs": 8, "num_steps": 32, "normalize_rewards": False, "entropy_coef": 0.05},
-    ),
+    "ppo": ("ppo", {}),
+    "ppo, rewards as they are": ("ppo", {"normalize_rewards": False}),
+    "ppo, entropy 0.05, rewards as they are": ("ppo", {"normalize_rewards": False, "entropy_coef": 0.05}),
     "grpo": ("grpo", {}),
     "dpo": ("dpo", {}),
     "haepo_episodic": ("haepo_episodic", {}),

@@ -68,7 +68,7 @@ SIZES = {
     "full": Size(
         RESULTS, tuple(TASKS), tuple(METHODS),
         dict.fromkeys(catalogue.ABLATION_STEPS, tuple(ABLATIONS)) | dict.fromkeys(catalogue.WEIGHTS_STEPS, WEIGHTS),
-        tuple(catalogue.EPISODIC_STEPS), catalogue.PROBE_TASKS, catalogue.NUM_CONFIGS,
+        tuple(catalogue.EPISODIC_STEPS), catalogue.PROBE_TASKS, 32,
         catalogue.REPORT_SEEDS, catalogue.ABLATION_SEEDS, catalogue.DEEP_SEA_SIZES, catalogue.DEEP_SEA_SEEDS,
     ),
 }  # fmt: skip
@@ -164,8 +164,8 @@ def tune_and_train(size: Size, task: Task, name: str) -> dict[str, Any]:
         found = hx.sweep(
             task.env, method.algo, method.space | {f"env_kwargs.{k}": str(v) for k, v in task.env_kwargs.items()},
             total_steps=task.total_steps,
-            num_configs=size.num_configs, num_seeds=len(seeds), seed=seeds[0], curve_points=catalogue.CURVE_POINTS,
-            final_eval_episodes=32, search="random",
+            num_configs=min(method.configurations, size.num_configs), num_seeds=len(seeds), seed=seeds[0],
+            curve_points=catalogue.CURVE_POINTS, final_eval_episodes=32, search="random",
         )  # fmt: skip
         curves = np.where(np.isnan(found.curves), task.floor, found.curves)
         area = curves.mean(axis=(1, 2))
