@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from haepo_jax.llm import NEEDS_TUNIX, has_tunix
 from haepo_jax.llm.settings import LLMConfig, load_rewards, read_data
-from haepo_jax.runner.config import ConfigError, RunConfig
+from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.config.arguments import compose, peek, read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.config.values import from_dict
@@ -72,13 +72,12 @@ def main(argv: list[str]) -> int:
     from haepo_jax.llm.run import FineTuning
 
     fine_tuning = FineTuning(config, data, eval_data, rewards)
-    place = RunConfig(run_dir=config.run_dir)  # all that these functions ask of it
     if not config.dry_run:
         command = shlex.join(["python", "-m", "haepo_jax.llm", *argv])
-        fine_tuning.train(directory or create_run_dir(place), command)
+        fine_tuning.train(directory or create_run_dir(config.run_dir), command)
         return 0
     if directory is None:
-        check_run_dir(place)
+        check_run_dir(config.run_dir)
     print("the settings are usable; dry_run=true stops here")
     return 0
 

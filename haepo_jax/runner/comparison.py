@@ -93,7 +93,7 @@ def read_comparison(overrides: tuple[Override, ...]) -> tuple[Path, dict[str, Ru
             raise ConfigError(f"cannot use {short(text)}: {head} is not among the algorithms, algo={','.join(algos)}")
         particular[head] += read_arguments([f"algo.{name}={text.partition('=')[2]}"]).overrides
 
-    directory = Path(settings.run_dir) if settings.run_dir is not None else unused_directory("compare")
+    directory = Path(settings.run_dir or unused_directory("compare"))
     runs: dict[str, RunConfig] = {}
     for env, algo in itertools.product(envs, algos):
         chosen = DEFAULTS | {"env": env, "algo": {"name": algo}}
@@ -105,9 +105,9 @@ def read_comparison(overrides: tuple[Override, ...]) -> tuple[Path, dict[str, Ru
         name = algo if len(envs) == 1 else f"{algo}-{env.replace('/', '-')}"
         resume = "false" if config.resume == "false" else "auto"  # the later runs have not begun
         runs[name] = config = dataclasses.replace(config, run_dir=str(directory / name), resume=resume)
-        check_run_dir(dataclasses.replace(config, run_dir=str(directory)))
+        check_run_dir(str(directory))
         if (run := existing_run(resume, config.run_dir)) is None:
-            check_run_dir(config)
+            check_run_dir(config.run_dir)
         else:
             allowed(flat(run.read_config()), flat(config), run)
     return directory, runs
@@ -120,7 +120,7 @@ def compare(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
     """
     from haepo_jax.runner.session import train_and_report
 
-    create_run_dir(RunConfig(run_dir=str(directory)))
+    create_run_dir(str(directory))
     for place, (name, config) in enumerate(runs.items(), start=1):
         print(f"[{place}/{len(runs)}] {config.algo.name} on {config.env}", flush=True)
         try:

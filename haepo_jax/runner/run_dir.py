@@ -122,16 +122,16 @@ def read_run(run_dir: str) -> RunDir:
     return directory
 
 
-def check_run_dir(config: RunConfig) -> None:
-    """Raises ConfigError if the run's directory cannot be used, as far as can be told without creating it."""
-    if config.run_dir is not None:
-        with refusing(config.run_dir):
-            if RunDir(Path(config.run_dir)).holds_run():
+def check_run_dir(name: str | None) -> None:
+    """Raises ConfigError if a new run's directory (None: one below `runs`) cannot be used, as far as can be told without
+    creating it."""
+    if name is not None:
+        with refusing(name):
+            if RunDir(Path(name)).holds_run():
                 raise ConfigError(
-                    f"run_dir={short(config.run_dir)} already holds a run: choose another directory, or resume it with "
-                    "resume=true"
+                    f"run_dir={short(name)} already holds a run: choose another directory, or resume it with resume=true"
                 )
-    check_writable(config.run_dir or "runs")
+    check_writable(name or "runs")
 
 
 def check_writable(name: str) -> None:
@@ -145,21 +145,18 @@ def check_writable(name: str) -> None:
             raise ConfigError(f"run_dir={short(name)} cannot be written: no permission in {short(str(nearest))}")
 
 
-def create_run_dir(config: RunConfig) -> RunDir:
-    """Makes the run's directory, a new one where it has no name; raises ConfigError."""
-    check_run_dir(config)
-    if config.run_dir is None:
-        path = unused_directory(f"{config.env.replace('/', '-')}-{config.algo.name}-{config.seed}")
-    else:
-        path = Path(config.run_dir)
+def create_run_dir(name: str) -> RunDir:
+    """Makes a run's directory; raises ConfigError."""
+    check_run_dir(name)
+    path = Path(name)
     with refusing(str(path)):
         path.mkdir(parents=True, exist_ok=True)
     return RunDir(path)
 
 
-def unused_directory(stem: str) -> Path:
+def unused_directory(stem: str) -> str:
     """A directory below `runs` that is not there yet, named by the time to the microsecond."""
-    return Path("runs") / f"{stem}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S-%f')}"
+    return f"runs/{stem.replace('/', '-')}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S-%f')}"
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from haepo_jax.runner.observers import Observer
 from haepo_jax.runner.program import build, mesh_of
 from haepo_jax.runner.progress import Progress
 from haepo_jax.runner.resume import allowed, existing_run, flat, resume_command
-from haepo_jax.runner.run_dir import RunDir, create_run_dir
+from haepo_jax.runner.run_dir import RunDir, create_run_dir, unused_directory
 from haepo_jax.runner.signals import StopSignals
 
 
@@ -67,7 +67,8 @@ def run_in_directory(
     """
     directory = existing_run(config.resume, config.run_dir)
     resumed = directory is not None
-    directory = directory or create_run_dir(config)
+    if directory is None:
+        directory = create_run_dir(config.run_dir or unused_directory(f"{config.env}-{config.algo.name}-{config.seed}"))
     config = dataclasses.replace(config, run_dir=str(directory.path))
     again = (
         f"the same call with run_dir={str(directory.path)!r} and resume=True" if embedded else resume_command(directory)

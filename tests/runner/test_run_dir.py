@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from haepo_jax.runner import run_dir
+from haepo_jax.runner import run_dir, session
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
 from haepo_jax.runner.run_dir import RunDir, check_run_dir, config_text, create_run_dir, json_text, write_atomically
@@ -22,15 +21,16 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     return compose(read_arguments(["env=brax/ant", "seed=3"]).overrides, RunConfig)
 
 
-def test_unnamed_directories_never_collide(config: RunConfig) -> None:
-    paths = {create_run_dir(config).path for _ in range(5)}
+def test_unnamed_directories_never_collide(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "run", lambda *arguments, **keywords: ({}, None))
+    paths = {session.run_in_directory(config)[0].path for _ in range(5)}
     assert len(paths) == 5
     assert all(path.parent == Path("runs") and path.name.startswith("brax-ant-haepo-3-") for path in paths)
 
 
 def test_checking_makes_nothing(config: RunConfig, tmp_path: Path) -> None:
-    check_run_dir(config)
-    check_run_dir(dataclasses.replace(config, run_dir="deep/below/here"))
+    check_run_dir(None)
+    check_run_dir("deep/below/here")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -50,21 +50,21 @@ def test_directories_that_cannot_be_used(config: RunConfig, tmp_path: Path, monk
         ("/proc/nothing", "cannot be written"),
     ]:
         with pytest.raises(ConfigError) as refusal:
-            create_run_dir(dataclasses.replace(config, run_dir=name))
+            create_run_dir(name)
         assert message.format(tmp_path) in str(refusal.value), name
         assert str(refusal.value).startswith("run_dir=")
     # The tests may run as root, to whom every directory is writable.
     exists = os.path.exists
     monkeypatch.setattr(run_dir.os, "access", lambda path, mode: mode == os.F_OK and exists(path))
     with pytest.raises(ConfigError, match="no permission"):
-        check_run_dir(dataclasses.replace(config, run_dir="new"))
+        check_run_dir("new")
 
 
 def test_an_empty_directory_is_taken_back(config: RunConfig, tmp_path: Path) -> None:
-    directory = create_run_dir(dataclasses.replace(config, run_dir="new"))
+    directory = create_run_dir("new")
     directory.remove_if_empty()
     assert not directory.path.exists()
-    directory = create_run_dir(dataclasses.replace(config, run_dir="new"))
+    directory = create_run_dir("new")
     (directory.path / "notes").write_text("mine")
     directory.remove_if_empty()
     assert (directory.path / "notes").exists() and not directory.holds_run()

@@ -58,9 +58,8 @@ Invalid settings exit with status 2; a sweep whose trials all failed with status
 def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status, 0; raises RunError where every trial failed."""
     plan = read_sweep(read_arguments(argv).overrides)
-    name = plan.settings.run_dir
-    stem = f"sweep-{plan.settings.env.replace('/', '-')}-{plan.settings.algo.name}"
-    directory = unused_directory(stem) if name is None else Path(name)
+    name = plan.settings.run_dir or unused_directory(f"sweep-{plan.settings.env}-{plan.settings.algo.name}")
+    directory = Path(name)
     check_writable(str(directory))
     if (directory / "config.yaml").exists():
         raise ConfigError(f"run_dir={short(name)} holds a training run: choose another directory")

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         return 0
     directory = existing_run(config.resume, config.run_dir)
     if directory is None:
-        check_run_dir(config)  # before jax is imported, which takes a second
+        check_run_dir(config.run_dir)  # before jax is imported, which takes a second
     from haepo_jax.runner.session import dry_run, train_and_report
 
     if config.dry_run:
