@@ -19,9 +19,7 @@ from matplotlib.lines import Line2D
 from haepo_jax.messages import number
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.run_dir import RunDir, write_atomically
-from haepo_jax.statistics import bootstrap_interval, interquartile_mean_of_known
-
-Array = npt.NDArray[np.float64]
+from haepo_jax.statistics import Array, bootstrap_interval, interquartile_mean_of_known
 
 PANEL_COLUMNS = 3
 

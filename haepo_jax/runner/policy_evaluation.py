@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import numpy.typing as npt
 
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.running import EVALUATION_SEED
@@ -17,15 +16,13 @@ from haepo_jax.runner.loading import load_run, seed_index
 from haepo_jax.runner.plots import histogram_figure, write_figure
 from haepo_jax.runner.run_dir import RunDir, json_text, write_atomically
 from haepo_jax.runner.tables import aligned, interval_text
-from haepo_jax.statistics import describe_returns
+from haepo_jax.statistics import Array, describe_returns
 
 CHUNK = 1000
 """Episodes played side by side for each seed."""
 
 KINDS = {"sampled": False, "greedy": True}
 """Kinds of actions, and whether they are greedy."""
-
-Array = npt.NDArray[np.float64]
 
 
 def evaluate(

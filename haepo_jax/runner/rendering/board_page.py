@@ -14,13 +14,12 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import numpy.typing as npt
 
 from haepo_jax.messages import one_line
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.resume import FREE
 from haepo_jax.runner.run_dir import RunDir
-from haepo_jax.statistics import bootstrap_interval, describe_returns, interquartile_mean_of_known
+from haepo_jax.statistics import Array, bootstrap_interval, describe_returns, interquartile_mean_of_known
 
 TRIALS = "trials.csv"
 _LINKS = ("metrics.jsonl", "summary.json", "curve.png", "episode.gif", "config.yaml", "completions.jsonl", "eval.jsonl")
@@ -31,8 +30,6 @@ _RETURNS = frozenset({"eval_return", "eval_return_greedy", "episode_return"})
 """The metrics with an interval: bootstrapping every metric would take minutes on a large page."""
 _NOT_METRICS = frozenset({"row", "step", "update", "env_steps", "seeds"})
 _NOT_SETTINGS = frozenset({"index", "trial", "state", "return", "curve_steps"})
-
-Array = npt.NDArray[np.float64]
 
 
 def find(folder: Path) -> Iterator[Path]:
