@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from haepo_jax.llm import NEEDS_TUNIX, has_tunix
 from haepo_jax.llm.settings import LLMConfig, load_rewards, read_data
 from haepo_jax.runner.config import ConfigError
-from haepo_jax.runner.config.arguments import compose, peek, read_arguments
+from haepo_jax.runner.config.arguments import compose, peek, read_arguments, shell_command
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.config.values import from_dict
 from haepo_jax.runner.entry import entry_point
@@ -73,8 +72,7 @@ def main(argv: list[str]) -> int:
 
     fine_tuning = FineTuning(config, data, eval_data, rewards)
     if not config.dry_run:
-        command = shlex.join(["python", "-m", "haepo_jax.llm", *argv])
-        fine_tuning.train(directory or create_run_dir(config.run_dir), command)
+        fine_tuning.train(directory or create_run_dir(config.run_dir), shell_command("haepo_jax.llm", argv))
         return 0
     if directory is None:
         check_run_dir(config.run_dir)

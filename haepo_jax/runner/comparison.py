@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 
 from haepo_jax.messages import duration, number, short
 from haepo_jax.runner.config import ALGORITHM_NAMES, ConfigError, RunConfig, algorithm_class, setting
-from haepo_jax.runner.config.arguments import check_form, compose, own_overrides, read_arguments
+from haepo_jax.runner.config.arguments import check_form, compose, own_overrides, read_arguments, shell_command
 from haepo_jax.runner.config.values import value_text
 from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
 from haepo_jax.runner.resume import allowed, existing_run, flat
@@ -132,15 +131,11 @@ def compare(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
             print(f"note: {error}", file=sys.stderr)
         except Interrupted as interruption:
             others = [argument for argument in argv if not argument.startswith("run_dir=")]
-            again = _command([*others, f"run_dir={value_text(str(directory))}"])
+            again = shell_command("haepo_jax.compare", [*others, f"run_dir={value_text(str(directory))}"])
             text = f"the comparison was interrupted in run {place} of {len(runs)}; to resume: {again}"
             raise Interrupted(interruption.signum, text) from None
         print(flush=True)
     _report(directory, runs, argv)
-
-
-def _command(argv: Sequence[str]) -> str:
-    return shlex.join(["python", "-m", "haepo_jax.compare", *argv])
 
 
 def _report(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str]) -> None:
@@ -150,7 +145,7 @@ def _report(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
     results = [read_result(run) for _, _, run in named]
     improvement = improvements(results)
     document = {
-        "command": _command(argv),
+        "command": shell_command("haepo_jax.compare", argv),
         "machine": machine(),
         "results": results,
         "probability_of_improvement": improvement,

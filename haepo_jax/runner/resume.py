@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from haepo_jax.messages import short
 from haepo_jax.runner.config import ConfigError, RunConfig
-from haepo_jax.runner.config.arguments import Arguments, compose, peek, value_text
+from haepo_jax.runner.config.arguments import Arguments, compose, peek, shell_command, value_text
 from haepo_jax.runner.run_dir import RunDir, refusing
 
 FREE = frozenset({
@@ -47,7 +46,7 @@ def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
 
 def resume_command(directory: RunDir, *, module: str = "haepo_jax.train") -> str:
     """The command line that resumes a run, quoted for the shell and for Hydra's grammar."""
-    return shlex.join(["python", "-m", module, f"run_dir={value_text(str(directory.path))}", "resume=true"])
+    return shell_command(module, [f"run_dir={value_text(str(directory.path))}", "resume=true"])
 
 
 def allowed(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 
 from haepo_jax.algorithms.fields import COUNT
 from haepo_jax.runner.config import SEEDS, setting
-from haepo_jax.runner.config.arguments import compose, read_arguments
+from haepo_jax.runner.config.arguments import compose, read_arguments, shell_command
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.run_dir import read_run
@@ -49,7 +48,6 @@ def main(argv: list[str]) -> int:
 
     from haepo_jax.runner import policy_evaluation
 
-    command = shlex.join(["python", "-m", "haepo_jax.evaluate", *argv])
     document = policy_evaluation.evaluate(
         directory,
         episodes=config.episodes,
@@ -57,7 +55,7 @@ def main(argv: list[str]) -> int:
         seed=config.seed,
         episode_seed=config.episode_seed,
     )
-    document = {"command": command, **document}
+    document = {"command": shell_command("haepo_jax.evaluate", argv), **document}
     print(policy_evaluation.report(document))
     policy_evaluation.write(directory, document)
     print(f"evaluation.json and evaluation.png in {directory.path}")

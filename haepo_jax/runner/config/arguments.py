@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import os
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -231,6 +232,11 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
     if not isinstance(node, dict):
         raise ConfigError(f"cannot set {short(key)}: {'.'.join(parents)} is no group of settings")
     node[leaf] = value
+
+
+def shell_command(module: str, argv: Sequence[str]) -> str:
+    """The command that runs a module with these arguments, quoted for the shell."""
+    return shlex.join(["python", "-m", module, *argv])
 
 
 def command_of(config: RunConfig) -> list[str]:

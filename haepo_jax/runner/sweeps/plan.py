@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from importlib import util
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ import numpy as np
 from haepo_jax.algorithms import fields as hp
 from haepo_jax.messages import first_line, short
 from haepo_jax.runner.config import AlgoConfig, ConfigError, RunConfig, hyperparameter_fields, setting
-from haepo_jax.runner.config.arguments import check_form, command_of, compose, put
+from haepo_jax.runner.config.arguments import check_form, command_of, compose, put, shell_command
 from haepo_jax.runner.config.values import checked_value, find_field, from_dict
 from haepo_jax.runner.sweeps.space import Choice, Dimension, Interval, Values, read_dimension
 
@@ -160,7 +159,7 @@ class SweepPlan:
         """The command line that trains a configuration alone; for custom objects, a comment that there is none."""
         config = self.run_config(values)
         if self.env is None:
-            return shlex.join(["python", "-m", "haepo_jax.train", *command_of(config)])
+            return shell_command("haepo_jax.train", command_of(config))
         what = "environment" if self.algorithm is None else "algorithm"
         return (
             f"# no command line: the {what} is a Python object. With found = hx.sweep(...): "
