@@ -89,8 +89,7 @@ class ModelFolder:
     def abstract(self) -> nnx.Module:
         """The model without its weights."""
         cls = getattr(_module(self.model_type), FAMILIES[self.model_type][1])
-        model: nnx.Module = nnx.eval_shape(lambda: cls(self.config, rngs=nnx.Rngs(params=0)))
-        return model
+        return nnx.eval_shape(lambda: cls(self.config, rngs=nnx.Rngs(params=0)))
 
 
 def read_folder(name: str, dtype: str = "float32") -> ModelFolder:

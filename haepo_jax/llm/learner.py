@@ -99,13 +99,12 @@ class Learner:
         state = State(params, optimizer.init(params))
         layout = jax.tree.map(lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole, state)
         self.state: State = jax.device_put(state, layout)
-        share = completions_per_prompt(config, prompt_length, self.rows, self.mesh.size)
-        shared: dict[str, Any] = {
-            "temperature": config.sampling_temperature,
-            "pad_id": self._ids["pad_id"],
-            "share": share,
-        }
-        of_tokens: Callable[..., Any] = functools.partial(token_log_probs, **shared)
+        of_tokens = functools.partial(
+            token_log_probs,
+            temperature=config.sampling_temperature,
+            pad_id=self._ids["pad_id"],
+            share=completions_per_prompt(config, prompt_length, self.rows, self.mesh.size),
+        )
         self._update = make_update(graph, optimizer, config, of_tokens, (layout, self._place, whole))
 
         @jax.jit
@@ -158,8 +157,7 @@ class Learner:
                 reference = self._reference_log_probs(self._reference, *ids)
         fresh, unknown = np.ones(len(mask), bool), np.zeros(mask.shape, np.float32)
         batch = Batch(prompt_ids, completion_ids, mask, rewards.astype(np.float32), unknown, reference, fresh)
-        placed: Batch = jax.device_put(batch, self._place)
-        return placed
+        return jax.device_put(batch, self._place)
 
     def blank(self) -> Batch:
         """A batch of the shapes of every batch."""
@@ -350,8 +348,7 @@ def with_lora(model: nnx.Module, rank: int, seed: int) -> nnx.Module:
 
     provider = qwix.LoraProvider(module_path=LORA_MODULES, rank=rank, alpha=rank)  # of scale alpha / rank
     inputs = model.get_model_input()  # type: ignore[attr-defined]
-    adapted: nnx.Module = qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(seed), **inputs)
-    return adapted
+    return qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(seed), **inputs)
 
 
 def _copied(tree: Any) -> Any:

@@ -64,7 +64,7 @@ def run(
         device = describe_device()
         algorithm = build(config) if algorithm is None else algorithm
         mesh = mesh_of(config, algorithm)
-        about = {"versions": versions(), "device": device}
+        about = {"device": device, "versions": versions()}
         earlier = checkpoint.progress() if checkpoint else {}
         position = LoopState(**earlier.get("position", {}))
         initial = None if checkpoint else start_of(config, algorithm, start)
@@ -97,8 +97,7 @@ def run(
             "wall_seconds": wall_before + time.perf_counter() - begun,
             "compile_seconds": position.compile_seconds,
             "resumed_from": position.resumed_from,
-            "device": device,
-            "versions": about["versions"],
+            **about,
             "hyperparameters": config.to_dict()["algo"] | {"total_steps": config.total_steps},
         }
         for observer in observers:

@@ -21,7 +21,7 @@ FREE = frozenset({
 def compose_run(arguments: Arguments) -> RunConfig:
     """The settings of a training run: of a new one, or with `resume` of the one in `run_dir` with some changed. Raises
     ConfigError."""
-    overrides = list(arguments.overrides)
+    overrides = arguments.overrides
     directory = existing_run(*(peek(overrides, RunConfig, key) for key in ("resume", "run_dir")))
     if arguments.settings is not None:
         return compose(overrides, RunConfig, arguments.settings, f"--config {short(arguments.file)}: ")

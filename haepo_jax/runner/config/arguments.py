@@ -142,7 +142,7 @@ def choices(override: Override) -> list[str]:
 
 
 def compose(
-    overrides: Iterable[Override],
+    overrides: Sequence[Override],
     schema: type[Settings],
     settings: Mapping[str, Any] | None = None,
     place: str = "",
@@ -157,7 +157,6 @@ def compose(
         own defaults.
       place: where `settings` are from, with which a message about them begins.
     """
-    overrides = list(overrides)
     fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     values: dict[str, Any] = copy.deepcopy(dict(settings or {}))
     algo: str | None = None

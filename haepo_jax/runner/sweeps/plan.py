@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from importlib import util
 from typing import TYPE_CHECKING, Any
 
@@ -191,7 +191,7 @@ def fingerprint(value: Any) -> str:
     return f"{type(value).__qualname__} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def read_sweep(overrides: Iterable[Override], env: Any = None, algorithm: Any = None) -> SweepPlan:
+def read_sweep(overrides: Sequence[Override], env: Any = None, algorithm: Any = None) -> SweepPlan:
     """The sweep that is asked for; raises ConfigError at the first setting that cannot be used.
 
     Args:
@@ -203,7 +203,6 @@ def read_sweep(overrides: Iterable[Override], env: Any = None, algorithm: Any = 
         raise ConfigError(
             f"a sweep needs the extra sweep, and {missing[0]} is not installed: pip install 'haepo_jax[sweep]'"
         )
-    overrides = list(overrides)
     swept = [override for override in overrides if override.is_sweep_override()]
     fixed = [override for override in overrides if not override.is_sweep_override()]
     keys = [override.key_or_group for override in overrides]
@@ -226,18 +225,18 @@ def read_sweep(overrides: Iterable[Override], env: Any = None, algorithm: Any = 
     search, asked = settings.search, settings.num_configs
     if search == "auto":
         search = "random" if intervals or asked is not None else "grid"
-    wrong = {
-        "nothing is swept: give a key several values, such as 'algo.learning_rate=tag(log,interval(1e-4,1e-2))'":
-            not dimensions,
-        f"search=grid cannot list the values of {''.join(intervals[:1])}=interval(...): use choice or search=random":
-            search == "grid" and intervals,
-        f"the grid has {size:,} configurations: use search=random with num_configs=":
-            search == "grid" and size > LARGEST_GRID,
-        "search=cmaes needs at least two keys with an interval(...); tpe takes any space":
-            search == "cmaes" and len(intervals) < 2,
-    }  # fmt: skip
-    for text in (text for text, applies in wrong.items() if applies):
-        raise ConfigError(text)
+    if not dimensions:
+        raise ConfigError(
+            "nothing is swept: give a key several values, such as 'algo.learning_rate=tag(log,interval(1e-4,1e-2))'"
+        )
+    if search == "grid" and intervals:
+        raise ConfigError(
+            f"search=grid cannot list the values of {intervals[0]}=interval(...): use choice or search=random"
+        )
+    if search == "grid" and size > LARGEST_GRID:
+        raise ConfigError(f"the grid has {size:,} configurations: use search=random with num_configs=")
+    if search == "cmaes" and len(intervals) < 2:
+        raise ConfigError("search=cmaes needs at least two keys with an interval(...); tpe takes any space")
     num_configs = min(size, asked or size) if search == "grid" else asked or 64
     compiled_in = tuple(dimension.key for dimension in dimensions if dimension.key in compiled)
     return SweepPlan(settings, search, num_configs, tuple(dimensions), compiled_in, env, algorithm)
