@@ -24,15 +24,7 @@ from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.devices import device_errors
 from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
 from haepo_jax.runner.resume import resume_command
-from haepo_jax.runner.run_dir import (
-    RunDir,
-    append_record,
-    config_text,
-    flush_to_disk,
-    json_text,
-    keep_rows,
-    write_atomically,
-)
+from haepo_jax.runner.run_dir import RunDir, append_record, flush_to_disk, json_text, keep_rows, write_atomically
 from haepo_jax.runner.signals import StopSignals
 
 
@@ -155,7 +147,7 @@ class FineTuning:
                 row = self._step()
                 if self.done == first:  # not before: a run whose first step fails should not occupy its directory
                     self._cut("metrics")
-                    write_atomically(self.directory.config, config_text(dataclasses.asdict(config)))
+                    self.directory.write_settings(dataclasses.asdict(config))
                 self.done += 1
                 self._write("metrics", row)
                 self._show(row, (time.monotonic() - began) / (self.done - first))

@@ -139,7 +139,7 @@ def compare(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
 
 
 def _report(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str]) -> None:
-    from haepo_jax.runner.plots import comparison_figure, write_figure
+    from haepo_jax.runner.plots import comparison_figure, figure_png
 
     named = [(config.algo.name, config.env, RunDir(directory / name)) for name, config in runs.items()]
     results = [read_result(run) for _, _, run in named]
@@ -154,7 +154,7 @@ def _report(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
     with disk_errors(directory, "comparison"):
         write_atomically(directory / "comparison.json", json_text(document, indent=2) + "\n")
         write_atomically(directory / "comparison.md", f"`{document['command']}`\n\n{text}")
-        write_figure(comparison_figure(named), directory / "comparison.png")
+        write_atomically(directory / "comparison.png", figure_png(comparison_figure(named)))
     print(text)
     print(f"comparison.json, comparison.md and comparison.png in {directory}")
 

@@ -16,7 +16,7 @@ from haepo_jax.algorithms.state import TrainState
 from haepo_jax.runner.completions import CompletionLogger
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.observers import Observer, Row, RunInfo
-from haepo_jax.runner.run_dir import RunDir, append_record, config_text, json_text, keep_rows, write_atomically
+from haepo_jax.runner.run_dir import RunDir, append_record, json_text, keep_rows, write_atomically
 
 
 def loggers_of(config: RunConfig, directory: RunDir) -> list[Observer]:
@@ -52,7 +52,7 @@ class FileLogger(Observer):
     def on_compiled(self, seconds: float) -> None:
         # Not before: a run that cannot be compiled should not occupy its directory.
         self._directory.summary.unlink(missing_ok=True)
-        write_atomically(self._directory.config, config_text(self._info.config.to_dict()))
+        self._directory.write_settings(self._info.config.to_dict())
         keep_rows(self._directory.metrics, lambda row: row["row"] < self._info.rows)
 
     def on_row(self, row: Row, state: TrainState) -> None:
@@ -66,11 +66,12 @@ class FileLogger(Observer):
 
 def write_curve(directory: RunDir, summary: dict[str, Any]) -> None:
     """Draws `curve.png`, unless the run has diverged before its first row."""
-    from haepo_jax.runner.plots import curves_figure, read_curve, write_figure
+    from haepo_jax.runner.plots import curves_figure, figure_png, read_curve
 
     with contextlib.suppress(ConfigError):
         curve = read_curve(directory, label=summary["algo"])
-        write_figure(curves_figure([curve], title=f"{summary['algo']} on {summary['env']}"), directory.curve)
+        figure = curves_figure([curve], title=f"{summary['algo']} on {summary['env']}")
+        write_atomically(directory.curve, figure_png(figure))
 
 
 class TensorBoardLogger(Observer):

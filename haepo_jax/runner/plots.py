@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from haepo_jax.messages import number
 from haepo_jax.runner.config import ConfigError
-from haepo_jax.runner.run_dir import RunDir, write_atomically
+from haepo_jax.runner.run_dir import RunDir
 from haepo_jax.statistics import Array, bootstrap_interval, interquartile_mean_of_known
 
 PANEL_COLUMNS = 3
@@ -156,8 +155,3 @@ def figure_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
-
-
-def write_figure(figure: Figure, file: Path) -> None:
-    """Writes a PNG, replacing the file in one step."""
-    write_atomically(file, figure_png(figure))

@@ -13,7 +13,7 @@ from haepo_jax.algorithms.state import TrainState
 from haepo_jax.messages import number
 from haepo_jax.runner.errors import disk_errors
 from haepo_jax.runner.loading import load_run, seed_index
-from haepo_jax.runner.plots import histogram_figure, write_figure
+from haepo_jax.runner.plots import figure_png, histogram_figure
 from haepo_jax.runner.run_dir import RunDir, json_text, write_atomically
 from haepo_jax.runner.tables import aligned, interval_text
 from haepo_jax.statistics import Array, describe_returns
@@ -98,7 +98,7 @@ def write(directory: RunDir, document: dict[str, Any]) -> None:
     with disk_errors(directory.path, "evaluation"):
         write_atomically(directory.path / "evaluation.json", json_text(document) + "\n")
         figure = histogram_figure({kind: document[kind]["return"] for kind in KINDS}, title)
-        write_figure(figure, directory.path / "evaluation.png")
+        write_atomically(directory.path / "evaluation.png", figure_png(figure))
 
 
 def report(document: dict[str, Any]) -> str:

@@ -66,6 +66,10 @@ class RunDir:
             raise ConfigError(f"{str(self.config)!r} holds no settings")
         return values
 
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Writes the settings, replacing the file in one step."""
+        write_atomically(self.config, config_text(settings))
+
     def read_summary(self) -> dict[str, Any]:
         """The summary of a run that has ended; raises ConfigError."""
         return self._read(self.summary, json.loads)

@@ -293,11 +293,12 @@ def test_a_disk_that_fills_is_one_line(
                 lambda path, arrays: no_room() if int(path.parent.name[:6]) >= 15 else write(path, arrays),
             )
         else:
-            patch.setattr(
-                loggers,
-                "write_atomically",
-                lambda path, content: no_room() if path.name == file else atomically(path, content),
-            )
+            for module in (loggers, run_dir):
+                patch.setattr(
+                    module,
+                    "write_atomically",
+                    lambda path, content: no_room() if path.name == file else atomically(path, content),
+                )
         capsys.readouterr()
         assert counting(run, *COUNTING) == 1
     error = capsys.readouterr().err

@@ -35,7 +35,10 @@ def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
         except HyperparameterError as error:
             raise ConfigError(f"algo.{error}") from None
     if env:
-        checked["env"] = tuple(map(resolve_env, env)) if isinstance(env, tuple) else resolve_env(env)
+        try:
+            checked["env"] = tuple(map(resolve_name, env)) if isinstance(env, tuple) else resolve_name(env)
+        except ValueError as error:  # with a near match
+            raise ConfigError(one_line(str(error))) from None
     settings = schema(**checked)
     if hasattr(settings, "check"):
         settings.check()
@@ -135,14 +138,6 @@ def _converted(kind: type, choices: tuple[str, ...], value: Any) -> Any:
     if kind is str and isinstance(value, str | bool) and str(value).lower() in choices:
         return str(value).lower()
     return value
-
-
-def resolve_env(name: str) -> str:
-    """An environment's full name; raises ConfigError, with a near match, where there is none."""
-    try:
-        return resolve_name(name)
-    except ValueError as error:
-        raise ConfigError(one_line(str(error))) from None
 
 
 def value_text(value: Any) -> str:
