@@ -71,12 +71,12 @@ def main(argv: list[str]) -> int:
     from haepo_jax.llm.run import FineTuning
 
     fine_tuning = FineTuning(config, data, eval_data, rewards)
-    if not config.dry_run:
+    if config.dry_run:
+        if directory is None:
+            check_run_dir(config.run_dir)
+        print("the settings are usable; dry_run=true stops here")
+    else:
         fine_tuning.train(directory or create_run_dir(config.run_dir), shell_command("haepo_jax.llm", argv))
-        return 0
-    if directory is None:
-        check_run_dir(config.run_dir)
-    print("the settings are usable; dry_run=true stops here")
     return 0
 
 

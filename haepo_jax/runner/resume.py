@@ -18,14 +18,14 @@ FREE = frozenset({
 """Settings that change no update and no row of the metrics, so that a resumed run may change them."""
 
 
-def compose_run(arguments: Arguments) -> RunConfig:
-    """The settings of a training run: of a new one, or with `resume` of the one in `run_dir` with some changed. Raises
-    ConfigError."""
+def compose_run(arguments: Arguments) -> tuple[RunConfig, RunDir | None]:
+    """The settings of a training run: of a new one, or with `resume` of the one in `run_dir` with some changed; and the
+    directory of the run to resume, if any. Raises ConfigError."""
     overrides = arguments.overrides
     directory = existing_run(*(peek(overrides, RunConfig, key) for key in ("resume", "run_dir")))
     if arguments.settings is not None:
-        return compose(overrides, RunConfig, arguments.settings, f"--config {short(arguments.file)}: ")
-    return compose(overrides, RunConfig, directory.read_config().to_dict() if directory else None)
+        return compose(overrides, RunConfig, arguments.settings, f"--config {short(arguments.file)}: "), directory
+    return compose(overrides, RunConfig, directory.read_config().to_dict() if directory else None), directory
 
 
 def existing_run(resume: str, run_dir: str | None) -> RunDir | None:

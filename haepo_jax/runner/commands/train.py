@@ -6,7 +6,7 @@ from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
-from haepo_jax.runner.resume import compose_run, existing_run
+from haepo_jax.runner.resume import compose_run
 from haepo_jax.runner.run_dir import check_run_dir, config_text
 
 HELP = """\
@@ -54,11 +54,10 @@ def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit status: 0; 1 if the run fails or diverges; 2 for invalid settings; 128 + the
     number of the signal that stopped it."""
     arguments = read_arguments(argv, ("--cfg", "--config"))
-    config = compose_run(arguments)
+    config, directory = compose_run(arguments)
     if arguments.show_config:
         print(config_text(config.to_dict()), end="")
         return 0
-    directory = existing_run(config.resume, config.run_dir)
     if directory is None:
         check_run_dir(config.run_dir)  # before jax is imported, which takes a second
     from haepo_jax.runner.session import dry_run, train_and_report
