@@ -19,7 +19,6 @@ from haepo_jax.runner.sweeps.batch import Programs, Run
 from haepo_jax.runner.sweeps.plan import SweepConfig
 
 Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 CALL_SECONDS = 2.0
 """How long one compiled call may be expected to take: between two, runs are regrouped and Ctrl-C is heard."""
@@ -64,7 +63,7 @@ class Group:
         """Starts the runs: these seeds of every trial's algorithm, given by its number; at most `batch_size` in a call."""
         self.trials, self.programs, self.num_seeds = [*algorithms], programs, len(seeds)
         self.active = list(range(len(self.trials)))
-        self.returns: Floats = np.full((len(self.trials), self.num_seeds), np.nan)
+        self.returns: npt.NDArray[np.float64] = np.full((len(self.trials), self.num_seeds), np.nan)
         self.real = len(self.trials) * self.num_seeds
         # Runs past the real ones repeat the first, so that the devices have shards of equal size.
         self._size, self._batch_size = (
