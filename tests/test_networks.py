@@ -267,7 +267,8 @@ class TestRecurrent:
 
         def both(state: Any) -> Any:
             steps, *_ = algo.collect(state, jax.random.key(3))
-            found = algo.sequence_distribution(state.params, steps.observation, steps).log_prob(steps.action)
+            observation = algo.normalized(state.normalizer, steps.observation)
+            found = algo.sequence_distribution(state.params, observation, steps).log_prob(steps.action)
             return steps.mask, steps.extras, found
 
         mask, recorded, found = map(np.asarray, updated(algo, both))

@@ -54,7 +54,7 @@ DECLARED = {cls.__name__: cls for cls in map(declared.declaration, declared.ALGO
         ),
         (
             "PPO",
-            {"num_envs": 3, "num_steps": 5},
+            {"num_envs": 3, "num_steps": 5, "num_minibatches": 4},
             r"num_envs \* num_steps=15 is not a multiple of num_minibatches=4.* 12 or 16",
         ),
         ("HAEPO", {"num_envs": 0}, r"num_envs=0 is out of range \[1, "),
@@ -173,7 +173,7 @@ def test_a_custom_class_is_read_by_module_and_class(tmp_path: Path, monkeypatch:
     (tmp_path / "my_algorithms.py").write_text(CUSTOM)
     monkeypatch.syspath_prepend(tmp_path)
     found = declared.hyperparameters("my_algorithms:Mine")
-    assert found["num_epochs"].default == 3 and found["clip_eps"].default == 0.2
+    assert found["num_epochs"].default == 3 and found["clip_eps"].default == 0.1
     assert list(found) == list(declared.hyperparameters("ppo"))
     assert declared.declaration("my_algorithms:Mine").__doc__ == "Mine."
     for name in ("Mine", "Fourth"):

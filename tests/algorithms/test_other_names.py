@@ -38,7 +38,7 @@ def test_a_keyword_like_nothing_and_one_of_another_algorithm() -> None:
 
 def test_the_signature_is_still_that_of_the_constructor() -> None:
     parameters = inspect.signature(hx.PPO).parameters
-    assert next(iter(parameters)) == "env" and parameters["clip_eps"].default == 0.2
+    assert next(iter(parameters)) == "env" and parameters["clip_eps"].default == 0.1
     assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 

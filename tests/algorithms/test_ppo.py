@@ -19,7 +19,7 @@ from tests.toy_envs import Count, Drift, Pair, Start, trees_equal
 SMALL: dict[str, Any] = {"num_envs": 4, "num_steps": 8, "num_minibatches": 2, "num_epochs": 3, "eval_episodes": 0}
 BASE = hx.PPO(
     Drift(horizon=4), policy=Pair(3), value=Pair(0), anneal_learning_rate=False, entropy_coef=0.01,
-    normalize_observations=False, **SMALL,
+    gae_lambda=0.95, normalize_observations=False, **SMALL,
 )  # fmt: skip
 
 
