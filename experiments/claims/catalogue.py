@@ -102,6 +102,7 @@ METHODS: dict[str, Method] = {
 DEVELOPMENT = ("cartpole", "pendulum", "acrobot", "mountain_car", "random_walk", "random_walk_50")
 """The tasks on which defaults were chosen."""
 TUNING_SEEDS = range(1_000_000, 1_000_002)
+CHOICE_SEEDS = range(2_000_000, 2_000_008)
 REPORT_SEEDS = range(20)
 CURVE_POINTS = 40
 EVAL_EPISODES = 16

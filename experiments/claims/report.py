@@ -18,7 +18,6 @@ from catalogue import (
     ABLATION_STEPS,
     ABLATIONS,
     DEEP_SEA,
-    DEVELOPMENT,
     EPISODIC,
     EPISODIC_STEPS,
     METHODS,
@@ -196,37 +195,15 @@ def summary_table(results: list[Result]) -> str:
     return markdown(head, rows)
 
 
-def one_setting_table(results: list[Result]) -> str:
-    """The configuration of each sweep with the best mean over the development tasks, and its mean on the others; of methods with
-    defaults, these."""
+def choice_table(results: list[Result]) -> str:
+    """How PPO's default was chosen: mean scores over the development tasks, of the search's two seeds and of others, by task."""
     rows = []
-    for name in _known(results):
-        own = {task_of(result): result for result in results if result["method"] == name}
-        if not own.keys() >= set(DEVELOPMENT):
-            continue
-        areas, chosen, settings = {task: scores(r).mean()[None] for task, r in own.items()}, 0, ""
-        if own[DEVELOPMENT[0]]["sweep"]:
-            areas = {task: _swept_areas(result) for task, result in own.items()}
-            chosen = int(np.argmax(np.mean([areas[task] for task in DEVELOPMENT], axis=0)))
-            settings = _settings(own[DEVELOPMENT[0]]["sweep"]["configs"][chosen])
-            if any(_settings(result["sweep"]["configs"][chosen]) != settings for result in own.values()):
-                raise ValueError(f"{name}: the tasks have different configurations")
-        groups = DEVELOPMENT, [task for task in own if task not in DEVELOPMENT]
-        means = (np.mean([areas[task][chosen] for task in tasks]) if tasks else np.nan for tasks in groups)
-        rows.append([name, settings, *(f"{mean:.2f}" if np.isfinite(mean) else "" for mean in means)])
-    return markdown(["method", "setting", "development tasks", "other tasks"], rows)
-
-
-def _swept_areas(result: Result) -> Array:
-    task, area = result["task"], np.array(result["sweep"]["area"], np.float64)
-    return (area - task["floor"]) / (task["top"] - task["floor"])
-
-
-def _settings(config: dict[str, Any]) -> str:
-    own = {key.removeprefix("algo."): value for key, value in config.items() if key.startswith("algo.")}
-    return ", ".join(
-        f"{key} {value:.2g}" if isinstance(value, float) else f"{key} {value}" for key, value in own.items()
-    )
+    for name, config in results[0]["configurations"].items():
+        again = [np.mean(result["scores"][name]) for result in results]
+        settings = ", ".join(f"{key} {value:.2g}" for key, value in config.items())
+        first = np.mean([result["searched"][name] for result in results])
+        rows.append([settings, f"{first:.3f}", f"{np.mean(again):.3f}", *(f"{mean:.2f}" for mean in again)])
+    return markdown(["setting", "search", "again", *(task_of(result) for result in results)], rows)
 
 
 def stratified_interval(values: Array, resamples: int = 2000) -> tuple[float, float]:
@@ -310,7 +287,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], str]]] = {
     "thresholds": ("methods", threshold_table),
     "final": ("methods", final_table),
     "summary": ("methods", summary_table),
-    "one setting": ("methods", one_setting_table),
+    "choice": ("choice", choice_table),
     "alignment": ("probes", alignment_table),
     "weights": ("ablations", weights_table),
     "ablations": ("ablations", ablation_table),
