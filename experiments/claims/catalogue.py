@@ -186,3 +186,23 @@ DEEP_SEA: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_paper": ("haepo_paper", {}),
 }  # fmt: skip
 """Who looks for the deep sea's treasure: the algorithm, and what is changed in its defaults."""
+
+HELD_OUT = {
+    "Reacher-misc": 60_000, "PointRobot-misc": 60_000, "UmbrellaChain-bsuite": 60_000,
+    "DiscountingChain-bsuite": 60_000, "Swimmer-misc": 100_000, "SpaceInvaders-MinAtar": 150_000,
+    "Asterix-MinAtar": 150_000, "Freeway-MinAtar": 150_000,
+}  # fmt: skip
+"""Tasks that no method was run on before this list was written, and their steps."""
+HELD_OUT_SEEDS = range(5)
+HELD_OUT_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "haepo_default": ("haepo", {}),
+    "ppo_default": ("ppo", {}),
+    "clip on HAEPO's replay": (
+        "ppo",
+        {
+            "replay_batches": 8, "num_epochs": 4, "num_minibatches": 16, "learning_rate": 2e-3, "entropy_coef": 0.01,
+            "gae_lambda": 0.95, "max_grad_norm": 1.0, "clip_eps": 0.2,
+        },
+    ),
+}  # fmt: skip
+"""Defaults, and PPO's clip with HAEPO's buffer, minibatches and settings."""

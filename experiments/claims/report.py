@@ -20,6 +20,8 @@ from catalogue import (
     DEEP_SEA,
     EPISODIC,
     EPISODIC_STEPS,
+    HELD_OUT,
+    HELD_OUT_METHODS,
     METHODS,
     TASKS,
     WEIGHTS,
@@ -34,6 +36,7 @@ from tables import markdown  # noqa: E402
 
 HERE = Path(__file__).parent
 BASELINES = ("haepo_default", *catalogue.BASELINES)
+OURS, *HELD_OUT_OTHERS = HELD_OUT_METHODS
 DOCUMENTS = (HERE / "README.md", HERE.parents[1] / "README.md")
 Array = npt.NDArray[np.float64]
 Result = dict[str, Any]
@@ -206,6 +209,23 @@ def choice_table(results: list[Result]) -> str:
     return markdown(["setting", "search", "again", *(task_of(result) for result in results)], rows)
 
 
+def held_out_table(results: list[Result]) -> str:
+    """Mean of the curve and the last evaluation, means over seeds; and how often a run of HAEPO has the better curve."""
+    by_task, rows = _by(results, "method"), []
+    curves: dict[str, list[Array]] = {name: [] for name in HELD_OUT_METHODS}
+    for task in (task for task in HELD_OUT if by_task.get(task, {}).keys() >= HELD_OUT_METHODS.keys()):
+        cells = [task]
+        for name in HELD_OUT_METHODS:
+            returns = array(by_task[task][name], "eval_return")
+            curves[name].append(np.nanmean(returns, axis=1))
+            cells.append(f"{_number(float(curves[name][-1].mean()))}, {_number(float(returns[:, -1].mean()))}")
+        better = (probability_of_improvement([curves[OURS][-1]], [curves[name][-1]])[0] for name in HELD_OUT_OTHERS)
+        rows.append([*cells, *(f"{chance:.2f}" for chance in better)])
+    total = (probability_of_improvement(curves[OURS], curves[name]) for name in HELD_OUT_OTHERS)
+    rows.append(["all", *[""] * len(curves), *(f"{p:.2f} ({low:.2f} to {high:.2f})" for p, low, high in total)])
+    return markdown(["task", *HELD_OUT_METHODS, *(f"P(HAEPO better than {name})" for name in HELD_OUT_OTHERS)], rows)
+
+
 def stratified_interval(values: Array, resamples: int = 2000) -> tuple[float, float]:
     """95% interval of the interquartile mean over all entries, seeds resampled within each task: (tasks, seeds)."""
     generator = np.random.default_rng(0)
@@ -288,6 +308,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], str]]] = {
     "final": ("methods", final_table),
     "summary": ("methods", summary_table),
     "choice": ("choice", choice_table),
+    "held out": ("held_out", held_out_table),
     "alignment": ("probes", alignment_table),
     "weights": ("ablations", weights_table),
     "ablations": ("ablations", ablation_table),

@@ -40,7 +40,7 @@ from haepo_jax.runner.config import algorithm_class, hyperparameter_defaults
 from haepo_jax.runner.run_dir import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("methods", "choice", "ablations", "episodic", "deep_sea", "probes")
+PARTS = ("methods", "choice", "ablations", "episodic", "deep_sea", "probes", "held_out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +135,13 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
                     size.folder / "episodic" / f"{task}.{_file(name)}.json",
                     lambda task=task, name=name, changes=changes: ablate(size, task, "haepo_episodic", name, changes),
                 )
+    if "held_out" in parts and size.folder == RESULTS:
+        for env in catalogue.HELD_OUT:
+            for name in catalogue.HELD_OUT_METHODS:
+                yield (
+                    size.folder / "held_out" / f"{env}.{_file(name)}.json",
+                    lambda env=env, name=name: held_out(env, name),
+                )
     if "deep_sea" in parts:
         for name in catalogue.DEEP_SEA:
             for side in size.deep_sea_sizes:
@@ -201,6 +208,14 @@ def choose(task_name: str) -> dict[str, Any]:
         "searched": {str(i): searched[task_name][i] for i in best},
         "scores": {name: _score(task, curve).mean(axis=1) for name, curve in curves.items()},
     }  # fmt: skip
+
+
+def held_out(env: str, name: str) -> dict[str, Any]:
+    """One setting of a method on a task that none was chosen on."""
+    algo, changes = catalogue.HELD_OUT_METHODS[name]
+    task = Task(env, catalogue.HELD_OUT[env], 0, 0, 1)
+    trained = _train(task, algo, changes, catalogue.HELD_OUT_SEEDS)
+    return {"method": name, "algo": algo, "hyperparameters": changes, "total_steps": task.total_steps, **trained}
 
 
 def _score(task: Task, returns: Any) -> Any:
