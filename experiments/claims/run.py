@@ -163,32 +163,45 @@ def _file(name: str) -> str:
 
 
 def tune_and_train(size: Size, task: Task, name: str) -> dict[str, Any]:
-    """A sweep on the tuning seeds, then the best configuration on the reported ones."""
+    """A sweep on the tuning seeds, its three best configurations on others, and the best of these on the reported ones."""
     method = METHODS[name]
-    swept: dict[str, Any] = {}
-    best: dict[str, Any] = {}
     fixed = {k.removeprefix("algo."): yaml.safe_load(v) for k, v in method.space.items() if _is_number(v)}
-    if len(fixed) < len(method.space):
-        seeds = catalogue.TUNING_SEEDS
-        start = time.perf_counter()
-        found = hx.sweep(
-            task.env, method.algo, method.space | {f"env_kwargs.{k}": str(v) for k, v in task.env_kwargs.items()},
-            total_steps=task.total_steps,
-            num_configs=min(method.configurations, size.num_configs), num_seeds=len(seeds), seed=seeds[0],
-            curve_points=catalogue.CURVE_POINTS, final_eval_episodes=32, search="random",
-        )  # fmt: skip
-        curves = np.where(np.isnan(found.curves), task.floor, found.curves)
-        area = curves.mean(axis=(1, 2))
-        chosen = int(np.argmax(area))
-        best = _own(found.configs[chosen])
-        swept = {
-            "space": method.space, "seeds": list(seeds), "seconds": time.perf_counter() - start, "chosen": chosen,
-            "configs": found.configs, "area": area.tolist(), "returns": found.returns.tolist(),
-            "solved": (found.returns.mean(axis=1) >= task.threshold).tolist(),
-        }  # fmt: skip
+    swept = search(size, task, method) if len(fixed) < len(method.space) else {}
+    return trained(size, task, name, fixed, swept)
+
+
+def search(size: Size, task: Task, method: catalogue.Method) -> dict[str, Any]:
+    """What a sweep of a method's space found."""
+    seeds = catalogue.TUNING_SEEDS
+    start = time.perf_counter()
+    found = hx.sweep(
+        task.env, method.algo, method.space | {f"env_kwargs.{k}": str(v) for k, v in task.env_kwargs.items()},
+        total_steps=task.total_steps,
+        num_configs=min(method.configurations, size.num_configs), num_seeds=len(seeds), seed=seeds[0],
+        curve_points=catalogue.CURVE_POINTS, final_eval_episodes=32, search="random",
+    )  # fmt: skip
+    curves = np.where(np.isnan(found.curves), task.floor, found.curves)
     return {
-        "task": dataclasses.asdict(task), "method": name, "algo": method.algo, "hyperparameters": {**fixed, **best},
-        "sweep": swept, **_train(task, method.algo, {**fixed, **best}, size.report_seeds),
+        "space": method.space, "seeds": list(seeds), "seconds": time.perf_counter() - start,
+        "configs": found.configs, "area": curves.mean(axis=(1, 2)).tolist(), "returns": found.returns.tolist(),
+        "solved": (found.returns.mean(axis=1) >= task.threshold).tolist(),
+    }  # fmt: skip
+
+
+def trained(size: Size, task: Task, name: str, fixed: dict[str, Any], swept: dict[str, Any]) -> dict[str, Any]:
+    """The result of a method: of its best configuration, where it has a sweep."""
+    algo, best = METHODS[name].algo, fixed
+    if swept:
+        again = {}
+        for i in np.argsort(-np.array(swept["area"]))[:3].tolist():
+            curves = _train(task, algo, {**fixed, **_own(swept["configs"][i])}, catalogue.CHOICE_SEEDS)["eval_return"]
+            again[str(i)] = float(np.mean(np.where(np.isnan(curves), task.floor, curves)))
+        chosen = int(max(again, key=again.__getitem__))
+        swept |= {"chosen": chosen, "seeds_again": list(catalogue.CHOICE_SEEDS), "area_again": again}
+        best = {**fixed, **_own(swept["configs"][chosen])}
+    return {
+        "task": dataclasses.asdict(task), "method": name, "algo": algo, "hyperparameters": best,
+        "sweep": swept, **_train(task, algo, best, size.report_seeds),
     }  # fmt: skip
 
 
