@@ -172,14 +172,23 @@ PROBE_SEEDS = range(5)
 DEEP_SEA_SIZES = (8, 10, 14)
 DEEP_SEA_STEPS = 60_000
 DEEP_SEA_SEEDS = range(5)
+FORMER = {"num_epochs": 16, "num_minibatches": 1, "group_size": 8}
+FORMER_PPO: dict[str, Any] = {
+    "num_envs": 8, "num_steps": 32, "num_epochs": 4, "num_minibatches": 4, "learning_rate": 1e-3, "gae_lambda": 0.95,
+    "entropy_coef": (0.01, 0.0), "clip_eps": 0.2,
+}  # fmt: skip
+"""The defaults until November 2026, of PPO with smaller batches."""
 DEEP_SEA: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_explore": ("haepo_explore", {}),
-    "haepo": ("haepo", {}),
-    "haepo, bonus, scaled rewards": ("haepo", {"surprisal_bonus": 0.01}),
-    "haepo, entropy 0.05, rewards as they are": ("haepo", {"entropy_coef": 0.05, "normalize_rewards": False}),
-    "ppo": ("ppo", {}),
-    "ppo, rewards as they are": ("ppo", {"normalize_rewards": False}),
-    "ppo, entropy 0.05, rewards as they are": ("ppo", {"normalize_rewards": False, "entropy_coef": 0.05}),
+    "haepo_explore, former default": ("haepo_explore", FORMER),
+    "haepo": ("haepo", FORMER),
+    "haepo, bonus, scaled rewards": ("haepo", {**FORMER, "surprisal_bonus": 0.01}),
+    "haepo, entropy 0.05, rewards as they are": ("haepo", {**FORMER, "entropy_coef": 0.05, "normalize_rewards": False}),
+    "ppo": ("ppo", FORMER_PPO),
+    "ppo, rewards as they are": ("ppo", {**FORMER_PPO, "normalize_rewards": False}),
+    "ppo, entropy 0.05, rewards as they are": (
+        "ppo", {**FORMER_PPO, "normalize_rewards": False, "entropy_coef": 0.05},
+    ),
     "grpo": ("grpo", {}),
     "dpo": ("dpo", {}),
     "haepo_episodic": ("haepo_episodic", {}),

@@ -291,7 +291,7 @@ def deep_sea_table(results: list[Result]) -> str:
 def alignment_table(results: list[Result]) -> str:
     """Rank correlations with the return of fresh episodes, means over a run and seeds: of what an update adds to their
     log-likelihood, and of the log-likelihood itself."""
-    known = _known(results)
+    known = sorted({result["method"] for result in results})
     rows = []
     for task, methods in _by(results, "method").items():
         cells = [task]
