@@ -123,8 +123,9 @@ def _all_finite(tree: Any) -> jax.Array:
 def check_fits(start: InitialPolicy, expected: InitialPolicy) -> None:
     """Raises ValueError, with a one-line message, if `start` has another network or normaliser than `expected`."""
     if (start.normalizer is None) != (expected.normalizer is None):
-        there, here = ("normalised", "does not") if expected.normalizer is None else ("unnormalised", "normalises them")
-        raise ValueError(f"the initial policy was trained on {there} observations, but this algorithm {here}")
+        there = "unnormalised" if start.normalizer is None else "normalised"
+        setting = f"normalize_observations={start.normalizer is not None}"
+        raise ValueError(f"the initial policy was trained on {there} observations: set {setting}")
     named = [
         {jax.tree_util.keystr(path): jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (start, expected)

@@ -88,7 +88,7 @@ def test_what_it_cannot_start_from() -> None:
     for options, message in (
         ({"hidden_sizes": (16,)}, r"different network: .*kernel.* is \(8, 4\), but must be \(16, 4\)"),
         ({"network": "lstm"}, "different network: .* missing"),
-        ({"normalize_observations": True}, "trained on unnormalised observations, but this algorithm normalises them"),
+        ({"normalize_observations": True}, "trained on unnormalised observations: set normalize_observations=False"),
     ):
         with pytest.raises(ValueError, match=message):
             hx.EpisodicHAEPO(TASK, **{**GROUPED, **options}).init(jax.random.key(0), start)
