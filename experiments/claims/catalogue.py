@@ -202,7 +202,7 @@ HELD_OUT = {
     "Asterix-MinAtar": 150_000, "Freeway-MinAtar": 150_000,
 }  # fmt: skip
 """Tasks that no method was run on before this list was written, and their steps."""
-HELD_OUT_SEEDS = range(5)
+HELD_OUT_SEEDS = range(10)
 HELD_OUT_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_default": ("haepo", {}),
     "ppo_default": ("ppo", {}),
