@@ -376,8 +376,9 @@ def _by_task(results: list[Result], measure: str, label: str) -> Any:
         axes.set_title(task)
         axes.set_xlabel("thousand steps")
         axes.set_ylabel(label)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    if figure.axes:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 
 
