@@ -24,10 +24,15 @@ RESULTS = Path(__file__).parent / "results.json"
 DOCUMENT = Path(__file__).parent / "README.md"
 NETWORKS = ("mlp", "gru", "transformer")
 TASKS: dict[str, list[str]] = {
-    "MemoryChain-bsuite": ["total_steps=100_000"],
+    "MemoryChain-bsuite": ["total_steps=100_000", "algo.num_envs=32"],
     "haepo/hidden_cartpole": ["total_steps=250_000", "algo.num_envs=16", "algo.context=16"],
 }
-SHARED = ["algo=ppo", "algo.hidden_sizes=[32,32]", "num_seeds=5", "tensorboard=false", "checkpoint_minutes=null"]
+SHARED = [
+    "algo=ppo", "algo.num_steps=128", "algo.num_epochs=4", "algo.num_minibatches=4", "algo.learning_rate=1e-3",
+    "algo.entropy_coef=[0.01,0.0]", "algo.gae_lambda=0.95", "algo.clip_eps=0.2", "algo.normalize_observations=false",
+    "algo.hidden_sizes=[32,32]", "num_seeds=5", "tensorboard=false", "checkpoint_minutes=null",
+]  # fmt: skip
+"""Those up to the networks were PPO's defaults when the stored results were made, so their commands do not name them."""
 
 
 def train(task: str, network: str) -> dict[str, Any]:
