@@ -184,6 +184,7 @@ DEEP_SEA: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo": ("haepo", FORMER),
     "haepo, bonus, scaled rewards": ("haepo", {**FORMER, "surprisal_bonus": 0.01}),
     "haepo, entropy 0.05, rewards as they are": ("haepo", {**FORMER, "entropy_coef": 0.05, "normalize_rewards": False}),
+    "ppo, bonus, rewards as they are": ("ppo", {"surprisal_bonus": 0.01, "normalize_rewards": False}),
     "ppo": ("ppo", FORMER_PPO),
     "ppo, rewards as they are": ("ppo", {**FORMER_PPO, "normalize_rewards": False}),
     "ppo, entropy 0.05, rewards as they are": (

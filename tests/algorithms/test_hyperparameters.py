@@ -261,6 +261,7 @@ def test_vectors_outside_the_unit_interval_are_normalised() -> None:
         ("CartPole-v1", None, True), ("CartPole-v1", False, False), ("Pendulum-v1", None, True),
         ("Catch-bsuite", None, False), ("haepo/random_walk", None, False), ("haepo/random_walk", True, True),
         ("Breakout-MinAtar", None, False), ("Pong-misc", None, False), ("haepo/reverse", None, False),
+        ("FourRooms-misc", None, True),
     ):  # fmt: skip
         algo = hx.HAEPO(env, normalize_observations=setting)
         assert (jax.eval_shape(algo.init, key).normalizer is not None) == expected

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import haepo_jax as hx
 from haepo_jax.runner.commands import train
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -25,6 +28,30 @@ def test_a_table_is_made_of_the_stored_results(name: str, monkeypatch: pytest.Mo
     if name == "replay":
         normalised = script.normalised(json.loads(script.RESULTS.read_text()))
         assert tables.filled_in(text, "normalised", normalised) == text and normalised in text
+
+
+def settings(algorithm: Any) -> dict[str, Any]:
+    """The hyperparameters of an algorithm, but for its environment."""
+    return {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm) if f.name != "env"}
+
+
+def test_where_only_the_bound_is_compared_nothing_else_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the defaults of HAEPO and PPO are."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS / "claims"))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    script, catalogue = importlib.import_module("replay.run"), importlib.import_module("claims.catalogue")
+    softmax = settings(script.algorithm("cartpole", "softmax"))
+    assert not softmax["normalize_observations"] and script.algorithm("pendulum", "clip").normalize_observations
+    for bound, (_, own) in script.BOUNDS.items():
+        other = settings(script.algorithm("cartpole", bound))
+        differing = {name for name in softmax.keys() & other.keys() if softmax[name] != other[name]}
+        assert differing <= {"advantage_estimator", "kl_coef", "normalize_observations"} & own.keys(), bound
+        assert other.get("clip_eps", 0.2) == 0.2
+    ours, clip = (
+        settings(getattr(hx, {"haepo": "HAEPO", "ppo": "PPO"}[algo])("CartPole-v1", **own))
+        for algo, own in (catalogue.HELD_OUT_METHODS[name] for name in ("haepo_default", "clip on HAEPO's replay"))
+    )
+    assert {name for name in ours.keys() & clip.keys() if ours[name] != clip[name]} == set()
 
 
 def test_the_tuned_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
