@@ -282,7 +282,7 @@ class Writer:
             kinds = [f"{field.name}={draw.choice(values)}", f"{misspelt(draw, field.name)}={draw.choice(values)}"]
             arguments.append(draw.choices([*kinds, draw.choice(ODDITIES), draw.choice(OPTIONS)], [6, 2, 1, 1])[0])
         draw.shuffle(arguments)
-        answered = {"--help", "-h", "--version"} & {*arguments}
+        answered = {"--help", "-h", "--version", "--list-envs"} & {*arguments}
         return Line(command, tuple(arguments), None if answered else 2)
 
     def environment(self) -> str:
