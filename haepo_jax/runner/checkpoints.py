@@ -53,12 +53,13 @@ def to_arrays(tree: Any) -> Arrays:
 
 def from_arrays(arrays: Arrays, like: Any) -> Any:
     """The pytree `like`, made of `jax.ShapeDtypeStruct`, with host arrays in place of its leaves (but typed PRNG keys).
-    Raises CheckpointError where an array is missing or has another shape or type."""
-    leaves = []
-    for name, leaf in _named_leaves(like).items():
+    Raises CheckpointError where an array is missing or left over, or has another shape or type."""
+    leaves, named, why = [], _named_leaves(like), "it was written by other settings or another version"
+    if unknown := sorted(arrays.keys() - named.keys()):
+        raise CheckpointError(f"its array {unknown[0]!r} has no place in this run: {why}")
+    for name, leaf in named.items():
         words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
         array: Any = np.zeros(words.shape, words.dtype) if 0 in words.shape else arrays.get(name)
-        why = "it was written by other settings or another version"
         if array is None:
             raise CheckpointError(f"it has no array {name!r}: {why}")
         if array.shape != words.shape or array.dtype != words.dtype:
@@ -132,11 +133,12 @@ class Checkpoint:
         """The arrays in the structure of `like`; see `from_arrays`. Call `verify` first. Raises CheckpointError."""
         from orbax.checkpoint import RestoreArgs
 
-        item = {name: np.zeros(()) for name, leaf in _named_leaves(like).items() if 0 not in leaf.shape}
+        path = self.path.absolute() / ARRAYS
         try:
-            as_numpy = dict.fromkeys(item, RestoreArgs(restore_type=np.ndarray))
             with contextlib.closing(_orbax()) as orbax:
-                arrays = orbax.restore(self.path.absolute() / ARRAYS, item=item, restore_args=as_numpy)
+                names = _named_leaves(orbax.metadata(path).item_metadata.tree)
+                as_numpy = dict.fromkeys(names, RestoreArgs(restore_type=np.ndarray))
+                arrays = orbax.restore(path, item=dict.fromkeys(names, np.zeros(())), restore_args=as_numpy)
         except Exception as error:  # Orbax and TensorStore raise whatever the state of the files suggests to them
             raise CheckpointError(f"{self.path} cannot be read by Orbax: {one_line(str(error), 200)}") from None
         try:
