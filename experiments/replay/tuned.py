@@ -99,7 +99,7 @@ USUAL: tuple[dict[str, float], ...] = (
     {"learning_rate": 2e-3, "entropy_coef": 0.01, "discount": 0.99, "gae_lambda": 0.95, "kl_coef": 0.3},
     {"learning_rate": 1e-3, "entropy_coef": 0.01, "discount": 0.99, "gae_lambda": 0.95, "kl_coef": 0.0},
 )
-"""The first two configurations: HAEPO's defaults and PPO's."""
+"""The first two configurations: HAEPO's defaults and PPO's former ones."""
 OWN = {"temperature": (0.03, 3.0, 0.3), "clip_eps": (0.05, 1.0, 0.2)}
 """Lowest value, highest value, and that of the first two configurations."""
 

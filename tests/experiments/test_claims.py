@@ -68,21 +68,23 @@ def test_a_stored_result_is_what_its_command_makes(claims: Any) -> None:
     assert new[:, -1].mean() >= stored["task"]["threshold"] - 1
 
 
-def test_of_three_finalists_the_best_on_other_seeds_is_taken(claims: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_three_finalists_and_the_default_the_best_on_other_seeds_is_taken(
+    claims: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, catalogue = claims("run"), claims("catalogue")
     asked = []
 
     def made_up(task: Any, algo: str, settings: dict[str, Any], seeds: range) -> dict[str, Any]:
-        asked.append((settings["clip_eps"], seeds))
-        return {"eval_return": np.full((2, 3), {0.1: 5.0, 0.2: 7.0, 0.3: 6.0}[settings["clip_eps"]])}
+        asked.append((settings.get("clip_eps"), seeds))
+        return {"eval_return": np.full((2, 3), {0.1: 5.0, 0.2: 7.0, 0.3: 6.0, None: 4.0}[settings.get("clip_eps")])}
 
     monkeypatch.setattr(run, "_train", made_up)
     configs = [{"algo.clip_eps": eps, "env_kwargs.length": 9} for eps in (0.1, 0.2, 0.3, 0.4)]
     swept = {"configs": configs, "area": [9.0, 7.0, 8.0, 1.0]}
     found = run.trained(run.SIZES["full"], catalogue.TASKS["bandit"], "ppo", {"num_envs": 8}, swept)
     assert found["hyperparameters"] == {"num_envs": 8, "clip_eps": 0.2}
-    assert found["sweep"]["area_again"] == {"0": 5.0, "2": 6.0, "1": 7.0}
-    others = [(eps, catalogue.CHOICE_SEEDS) for eps in (0.1, 0.3, 0.2)]
+    assert found["sweep"]["area_again"] == {"0": 5.0, "2": 6.0, "1": 7.0, "default": 4.0}
+    others = [(eps, catalogue.CHOICE_SEEDS) for eps in (0.1, 0.3, 0.2, None)]
     assert asked == [*others, (0.2, catalogue.REPORT_SEEDS)]
     every = catalogue.TUNING_SEEDS, catalogue.CHOICE_SEEDS, catalogue.REPORT_SEEDS
     assert len(set().union(*every)) == sum(map(len, every))
