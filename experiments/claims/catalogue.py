@@ -38,13 +38,20 @@ TASKS: dict[str, Task] = {
     "inverted_pendulum": Task("brax/inverted_pendulum", 60_000, 195, 5, 200, {"episode_length": 200}),
 }
 
-BASELINES = ("ppo_default", "ppo", "grpo", "dpo")
+BASELINES = ("ppo_default", "ppo_replay", "ppo", "grpo", "dpo")
 
 RATE = "tag(log,interval(3e-4,1e-2))"
 ENTROPY = "choice(0,0.003,0.01,0.03)"
 KL = "tag(log,interval(0.01,3))"
 CLIP = "choice(0.1,0.2,0.3)"
 GROUPS = {"algo.num_envs": "choice(8,32)", "algo.num_epochs": "choice(4,16)", "algo.num_minibatches": "1"}
+
+
+HAEPOS_REPLAY: dict[str, float] = {
+    "num_envs": 8, "num_steps": 32, "replay_batches": 8, "num_epochs": 4, "num_minibatches": 16, "learning_rate": 0.002,
+    "entropy_coef": 0.01, "gae_lambda": 0.95, "max_grad_norm": 1.0, "clip_eps": 0.2,
+}  # fmt: skip
+"""PPO's clip with the buffer, minibatches and settings of HAEPO's default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +68,17 @@ class Method:
 METHODS: dict[str, Method] = {
     "haepo_default": Method("haepo", {}, "tab:red"),
     "ppo_default": Method("ppo", {}, "tab:cyan"),
+    "ppo_replay": Method("ppo", {f"algo.{name}": str(value) for name, value in HAEPOS_REPLAY.items()}, "tab:gray"),
+    "haepo": Method(
+        "haepo",
+        {
+            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": "choice(0.95,0.97,0.99)",
+            "algo.gae_lambda": "choice(0.9,0.95,0.98)", "algo.temperature": "tag(log,interval(0.1,1))",
+            "algo.history_decay": "choice(0.8,0.9,0.95)", "algo.kl_coef": "tag(log,interval(0.03,1))",
+            "algo.num_envs": "8", "algo.num_steps": "32", "algo.num_epochs": "4", "algo.num_minibatches": "16",
+        },
+        "tab:pink", 32,
+    ),
     "ppo": Method(
         "ppo",
         {
@@ -101,6 +119,8 @@ METHODS: dict[str, Method] = {
 
 DEVELOPMENT = ("cartpole", "pendulum", "acrobot", "mountain_car", "random_walk", "random_walk_50")
 """The tasks on which defaults were chosen."""
+CHOSEN = ("haepo", "ppo")
+"""The methods whose defaults a search has chosen."""
 TUNING_SEEDS = range(1_000_000, 1_000_002)
 CHOICE_SEEDS = range(2_000_000, 2_000_008)
 REPORT_SEEDS = range(20)
@@ -172,29 +192,18 @@ PROBE_SEEDS = range(5)
 DEEP_SEA_SIZES = (8, 10, 14)
 DEEP_SEA_STEPS = 60_000
 DEEP_SEA_SEEDS = range(5)
-FORMER = {"num_epochs": 16, "num_minibatches": 1, "group_size": 8}
-FORMER_PPO: dict[str, Any] = {
-    "num_envs": 8, "num_steps": 32, "num_epochs": 4, "num_minibatches": 4, "learning_rate": 1e-3, "gae_lambda": 0.95,
-    "entropy_coef": (0.01, 0.0), "clip_eps": 0.2,
-}  # fmt: skip
-"""The defaults until November 2026, of PPO with smaller batches."""
 DEEP_SEA: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_explore": ("haepo_explore", {}),
-    "haepo_explore, former default": ("haepo_explore", FORMER),
-    "haepo": ("haepo", FORMER),
-    "haepo, bonus, scaled rewards": ("haepo", {**FORMER, "surprisal_bonus": 0.01}),
-    "haepo, entropy 0.05, rewards as they are": ("haepo", {**FORMER, "entropy_coef": 0.05, "normalize_rewards": False}),
-    "ppo, bonus, rewards as they are": ("ppo", {"surprisal_bonus": 0.01, "normalize_rewards": False}),
-    "ppo": ("ppo", FORMER_PPO),
-    "ppo, rewards as they are": ("ppo", {**FORMER_PPO, "normalize_rewards": False}),
-    "ppo, entropy 0.05, rewards as they are": (
-        "ppo", {**FORMER_PPO, "normalize_rewards": False, "entropy_coef": 0.05},
-    ),
+    "haepo": ("haepo", {}),
+    "haepo, rewards as they are": ("haepo", {"normalize_rewards": False}),
+    "ppo, bonus, rewards as they are": ("ppo", {"normalize_rewards": False, "surprisal_bonus": 0.01}),
+    "ppo": ("ppo", {}),
+    "ppo, rewards as they are": ("ppo", {"normalize_rewards": False}),
     "grpo": ("grpo", {}),
     "dpo": ("dpo", {}),
     "haepo_episodic": ("haepo_episodic", {}),
     "haepo_paper": ("haepo_paper", {}),
-}  # fmt: skip
+}
 """Who looks for the deep sea's treasure: the algorithm, and what is changed in its defaults."""
 
 HELD_OUT = {
@@ -207,12 +216,6 @@ HELD_OUT_SEEDS = range(10)
 HELD_OUT_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_default": ("haepo", {}),
     "ppo_default": ("ppo", {}),
-    "clip on HAEPO's replay": (
-        "ppo",
-        {
-            "replay_batches": 8, "num_epochs": 4, "num_minibatches": 16, "learning_rate": 2e-3, "entropy_coef": 0.01,
-            "gae_lambda": 0.95, "max_grad_norm": 1.0, "clip_eps": 0.2,
-        },
-    ),
-}  # fmt: skip
+    "clip on HAEPO's replay": ("ppo", HAEPOS_REPLAY),
+}
 """Defaults, and PPO's clip with HAEPO's buffer, minibatches and settings."""

@@ -199,13 +199,20 @@ def summary_table(results: list[Result]) -> str:
 
 
 def choice_table(results: list[Result]) -> str:
-    """How PPO's default was chosen: mean scores over the development tasks, of the search's two seeds and of others, by task."""
+    """How a method's default was chosen: mean scores over the development tasks, of the search's two seeds and of others, by task."""
     rows = []
     for name, config in results[0]["configurations"].items():
         again = [np.mean(result["scores"][name]) for result in results]
-        settings = ", ".join(f"{key} {value:.2g}" for key, value in config.items())
-        first = np.mean([result["searched"][name] for result in results])
-        rows.append([settings, f"{first:.3f}", f"{np.mean(again):.3f}", *(f"{mean:.2f}" for mean in again)])
+        settings = ", ".join(f"{key} {value:.2g}" for key, value in config.items()) or "the default"
+        first = [result["searched"][name] for result in results if name in result["searched"]]
+        rows.append(
+            [
+                settings,
+                f"{np.mean(first):.3f}" if first else "",
+                f"{np.mean(again):.3f}",
+                *(f"{mean:.2f}" for mean in again),
+            ]
+        )
     return markdown(["setting", "search", "again", *(task_of(result) for result in results)], rows)
 
 
@@ -307,7 +314,8 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], str]]] = {
     "thresholds": ("methods", threshold_table),
     "final": ("methods", final_table),
     "summary": ("methods", summary_table),
-    "choice": ("choice", choice_table),
+    "choice haepo": ("choice/haepo", choice_table),
+    "choice ppo": ("choice/ppo", choice_table),
     "held out": ("held_out", held_out_table),
     "alignment": ("probes", alignment_table),
     "weights": ("ablations", weights_table),

@@ -120,7 +120,9 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
                 )
     if "choice" in parts and size.folder == RESULTS:
         for task in catalogue.DEVELOPMENT:
-            yield size.folder / "choice" / f"{task}.json", lambda task=task: choose(task)
+            for method in catalogue.CHOSEN:
+                path = size.folder / "choice" / method / f"{task}.json"
+                yield path, lambda task=task, method=method: choose(task, method)
     if "ablations" in parts:
         for task in (task for task in size.ablations if task in tasks):
             for name in size.ablations[task]:
@@ -163,7 +165,8 @@ def _file(name: str) -> str:
 
 
 def tune_and_train(size: Size, task: Task, name: str) -> dict[str, Any]:
-    """A sweep on the tuning seeds, its three best configurations on others, and the best of these on the reported ones."""
+    """A sweep on the tuning seeds, its three best configurations and the default on others, and the best of these on the
+    reported ones."""
     method = METHODS[name]
     fixed = {k.removeprefix("algo."): yaml.safe_load(v) for k, v in method.space.items() if _is_number(v)}
     swept = search(size, task, method) if len(fixed) < len(method.space) else {}
@@ -192,30 +195,32 @@ def trained(size: Size, task: Task, name: str, fixed: dict[str, Any], swept: dic
     """The result of a method: of its best configuration, where it has a sweep."""
     algo, best = METHODS[name].algo, fixed
     if swept:
+        finalists = {str(i): {**fixed, **_own(swept["configs"][i])} for i in np.argsort(-np.array(swept["area"]))[:3]}
+        finalists["default"] = {}
         again = {}
-        for i in np.argsort(-np.array(swept["area"]))[:3].tolist():
-            curves = _train(task, algo, {**fixed, **_own(swept["configs"][i])}, catalogue.CHOICE_SEEDS)["eval_return"]
-            again[str(i)] = float(np.mean(np.where(np.isnan(curves), task.floor, curves)))
-        chosen = int(max(again, key=again.__getitem__))
+        for number, settings in finalists.items():
+            curves = _train(task, algo, settings, catalogue.CHOICE_SEEDS)["eval_return"]
+            again[number] = float(np.mean(np.where(np.isnan(curves), task.floor, curves)))
+        chosen = max(again, key=again.__getitem__)
         swept |= {"chosen": chosen, "seeds_again": list(catalogue.CHOICE_SEEDS), "area_again": again}
-        best = {**fixed, **_own(swept["configs"][chosen])}
+        best = finalists[chosen]
     return {
         "task": dataclasses.asdict(task), "method": name, "algo": algo, "hyperparameters": best,
         "sweep": swept, **_train(task, algo, best, size.report_seeds),
     }  # fmt: skip
 
 
-def choose(task_name: str) -> dict[str, Any]:
-    """Scores of the three configurations that PPO's search finds best on the development tasks together, of other seeds: two
-    seeds are few. PPO's default is the best of the three."""
-    found = {name: json.loads((RESULTS / "methods" / f"{name}.ppo.json").read_text()) for name in catalogue.DEVELOPMENT}
+def choose(task_name: str, method: str) -> dict[str, Any]:
+    """Scores of the three configurations that a method's search finds best on the development tasks together, and of its
+    default, with other seeds: two seeds are few."""
+    paths = {name: RESULTS / "methods" / f"{name}.{method}.json" for name in catalogue.DEVELOPMENT}
+    found = {name: json.loads(path.read_text()) for name, path in paths.items()}
     searched = {name: _score(TASKS[name], result["sweep"]["area"]) for name, result in found.items()}
     best = np.argsort(-np.mean([*searched.values()], axis=0))[:3]
-    configs = {str(i): _own(found[task_name]["sweep"]["configs"][i]) for i in best}
+    configs = {str(i): {"num_envs": 8, **_own(found[task_name]["sweep"]["configs"][i])} for i in best} | {"default": {}}
     task, curves = TASKS[task_name], {}
     for name, config in configs.items():
-        fixed = {"num_envs": 8, **config}
-        curves[name] = _train(task, "ppo", fixed, catalogue.CHOICE_SEEDS)["eval_return"]
+        curves[name] = _train(task, method, config, catalogue.CHOICE_SEEDS)["eval_return"]
     return {
         "configurations": configs, "seeds": list(catalogue.CHOICE_SEEDS),
         "searched": {str(i): searched[task_name][i] for i in best},
