@@ -38,10 +38,12 @@ def rows(directory: Path) -> list[dict[str, Any]]:
 
 def parameters(directory: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Of the newest checkpoint, which must be intact."""
+    from orbax.checkpoint import PyTreeCheckpointer
+
     newest = Checkpoints(directory / "checkpoints").all()[-1]
     newest.verify()
-    with np.load(newest.path) as arrays:
-        return {name: array for name, array in arrays.items() if name.startswith("params")}
+    arrays = PyTreeCheckpointer().restore(newest.path.absolute() / "arrays")
+    return {name: np.asarray(array) for name, array in arrays.items() if name.startswith("params")}
 
 
 def assert_close(one: Path, other: Path) -> None:
