@@ -119,8 +119,6 @@ METHODS: dict[str, Method] = {
 
 DEVELOPMENT = ("cartpole", "pendulum", "acrobot", "mountain_car", "random_walk", "random_walk_50")
 """The tasks on which defaults were chosen."""
-CHOSEN = ("haepo", "ppo")
-"""The methods whose defaults a search has chosen."""
 TUNING_SEEDS = range(1_000_000, 1_000_002)
 CHOICE_SEEDS = range(2_000_000, 2_000_008)
 REPORT_SEEDS = range(20)

@@ -175,11 +175,6 @@ def summary_table(results: list[Result]) -> str:
         area = np.array([scores(r).mean(axis=1) for r in own.values()])
         low, high = stratified_interval(area)
         solved = [share for r in own.values() for share in r["sweep"].get("solved", [])]
-        ours = {task: methods["haepo_default"] for task, methods in by_task.items() if "haepo_default" in methods}
-        shared = [task for task in own if task in ours]
-        chance = probability_of_improvement(
-            [scores(ours[task]).mean(axis=1) for task in shared], [scores(own[task]).mean(axis=1) for task in shared]
-        )
         seconds = np.median([1e3 * seconds_per_step(r) for r in own.values()])
         rows.append(
             [
@@ -188,31 +183,34 @@ def summary_table(results: list[Result]) -> str:
                 f"{float(interquartile_mean(area.reshape(-1))):.2f} ({low:.2f} to {high:.2f})",
                 f"{seconds:.2g}",
                 f"{100 * np.mean(solved):.0f}% of {len(solved)}" if solved else "",
-                "" if name == "haepo_default" else f"{chance[0]:.2f} ({chance[1]:.2f} to {chance[2]:.2f})",
+                *("" if name == ours else _better(by_task, ours, name) for ours in ("haepo_default", "haepo")),
             ]
         )
     head = [
         "method", "tasks", "area under the curve", "seconds per 1,000 steps", "configurations that solve",
-        "P(haepo_default better)",
+        "P(haepo_default better)", "P(haepo better)",
     ]  # fmt: skip
     return markdown(head, rows)
 
 
+def _better(by_task: dict[str, dict[str, Result]], ours: str, other: str) -> str:
+    """How often a run of the first method has the better curve, on the tasks of both; nothing if there are none."""
+    both = [methods for methods in by_task.values() if ours in methods and other in methods]
+    if not both:
+        return ""
+    curves = ([scores(methods[name]).mean(axis=1) for methods in both] for name in (ours, other))
+    chance, low, high = probability_of_improvement(*curves)
+    return f"{chance:.2f} ({low:.2f} to {high:.2f})"
+
+
 def choice_table(results: list[Result]) -> str:
-    """How a method's default was chosen: mean scores over the development tasks, of the search's two seeds and of others, by task."""
+    """How PPO's default was chosen: mean scores over the development tasks, of the search's two seeds and of others, by task."""
     rows = []
     for name, config in results[0]["configurations"].items():
         again = [np.mean(result["scores"][name]) for result in results]
-        settings = ", ".join(f"{key} {value:.2g}" for key, value in config.items()) or "the default"
-        first = [result["searched"][name] for result in results if name in result["searched"]]
-        rows.append(
-            [
-                settings,
-                f"{np.mean(first):.3f}" if first else "",
-                f"{np.mean(again):.3f}",
-                *(f"{mean:.2f}" for mean in again),
-            ]
-        )
+        settings = ", ".join(f"{key} {value:.2g}" for key, value in config.items())
+        first = np.mean([result["searched"][name] for result in results])
+        rows.append([settings, f"{first:.3f}", f"{np.mean(again):.3f}", *(f"{mean:.2f}" for mean in again)])
     return markdown(["setting", "search", "again", *(task_of(result) for result in results)], rows)
 
 
@@ -314,8 +312,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], str]]] = {
     "thresholds": ("methods", threshold_table),
     "final": ("methods", final_table),
     "summary": ("methods", summary_table),
-    "choice haepo": ("choice/haepo", choice_table),
-    "choice ppo": ("choice/ppo", choice_table),
+    "choice": ("choice", choice_table),
     "held out": ("held_out", held_out_table),
     "alignment": ("probes", alignment_table),
     "weights": ("ablations", weights_table),

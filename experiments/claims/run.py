@@ -120,9 +120,7 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
                 )
     if "choice" in parts and size.folder == RESULTS:
         for task in catalogue.DEVELOPMENT:
-            for method in catalogue.CHOSEN:
-                path = size.folder / "choice" / method / f"{task}.json"
-                yield path, lambda task=task, method=method: choose(task, method)
+            yield size.folder / "choice" / f"{task}.json", lambda task=task: choose(task)
     if "ablations" in parts:
         for task in (task for task in size.ablations if task in tasks):
             for name in size.ablations[task]:
@@ -210,17 +208,17 @@ def trained(size: Size, task: Task, name: str, fixed: dict[str, Any], swept: dic
     }  # fmt: skip
 
 
-def choose(task_name: str, method: str) -> dict[str, Any]:
-    """Scores of the three configurations that a method's search finds best on the development tasks together, and of its
-    default, with other seeds: two seeds are few."""
-    paths = {name: RESULTS / "methods" / f"{name}.{method}.json" for name in catalogue.DEVELOPMENT}
-    found = {name: json.loads(path.read_text()) for name, path in paths.items()}
+def choose(task_name: str) -> dict[str, Any]:
+    """Scores of the three configurations that PPO's search finds best on the development tasks together, of other seeds: two
+    seeds are few. PPO's default is the best of the three."""
+    found = {name: json.loads((RESULTS / "methods" / f"{name}.ppo.json").read_text()) for name in catalogue.DEVELOPMENT}
     searched = {name: _score(TASKS[name], result["sweep"]["area"]) for name, result in found.items()}
     best = np.argsort(-np.mean([*searched.values()], axis=0))[:3]
-    configs = {str(i): {"num_envs": 8, **_own(found[task_name]["sweep"]["configs"][i])} for i in best} | {"default": {}}
+    configs = {str(i): _own(found[task_name]["sweep"]["configs"][i]) for i in best}
     task, curves = TASKS[task_name], {}
     for name, config in configs.items():
-        curves[name] = _train(task, method, config, catalogue.CHOICE_SEEDS)["eval_return"]
+        fixed = {"num_envs": 8, **config}
+        curves[name] = _train(task, "ppo", fixed, catalogue.CHOICE_SEEDS)["eval_return"]
     return {
         "configurations": configs, "seeds": list(catalogue.CHOICE_SEEDS),
         "searched": {str(i): searched[task_name][i] for i in best},
