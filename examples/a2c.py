@@ -1,4 +1,4 @@
-"""A2C (Mnih et al. 2016, arXiv 1602.01783, with synchronous environments) as a custom algorithm, in one file.
+"""A2C (Mnih et al. 2016, arXiv 1602.01783) with synchronous environments, as a custom algorithm in one file.
 
 python -m haepo_jax.train env=CartPole-v1 algo=examples.a2c:A2C algo.learning_rate=1e-3
 """

@@ -1,4 +1,4 @@
-"""A custom environment: a plain object whose `reset` and `step` handle a single environment, in JAX."""
+"""A custom environment: a plain object whose `reset` and `step` handle a single environment in JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class Landing:
         landed = height <= 0
         reward = jnp.where(landed, 1 - 10 * jnp.abs(speed), 0.0)
         state = {"height": height, "speed": speed, "time": time}
-        cut_off = (time >= self.horizon) & ~landed  # a time limit is not termination: bootstrap there
+        cut_off = (time >= self.horizon) & ~landed  # a time limit is not termination: the value is bootstrapped
         return TimeStep(state, jnp.stack([height, speed]), reward, terminated=landed, truncated=cut_off)
 
 

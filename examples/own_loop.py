@@ -29,7 +29,7 @@ def update(params, opt_state, key):
     steps, returns, _ = collect_episodes(
         env, act, (), environment_keys(key, 16), environment_keys(jax.random.fold_in(key, 1), 16)
     )
-    for _ in range(4):  # safe on one batch: the weights saturate when a history has moved far
+    for _ in range(4):  # safe on one batch: the weights saturate once a history has moved far
         changes, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
         params = optax.apply_updates(params, changes)
     return params, opt_state, jnp.mean(returns)

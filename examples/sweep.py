@@ -1,5 +1,4 @@
-"""A sweep from Python: 8 configurations of PPO with 2 seeds each in one compiled program. Requires the extra
-`sweep`."""
+"""A sweep from Python: 8 PPO configurations with 2 seeds each in one compiled program. Requires the extra `sweep`."""
 
 import numpy as np
 
