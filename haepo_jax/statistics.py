@@ -16,11 +16,11 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 
-def mean_of_known(values: npt.ArrayLike, axis: int = -1) -> Array:
-    """The mean of the values that are not NaN along an axis, (..., N) -> (...); NaN where there is none."""
+def mean_of_known(values: npt.ArrayLike) -> Array:
+    """The mean of the values that are not NaN, (..., N) -> (...); NaN where there is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        return np.asarray(np.nanmean(np.asarray(values, np.float64), axis=axis))
+        return np.asarray(np.nanmean(np.asarray(values, np.float64), axis=-1))
 
 
 def interquartile_mean(values: npt.ArrayLike) -> Array:

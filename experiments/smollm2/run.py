@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 
 import tasks
 
+from haepo_jax.runner.run_dir import rows_of
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 LOSSES: dict[str, list[str]] = {
@@ -102,7 +104,7 @@ def collected(directory: Path) -> dict[str, Any]:
     """The curves of a run, and its best and worst held-out completions."""
 
     def read(name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (directory / f"{name}.jsonl").read_text().splitlines()]
+        return rows_of((directory / f"{name}.jsonl").read_text(encoding="utf-8"))
 
     metrics, evaluated = read("metrics"), read("eval")
     points = []

@@ -38,7 +38,7 @@ from haepo_jax.algorithms.state import InitialPolicy, Metrics, TrainingStatus, T
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.envs import make_env
-from haepo_jax.envs.base import check_environment
+from haepo_jax.envs.base import check_environment, first_observation
 from haepo_jax.losses import AUTO
 from haepo_jax.networks import Policy, as_policy, default_policy, default_value
 from haepo_jax.normalization import RunningStatistics
@@ -304,8 +304,7 @@ class Algorithm(abc.ABC):
 
     def example_observation(self) -> Any:
         """An observation of zeros."""
-        shapes = jax.eval_shape(self.env.reset, jax.random.key(0))[1]
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first_observation(self.env))
 
     def act_distribution(
         self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array, action_mask: jax.Array | None = None

@@ -76,9 +76,7 @@ def declaration(name: str) -> type[Declaration]:
       ImportError: the module or the class does not exist, or the class is not an algorithm.
       HyperparameterError: a declaration uses a name that `fields` does not define.
     """
-    name = PRESETS[name][0] if name in PRESETS else name
-    where = name if ":" in name else ALGORITHMS[name]
-    module, _, cls = where.partition(":")
+    module, cls = _place(name)
     found = _declared(module, cls)
     if found is object:
         raise ImportError(f"there is no class {cls} in {module}")
@@ -100,15 +98,23 @@ def hyperparameters(name: str) -> dict[str, dataclasses.Field[Any]]:
 
 def load(name: str) -> type[Any]:
     """The class of an algorithm, a preset or `module:Class`; imports JAX."""
+    declaration(name)
+    module, cls = _place(name)
+    return cast(type[Any], getattr(importlib.import_module(module), cls))
+
+
+def _place(name: str) -> tuple[str, str]:
+    """The module and the class that an algorithm, a preset or `module:Class` names; raises KeyError."""
     name = PRESETS[name][0] if name in PRESETS else name
     module, _, cls = (name if ":" in name else ALGORITHMS[name]).partition(":")
-    declaration(name)
-    return cast(type[Any], getattr(importlib.import_module(module), cls))
+    return module, cls
 
 
 @functools.cache
 def _declared(module: str, name: str) -> type:
     """The declaration of a class, given its module and name; `object` if there is no such class in a Python file."""
+    if module == "haepo_jax":  # its names are loaded on first use
+        module = next((where.partition(":")[0] for where in ALGORITHMS.values() if where.endswith(f":{name}")), module)
     tree = _tree(module)
     if tree is None:
         return object
@@ -151,9 +157,6 @@ def _base(expression: ast.expr, tree: ast.Module, module: str) -> type:
         return _declared(module, expression.id) if defined_here or expression.id in imports else object
     if isinstance(expression, ast.Attribute) and isinstance(expression.value, ast.Name):
         package = ".".join(filter(None, imports.get(expression.value.id, ("", ""))))
-        for where in ALGORITHMS.values():  # `hx.PPO`: the names of the package are loaded on first use
-            if package == "haepo_jax" and where.endswith(f":{expression.attr}"):
-                return _declared(*where.split(":"))
         return _declared(package, expression.attr) if package else object
     return object
 

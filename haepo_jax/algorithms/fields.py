@@ -26,18 +26,16 @@ class Range:
     low: float = -math.inf
     high: float = math.inf
     low_open: bool = False
-    high_open: bool = False
 
     def __contains__(self, value: float) -> bool:
         if isinstance(value, int) and value.bit_length() > 1023:  # more than a floating-point number holds
             return False
         above = value > self.low if self.low_open else value >= self.low
-        below = value < self.high if self.high_open else value <= self.high
-        return above and below and math.isfinite(value)
+        return above and value <= self.high and math.isfinite(value)
 
     def __str__(self) -> str:
         left = "(" if self.low_open or self.low == -math.inf else "["
-        right = ")" if self.high_open or self.high == math.inf else "]"
+        right = ")" if self.high == math.inf else "]"
         return f"{left}{self.low:g}, {self.high:g}{right}"
 
 

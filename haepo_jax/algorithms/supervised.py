@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, Scheduled, leaf, static
 from haepo_jax.algorithms.state import Metrics, TrainState
 from haepo_jax.algorithms.trajectory import EpisodeBatch, TrajectoryAlgorithm
-from haepo_jax.envs.base import has_action_mask
 from haepo_jax.losses.numerics import masked_mean
 from haepo_jax.rollout import Trajectory, environment_keys
+from haepo_jax.rollout.stepping import step_environment
 
 
 @jax.tree_util.register_dataclass
@@ -55,11 +55,9 @@ class Supervised(TrajectoryAlgorithm):
 
         def step(now: tuple[Any, Any, jax.Array], action: jax.Array) -> tuple[Any, Trajectory]:
             state, observation, alive = now
-            action_mask = self.env.action_mask(state) if has_action_mask(self.env) else None
-            after = self.env.step(key, state, action)
-            transition = Trajectory(observation, action, after.reward, alive, action_mask, extras=None)
-            masked = jax.tree.map(lambda x: jnp.where(alive, x, jnp.zeros_like(x)), transition)
-            return (after.state, after.observation, alive & ~(after.terminated | after.truncated)), masked
+            act = lambda carry, *_: (carry, action, None)  # noqa: E731
+            stepped = step_environment(self.env, act, state, observation, (), jnp.bool_(False), alive, key)
+            return (stepped.state, stepped.observation, alive & ~stepped.done), stepped.transition
 
         steps: Trajectory = jax.lax.scan(step, (state, observation, jnp.bool_(True)), actions)[1]
         return steps

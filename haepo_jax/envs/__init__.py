@@ -86,6 +86,4 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("haepo_jax.envs.base"), name)
     if name == "TokenTask":
         return importlib.import_module("haepo_jax.envs.tokens").TokenTask
-    if name == "as_environment":
-        raise AttributeError("as_environment is now make_env, which takes names and objects")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

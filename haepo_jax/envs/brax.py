@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from haepo_jax.envs.kwargs import check_settings, constructor_settings, freeze
-from haepo_jax.envs.libraries import building, load
+from haepo_jax.envs.libraries import library_errors, load
 from haepo_jax.envs.physics import PhysicsEnv, make_physics, quiet
 
 BACKENDS = ("generalized", "spring", "positional", "mjx")
@@ -40,7 +40,7 @@ def make_brax(task: str, *, episode_length: int = 1000, **kwargs: Any) -> Physic
     if kwargs.get("backend", BACKENDS[0]) not in BACKENDS:
         raise ValueError(f"{name}: backend must be one of {', '.join(BACKENDS)}, got {kwargs['backend']!r}")
     arguments = tuple(sorted((key, freeze(value)) for key, value in kwargs.items()))
-    with building(name, kwargs):
+    with library_errors(name, kwargs):
         return adapt_brax(name, _build(name, task, arguments), episode_length=episode_length)
 
 

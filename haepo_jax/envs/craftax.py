@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from haepo_jax.envs.base import Array, Box, Discrete, PyTree
 from haepo_jax.envs.kwargs import check_settings
-from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon, load
+from haepo_jax.envs.libraries import LibraryEnvironment, check_horizon, library_errors, load
 
 
 @jax.tree_util.register_dataclass
@@ -55,7 +55,7 @@ def make_craftax(task: str, **kwargs: Any) -> CraftaxEnv:
     inner = _build(library, task)
     defaults = inner.default_params
     check_settings(name, kwargs, {field.name: getattr(defaults, field.name) for field in dataclasses.fields(defaults)})
-    with building(name, kwargs):
+    with library_errors(name, kwargs):
         return adapt_craftax(name, inner, defaults.replace(**kwargs))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from haepo_jax.envs.base import Array, Box, Discrete, PyTree, first_observation
 from haepo_jax.envs.kwargs import check_settings, constructor_settings, freeze
-from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon, load
+from haepo_jax.envs.libraries import LibraryEnvironment, check_horizon, library_errors, load
 
 # Tasks that terminate long before their declared limit. Rollout buffers are as long as the horizon, and the declared
 # 1000 steps of Catch, whose episodes have 9, would make every update a hundred times as expensive.
@@ -85,7 +85,7 @@ def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
             raise ValueError(f"{name}: {key} must be at most {LARGEST_SIZE:,}, got {value}")
 
     arguments = tuple(sorted((key, freeze(value)) for key, value in kwargs.items() if key in constructor))
-    with building(name, kwargs):
+    with library_errors(name, kwargs):
         inner = default if not arguments else _build(name, arguments)
         overrides = {key: kwargs[key] for key in kwargs if key not in constructor}
         return _adapt(name, inner, _parameters(inner.default_params, overrides))

@@ -16,7 +16,7 @@ import numpy as np
 
 from haepo_jax.envs.base import Array, Box, Discrete, PyTree, first_observation, static_field, strongly_typed
 from haepo_jax.envs.kwargs import check_settings, constructor_settings, freeze
-from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon, load
+from haepo_jax.envs.libraries import LibraryEnvironment, check_horizon, library_errors, load
 from haepo_jax.messages import short
 from haepo_jax.spaces import MultiDiscrete
 
@@ -102,7 +102,7 @@ def make_jumanji(task: str, *, episode_length: int | None = None, **kwargs: Any)
     settings = {"episode_length": 1000, **constructor_settings(type(_build(name, task, ())).__init__)}
     given = kwargs if episode_length is None else {"episode_length": episode_length, **kwargs}
     check_settings(name, given, settings)
-    with building(name, kwargs):
+    with library_errors(name, kwargs):
         inner = _build(name, task, tuple(sorted((key, freeze(value)) for key, value in kwargs.items())))
         return adapt_jumanji(name, inner, episode_length=episode_length)
 

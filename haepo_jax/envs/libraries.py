@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from haepo_jax.envs.base import Array, PyTree, Replaceable, TimeStep, finish_step, static_field, strongly_typed
 from haepo_jax.envs.kwargs import check_type
 from haepo_jax.envs.names import LIBRARIES
-from haepo_jax.messages import short
+from haepo_jax.messages import first_line, short
 
 _CONFIG: Any = jax.config  # its flags are untyped
 
@@ -80,15 +80,14 @@ def make(library: Any, task: str) -> Any:
 
 
 @contextlib.contextmanager
-def building(name: str, settings: dict[str, Any]) -> Iterator[None]:
+def library_errors(name: str, settings: dict[str, Any]) -> Iterator[None]:
     """Converts any exception of a library to a one-line ValueError that names the settings."""
     try:
         yield
     except Exception as error:
         if not settings:
             raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{name} cannot be built with {short(settings)}: {reason}") from error
+        raise ValueError(f"{name} cannot be built with {short(settings)}: {first_line(error)}") from error
 
 
 def check_horizon(name: str, setting: str, value: Any) -> int:

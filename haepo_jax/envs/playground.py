@@ -8,7 +8,7 @@ import functools
 from typing import Any
 
 from haepo_jax.envs.kwargs import check_settings, freeze
-from haepo_jax.envs.libraries import building, load
+from haepo_jax.envs.libraries import library_errors, load
 from haepo_jax.envs.physics import PhysicsEnv, make_physics, quiet
 
 
@@ -33,7 +33,7 @@ def make_playground(task: str, **kwargs: Any) -> PhysicsEnv:
     check_settings(name, kwargs, config)
     if "impl" in config:
         kwargs = {"impl": "jax", **kwargs}
-    with building(name, kwargs):
+    with library_errors(name, kwargs):
         inner = _build(task, tuple(sorted((key, freeze(value)) for key, value in kwargs.items())))
         episode_length = kwargs.get("episode_length", config.episode_length)
         return adapt_playground(name, inner, episode_length=episode_length)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from haepo_jax.envs.base import Array, Box, Discrete, PyTree, first_observation, space_of
 from haepo_jax.envs.kwargs import check_settings
-from haepo_jax.envs.libraries import LibraryEnvironment, building, check_horizon, load, make
+from haepo_jax.envs.libraries import LibraryEnvironment, check_horizon, library_errors, load, make
 
 
 @jax.tree_util.register_dataclass
@@ -48,7 +48,7 @@ def make_xminigrid(task: str, **kwargs: Any) -> XMiniGridEnv:
     library = load(name, "XLand-MiniGrid", "xminigrid")
     inner, params = make(library, task)
     check_settings(name, kwargs, {field.name: getattr(params, field.name) for field in dataclasses.fields(params)})
-    with building(name, kwargs):
+    with library_errors(name, kwargs):
         return adapt_xminigrid(name, inner, params.replace(**kwargs))
 
 

@@ -216,10 +216,10 @@ def make_update(
         zeros = jax.tree.map(jnp.zeros_like, params)
         grads, (log_probs, metrics) = jax.lax.scan(accumulate, zeros, split)
         changes, new = optimizer.update(grads, opt_state, params)
-        teaches = jnp.ptp(batch.rewards.reshape(-1, config.group_size), axis=1).any() | bool(config.entropy_coef)
-        metrics = jax.tree.map(jnp.mean, metrics) | {"grad_norm": jnp.where(teaches, optax.tree.norm(grads), 0.0)}
+        has_signal = jnp.ptp(batch.rewards.reshape(-1, config.group_size), axis=1).any() | bool(config.entropy_coef)
+        metrics = jax.tree.map(jnp.mean, metrics) | {"grad_norm": jnp.where(has_signal, optax.tree.norm(grads), 0.0)}
         updated = State(optax.apply_updates(params, changes), new)
-        state = jax.tree.map(functools.partial(jnp.where, teaches), updated, State(params, opt_state))
+        state = jax.tree.map(functools.partial(jnp.where, has_signal), updated, State(params, opt_state))
         return state, log_probs.reshape(batch.mask.shape), metrics
 
     return update

@@ -18,13 +18,22 @@ from absl import logging
 
 from haepo_jax.llm.folder import load_tokenizer, read_folder, save_model
 from haepo_jax.llm.learner import Batch, Completions, Learner
-from haepo_jax.llm.settings import LLMConfig, Prompt, Reward, describe
+from haepo_jax.llm.settings import LLMConfig, Prompt, Reward, error_summary
 from haepo_jax.messages import duration
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.devices import device_errors
 from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
+from haepo_jax.runner.loggers import EventFile
 from haepo_jax.runner.resume import resume_command
-from haepo_jax.runner.run_dir import RunDir, append_record, flush_to_disk, json_text, keep_rows, write_atomically
+from haepo_jax.runner.run_dir import (
+    RunDir,
+    append_record,
+    flush_to_disk,
+    json_text,
+    keep_rows,
+    rows_of,
+    write_atomically,
+)
 from haepo_jax.runner.signals import StopSignals
 
 
@@ -52,8 +61,8 @@ class FineTuning:
             try:
                 text = self.tokenizer.apply_chat_template(text, tokenize=False, add_generation_prompt=True)
             except Exception as error:  # a template is a program, and raises what it likes
-                told = describe(error)
-                raise ConfigError(f"{prompt.where}: the tokenizer's chat template refuses it: {told}") from None
+                reason = error_summary(error)
+                raise ConfigError(f"{prompt.where}: the tokenizer's chat template refuses it: {reason}") from None
         tokens, begin = self.tokenizer.encode(text), self.tokenizer.bos_token_id
         # The sampler begins every prompt with one such token, where the tokenizer has it.
         length = len(tokens) + (bool(begin) and tokens[:1] != [begin])
@@ -107,7 +116,7 @@ class FineTuning:
         self.learner = Learner(self.config, self.folder, self.tokenizer, self.longest)
         self.kept: list[Batch] = []
         self._files = {name: directory.path / f"{name}.jsonl" for name in ("completions", "metrics", "eval")}
-        self._board: Any = None
+        self._board: EventFile | None = None
         options = ocp.CheckpointManagerOptions(max_to_keep=self.config.keep_checkpoints, create=True)
         self._checkpoints = ocp.CheckpointManager(directory.checkpoints.resolve(), options=options)
         self._open.callback(self._checkpoints.close)
@@ -134,9 +143,7 @@ class FineTuning:
         self._cut("completions", "eval")
         self.directory.summary.unlink(missing_ok=True)
         if config.tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(self.directory.path), purge_step=first)
+            self._board = EventFile(self.directory.path, first)
             self._open.callback(self._board.close)
         stop.begin()
         try:
@@ -172,7 +179,7 @@ class FineTuning:
         completions = learner.sample([prompt.prompt for prompt in prompts], key)
         sampled = time.monotonic()
         rewards = self._reward(prompts, completions, "completions")
-        judged = time.monotonic()
+        rewarded = time.monotonic()
         kept, metrics = learner.learn([*self.kept, learner.batch(completions, rewards)])
         self.kept = kept[1 - config.replay_batches :] if config.replay_batches > 1 else []
         updates = [{name: float(value) for name, value in update.items()} for update in metrics]
@@ -196,8 +203,8 @@ class FineTuning:
             "kl": updates[0]["kl"],  # the first update's completions alone come from the current policy
             "updates": len(updates),
             "seconds_sampling": sampled - began,
-            "seconds_reward": judged - sampled,
-            "seconds_learning": ended - judged,
+            "seconds_reward": rewarded - sampled,
+            "seconds_learning": ended - rewarded,
         }
 
     def _prompts(self) -> list[Prompt]:
@@ -225,23 +232,22 @@ class FineTuning:
             completions = self.learner.sample([prompt.prompt for prompt in self.eval_data], None)
             mean = float(self._reward(self.eval_data, completions, "eval").mean())
             if self._board is not None:
-                self._board.add_scalar("eval_reward", mean, self.done)
+                self._board.add(self.done, {"eval_reward": mean})
             print(f"after {self.done} steps  held-out reward {mean:.4g} over {len(self.eval_data)} prompts", flush=True)
 
     def _write(self, file: str, row: dict[str, Any]) -> None:
         text = json_text(row) if file == "metrics" else json.dumps(row, ensure_ascii=False)
         append_record(self._files[file], f"{text}\n")
         if file == "metrics" and self._board is not None:
-            for name, value in row.items():
-                self._board.add_scalar(name, value, row["step"])
+            self._board.add(row["step"], row)
 
     def _show(self, row: dict[str, Any], seconds: float) -> None:
         """At most about twenty lines a run; `seconds` is the time of a step so far."""
         steps = self.config.steps
         if self.done % max(1, steps // 20) == 0 or self.done == steps:
             speed = row["tokens"] / sum(value for name, value in row.items() if name.startswith("seconds"))
-            told = f"step {self.done}/{steps}  reward {row['reward']:.4g}  loss {row['loss']:.4g}"
-            print(f"{told}  {speed:.3g} tokens/s  {duration(seconds * (steps - self.done))} left", flush=True)
+            progress = f"step {self.done}/{steps}  reward {row['reward']:.4g}  loss {row['loss']:.4g}"
+            print(f"{progress}  {speed:.3g} tokens/s  {duration(seconds * (steps - self.done))} left", flush=True)
 
     def _finish(self, command: str) -> None:
         """Writes the fine-tuned folder and the summary."""
@@ -250,14 +256,14 @@ class FineTuning:
         rows = directory.read_metrics()
         tenth = max(1, len(rows) // 10)
         means = {"reward_first": _mean_reward(rows[:tenth]), "reward_last": _mean_reward(rows[-tenth:])}
-        told = [f"mean reward {means['reward_first']:.4g} -> {means['reward_last']:.4g}"]
+        outcome = [f"mean reward {means['reward_first']:.4g} -> {means['reward_last']:.4g}"]
         if count := len(self.eval_data):
-            rows = [json.loads(line) for line in self._files["eval"].read_text(encoding="utf-8").splitlines()]
+            rows = rows_of(self._files["eval"].read_text(encoding="utf-8"))
             means |= {"eval_first": _mean_reward(rows[:count]), "eval_last": _mean_reward(rows[-count:])}
-            told.append(f"held out, greedily {means['eval_first']:.4g} -> {means['eval_last']:.4g}")
+            outcome.append(f"held out, greedily {means['eval_first']:.4g} -> {means['eval_last']:.4g}")
         summary = {"algo": config.algo, "model": config.model, "steps": config.steps, **means, "command": command}
         write_atomically(directory.summary, json_text(summary, indent=2) + "\n")
-        print(f"{'; '.join(told)}; wrote {directory.path / 'model'}")
+        print(f"{'; '.join(outcome)}; wrote {directory.path / 'model'}")
 
 
 def _mean_reward(rows: list[dict[str, Any]]) -> float:

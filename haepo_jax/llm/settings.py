@@ -158,8 +158,8 @@ class Reward:
                 try:
                     call(slice(i, i + 1))
                 except Exception as alone:
-                    raise ConfigError(f"{where}: it raised {describe(alone)} for {short(completion)}") from None
-            raise ConfigError(f"{where}: it raised {describe(error)}, for no completion alone") from None
+                    raise ConfigError(f"{where}: it raised {error_summary(alone)} for {short(completion)}") from None
+            raise ConfigError(f"{where}: it raised {error_summary(error)}, for no completion alone") from None
         if len(found) != len(texts):
             raise ConfigError(f"{where}: it returned {len(found)} values for {len(texts)} completions")
         values = np.full(len(found), np.nan)
@@ -202,7 +202,7 @@ def _function(name: str, data: list[Prompt]) -> tuple[Callable[..., Sequence[flo
     try:
         found = getattr(importlib.import_module(module), function, None)
     except (Exception, SystemExit) as error:  # whatever the user's module raises
-        raise ConfigError(f"reward={short(name)} cannot be imported: {describe(error)}") from None
+        raise ConfigError(f"reward={short(name)} cannot be imported: {error_summary(error)}") from None
     if not callable(found):
         raise ConfigError(f"reward={short(name)}: module {module!r} has no function {function!r}")
     signature = inspect.signature(found)
@@ -218,6 +218,6 @@ def _function(name: str, data: list[Prompt]) -> tuple[Callable[..., Sequence[flo
     return found, columns
 
 
-def describe(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """An exception in a few words: its type and the first line of its message."""
     return f"{type(error).__name__}: {first_line(error)}"

@@ -237,13 +237,9 @@ class Checkpoints:
 
 def _write_arrays(directory: Path, arrays: Arrays) -> None:
     """Raises OSError where the disk has no room, before Orbax does: its threads would print tracebacks, too."""
-    descriptor = os.open(directory, os.O_WRONLY | os.O_CREAT)
-    try:
-        # Compression makes up for the space that Orbax's own files take.
-        os.posix_fallocate(descriptor, 0, sum(array.nbytes + 1024 for array in arrays.values()) + 2**16)
-    finally:
-        os.close(descriptor)
-        directory.unlink()
+    # Compression makes up for the space that Orbax's own files take.
+    if shutil.disk_usage(directory.parent).free < sum(array.nbytes + 1024 for array in arrays.values()) + 2**16:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
     try:
         with contextlib.closing(_orbax()) as orbax:
             # Orbax refuses arrays of no elements; `from_arrays` makes them anew.

@@ -20,7 +20,7 @@ from haepo_jax.messages import duration, number, short
 from haepo_jax.runner.config import ALGORITHM_NAMES, ConfigError, RunConfig, algorithm_class, setting
 from haepo_jax.runner.config.arguments import check_form, compose, own_overrides, read_arguments, shell_command
 from haepo_jax.runner.config.values import value_text
-from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
+from haepo_jax.runner.errors import Diverged, Interrupted, disk_errors
 from haepo_jax.runner.resume import allowed, existing_run, flat
 from haepo_jax.runner.run_dir import (
     RunDir,
@@ -120,14 +120,11 @@ def compare(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
     from haepo_jax.runner.session import train_and_report
 
     create_run_dir(str(directory))
-    for place, (name, config) in enumerate(runs.items(), start=1):
+    for place, config in enumerate(runs.values(), start=1):
         print(f"[{place}/{len(runs)}] {config.algo.name} on {config.env}", flush=True)
         try:
             train_and_report(config)
-        except RunError as error:
-            # A run in which every seed diverged has ended, and is a result.
-            if not RunDir(directory / name).summary.exists():
-                raise
+        except Diverged as error:
             print(f"note: {error}", file=sys.stderr)
         except Interrupted as interruption:
             others = [argument for argument in argv if not argument.startswith("run_dir=")]

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from haepo_jax import algorithms
 from haepo_jax.algorithms import declared
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.envs import make_env
@@ -22,7 +21,7 @@ from haepo_jax.runner.config.values import from_dict
 def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
     """The settings that make this algorithm, if there are such; otherwise a description of its parts. `settings` are those
     of the run, such as `seed` and `run_dir`. Raises ConfigError where they cannot be used."""
-    names = {where.partition(":")[2]: name for name, where in declared.ALGORITHMS.items()}
+    names = {where: name for name, where in declared.ALGORITHMS.items()}
     numbers, objects = {}, {"algorithm": _qualified(type(algo)), "env": _qualified(_unwrapped(algo.env))}
     for field in dataclasses.fields(algo):
         value = getattr(algo, field.name)
@@ -32,11 +31,10 @@ def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
             numbers[field.name] = _plain(value)
         except TypeError:
             objects[field.name] = _qualified(_unwrapped(value))
-    class_name = type(algo).__name__
-    name = names.get(class_name, "")
+    name = names.get(f"{type(algo).__module__}:{type(algo).__qualname__}")
     common = {"total_steps": algo.total_steps, **settings}
     env = str(getattr(algo.env, "name", type(algo.env).__name__))
-    if type(algo) is getattr(algorithms, class_name, None) and len(objects) == 2:
+    if name is not None and len(objects) == 2:
         try:
             config = from_dict({"env": env, "algo": {"name": name, **numbers}, **common}, RunConfig)
             if jax.tree.all(jax.tree.map(np.array_equal, make_env(config.env), algo.env)):
@@ -44,7 +42,9 @@ def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
         # The environment has no such name, or its structure is not that of the named one; a schedule is a function.
         except (ValueError, TypeError, ImportError):
             pass
-    config = OwnConfig(env=env, algo=AlgoConfig(name or class_name, numbers), env_kwargs={}, objects=objects, **common)
+    config = OwnConfig(
+        env=env, algo=AlgoConfig(name or type(algo).__name__, numbers), env_kwargs={}, objects=objects, **common
+    )
     config.check()
     return config
 

@@ -18,6 +18,10 @@ class RunError(RuntimeError):
     """A run that could not continue for a reason outside the program, such as a full disk; the message is one line."""
 
 
+class Diverged(RunError):
+    """A run that has ended because every seed diverged; it has a summary, and is a result."""
+
+
 class CheckpointError(RunError):
     """A checkpoint that cannot be read or written."""
 

@@ -9,7 +9,9 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from importlib import util
+from pathlib import Path
 from typing import Any
 
 from haepo_jax.algorithms.state import TrainState
@@ -74,31 +76,30 @@ def write_curve(directory: RunDir, summary: dict[str, Any]) -> None:
         write_atomically(directory.curve, figure_png(figure))
 
 
-class TensorBoardLogger(Observer):
-    """Writes every metric's mean as TensorBoard events in the run's directory, over environment steps.
+class EventFile:
+    """A file of TensorBoard events, each of which is written at once.
 
-    A resumed run writes a further file. The writer is tensorboardX's `RecordWriter`, because the thread of its
-    `SummaryWriter` dies on a full disk and blocks whoever waits.
+    The writer is tensorboardX's `RecordWriter`, because the thread of its `SummaryWriter` dies on a full disk and blocks
+    whoever waits.
     """
 
-    _records: Any = None
-
-    def __init__(self, directory: RunDir) -> None:
-        self._directory = directory
-
-    def on_compiled(self, seconds: float) -> None:
+    def __init__(self, directory: Path, first_step: int) -> None:
+        """Opens a further file in a directory. TensorBoard forgets what earlier ones say of `first_step` and later steps."""
+        from tensorboardX.proto.event_pb2 import SessionLog
         from tensorboardX.record_writer import RecordWriter
 
         # TensorBoard reads the files of a directory in the order of their names.
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{time.time_ns()}"
-        self._records = RecordWriter(str(self._directory.path / name))
+        self._records = RecordWriter(str(directory / name))
         self._write(file_version="brain.Event:2")
+        self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
-    def on_row(self, row: Row, state: TrainState) -> None:
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars by their tags; raises OSError."""
         from tensorboardX.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=_tag(name), simple_value=value) for name, value in _scalars(row).items()]
-        self._write(step=row.mean_steps, summary=Summary(value=values))
+        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._write(step=step, summary=Summary(value=scalars))
 
     def _write(self, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -107,9 +108,32 @@ class TensorBoardLogger(Observer):
         self._records.flush()
 
     def close(self) -> None:
-        if self._records is not None:
-            with contextlib.suppress(OSError):  # a full disk has been reported when the row was written
-                self._records.close()
+        with contextlib.suppress(OSError):  # a full disk has been reported when the event was written
+            self._records.close()
+
+
+class TensorBoardLogger(Observer):
+    """Writes every metric's mean as TensorBoard events in the run's directory, over environment steps."""
+
+    _events: EventFile | None = None
+    _info: RunInfo
+
+    def __init__(self, directory: RunDir) -> None:
+        self._directory = directory
+
+    def on_start(self, info: RunInfo) -> None:
+        self._info = info
+
+    def on_compiled(self, seconds: float) -> None:
+        self._events = EventFile(self._directory.path, (self._info.resumed_from or 0) + 1)
+
+    def on_row(self, row: Row, state: TrainState) -> None:
+        assert self._events is not None
+        self._events.add(row.mean_steps, {_tag(name): value for name, value in _scalars(row).items()})
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
 
 
 def _tag(name: str) -> str:

@@ -151,7 +151,7 @@ class Counters:
         """The steps of the seed that is least far among those that still run; None where all are frozen."""
         return min((steps for steps, at in zip(self.env_steps, self.diverged_at, strict=True) if at < 0), default=None)
 
-    def before(self, until: int) -> bool:
+    def unfinished(self, until: int) -> bool:
         """Whether a seed that still runs has fewer than `until` steps."""
         return self.behind is not None and self.behind < until
 
@@ -201,13 +201,13 @@ class _Loop:
         """Trains to the end; returns the loop's part of the summary."""
         program, position, points = self.program, self.position, self.program.algorithm.log_points
         # A run may have been broken off between the last update of a row and the row.
-        while position.ended != self._total and (position.until is not None or self._at.before(self._total)):
+        while position.ended != self._total and (position.until is not None or self._at.unfinished(self._total)):
             if position.until is None:
                 # The next of the evenly spaced points that not every seed has passed, so an update past several makes
                 # one row.
                 point = (self._at.behind or 0) * points // self._total + 1
                 position.until = -(-self._total * point // points)
-            while self._at.before(position.until):
+            while self._at.unfinished(position.until):
                 self._advance(min(position.until, self._slice_end()))
             position.until = None
             # Otherwise a seed diverged and no other had to move to reach this point.
@@ -217,7 +217,7 @@ class _Loop:
         # Written while the policy is evaluated.
         self._save()
         begin = time.perf_counter()
-        final = self._listening(lambda: program.final_evaluation(self.state), final=True)
+        final = self._evaluate_interruptibly(lambda: program.final_evaluation(self.state), final=True)
         final_seconds = time.perf_counter() - begin
         self.saver.wait()
         self._leave_if_asked()
@@ -269,7 +269,7 @@ class _Loop:
         position.rows, position.logged_steps = position.rows + 1, position.steps
         state = sharding.local_copy(self.state)
         ended = [observer.on_row(row, state) for observer in self.observers]
-        if any(ended) and at.before(self._total):
+        if any(ended) and at.unfinished(self._total):
             position.ended = self._total
         if self._return > (-np.inf if position.best_return is None else position.best_return):
             position.best_return = self._return
@@ -280,14 +280,14 @@ class _Loop:
         """The evaluation at a row. One that would make evaluation longer than the training, counted in environment steps,
         is left out, except at the end of the run."""
         program, position = self.program, self.position
-        if position.eval_steps > position.steps and self._at.before(self._total):
+        if position.eval_steps > position.steps and self._at.unfinished(self._total):
             return program.not_evaluated()
-        values = self._listening(lambda: program.evaluate(self.state), final=False)
+        values = self._evaluate_interruptibly(lambda: program.evaluate(self.state), final=False)
         if "eval_length" in values:
             position.eval_steps += int(values["eval_length"].sum()) * program.row_size.episodes * KINDS
         return values
 
-    def _listening(self, function: Callable[[], T], *, final: bool) -> T:
+    def _evaluate_interruptibly(self, function: Callable[[], T], *, final: bool) -> T:
         """An evaluation, which may take long: it is announced, and a signal ends it at once, after a checkpoint."""
         size = self.program.final_size if final else self.program.row_size
         for observer in self.observers if size.episodes else ():

@@ -9,7 +9,7 @@ from typing import Any
 from haepo_jax.messages import short
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import Arguments, compose, peek, shell_command, value_text
-from haepo_jax.runner.run_dir import RunDir, refusing
+from haepo_jax.runner.run_dir import RunDir, as_config_error
 
 FREE = frozenset({
     "run_dir", "resume", "dry_run", "tensorboard", "wandb", "final_eval_episodes", "checkpoint_minutes",
@@ -35,7 +35,7 @@ def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
     if run_dir is None:
         raise ConfigError(f"resume={resume} needs run_dir=<the directory of the run>")
     directory = RunDir(Path(run_dir))
-    with refusing(run_dir):
+    with as_config_error(run_dir):
         if directory.holds_run():
             return directory
     if resume == "true":

@@ -76,8 +76,7 @@ class RunDir:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows logged so far; raises ConfigError."""
-        # A last line without its end is still being written.
-        return self._read(self.metrics, lambda text: [json.loads(line) for line in text.split("\n")[:-1]])
+        return self._read(self.metrics, rows_of)
 
     def _read(self, file: Path, parse: Callable[[str], Any]) -> Any:
         # Unlike `Path.is_dir`, this says no to a name that is too long.
@@ -101,7 +100,7 @@ class RunDir:
     def lock(self) -> Iterator[None]:
         """Keeps the directory to one process while it is entered, however that ends; raises ConfigError where another has
         it."""
-        with refusing(str(self.path)):
+        with as_config_error(str(self.path)):
             descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
@@ -117,6 +116,12 @@ class RunDir:
             os.close(descriptor)
 
 
+def rows_of(text: str) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file. A last line without its end is still being written."""
+    # Not `splitlines`, which also splits at line separators within a string.
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
 def read_run(run_dir: str) -> RunDir:
     """The directory of the run that a command's `run_dir` names; raises ConfigError where it is missing or holds no run."""
     if not run_dir:
@@ -130,7 +135,7 @@ def check_run_dir(name: str | None) -> None:
     """Raises ConfigError if a new run's directory (None: one below `runs`) cannot be used, as far as can be told without
     creating it."""
     if name is not None:
-        with refusing(name):
+        with as_config_error(name):
             if RunDir(Path(name)).holds_run():
                 raise ConfigError(
                     f"run_dir={short(name)} already holds a run: choose another directory, or resume it with resume=true"
@@ -138,10 +143,17 @@ def check_run_dir(name: str | None) -> None:
     check_writable(name or "runs")
 
 
+def check_sweep_dir(name: str) -> None:
+    """Raises ConfigError if a sweep's directory cannot be used, as far as can be told without creating it."""
+    check_writable(name)
+    if RunDir(Path(name)).config.exists():
+        raise ConfigError(f"run_dir={short(name)} holds a training run: choose another directory")
+
+
 def check_writable(name: str) -> None:
     """Raises ConfigError if a directory of that name cannot be created or written, as far as can be told without."""
     path = Path(name)
-    with refusing(name):
+    with as_config_error(name):
         nearest = next(parent for parent in (path, *path.absolute().parents) if os.access(parent, os.F_OK))
         if not nearest.is_dir():
             raise ConfigError(f"run_dir={short(name)} cannot be made: {short(str(nearest))} is not a directory")
@@ -153,7 +165,7 @@ def create_run_dir(name: str) -> RunDir:
     """Makes a run's directory; raises ConfigError."""
     check_run_dir(name)
     path = Path(name)
-    with refusing(str(path)):
+    with as_config_error(str(path)):
         path.mkdir(parents=True, exist_ok=True)
     return RunDir(path)
 
@@ -164,7 +176,7 @@ def unused_directory(stem: str) -> str:
 
 
 @contextlib.contextmanager
-def refusing(name: str) -> Iterator[None]:
+def as_config_error(name: str) -> Iterator[None]:
     """Tells in one line, as a ConfigError, why the directory `run_dir=name` cannot be used."""
     try:
         yield

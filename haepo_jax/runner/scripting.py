@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import signal
 import warnings
 from collections.abc import Callable, Sequence
@@ -146,7 +147,7 @@ def train(
 def _seeds(seeds: int | Sequence[int]) -> list[int]:
     numbers = list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
     try:
-        numbers = [int(number) for number in numbers]  # type: ignore[union-attr]
+        numbers = [operator.index(number) for number in numbers]  # type: ignore[union-attr]
     except (TypeError, ValueError):
         numbers = []
     if not numbers or len({*numbers}) < len(numbers) or min(numbers) < 0:

@@ -13,7 +13,7 @@ from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.state import TrainState
 from haepo_jax.runner.checkpoints import Checkpoint, Checkpoints, Saver
 from haepo_jax.runner.config import OwnConfig, RunConfig
-from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
+from haepo_jax.runner.errors import Diverged, Interrupted, disk_errors
 from haepo_jax.runner.loading import TrainedPolicy, start_of
 from haepo_jax.runner.loggers import loggers_of
 from haepo_jax.runner.loop import run
@@ -26,21 +26,21 @@ from haepo_jax.runner.signals import StopSignals
 
 
 def train_and_report(config: RunConfig) -> None:
-    """Trains as a command line does. Raises RunError where every seed diverged; otherwise as `run_in_directory` does."""
+    """Trains as a command line does. Raises Diverged where every seed diverged; otherwise as `run_in_directory` does."""
     directory, summary, state = run_in_directory(config)
     if state is None:
         print(ended_text(directory, summary))
     elif len(summary["diverged"]) == config.num_seeds:
-        raise RunError(_divergence(summary, directory))
+        raise Diverged(_divergence(summary, directory))
 
 
 def dry_run(config: RunConfig, directory: RunDir | None) -> None:
     """Raises what `train_and_report` would before it compiles anything; `directory` is the run's to resume."""
-    if directory is not None:
-        newest_checkpoint(config, directory)
+    checkpoint = None if directory is None else newest_checkpoint(config, directory)[0]
     algorithm = build(config)
     mesh_of(config, algorithm)
-    start_of(config, algorithm)
+    if checkpoint is None:
+        start_of(config, algorithm)
 
 
 def run_in_directory(

@@ -145,6 +145,7 @@ def test_hyperparameters_are_read_without_jax() -> None:
 CUSTOM = """
 import haepo_jax as hx
 import haepo_jax.algorithms.segments
+from haepo_jax import GRPO
 from haepo_jax.algorithms.fields import COUNT, HyperparameterError, leaf, static
 from haepo_jax.algorithms.ppo import PPO as Base
 
@@ -159,6 +160,9 @@ class Mine(Base):
             raise HyperparameterError("num_epochs=7 is unlucky")
 
 class Other(hx.HAEPO):
+    pass
+
+class Fifth(GRPO):
     pass
 
 class Third(haepo_jax.algorithms.segments.SegmentAlgorithm, Unknown):
@@ -179,7 +183,8 @@ def test_a_custom_class_is_read_by_module_and_class(tmp_path: Path, monkeypatch:
     for name in ("Mine", "Fourth"):
         with pytest.raises(hx.HyperparameterError, match="is unlucky"):
             declared.declaration(f"my_algorithms:{name}")(num_epochs=7).check()
-    assert list(declared.hyperparameters("my_algorithms:Other")) == list(declared.hyperparameters("haepo"))
+    for name, base in (("Other", "haepo"), ("Fifth", "grpo")):
+        assert list(declared.hyperparameters(f"my_algorithms:{name}")) == list(declared.hyperparameters(base))
     with pytest.raises(
         hx.HyperparameterError, match="my_algorithms:Third .* 'LIMIT' is not defined; .*only use names from"
     ):

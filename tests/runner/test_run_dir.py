@@ -12,7 +12,15 @@ import pytest
 from haepo_jax.runner import run_dir, session
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
-from haepo_jax.runner.run_dir import RunDir, check_run_dir, config_text, create_run_dir, json_text, write_atomically
+from haepo_jax.runner.run_dir import (
+    RunDir,
+    check_run_dir,
+    config_text,
+    create_run_dir,
+    json_text,
+    rows_of,
+    write_atomically,
+)
 
 
 @pytest.fixture
@@ -98,6 +106,12 @@ def test_writing_leaves_the_old_file_or_the_new(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError):
         write_atomically(file, "newer")
     assert file.read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_line_separator_within_a_string_ends_no_row() -> None:
+    rows = [{"completion": "a\u2028b\u0085c"}, {"completion": "d"}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    assert rows_of(text + '{"completion": "half') == rows
 
 
 def test_numbers_that_are_not_finite_are_null() -> None:

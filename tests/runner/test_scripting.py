@@ -212,6 +212,8 @@ def test_the_table_has_a_row_for_each_seed_and_row(monkeypatch: pytest.MonkeyPat
     [
         ({"seeds": 0}, "seeds=0 must be how many, or different numbers"),
         ({"seeds": [1, 3, 1]}, r"seeds=\[1, 3, 1\] must be how many, or different numbers"),
+        ({"seeds": "12"}, "seeds='12' must be how many"),
+        ({"seeds": [0.5, 1.7]}, r"seeds=\[0.5, 1.7\] must be how many"),
         ({"seeds": True}, "seeds=True must be how many"),
         ({"seeds": range(-1, 2)}, "must be how many"),
         ({"seeds": "four"}, "seeds='four' must be how many"),

@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from haepo_jax.messages import short
-from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.config.arguments import read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
 from haepo_jax.runner.errors import RunError, disk_errors
-from haepo_jax.runner.run_dir import check_writable, refusing, unused_directory
+from haepo_jax.runner.run_dir import as_config_error, check_sweep_dir, unused_directory
 from haepo_jax.runner.sweeps.plan import SweepConfig, SweepPlan, read_sweep
 
 HELP = """\
@@ -60,9 +58,7 @@ def main(argv: list[str]) -> int:
     plan = read_sweep(read_arguments(argv).overrides)
     name = plan.settings.run_dir or unused_directory(f"sweep-{plan.settings.env}-{plan.settings.algo.name}")
     directory = Path(name)
-    check_writable(str(directory))
-    if (directory / "config.yaml").exists():
-        raise ConfigError(f"run_dir={short(name)} holds a training run: choose another directory")
+    check_sweep_dir(name)
     from haepo_jax.runner.sweeps.worker import run
 
     _use_every_core(plan)
@@ -72,7 +68,7 @@ def main(argv: list[str]) -> int:
             f"the settings are usable: {plan.num_configs} configurations, {plan.search} search; dry_run=true stops here"
         )
         return 0
-    with refusing(str(directory)):
+    with as_config_error(str(directory)):
         directory.mkdir(parents=True, exist_ok=True)
     try:
         with disk_errors(directory, "sweep", lambda: "; the same command resumes it"):

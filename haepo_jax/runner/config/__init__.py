@@ -82,7 +82,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.seeds:
             count, place = len(self.seeds), f"seeds={short(list(self.seeds))}"
-            if {self.seed, self.num_seeds} - {0, 1, self.seeds[0], count}:
+            if self.seed not in (0, self.seeds[0]) or self.num_seeds not in (1, count):
                 raise ConfigError(f"{place} does not go with seed={self.seed} and num_seeds={self.num_seeds}")
             if len({*self.seeds}) < count:
                 raise ConfigError(f"{place} repeats a seed")

@@ -168,6 +168,9 @@ def compose(
                 algorithm_class(algo)
         if algo != before:
             values["algo"] = {"name": algo}
+    given = {override.key_or_group for override in overrides}
+    for key in {"seed", "num_seeds"} - given if "seeds" in given else ():  # seeds= stands in their place
+        values.pop(key, None)
     for override in overrides:
         check_form(override)
         if (key := override.key_or_group) != "algo" or algo is None:

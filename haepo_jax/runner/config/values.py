@@ -29,7 +29,7 @@ def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
     """Settings from plain values (a composed config, or a run's `config.yaml`); raises ConfigError."""
     checked = _checked(values, {f.name: f for f in dataclasses.fields(schema)})  # type: ignore[arg-type]
     algo, env = checked.get("algo"), checked.get("env")
-    if isinstance(algo, AlgoConfig):
+    if schema is RunConfig and isinstance(algo, AlgoConfig):  # of a sweep each configuration is checked on its own
         try:
             algorithm_class(algo.name)(total_steps=checked["total_steps"], **algo.hyperparameters).check()
         except HyperparameterError as error:

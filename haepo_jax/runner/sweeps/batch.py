@@ -86,9 +86,9 @@ def _record(algorithm: Algorithm, run: Run, state: TrainState, metrics: dict[str
     )
 
 
-def evaluate(algorithm: Algorithm, run: Run, episodes: int) -> jax.Array:
+def evaluate(algorithm: Algorithm, run: Run, episodes: int, max_steps: int | None) -> jax.Array:
     """The mean return of `episodes` episodes with sampled actions: () float32."""
-    return jnp.mean(algorithm.evaluate(run.state, episodes=episodes)["return"])
+    return jnp.mean(algorithm.evaluate(run.state, episodes=episodes, max_steps=max_steps)["return"])
 
 
 def _as_leaf(leaf: Any) -> Any:
@@ -113,7 +113,9 @@ class Programs:
     loop: no device waits for another within a call.
     """
 
-    def __init__(self, example: Algorithm, *, points: int, episodes: int, vary_env: bool = False) -> None:
+    def __init__(
+        self, example: Algorithm, *, points: int, episodes: int, max_steps: int | None = None, vary_env: bool = False
+    ) -> None:
         """For algorithms like `example`; numbers of the environment are those of all, unless `vary_env`."""
         paths, self._structure = jax.tree_util.tree_flatten_with_path(example)
         self._varying = [vary_env or path[0].name != "env" for path, _ in paths]
@@ -124,7 +126,7 @@ class Programs:
         self.num_devices = self.mesh.devices.size
         self.start = self._over_runs(functools.partial(start, points=points))
         self.advance = self._over_runs(advance, limits=2, consumed=(2,))
-        self.evaluate = self._over_runs(functools.partial(evaluate, episodes=episodes))
+        self.evaluate = self._over_runs(functools.partial(evaluate, episodes=episodes, max_steps=max_steps))
 
     def numbers(self, algorithms: Sequence[Algorithm]) -> list[npt.NDArray[Any]]:
         """The leaves of algorithms that vary between trials, each stacked along a first axis; on the host, as they are

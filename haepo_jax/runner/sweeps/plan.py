@@ -124,11 +124,14 @@ class SweepPlan:
 
     def run_config(self, values: Values) -> RunConfig:
         """A configuration as the settings of a training run, but for what is custom; raises ConfigError."""
-        merged = copy.deepcopy({name: getattr(self.settings, name) for name in TRIAL_SETTINGS})
-        merged["algo"] = {"name": self.settings.algo.name, **self.settings.algo.hyperparameters}
+        merged = self._trial_settings()
         for key, value in values.items() if self.algorithm is None else ():
             put(merged, key, value)
         return from_dict(merged, RunConfig)
+
+    def _trial_settings(self) -> dict[str, Any]:
+        settings = copy.deepcopy({name: getattr(self.settings, name) for name in TRIAL_SETTINGS})
+        return settings | {"algo": {"name": self.settings.algo.name, **self.settings.algo.hyperparameters}}
 
     def build(self, values: Values) -> Algorithm:
         """The algorithm of a configuration; raises ConfigError if it does not fit its environment."""
@@ -168,12 +171,12 @@ class SweepPlan:
 
     def identity(self) -> dict[str, Any]:
         """What two commands must share to work on the same sweep."""
-        settings, trial = self.settings, self.run_config({}).to_dict()
+        settings = self.settings
         return {
             "search": self.search,
             **{name: getattr(settings, name) for name in ("search_seed", "halving", "halving_rungs", "curve_points")},
             "space": [vars(dimension) for dimension in self.dimensions],
-            "trial": {key: trial[key] for key in TRIAL_SETTINGS},
+            "trial": self._trial_settings(),
             "objects": [fingerprint(thing) for thing in (self.env, self.algorithm) if thing is not None],
         }
 

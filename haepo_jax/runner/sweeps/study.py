@@ -18,7 +18,7 @@ import json
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ class Study:
 
     def claim(self, count: int) -> dict[int, Values]:
         """At most `count` trials for this worker: the configuration of each number; none if nothing is left to start."""
-        self._give_up_the_dead()
+        self._fail_stale_trials()
         claimed: dict[int, Values] = {}
         while len(claimed) < count:
             known = self.by_index()
@@ -113,7 +113,7 @@ class Study:
                 break
             trial = self.optuna.ask()
             self._running[trial.number] = trial
-            self._beat()
+            self._beat([trial.number])
             index = trial.number
             if index not in missing:
                 index = missing[0]
@@ -133,7 +133,7 @@ class Study:
             claimed[trial.number] = self.values(trial)
         return claimed
 
-    def _give_up_the_dead(self) -> None:
+    def _fail_stale_trials(self) -> None:
         """Marks the trials of workers whose heartbeat has stopped as failed."""
         optuna.storages.fail_stale_trials(self.optuna)
         oldest = datetime.datetime.now() - datetime.timedelta(seconds=self.plan.settings.worker_timeout)
@@ -163,7 +163,7 @@ class Study:
 
         def beat() -> None:
             while not ended.wait(self.plan.settings.worker_timeout / 4):
-                self._beat()
+                self._beat([*self._running])
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -175,11 +175,11 @@ class Study:
             for number in [*self._running]:
                 self._tell(number, "failed")
 
-    def _beat(self) -> None:
+    def _beat(self, numbers: Sequence[int]) -> None:
         # A storage that cannot be written for a moment costs a heartbeat, not the sweep; one in memory has none.
         with contextlib.suppress(Exception):
             study = self._storage.get_study_id_from_name(self.optuna.study_name)
-            for number in [*self._running]:
+            for number in numbers:
                 self._storage.record_heartbeat(self._storage.get_trial_id_from_study_id_trial_number(study, number))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import time
@@ -18,7 +19,7 @@ from haepo_jax.runner.config.arguments import read_arguments, value_text
 from haepo_jax.runner.devices import describe_device, device_errors
 from haepo_jax.runner.program import final_size
 from haepo_jax.runner.progress import PLAIN_LINES, live_line
-from haepo_jax.runner.run_dir import json_text, write_atomically
+from haepo_jax.runner.run_dir import as_config_error, check_sweep_dir, json_text, write_atomically
 from haepo_jax.runner.sweeps.batch import Programs, shape_of
 from haepo_jax.runner.sweeps.cohort import Group, train_cohort
 from haepo_jax.runner.sweeps.plan import SweepConfig, SweepPlan, read_sweep
@@ -66,6 +67,8 @@ def sweep(
       RunError: the device runs out of memory.
     """
     base = algo if isinstance(algo, Algorithm) else None
+    if env is None and base is None:
+        raise ConfigError("env=None needs an algorithm that is an object, and stands for its environment; name one")
     if base is not None:
         if jax.tree_util.all_leaves([base]):
             name = type(base).__name__
@@ -84,9 +87,13 @@ def sweep(
     overrides = read_arguments([f"{key}={text}" for key, text in arguments.items()]).overrides
     plan = read_sweep(overrides, env if custom else None, base)
     plan.check()
+    if plan.settings.dry_run:
+        raise ConfigError("dry_run=true is for the command line")
     directory = None if run_dir is None else Path(run_dir)
     if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
+        check_sweep_dir(str(directory))
+        with as_config_error(str(directory)):
+            directory.mkdir(parents=True, exist_ok=True)
     return run(plan, directory, io.StringIO())
 
 
@@ -255,7 +262,7 @@ class _Worker:
             self._programs[shape] = Programs(
                 example,
                 points=settings.curve_points,
-                episodes=final_size(settings.final_eval_episodes, example).episodes,
+                **dataclasses.asdict(final_size(settings.final_eval_episodes, example)),
                 vary_env=any(dimension.key.startswith("env_kwargs") for dimension in self._plan.dimensions),
             )
         most = (CPU_BATCH if self._on_cpu else ACCELERATOR_BATCH) * len(jax.local_devices())

@@ -187,6 +187,20 @@ def test_a_comparison_that_was_ended_goes_on(
     assert len(json.loads((folder / "comparison.json").read_text())["results"]) == 2
 
 
+def test_a_run_that_cannot_be_extended_ends_the_comparison(
+    counting: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "c"
+    arguments = ["env=CartPole-v1", "algo=ppo", "num_seeds=2", *QUICK, f"run_dir={folder}"]
+    assert compare.main(arguments) == 0
+    before = (folder / "comparison.json").read_bytes()
+    for progress in folder.glob("ppo/checkpoints/*/progress.json"):
+        progress.write_text("{}")
+    assert compare.main([*arguments, "total_steps=1e4"]) == 1
+    assert "is intact" in capsys.readouterr().err
+    assert (folder / "comparison.json").read_bytes() == before, "an old result is not that of a longer run"
+
+
 def test_a_dry_run_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import pytest
 import haepo_jax as hx
 from haepo_jax.algorithms.state import InitialPolicy
 from haepo_jax.algorithms.trajectory import EpisodeBatch
+from haepo_jax.envs.base import TimeStep
 from haepo_jax.runner.commands import train
+from haepo_jax.spaces import Box
 from tests.toy_envs import Drift, trees_equal
 
 TASK = hx.make_env("haepo/reverse", letters=2, length=2)
@@ -43,6 +46,31 @@ def test_only_decisions_count_for_the_supervised_loss() -> None:
     assert len(expected) == np.sum(said + 1)
     np.testing.assert_allclose(loss, -np.mean(expected), rtol=1e-5)
     assert 0 <= metrics["accuracy"] <= 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """Pays the action that it receives, twice."""
+
+    name, horizon = "scaled", 2
+    observation_space = Box(-1.0, 1.0, (1,))
+    action_space = Box(-2.0, 2.0, (1,))
+
+    def reset(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.int32(0), jnp.zeros(1)
+
+    def step(self, key: jax.Array, state: jax.Array, action: jax.Array) -> TimeStep:
+        return TimeStep(state + 1, jnp.zeros(1), action[0], False, state + 1 >= 2)
+
+    def demonstration(self, state: jax.Array) -> jax.Array:
+        return jnp.full((2, 1), 0.5)
+
+
+def test_a_demonstration_is_in_the_units_of_the_policy() -> None:
+    algo = hx.Supervised(Scaled(), num_envs=1, eval_episodes=0)
+    steps, returns, lengths, _ = algo.collect(algo.init(jax.random.key(0)), jax.random.key(1))
+    assert returns.tolist() == [2.0] and lengths.tolist() == [2]  # 0.5 of the way from 0 to 2, twice
+    np.testing.assert_array_equal(steps.action.ravel(), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +150,8 @@ def test_from_demonstrations_to_another_training(tmp_path: Path, capsys: pytest.
     assert rows[0]["episode_return"] > 0.6
     assert trees_equal(hx.load(second)[1].state.reference, hx.load(first)[1].state.params)
     first.rename(tmp_path / "gone")
-    assert train.main([f"run_dir={second}", "resume=true", "total_steps=400"]) == 0
+    for last in ("dry_run=true", "dry_run=false"):
+        assert train.main([f"run_dir={second}", "resume=true", "total_steps=400", last]) == 0
 
     capsys.readouterr()
     for wrong, message in (

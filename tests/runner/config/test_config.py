@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -120,6 +121,11 @@ REFUSED = {
     "number for layers": (["algo.hidden_sizes=64"], "must be a list of positive integers"),
     "several environments": (["env=a,b"], "several values belong to"),
     "several algorithms": (["algo=haepo,ppo"], "several values belong to"),
+    "seeds and another number of them": (
+        ["seeds=[3,5]", "num_seeds=3"],
+        "seeds=[3, 5] does not go with seed=0 and num_seeds=3",
+    ),
+    "seeds and another first one": (["seeds=[3,5]", "seed=2"], "seeds=[3, 5] does not go with seed=2"),
     "several seeds": (["seed=range(3)"], "several values belong to"),
     "a distribution": (["algo.learning_rate=tag(log,interval(1e-4,1e-2))"], "several values belong to"),
     "added key": (["+env=CartPole-v1"], "write key=value, without '+'"),
@@ -212,6 +218,14 @@ def test_the_last_of_equal_keys_wins() -> None:
         "env=Pendulum-v1", "algo.learning_rate=1", "algo=ppo", "env=CartPole-v1", "algo=haepo", "algo.learning_rate=2"
     )
     assert (config.env, config.algo.name, config.algo.hyperparameters["learning_rate"]) == ("CartPole-v1", "haepo", 2.0)
+
+
+def test_listed_seeds_stand_in_the_place_of_counted_ones() -> None:
+    def seeds(*arguments: str, settings: dict[str, Any]) -> list[int]:
+        return [*compose(read_arguments(["env=CartPole-v1", *arguments]).overrides, RunConfig, settings).seed_numbers]
+
+    assert seeds("seeds=[3,5,8]", settings={"num_seeds": 10, "seed": 7}) == [3, 5, 8]
+    assert seeds("seeds=[3,5,8]", "num_seeds=3", "seed=3", settings={}) == [3, 5, 8]
 
 
 def test_mapping_for_the_environment() -> None:

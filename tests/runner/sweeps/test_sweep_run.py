@@ -32,6 +32,7 @@ from haepo_jax.envs.base import TimeStep
 from haepo_jax.runner.commands import sweep as command_line
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
+from haepo_jax.runner.program import final_size
 from haepo_jax.runner.sweeps import cohort as cohorts
 from haepo_jax.runner.sweeps import worker as workers
 from haepo_jax.runner.sweeps.batch import Programs
@@ -143,6 +144,33 @@ def test_an_error_is_raised_before_anything_trains(toy: list[int]) -> None:
     with pytest.raises(ConfigError, match="unknown key 'algo.num_config'; did you mean 'num_configs'"):
         hx.sweep("CartPole-v1", "haepo", SPACE, num_config=3)
     assert toy == []
+
+
+def test_from_python_as_from_the_command_line(toy: list[int], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="env=None needs an algorithm that is an object"):
+        hx.sweep(None, "haepo", SPACE)
+    with pytest.raises(ConfigError, match="dry_run=true is for the command line"):
+        hx.sweep("CartPole-v1", "haepo", SPACE, dry_run=True, **TOY)
+    (tmp_path / "config.yaml").write_text("env: CartPole-v1")
+    for directory, told in ((tmp_path, "holds a training run"), (tmp_path / "config.yaml" / "a", "is not a directory")):
+        with pytest.raises(ConfigError, match=told):
+            hx.sweep("CartPole-v1", "haepo", SPACE, run_dir=str(directory), **TOY)
+    assert toy == [] and [*tmp_path.iterdir()] == [tmp_path / "config.yaml"]
+
+
+def test_long_episodes_are_evaluated_as_a_training_run_does() -> None:
+    env = hx.make_env("haepo/random_walk", length=900, horizon=1000)
+    algorithm = hx.PPO(env, total_steps=64, num_envs=4, num_steps=4, num_minibatches=1, num_epochs=1, hidden_sizes=(4,))
+    most = []
+
+    def evaluate(algorithm: Any, state: Any, *, episodes: int, max_steps: int | None = None) -> dict[str, jax.Array]:
+        most.append(max_steps)
+        return {"return": jnp.zeros(episodes)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hx.PPO, "evaluate", evaluate)
+        hx.sweep(None, algorithm, {"learning_rate": [1e-3]})
+    assert most == [final_size(None, algorithm).max_steps] and most[0] < 1000
 
 
 def test_what_an_environment_refuses_is_one_line() -> None:

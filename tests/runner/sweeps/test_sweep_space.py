@@ -123,6 +123,15 @@ def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "3 configurations, grid search" in capsys.readouterr().out and not directory.exists()
 
 
+def test_only_what_is_trained_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither of these goes with the default of the other, num_minibatches=16 or score=log_ratio."""
+    for line in ("algo.num_envs=12 algo.num_minibatches=6,12", "algo=haepo_episodic algo.credit=trajectory,prefix"):
+        assert command_line.main(["env=CartPole-v1", *line.split(), "dry_run=true"]) == 0
+    assert "2 configurations" in capsys.readouterr().out
+    assert command_line.main(["env=CartPole-v1", "algo.num_envs=12", "algo.kl_coef=0,1", "dry_run=true"]) == 2
+    assert "is not a multiple of num_minibatches" in capsys.readouterr().err
+
+
 def test_a_sweep_that_is_refused_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     space = ["env=CartPole-v1", "algo.kl_coef=0,1"]

@@ -79,6 +79,13 @@ def test_workers_share_the_configurations(tmp_path: Path) -> None:
     assert [trial.value for _, trial in sorted(a.by_index().items())] == [0, 1, 2, 3, 4, 5, 6]
 
 
+def test_a_claim_sends_one_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one for each of those claimed before, which would make many claims quadratic."""
+    study, heard = worker(tmp_path, plan_of("num_configs=4")), []
+    monkeypatch.setattr(type(study._storage), "record_heartbeat", lambda _, trial: heard.append(trial))
+    assert len(study.claim(4)) == len(heard) == len({*heard}) == 4
+
+
 def test_the_trials_of_a_dead_worker_are_run_once_more(tmp_path: Path) -> None:
     plan = plan_of("num_configs=6")
     a, b, c = (worker(tmp_path, plan) for _ in "abc")

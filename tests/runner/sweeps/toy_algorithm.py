@@ -43,7 +43,7 @@ class Toy:
         metrics = {"episode_return": jnp.float32(state.update + 1), "episode_length": steps.astype(jnp.float32)}
         return dataclasses.replace(new, status=status), metrics
 
-    def evaluate(self, state: TrainState, *, episodes: int) -> dict[str, jax.Array]:
+    def evaluate(self, state: TrainState, *, episodes: int, max_steps: int | None = None) -> dict[str, jax.Array]:
         value = -jnp.abs(jnp.log10(self.learning_rate) + 2) + 1e-6 * jnp.sum(state.params)
         return {"return": jnp.full(episodes, value)}
 
