@@ -15,10 +15,15 @@ from typing import Any
 HERE = Path(__file__).parent
 REPORT = HERE / "results" / "README.md"
 SPEED = HERE / "speed.json"
+INTRODUCTION = """\
+Held-out reward of greedy completions before, during and after fine-tuning, by method. `_replay` learns from the last four
+batches, `_2e-5` has twice the learning rate. `python experiments/smollm2/report.py` writes this page from the results of
+`run.py`, which describes the runs; [docs/language.md](../../../docs/language.md) says what they show.
+"""
 SPEED_TEXT = """\
-GRPO with our learner and with Tunix's own, on the same prompts and shapes: 4 prompts, 8 completions each, one update of all
-weights in float32, and a KL penalty. Medians of the steps after the second, seconds; `compiling` is what the first two steps take
-longer. `{command}` on {device}, jax {jax}, {date}."""
+A step of our GRPO learner against one of Tunix's own, on the same prompts and shapes: 4 prompts with 8 completions each, one
+update of all weights in float32, and a KL penalty. The table shows medians over the steps after the second, in seconds.
+`compiling` is the time that the first two steps take in addition. Measured with `{command}` on {device}, jax {jax}, {date}."""
 TARGETS = {"sums": 0.5, "json": 0.9}
 """The held-out reward whose price in tokens is compared."""
 COLOURS = {"haepo": "red", "haepo_paper": "orange", "grpo": "blue", "gspo": "green", "dpo": "purple"}
@@ -128,7 +133,7 @@ def draw(results: Results, out: Path) -> None:
 def report(results: Results) -> str:
     """The whole page."""
     parts = ["# SmolLM2-135M: HAEPO, GRPO, GSPO and DPO, with and without replay\n"]
-    parts.append("Made by `python experiments/smollm2/report.py`; `run.py` describes the runs.\n")
+    parts.append(INTRODUCTION)
     parts.append("![Held-out reward against tokens and KL](curves.png)\n")
     for task in sorted({task for task, _ in results}):
         parts += [f"## {task}\n", table(results, task), "", completions(results, task), ""]
