@@ -57,8 +57,8 @@ def each_step(function: Callable[[Any], Any], inputs: Any, num_axes: int) -> Any
     there is no chunking: consecutive steps lie on one device, so every device would gather and compute all of them.
     """
     shape = jax.tree.leaves(inputs)[0].shape[:num_axes]
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[num_axes:]), inputs)
     steps = math.prod(shape)
+    flat = jax.tree.map(lambda x: x.reshape(steps, *x.shape[num_axes:]), inputs)
     values = sum(math.prod(x.shape[num_axes:]) for x in jax.tree.leaves(inputs))
     cpu, default = RECOMPUTE_ABOVE["cpu"], RECOMPUTE_ABOVE["default"] * 64 // max(64, values)
     limits = {"cpu": cpu, "default": max(cpu, default)}

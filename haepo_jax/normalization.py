@@ -21,7 +21,7 @@ class RunningStatistics:
 
     @classmethod
     def of(cls, observation: Any) -> RunningStatistics:
-        """Empty statistics for observations like this one; they normalise to the identity."""
+        """Empty statistics for observations like this one; with them `normalize` only clips."""
         zeros = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), observation)
         return cls(jnp.float32(0), zeros, jax.tree.map(jnp.zeros_like, zeros))
 

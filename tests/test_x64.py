@@ -71,6 +71,19 @@ def test_every_network(network: str, method: str) -> None:
     assert_same_under_x64(lambda: getattr(hx, method)("CartPole-v1", **options))
 
 
+@pytest.mark.parametrize(("method", "options"), [("DPO", {}), ("EpisodicHAEPO", {"credit": "trajectory"})])
+def test_every_loss(method: str, options: dict[str, Any]) -> None:
+    groups = {**SMALL, "hidden_sizes": (8,), "group_size": 2, "num_minibatches": 1}
+    assert_same_under_x64(lambda: getattr(hx, method)("CartPole-v1", **groups, **options))
+
+
+def test_a_hyperparameter_in_64_bits() -> None:
+    with jax.enable_x64(True):
+        algorithm = hx.PPO("CartPole-v1", **SEGMENTS, max_grad_norm=jnp.linspace(0.5, 1.0, 2)[0])
+        after, _ = jax.eval_shape(algorithm.train_step, jax.eval_shape(algorithm.init, jax.random.key(0)))
+    assert not {"float64"} & {str(x.dtype) for x in jax.tree.leaves(after)}
+
+
 def test_a_custom_environment_that_names_no_dtype() -> None:
     """Its own state is as wide as it makes it; all else is in 32 bits, what it observes and pays included."""
 

@@ -68,7 +68,8 @@ def compiled(model: str, target: str) -> tuple[Any, float]:
     )  # fmt: skip
     share = completions_per_prompt(config, PROMPT_TOKENS, count, mesh.size)
     of_tokens = functools.partial(token_log_probs, temperature=1.0, pad_id=2, share=share)
-    update: Any = make_update(graph, optimizer, config, of_tokens, (layout, rows, whole))
+    dtypes = jax.tree.map(lambda x: x.dtype, params)
+    update: Any = make_update(graph, dtypes, optimizer, config, of_tokens, (layout, rows, whole))
     begin = time.perf_counter()
     with mesh:
         traced = update.trace(params, placed(opt_state, moments), [rest], batch)

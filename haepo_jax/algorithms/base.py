@@ -135,7 +135,7 @@ class Algorithm(abc.ABC):
             value = getattr(self, field.name)
             if field.name in ("policy", "value") and value is not None:
                 object.__setattr__(self, field.name, as_policy(value))
-            elif field.metadata.get("kind") is tuple and isinstance(value, list):
+            elif isinstance(value, list) and (field.metadata.get("kind") is tuple or field.metadata.get("scheduled")):
                 object.__setattr__(self, field.name, tuple(value))
             elif field.metadata.get("scheduled") and callable(value) and not isinstance(value, jax.tree_util.Partial):
                 object.__setattr__(self, field.name, jax.tree_util.Partial(value))

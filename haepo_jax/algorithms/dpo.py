@@ -36,7 +36,7 @@ class DPO(TrajectoryAlgorithm):
         log_ratio = current.log_prob(steps.action) - batch.reference.log_prob(steps.action)
         return losses.dpo_loss(
             losses.trajectory_log_likelihood(log_ratio, mask), jnp.sum(steps.reward, axis=0, where=mask),
-            reference_log_likelihood=jnp.zeros(mask.shape[1:]), beta=self.beta, mask=jnp.any(mask, axis=0),
+            reference_log_likelihood=jnp.zeros(mask.shape[1:], log_ratio.dtype), beta=self.beta, mask=jnp.any(mask, axis=0),
             entropy_coef=self.entropy_coef, policy_entropy=masked_mean(current.entropy(), mask),
         )  # fmt: skip
 

@@ -116,7 +116,7 @@ class EpisodicHAEPO(TrajectoryAlgorithm):
         total = losses.trajectory_log_likelihood
         if self.score == "log_ratio":
             # Subtract the behaviour policy at every step: subtracting two long sums would lose precision.
-            base, behaviour = steps.extras, jnp.zeros(mask.shape[1:])
+            base, behaviour = steps.extras, jnp.zeros(mask.shape[1:], log_probs.dtype)
         else:
             base, behaviour = jnp.zeros_like(log_probs), None
         return losses.haepo_loss(

@@ -91,6 +91,7 @@ class HAEPO(SegmentAlgorithm):
             policy_entropy=grouped(current.entropy()), policy_kl=grouped(batch.reference.kl_to(current)),
             weight_function=self.weight_function,
         )  # fmt: skip
-        value_loss = masked_mean((values - batch.value_target) ** 2, batch.mask) / 2
+        fitted = batch.mask if batch.value_mask is None else batch.value_mask
+        value_loss = masked_mean((values - batch.value_target) ** 2, fitted) / 2
         total = loss + self.value_coef * value_loss
         return total, {**metrics, "loss": total, "value_loss": value_loss}

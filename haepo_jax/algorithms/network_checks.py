@@ -80,7 +80,7 @@ def _part_fault(part: Leaf, output: Any) -> str:
     if isinstance(part, Box):
         if isinstance(output, tuple | list) and len(output) == 2:
             mean, log_std = output
-            if mean.shape == part.shape and log_std.size in (1, mean.size):
+            if mean.shape == part.shape and log_std.shape in (part.shape, (1,) * len(part.shape)):
                 return ""
         return f"for {_named(part)} its output must be {_wanted(part)}, but is {_shapes(output)}"
     if getattr(output, "shape", None) == (action_size(part),):

@@ -27,7 +27,8 @@ def clip_by_global_norm(max_norm: Any) -> optax.GradientTransformation:
     def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         norm = global_norm(gradients)
-        clip = lambda x: jax.lax.select(norm < max_norm, x, (x / norm.astype(x.dtype)) * max_norm)  # noqa: E731
+        limit = lambda x: jnp.asarray(max_norm, x.dtype)  # noqa: E731
+        clip = lambda x: jax.lax.select(norm < max_norm, x, (x / norm.astype(x.dtype)) * limit(x))  # noqa: E731
         return jax.tree.map(clip, gradients), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

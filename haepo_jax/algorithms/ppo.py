@@ -68,5 +68,6 @@ class PPO(SegmentAlgorithm):
             value_targets=flat(batch.value_target), behaviour_values=flat(batch.value), clip_eps=self.clip_eps,
             clip_around_log_probs=centre, value_coef=self.value_coef, value_clip_eps=self.value_clip_eps,
             entropy_coef=self.entropy_coef, policy_entropy=masked_mean(current.entropy(), batch.mask),
-            mask=flat(batch.mask), normalize_advantages=self.normalize_advantages,
+            mask=flat(batch.mask), value_mask=None if batch.value_mask is None else flat(batch.value_mask),
+            normalize_advantages=self.normalize_advantages,
         )  # fmt: skip

@@ -101,7 +101,8 @@ class Batch:
       is_first: whether the step is the first of its episode.
       action: in policy units.
       action_mask: see `Environment`, or None.
-      mask: the steps that count in the loss.
+      mask: the steps that count in the loss of the policy.
+      value_mask: the steps that the value function is fitted to, forced ones among them; None: the same.
       log_prob: log-probability of the action under the behaviour policy.
       value: value estimates before the update.
       advantage, value_target: see `SegmentAlgorithm.advantage_estimator`.
@@ -115,6 +116,7 @@ class Batch:
     action: Any
     action_mask: Any
     mask: jax.Array
+    value_mask: jax.Array | None
     log_prob: jax.Array
     value: jax.Array
     advantage: jax.Array
@@ -272,7 +274,7 @@ class SegmentAlgorithm(Algorithm):
 
         Only the final observation of a truncated episode keeps its value from when it was collected.
         """
-        segment, steps = sequences.segment, sequences.segment.steps
+        segment, steps, decisions = sequences.segment, sequences.segment.steps, sequences.segment.steps.decisions
         observation = self.normalized(state.normalizer, steps.observation)
         if sequences.values is None:
             inputs = observation, segment.is_first, steps.action_mask, sequences.carry
@@ -283,7 +285,7 @@ class SegmentAlgorithm(Algorithm):
         following = jnp.concatenate([values[:, 1:], next_value[:, None]], axis=1)
         bootstrap = jnp.where(segment.truncated, segment.final_value, following)
         rewards = steps.reward if reward_scale is None else reward_scale.apply(steps.reward)
-        rewards = rewards - self.surprisal_bonus * jnp.where(steps.decisions, steps.extras, 0)
+        rewards = rewards - self.surprisal_bonus * jnp.where(decisions, steps.extras, 0)
         # The TD error of an invalid step is then 0, so it affects neither its own target nor those of earlier steps.
         rewards = jnp.where(steps.mask, rewards, values)
         estimated = rewards.T, values.T, bootstrap.T, segment.terminated.T, segment.truncated.T
@@ -298,8 +300,9 @@ class SegmentAlgorithm(Algorithm):
             )
         return Batch(
             observation=observation, is_first=segment.is_first, action=steps.action, action_mask=steps.action_mask,
-            mask=steps.decisions, log_prob=steps.extras, value=values, advantage=advantages.T,
-            value_target=value_targets.T, reference=reference, carry=sequences.carry,
+            mask=decisions, value_mask=None if decisions is steps.mask else steps.mask, log_prob=steps.extras,
+            value=values, advantage=advantages.T, value_target=value_targets.T, reference=reference,
+            carry=sequences.carry,
         )  # fmt: skip
 
     def learn(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Any, Metrics]:

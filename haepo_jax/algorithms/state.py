@@ -56,8 +56,8 @@ class TrainState:
     Attributes:
       params: parameters of the policy and, if there is one, of the value function.
       opt_state: optax state.
-      reference: parameters of the frozen reference policy of a KL penalty or a preference; None if that is always the
-        behaviour policy of the batch.
+      reference: parameters of the frozen reference policy of a KL penalty or a preference, whose observations are
+        normalised as they are now; None if it is always the behaviour policy of the batch.
       normalizer: running statistics of observations; None if they are not normalised.
       extra: further state of the algorithm, such as the running environments; see `SegmentState`.
       key: typed PRNG key of the run, constant; updates and environments fold their index into it.

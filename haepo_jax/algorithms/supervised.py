@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -22,8 +23,8 @@ class Supervised(TrajectoryAlgorithm):
     """Maximum likelihood on the demonstrations of a task (behaviour cloning).
 
     The loss is the mean negative log-likelihood of the expert's actions; for a token task, next-token cross-entropy.
-    Every update draws new demonstrations. The environment must provide `demonstration(state) -> (horizon,)`, the
-    actions of an expert from that state, in policy units; actions after the end of the episode are ignored.
+    Every update draws new demonstrations. The environment must provide `demonstration(state)`, the actions of an
+    expert from that state with a leading axis of length horizon, in policy units; actions after the end of the episode are ignored.
     """
 
     num_envs: int = static(64, int, "demonstrations per update, drawn anew every time", within=COUNT)
@@ -50,16 +51,18 @@ class Supervised(TrajectoryAlgorithm):
 
     def _demonstrate(self, key: jax.Array) -> Trajectory:
         """One episode, (T,)."""
-        state, observation = self.env.reset(key)
+        reset_key, step_key = jax.random.split(key)
+        state, observation = self.env.reset(reset_key)
         actions = self.env.demonstration(state)
+        keys = jax.random.split(step_key, len(jax.tree.leaves(actions)[0]))
 
-        def step(now: tuple[Any, Any, jax.Array], action: jax.Array) -> tuple[Any, Trajectory]:
-            state, observation, alive = now
+        def step(now: tuple[Any, Any, jax.Array], given: tuple[Any, jax.Array]) -> tuple[Any, Trajectory]:
+            (state, observation, alive), (action, key) = now, given
             act = lambda carry, *_: (carry, action, None)  # noqa: E731
             stepped = step_environment(self.env, act, state, observation, (), jnp.bool_(False), alive, key)
             return (stepped.state, stepped.observation, alive & ~stepped.done), stepped.transition
 
-        steps: Trajectory = jax.lax.scan(step, (state, observation, jnp.bool_(True)), actions)[1]
+        steps: Trajectory = jax.lax.scan(step, (state, observation, jnp.bool_(True)), (actions, keys))[1]
         return steps
 
     def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
@@ -70,6 +73,9 @@ class Supervised(TrajectoryAlgorithm):
         entropy_coef: Any = self.entropy_coef
         loss = -likelihood - entropy_coef * entropy
         metrics = {"loss": loss, "objective": likelihood, "entropy": entropy}
-        if jnp.issubdtype(steps.action.dtype, jnp.integer):
-            metrics["accuracy"] = masked_mean((current.mode() == steps.action).astype(loss.dtype), mask)
+        chosen = jax.tree.leaves(steps.action)
+        if all(jnp.issubdtype(part.dtype, jnp.integer) for part in chosen):
+            hits = [mode == part for mode, part in zip(jax.tree.leaves(current.mode()), chosen, strict=True)]
+            right = [jnp.all(hit, axis=tuple(range(mask.ndim, hit.ndim))) for hit in hits]
+            metrics["accuracy"] = masked_mean(functools.reduce(jnp.logical_and, right).astype(loss.dtype), mask)
         return loss, jax.lax.stop_gradient(metrics)

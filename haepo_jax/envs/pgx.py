@@ -42,10 +42,12 @@ def random_opponent(key: Array, observation: Array, valid: Array) -> Array:
 
 
 class PgxState(NamedTuple):
-    """Pgx's state, in which it is the agent's turn; and int32 (), the number of moves of the agent."""
+    """Pgx's state, in which it is the agent's turn or the game is over; the number of moves of the agent, int32 (); and
+    the reward of the moves before its first one, float32 (), None for one player."""
 
     inner: Any
     steps: Array
+    owed: Array | None
 
 
 @jax.tree_util.register_dataclass
@@ -58,14 +60,18 @@ class PgxEnv(LibraryEnvironment):
     def _reset(self, key: Array) -> tuple[PyTree, PyTree]:
         start_key, others_key = self._keys(key)
         inner = strongly_typed(self.inner.init(start_key))
-        inner, _ = self._others(others_key, inner)
-        return PgxState(inner, jnp.zeros((), jnp.int32)), inner.observation
+        inner, reward = self._others(others_key, inner)
+        owed = None if self.inner.num_players == 1 else reward
+        return PgxState(inner, jnp.zeros((), jnp.int32), owed), inner.observation
 
     def _step(self, key: Array, state: PgxState, action: Array) -> tuple[PyTree, PyTree, Any, Any, Any]:
         own_key, others_key = self._keys(key)
         inner = self.inner.step(state.inner, action, own_key)
         inner, reward = self._others(others_key, inner)
-        new = PgxState(inner, state.steps + 1)
+        owed = state.owed
+        if owed is not None:
+            reward, owed = reward + owed, jnp.zeros_like(owed)
+        new = PgxState(inner, state.steps + 1, owed)
         truncated = inner.truncated | (new.steps >= self.horizon)
         return new, inner.observation, reward, inner.terminated, truncated
 

@@ -88,6 +88,9 @@ class Learner:
         trained = nnx.Param if config.lora_rank is None else nnx.LoRAParam
         graph, params, *rest = nnx.split(self.model, trained, ...)
         params, self._rest = _copied((params, rest))
+        # In float32, whatever the model's dtype: a small step of the optimiser would be lost in bfloat16.
+        self._dtypes = jax.tree.map(lambda x: x.dtype, params)
+        params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
         needed = config.kl_coef or config.algo == "dpo"
         reference: Any = _copied(nnx.split(base)) if needed else (None, None)
         reference_graph, self._reference = reference
@@ -105,7 +108,7 @@ class Learner:
             pad_id=self._ids["pad_id"],
             share=completions_per_prompt(config, prompt_length, self.rows, self.mesh.size),
         )
-        self._update = make_update(graph, optimizer, config, of_tokens, (layout, self._place, whole))
+        self._update = make_update(graph, self._dtypes, optimizer, config, of_tokens, (layout, self._place, whole))
 
         @jax.jit
         def reference_log_probs(state: Any, *tokens: jax.Array) -> jax.Array:
@@ -186,21 +189,31 @@ class Learner:
     def restore(self, state: State) -> None:
         """Replaces the state, by a checkpoint's for instance."""
         self.state = state
-        nnx.update(self.model, _copied(state.params))
+        nnx.update(self.model, _copied(in_dtypes(state.params, self._dtypes)))
+
+
+def in_dtypes(params: Any, dtypes: Any) -> Any:
+    """The parameters as the model computes with them."""
+    return jax.tree.map(lambda x, dtype: x.astype(dtype), params, dtypes)
 
 
 def make_update(
-    graph: Any, optimizer: optax.GradientTransformation, config: LLMConfig, of_tokens: Callable[..., Any], layout: Any
+    graph: Any,
+    dtypes: Any,
+    optimizer: optax.GradientTransformation,
+    config: LLMConfig,
+    of_tokens: Callable[..., Any],
+    layout: Any,
 ) -> Callable[[Any, Any, Any, Batch], tuple[State, jax.Array, dict[str, jax.Array]]]:
     """A compiled function of the parameters, the optimiser's state, the parameters that are not trained and a batch. With
     `of_tokens`, which is `token_log_probs`, it computes the new state, the tokens' log-probabilities before the update, (B, T),
-    and metrics, sharded as `layout` says. Gradients are accumulated over micro-batches; groups stay whole. With equal rewards
-    in every group and no entropy bonus the state stays as it is: only a KL penalty has a gradient then, which Adam would scale
-    to a whole step, even of rounding errors."""
+    and metrics, sharded as `layout` says. The model computes with the parameters in `dtypes`. Gradients are accumulated over
+    micro-batches; groups stay whole. With equal rewards in every group and no entropy bonus the state stays as it is: only a
+    KL penalty has a gradient then, which Adam would scale to a whole step, even of rounding errors."""
     parts = config.prompts_per_step // (config.micro_batch or config.prompts_per_step)
 
     def loss_of(params: Any, rest: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
-        model = nnx.merge(graph, params, *rest)
+        model = nnx.merge(graph, in_dtypes(params, dtypes), *rest)
         log_probs, logits = of_tokens(model, batch.prompt_ids, batch.completion_ids)
         entropies = algo_core.compute_entropy_from_logits(logits)
         loss, metrics = batch_loss(config, batch, log_probs, entropies)
@@ -208,16 +221,23 @@ def make_update(
 
     @functools.partial(jax.jit, donate_argnames="opt_state", out_shardings=layout)
     def update(params: Any, opt_state: Any, rest: Any, batch: Batch) -> tuple[State, jax.Array, dict[str, jax.Array]]:
-        def accumulate(total: Any, part: Batch) -> tuple[Any, Any]:
+        def accumulate(total: Any, given: tuple[Batch, jax.Array]) -> tuple[Any, Any]:
+            part, share = given
             grads, found = jax.grad(loss_of, has_aux=True)(params, rest, part)
-            return jax.tree.map(lambda x, y: x + y / parts, total, grads), found
+            return jax.tree.map(lambda x, y: x + share * y, total, grads), found
 
         split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+        differs = jnp.ptp(batch.rewards.reshape(parts, -1, config.group_size), axis=2) > 0
+        # The loss is a mean over groups; that of DPO over those with different rewards.
+        counted = jnp.sum(differs, axis=1) if config.algo == "dpo" else jnp.ones(parts)
+        shares = counted / jnp.maximum(jnp.sum(counted), 1)
         zeros = jax.tree.map(jnp.zeros_like, params)
-        grads, (log_probs, metrics) = jax.lax.scan(accumulate, zeros, split)
+        grads, (log_probs, metrics) = jax.lax.scan(accumulate, zeros, (split, shares))
         changes, new = optimizer.update(grads, opt_state, params)
-        has_signal = jnp.ptp(batch.rewards.reshape(-1, config.group_size), axis=1).any() | bool(config.entropy_coef)
-        metrics = jax.tree.map(jnp.mean, metrics) | {"grad_norm": jnp.where(has_signal, optax.tree.norm(grads), 0.0)}
+        has_signal = differs.any() | bool(config.entropy_coef)
+        weights = {"pairs": 1.0, "kl": 1 / parts, "entropy": 1 / parts}
+        metrics = {name: jnp.sum(values * weights.get(name, shares)) for name, values in metrics.items()}
+        metrics["grad_norm"] = jnp.where(has_signal, optax.tree.norm(grads), 0.0)
         updated = State(optax.apply_updates(params, changes), new)
         state = jax.tree.map(functools.partial(jnp.where, has_signal), updated, State(params, opt_state))
         return state, log_probs.reshape(batch.mask.shape), metrics
@@ -268,7 +288,7 @@ def batch_loss(
             ratio="trajectory" if config.algo == "gspo" else "step",
             clip_eps=config.clip_eps,
             entropy_coef=config.entropy_coef,
-            policy_entropy=time_first(entropies),
+            policy_entropy=jnp.mean(mean(entropies)),
         )
         kl = jnp.mean(total(drift) / jnp.maximum(lengths, 1))
         loss += config.kl_coef * kl

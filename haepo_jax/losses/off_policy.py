@@ -71,7 +71,7 @@ def vtrace(
     baseline = check.floats("values", values, min_ndim=1)
     like = "the shape of values"
     ratio = bounded_exp(check.floats("log_ratio", log_ratio, baseline.shape, like=like))
-    reward = check.floats("rewards", rewards, baseline.shape, like=like, integers=True)
+    reward = check.floats("rewards", rewards, baseline.shape, like=like, integers=baseline.dtype)
     following = check.floats("bootstrap_values", bootstrap_values, baseline.shape, like=like)
     ended = check.mask("terminated", terminated, baseline.shape, like=like)
     cut = ended | check.mask("truncated", truncated, baseline.shape, like=like)

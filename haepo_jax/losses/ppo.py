@@ -36,6 +36,7 @@ def ppo_loss(
     policy_entropy: ArrayLike = 0.0,
     normalize_advantages: bool = True,
     mask: ArrayLike | None = None,
+    value_mask: ArrayLike | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """PPO's loss on a minibatch of steps (Schulman 2017, arXiv 1707.06347, eq. 7 and 9).
 
@@ -66,6 +67,7 @@ def ppo_loss(
       normalize_advantages: whether to standardise the advantages over the valid steps of this minibatch (population std
         + 1e-8).
       mask: (...), bool or 0/1: which steps are valid; default all.
+      value_mask: (...), bool or 0/1: which steps count in the value loss and "explained_variance"; default ``mask``.
 
     Returns:
       The loss, a scalar in at least float32, and metrics, scalars with gradients stopped: "loss"; "objective" (J);
@@ -99,13 +101,15 @@ def ppo_loss(
     valid = check.mask("mask", mask, shape, like=like)
     current = select(valid, current)
 
-    def floats(name: str, value: ArrayLike) -> jax.Array:
-        return select(valid, check.floats(name, value, shape, like=like))
+    fitted = valid if value_mask is None else check.mask("value_mask", value_mask, shape, like=like)
+
+    def floats(name: str, value: ArrayLike, among: jax.Array = valid) -> jax.Array:
+        return select(among, check.floats(name, value, shape, like=like))
 
     behaviour = jax.lax.stop_gradient(floats("behaviour_log_probs", behaviour_log_probs))
     advantage = jax.lax.stop_gradient(floats("advantages", advantages))
-    value = floats("values", values)
-    target = jax.lax.stop_gradient(floats("value_targets", value_targets))
+    value = floats("values", values, fitted)
+    target = jax.lax.stop_gradient(floats("value_targets", value_targets, fitted))
     if normalize_advantages:
         advantage = standardize_all(advantage, valid)
 
@@ -121,20 +125,21 @@ def ppo_loss(
         if behaviour_values is None:
             raise ValueError("ppo_loss: value_clip_eps needs behaviour_values")
         limit = check.number("value_clip_eps", value_clip_eps, low=0, open_low=True)
-        before = jax.lax.stop_gradient(floats("behaviour_values", behaviour_values))
+        before = jax.lax.stop_gradient(floats("behaviour_values", behaviour_values, fitted))
         near = before + jnp.clip(value - before, -limit, limit)
         squares = jnp.maximum(squares, (near - target) ** 2)
     entropies = check.average("policy_entropy", policy_entropy, shape, current.dtype, whole=True, like=like)
 
-    objective, squares, entropy, kl, clip_fraction = masked_means(
-        valid, surrogate, squares, entropies, k3(current - around), clipped
+    objective, value_loss, entropy, kl, clip_fraction = masked_means(
+        valid, surrogate, squares / 2, entropies, k3(current - around), clipped
     )
-    value_loss = squares / 2
+    if value_mask is not None:
+        value_loss = masked_mean(squares / 2, fitted)
     weight = check.number("value_coef", value_coef)
     loss = weight * value_loss - objective - check.number("entropy_coef", entropy_coef) * entropy
 
-    total = _variance(target, valid)
-    explained = divide(total - _variance(target - value, valid), total)
+    total = _variance(target, fitted)
+    explained = divide(total - _variance(target - value, fitted), total)
     metrics = {
         "loss": loss,
         "objective": objective,

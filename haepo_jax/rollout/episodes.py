@@ -40,7 +40,7 @@ def collect_episodes(
       episodes still running after T steps are cut off.
     """
     chex.assert_equal_shape([reset_keys, step_keys])
-    horizon = env.horizon if max_steps is None else min(env.horizon, max_steps)
+    horizon = min(int(env.horizon), 2**31 - 1 if max_steps is None else max_steps)
     num_envs = reset_keys.shape[0]
     state, observation = shard_environments(jax.vmap(env.reset)(reset_keys))
     carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *jnp.shape(x))), initial_carry)

@@ -112,12 +112,12 @@ def test_what_may_be_used() -> None:
     algo = hx.PPO(
         ENV,
         hidden_sizes=[8, 8],
-        learning_rate=(1e-3, 0.0),
+        learning_rate=[1e-3, 0.0],
         clip_eps=jnp.float32(0.1),
         target_kl=None,
         value_clip_eps=0.2,
     )
-    assert algo.hidden_sizes == (8, 8)
+    assert algo.hidden_sizes == (8, 8) and algo.learning_rate == (1e-3, 0.0)
     assert hx.EpisodicHAEPO(ENV, temperature="auto", group_size=32, num_minibatches=1).temperature == AUTO
     # Arrays are trusted, tracers among them: a range that hangs on a value cannot be checked under jit.
     assert hx.PPO(ENV, learning_rate=jnp.float32(-1)).learning_rate == -1

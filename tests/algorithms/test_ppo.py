@@ -13,7 +13,9 @@ import pytest
 
 import haepo_jax as hx
 from haepo_jax.algorithms.segments import Batch, RewardScale, starts_key
+from haepo_jax.envs.base import TimeStep
 from haepo_jax.normalization import RunningStatistics
+from haepo_jax.spaces import Box, Discrete
 from tests.toy_envs import Count, Drift, Pair, Start, trees_equal
 
 SMALL: dict[str, Any] = {"num_envs": 4, "num_steps": 8, "num_minibatches": 2, "num_epochs": 3, "eval_episodes": 0}
@@ -278,3 +280,39 @@ def test_seeds_start_differently_and_starts_have_keys_of_their_own() -> None:
     assert not any(trees_equal(start, update) for start in starts for update in updates)
     expected = jax.vmap(BASE.env.reset)(jnp.stack(starts[::3]))[1]
     np.testing.assert_allclose(first.extra.envs.observation, expected, rtol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A choice that decides the reward, a forced action, and a choice that does not matter."""
+
+    name, horizon = "chain", 3
+    observation_space = Box(0.0, 1.0, (5,))
+    action_space = Discrete(2)
+
+    def reset(self, key: jax.Array) -> tuple[Any, jax.Array]:
+        state = {"time": jnp.int32(0), "chosen": jnp.int32(0)}
+        return state, self.observe(state)
+
+    def observe(self, state: Any) -> jax.Array:
+        return jax.nn.one_hot(jnp.where(state["time"] == 0, 0, 2 * state["time"] - 1 + state["chosen"]), 5)
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array) -> TimeStep:
+        time = state["time"] + 1
+        new = {"time": time, "chosen": jnp.where(time == 1, action, state["chosen"]).astype(jnp.int32)}
+        return TimeStep(new, self.observe(new), jnp.where(time == 3, 2.0 * new["chosen"] - 1, 0.0), time >= 3, False)
+
+    def action_mask(self, state: Any) -> jax.Array:
+        return jnp.array([True, False]) | (state["time"] != 1)
+
+
+@pytest.mark.parametrize("method", [hx.PPO, hx.HAEPO])
+def test_values_of_forced_steps_are_learnt(method: Any) -> None:
+    """With lambda = 0 the choice is credited by nothing but the value of the forced step after it."""
+    algo = method(
+        Chain(), total_steps=3000, num_envs=8, num_steps=30, learning_rate=3e-3, gae_lambda=0.0, discount=1.0,
+        normalize_rewards=False, hidden_sizes=(16,), eval_episodes=32, log_points=1,
+    )  # fmt: skip
+    state, metrics = jax.jit(algo.train)(jax.random.key(0))
+    assert metrics["eval_return"][-1] > 0.9
+    assert algo.value_of(state, ((), ()), jnp.eye(5)[2], jnp.bool_(False)) > 0.7

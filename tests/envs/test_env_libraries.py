@@ -119,16 +119,19 @@ class Own(NamedTuple):
 
 
 def jumanji(task: str, steps: int, flat: tuple[int, ...] = (), **settings: Any) -> Own:
-    inner = pytest.importorskip("jumanji").make(task, **settings)
+    """With a time limit one step later than in `settings`: at its own Jumanji says that the task has ended."""
+    limit = settings.get("time_limit", 10**6)
+    later = settings | ({"time_limit": limit + 1} if "time_limit" in settings else {})
+    inner = pytest.importorskip("jumanji").make(task, **later)
 
     def reset(key: jax.Array) -> Any:
         state, step = inner.reset(key)
-        return (state, step.observation), step.observation
+        return (state, step.observation, 0), step.observation
 
     def step(key: jax.Array, state: Any, action: jax.Array) -> Any:
         new, step = inner.step(state[0], jnp.array(jnp.unravel_index(action, flat)) if flat else action)
-        last, discount = step.last(), step.discount
-        return (new, step.observation), step.observation, step.reward, last & (discount == 0), last & (discount != 0)
+        time, last = state[2] + 1, step.last()
+        return (new, step.observation, time), step.observation, step.reward, last, (time >= limit) & ~last
 
     def mask(state: Any) -> jax.Array:
         return state[1].action_mask.reshape(-1)
@@ -290,7 +293,7 @@ def test_segments_are_the_librarys_own_stepping(name: str) -> None:
     assert np.all(episode >= 1), "the test saw no automatic reset"
     if own.settings.keys() & {"time_limit", "max_steps", "max_timesteps"}:
         assert seen["terminated"] + seen["truncated"] > LANES
-    if name.startswith(("xminigrid", "craftax")):
+    if name.startswith(("xminigrid", "craftax")) or "time_limit" in own.settings:
         assert seen["truncated"] > 0
 
 
@@ -312,6 +315,19 @@ def test_a_game_pays_what_its_last_moves_pay() -> None:
     keys = environment_keys(jax.random.key(3), 256)
     _, returns, lengths = jax.jit(lambda: collect_episodes(env, random_act(env), (), keys, keys, record=False))()
     assert set(np.unique(returns).tolist()) == {-1.0, 0.0, 1.0} and np.all(lengths <= 5)
+
+
+@pytest.mark.slow
+def test_a_game_that_ends_before_the_agents_first_turn_pays_at_its_first_step() -> None:
+    pytest.importorskip("pgx")
+    env = make_env("pgx/sparrow_mahjong")
+    state, _ = jax.jit(jax.vmap(env.reset))(environment_keys(jax.random.key(1), 1000))
+    over = np.flatnonzero(state.inner.terminated)
+    assert over.size > 0
+    some = jax.tree.map(lambda x: x[over], state)
+    paid = jax.jit(jax.vmap(env.step))(environment_keys(jax.random.key(2), over.size), some, jnp.zeros(over.size, int))
+    np.testing.assert_array_equal(paid.reward, state.inner.rewards[over, 0])
+    assert np.any(paid.reward != 0) and np.all(paid.terminated) and not np.any(paid.state.owed)
 
 
 @needs("jumanji")

@@ -177,3 +177,19 @@ def test_hyperparameters_may_be_traced_and_vmapped() -> None:
     np.testing.assert_allclose(jax.jit(jax.vmap(f))(jnp.array(values)), [f(v) for v in values], rtol=1e-5)
     g = lambda x: losses.generalized_advantage_estimation(**segment(0), discount=x, gae_lambda=x)[0]  # noqa: E731
     np.testing.assert_allclose(jax.vmap(g)(jnp.array(values)), [g(v) for v in values], rtol=1e-5, atol=1e-6)
+
+
+def test_the_value_loss_may_have_a_mask_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    logs = [rng.normal(size=6).astype(np.float32) for _ in range(3)]
+    mask, fitted = np.array([1, 0, 0, 1, 1, 0], bool), np.array([1, 1, 0, 1, 0, 1], bool)
+    values, targets = (np.where(fitted, rng.normal(size=6), np.nan).astype(np.float32) for _ in range(2))
+    loss, metrics = losses.ppo_loss(*logs, values=values, value_targets=targets, mask=mask, value_mask=fitted)
+    squares = (values - targets)[fitted] ** 2
+    np.testing.assert_allclose(metrics["value_loss"], squares.mean() / 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["explained_variance"], 1 - np.var((targets - values)[fitted]) / np.var(targets[fitted]), rtol=1e-4
+    )
+    np.testing.assert_allclose(loss, squares.mean() / 4 - metrics["objective"], rtol=1e-5)
+    alone = losses.ppo_loss(*logs, values=np.zeros(6), value_targets=np.zeros(6), mask=mask)[1]
+    np.testing.assert_allclose(metrics["objective"], alone["objective"], rtol=1e-6)

@@ -71,6 +71,12 @@ def test_vtrace_of_equal_policies_is_generalised_advantage_estimation() -> None:
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
+def test_vtrace_casts_integer_rewards() -> None:
+    arrays = {name: jnp.zeros(2) for name in ("log_ratio", "values", "bootstrap_values")}
+    ends = {"terminated": jnp.array([False, True]), "truncated": jnp.zeros(2, bool)}
+    assert losses.vtrace(rewards=jnp.array([1, 2]), **arrays, **ends, discount=1.0)[1].tolist() == [3.0, 2.0]
+
+
 def test_vtrace_has_no_gradient_and_names_what_is_wrong() -> None:
     s = segment(2)
     total = lambda values: sum(map(jnp.sum, losses.vtrace(**{**s, "values": values}, discount=0.9)))  # noqa: E731

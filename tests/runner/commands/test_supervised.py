@@ -17,7 +17,7 @@ from haepo_jax.algorithms.state import InitialPolicy
 from haepo_jax.algorithms.trajectory import EpisodeBatch
 from haepo_jax.envs.base import TimeStep
 from haepo_jax.runner.commands import train
-from haepo_jax.spaces import Box
+from haepo_jax.spaces import Box, MultiDiscrete
 from tests.toy_envs import Drift, trees_equal
 
 TASK = hx.make_env("haepo/reverse", letters=2, length=2)
@@ -71,6 +71,32 @@ def test_a_demonstration_is_in_the_units_of_the_policy() -> None:
     steps, returns, lengths, _ = algo.collect(algo.init(jax.random.key(0)), jax.random.key(1))
     assert returns.tolist() == [2.0] and lengths.tolist() == [2]  # 0.5 of the way from 0 to 2, twice
     np.testing.assert_array_equal(steps.action.ravel(), 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Noisy:
+    """Observes noise, and has two actions at once."""
+
+    name, horizon = "noisy", 4
+    observation_space = Box(-np.inf, np.inf, (1,))
+    action_space = MultiDiscrete((2, 3))
+
+    def reset(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.int32(0), jnp.zeros(1)
+
+    def step(self, key: jax.Array, state: jax.Array, action: jax.Array) -> TimeStep:
+        return TimeStep(state + 1, jax.random.normal(key, (1,)), 1.0, False, state + 1 >= 4)
+
+    def demonstration(self, state: jax.Array) -> jax.Array:
+        return jnp.tile(jnp.array([1, 2]), (4, 1))
+
+
+def test_a_demonstration_draws_noise_anew_and_may_have_several_actions() -> None:
+    algo = hx.Supervised(Noisy(), num_envs=2, eval_episodes=0, learning_rate=0.03, total_steps=800, log_points=1)
+    seen = algo.collect(algo.init(jax.random.key(0)), jax.random.key(1))[0].observation[1:]
+    assert len(np.unique(seen)) == seen.size
+    metrics = jax.jit(algo.train)(jax.random.key(0))[1]
+    assert metrics["accuracy"][-1] == 1
 
 
 @pytest.mark.parametrize(
