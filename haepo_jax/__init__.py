@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 from haepo_jax.version import __version__ as __version__
@@ -94,3 +95,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Package(types.ModuleType):
+    """`import haepo_jax.train` must not put the command's module in the place of the function `hx.train`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _HOMES or not isinstance(value, types.ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -119,6 +119,18 @@ def test_a_module_imports_only_what_lies_below_it(module: str) -> None:
     assert not higher, f"{module} imports {', '.join(higher)} from a higher layer"
 
 
+def test_importing_a_command_leaves_the_function_in_its_place() -> None:
+    code = (
+        "import haepo_jax.train, haepo_jax.sweep, haepo_jax as hx\n"
+        "from haepo_jax.train import main\n"
+        "for call in (lambda: hx.train(3), lambda: hx.sweep('CartPole-v1', 3)):\n"
+        "    try: call()\n"
+        "    except ValueError as error: print(error)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert said[0].startswith("train takes an algorithm") and said[1].startswith("algo=3 must be the name")
+
+
 def test_private_modules_are_imported_in_their_package_alone() -> None:
     for importer, names in GRAPH.items():
         for name in names:

@@ -164,12 +164,14 @@ def _base(expression: ast.expr, tree: ast.Module, module: str) -> type:
 def _imports(tree: ast.Module, module: str) -> dict[str, tuple[str, str]]:
     """Top-level imports of a module: local name -> (module, name in that module, or "" for the module itself)."""
     found: dict[str, tuple[str, str]] = {}
+    spec = importlib.util.find_spec(module)
+    package = module if spec and spec.submodule_search_locations else module.rpartition(".")[0]
     for node in tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.asname or alias.name: (alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             parent = "." * node.level + (node.module or "")
-            source = importlib.util.resolve_name(parent, module.rpartition(".")[0]) if node.level else parent
+            source = importlib.util.resolve_name(parent, package) if node.level else parent
             found |= {alias.asname or alias.name: (source, alias.name) for alias in node.names}
     return found
 

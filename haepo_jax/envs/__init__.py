@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         Box,
         Discrete,
         Environment,
+        MultiDiscrete,
         Space,
         TimeStep,
         check_environment,
@@ -25,6 +26,7 @@ __all__ = [
     "Box",
     "Discrete",
     "Environment",
+    "MultiDiscrete",
     "Space",
     "TimeStep",
     "TokenTask",
@@ -77,7 +79,10 @@ def make_env(env: Any, **kwargs: Any) -> "Environment":
     if library not in _MAKERS:
         library, task = "gymnax", canonical
     module, function = _MAKERS[library]
-    with in_32_bits(), usual_promotion():
+    import jax
+
+    # Its numbers are constants, also where an algorithm is built within a jitted function, as PureJaxRL does.
+    with in_32_bits(), usual_promotion(), jax.ensure_compile_time_eval():
         return getattr(importlib.import_module(module), function)(task, **kwargs)
 
 

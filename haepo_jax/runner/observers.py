@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from haepo_jax.messages import did_you_mean
 from haepo_jax.runner.config import RunConfig
 from haepo_jax.statistics import mean_of_known
 
@@ -37,13 +37,16 @@ class Row:
     metrics: dict[str, list[float]]
 
     def mean(self, name: str) -> float:
-        """A metric's mean over the seeds that have a value; NaN if none has, or the metric is unknown."""
-        return float(mean_of_known(self.metrics.get(name, [np.nan])))
+        """A metric's mean over the seeds that have a value; NaN if none has. Raises KeyError for an unknown metric."""
+        if name not in self.metrics:
+            raise KeyError(f"there is no metric {name!r}{did_you_mean(name, self.metrics)}")
+        return float(mean_of_known(self.metrics[name]))
 
     @property
     def mean_return(self) -> float:
         """Of the evaluation, or without evaluations of training; NaN where neither gave one."""
-        return self.mean("eval_return" if "eval_return" in self.metrics else "episode_return")
+        name = "eval_return" if "eval_return" in self.metrics else "episode_return"
+        return self.mean(name) if name in self.metrics else math.nan
 
     @property
     def mean_steps(self) -> int:

@@ -111,7 +111,8 @@ class Progress(Observer):
         if summary["final_eval_episodes"]:
             spread = f" (seeds {number(min(per_seed))} to {number(max(per_seed))})" if several else ""
             greedy = number(summary["final_return_greedy_mean"])
-            episodes = f"{summary['final_eval_episodes']} episodes{' per seed' if several else ''}"
+            count = summary["final_eval_episodes"]
+            episodes = f"{count} episode{'s' * (count != 1)}{' per seed' * several}"
             if limit := summary["final_eval_max_steps"]:
                 episodes += f" of at most {limit:,} steps"
             mean = number(summary["final_return_mean"])

@@ -91,7 +91,8 @@ def train(
 
     Args:
       algo: for instance `hx.HAEPO("CartPole-v1", total_steps=50_000)`; all seeds train in one compiled call.
-      seeds: how many, from 0; or their numbers, such as `[3, 5, 8]`. A seed gives the same run alone and beside others.
+      seeds: how many, from 0; or their numbers, such as `[3, 5, 8]`. Its random numbers do
+        not depend on the other seeds, but the rounding does, so runs drift apart.
       run_dir: where the files go; None: there are none.
       callbacks: called in turn after every logged row: functions `(row, state) -> bool | None`, of which one that
         returns True ends the run in good order; or an `Observer`, which sees more of the run. `row` is a
@@ -163,6 +164,7 @@ def _settings(
     for key in settings:
         if key not in SETTINGS:
             near = hint(key, SETTINGS) or f" (there are: {', '.join(SETTINGS)})"
+            near = "; did you mean 'seeds'?" if key in ("seed", "num_seeds") else near
             raise ConfigError(f"train has no setting {short(key)}{near}")
     fields = RunConfig.__dataclass_fields__
     given = settings | {"run_dir": None if run_dir is None else str(run_dir), "resume": resume}
@@ -186,7 +188,10 @@ class _Callback(Observer):
     def on_row(self, row: Row, state: TrainState) -> bool | None:
         # A copy may be kept: the loop's own buffers are used up by the next call.
         one = len(row.update) == 1
-        return self._function(row, jax.tree.map(lambda x: x[None] if one else jnp.copy(x), state))
+        ended = self._function(row, jax.tree.map(lambda x: x[None] if one else jnp.copy(x), state))
+        if ended is None or (hasattr(ended, "__bool__") and np.asarray(ended).dtype == np.dtype(bool)):
+            return ended
+        raise TypeError(f"a callback returns True to end the run, or False or None, not {short(ended)}")
 
 
 class _Warnings(Observer):

@@ -73,7 +73,7 @@ DECLARED = {cls.__name__: cls for cls in map(declared.declaration, declared.ALGO
         ("EpisodicHAEPO", {"normalize": "standardise"}, "did you mean 'standardize'"),
         ("EpisodicHAEPO", {"reference": "last"}, "reference='last' must be one of previous, initial"),
         ("HAEPO", {"activation": "gelu"}, "activation='gelu' must be one of tanh, relu, swish"),
-        ("HAEPO", {"total_steps": 1e6}, "total_steps=1000000.0 must be an integer"),
+        ("HAEPO", {"total_steps": 1.5}, "total_steps=1.5 must be an integer"),
         ("HAEPO", {"total_steps": 0}, "total_steps=0 is out of range"),
         ("HAEPO", {"hidden_sizes": (64, 0)}, "hidden_sizes=.*must be a list of positive integers"),
         ("HAEPO", {"hidden_sizes": 64}, "hidden_sizes=64 must be a list"),
@@ -108,15 +108,23 @@ def test_an_environment_that_does_not_exist_or_fit() -> None:
         hx.HAEPO(object())
 
 
+def test_a_static_number_cannot_be_traced() -> None:
+    with pytest.raises(hx.HyperparameterError, match="num_envs=.* is traced, but static: it determines shapes"):
+        jax.vmap(lambda n: hx.PPO(ENV, num_envs=n).num_steps)(np.arange(8, 10))
+
+
 def test_what_may_be_used() -> None:
     algo = hx.PPO(
         ENV,
         hidden_sizes=[8, 8],
         learning_rate=[1e-3, 0.0],
+        num_envs=np.int64(8),
+        total_steps=1e4,
         clip_eps=jnp.float32(0.1),
         target_kl=None,
         value_clip_eps=0.2,
     )
+    assert (algo.num_envs, algo.total_steps) == (8, 10_000) and type(algo.num_envs) is type(algo.total_steps) is int
     assert algo.hidden_sizes == (8, 8) and algo.learning_rate == (1e-3, 0.0)
     assert hx.EpisodicHAEPO(ENV, temperature="auto", group_size=32, num_minibatches=1).temperature == AUTO
     # Arrays are trusted, tracers among them: a range that hangs on a value cannot be checked under jit.
@@ -189,6 +197,10 @@ def test_a_custom_class_is_read_by_module_and_class(tmp_path: Path, monkeypatch:
         hx.HyperparameterError, match="my_algorithms:Third .* 'LIMIT' is not defined; .*only use names from"
     ):
         declared.hyperparameters("my_algorithms:Third")
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").write_text("from .mine import Mine")
+    (tmp_path / "my_package" / "mine.py").write_text("from haepo_jax import PPO\nclass Mine(PPO):\n    'Mine.'")
+    assert declared.declaration("my_package:Mine").__doc__ == "Mine."
     for name in ("my_algorithms:None", "no_such_module:Mine", "no.such:Mine"):
         with pytest.raises(ImportError, match="there is no "):
             declared.declaration(name)

@@ -346,3 +346,15 @@ def test_an_update_that_changes_the_structure_of_the_state_or_has_other_metrics_
     algo = Wrong(BANDIT, num_steps=4, **SMALL)
     with pytest.raises(AssertionError, match=message):
         jax.eval_shape(algo.train_step, jax.eval_shape(algo.init, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "haepo/bandit", "brax/inverted_pendulum"])
+def test_an_algorithm_may_be_built_where_it_is_jitted(name: str) -> None:
+    """As in PureJaxRL's `make_train`."""
+
+    def run(rate: jax.Array, key: jax.Array) -> Any:
+        options: dict[str, Any] = {"num_envs": 4, "num_steps": 8, "num_minibatches": 1, "hidden_sizes": (4,)}
+        return hx.PPO(name, learning_rate=rate, total_steps=64, log_points=2, eval_episodes=0, **options).train(key)[1]
+
+    metrics = jax.eval_shape(jax.jit(jax.vmap(run)), jnp.zeros(3), jax.random.split(jax.random.key(0), 3))
+    assert metrics["loss"].shape == (3, 2)

@@ -159,7 +159,7 @@ def test_no_evaluation_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_missing_return_is_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     _, recorder = run_counting(monkeypatch, Counting(total_steps=20))
-    assert math.isnan(recorder.rows[0].mean("episode_return")) and math.isnan(recorder.rows[0].mean("no such metric"))
+    assert math.isnan(recorder.rows[0].mean("episode_return"))
     assert recorder.rows[1].mean("episode_return") == 1.0
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import inspect
 import json
+import math
 import signal
 import sys
 from pathlib import Path
@@ -118,6 +119,17 @@ def test_a_callback_ends_a_run_in_good_order(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.usefixtures("counting")
+def test_a_callback_that_means_something_else() -> None:
+    for answer in (1, math.nan, "yes"):
+        with pytest.raises(TypeError, match="a callback returns True to end the run, or False or None, not"):
+            hx.train(Counting(total_steps=50), callbacks=[lambda row, state, answer=answer: answer])
+    with pytest.raises(KeyError, match="there is no metric 'eval_retrun'; did you mean 'eval_return'"):
+        hx.train(Counting(total_steps=50), callbacks=[lambda row, state: row.mean("eval_retrun") > 1])
+    ended = hx.train(Counting(total_steps=202), callbacks=[lambda row, state: jnp.bool_(True)])
+    assert ended.summary["ended_early"]
+
+
+@pytest.mark.usefixtures("counting")
 def test_seeds_by_number(tmp_path: Path) -> None:
     listed = hx.train(Counting(total_steps=50), seeds=[3, 5, 8], run_dir=tmp_path / "run")
     assert listed.seeds == listed.summary["seeds"] == [3, 5, 8]
@@ -222,7 +234,7 @@ def test_the_table_has_a_row_for_each_seed_and_row(monkeypatch: pytest.MonkeyPat
         ({"resume": "yes"}, "resume='yes' must be one of false, true, auto"),
         ({"callbacks": [3]}, "callbacks: 3 is neither a function"),
         ({"final_eval_episode": 3}, "train has no setting 'final_eval_episode'; did you mean 'final_eval_episodes'"),
-        ({"num_seeds": 3}, "train has no setting 'num_seeds'"),
+        ({"num_seeds": 3}, "train has no setting 'num_seeds'; did you mean 'seeds'"),
         ({"keep_checkpoints": 0}, r"keep_checkpoints=0 is out of range"),
         ({"algo": "ppo"}, r"train takes an algorithm, such as hx.HAEPO\('CartPole-v1'\), not 'ppo'"),
     ],

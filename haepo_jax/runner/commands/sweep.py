@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from haepo_jax.runner.config.arguments import read_arguments
 from haepo_jax.runner.config.help import help_text
 from haepo_jax.runner.entry import entry_point
-from haepo_jax.runner.errors import RunError, disk_errors
+from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
 from haepo_jax.runner.run_dir import as_config_error, check_sweep_dir, unused_directory
 from haepo_jax.runner.sweeps.plan import SweepConfig, SweepPlan, read_sweep
 
@@ -64,15 +65,16 @@ def main(argv: list[str]) -> int:
     _use_every_core(plan)
     plan.check()  # an environment refuses its settings before anything is written
     if plan.settings.dry_run:
-        print(
-            f"the settings are usable: {plan.num_configs} configurations, {plan.search} search; dry_run=true stops here"
-        )
+        count = f"{plan.num_configs} configuration{'s' * (plan.num_configs != 1)}"
+        print(f"the settings are usable: {count}, {plan.search} search; dry_run=true stops here")
         return 0
     with as_config_error(str(directory)):
         directory.mkdir(parents=True, exist_ok=True)
     try:
         with disk_errors(directory, "sweep", lambda: "; the same command resumes it"):
             result = run(plan, directory, sys.stdout)
+    except KeyboardInterrupt:
+        raise Interrupted(signal.SIGINT, "the sweep was interrupted; the same command resumes it") from None
     finally:
         with contextlib.suppress(OSError):
             directory.rmdir()  # only where nothing has been written to it

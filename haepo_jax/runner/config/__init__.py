@@ -80,8 +80,10 @@ class RunConfig:
     dry_run: bool = setting(False, bool, "check everything, then exit without training")
 
     def __post_init__(self) -> None:
-        if self.seeds:
+        if self.seeds is not None:
             count, place = len(self.seeds), f"seeds={short(list(self.seeds))}"
+            if not count:
+                raise ConfigError("seeds=[] must list at least one seed")
             if self.seed not in (0, self.seeds[0]) or self.num_seeds not in (1, count):
                 raise ConfigError(f"{place} does not go with seed={self.seed} and num_seeds={self.num_seeds}")
             if len({*self.seeds}) < count:

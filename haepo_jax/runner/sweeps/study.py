@@ -194,7 +194,10 @@ def open_storage(url: str | None, directory: Path | None, worker_timeout: int) -
     if url is None and directory is None:
         return optuna.storages.InMemoryStorage()
     where = f"storage={short(url)}" if url is not None else f"run_dir={short(str(directory))}"
-    url = url or f"sqlite:///{directory}/{DATABASE}"
+    if url is None:
+        from sqlalchemy.engine import URL
+
+        url = URL.create("sqlite", database=f"{directory}/{DATABASE}").render_as_string()
     keywords: dict[str, Any] = {"heartbeat_interval": max(1, worker_timeout // 4), "grace_period": worker_timeout}
     if url.startswith("sqlite"):
         keywords["engine_kwargs"] = {"connect_args": {"timeout": 60}}  # a worker waits for as long as another writes

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import jax
 
 from haepo_jax.algorithms.base import Algorithm
-from haepo_jax.messages import duration, number
+from haepo_jax.messages import duration, number, short
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.config.arguments import read_arguments, value_text
 from haepo_jax.runner.devices import describe_device, device_errors
@@ -67,6 +67,8 @@ def sweep(
       RunError: the device runs out of memory.
     """
     base = algo if isinstance(algo, Algorithm) else None
+    if base is None and not isinstance(algo, str):
+        raise ConfigError(f"algo={short(algo)} must be the name of an algorithm, or an algorithm such as hx.PPO(env)")
     if env is None and base is None:
         raise ConfigError("env=None needs an algorithm that is an object, and stands for its environment; name one")
     if base is not None:
@@ -98,6 +100,7 @@ def sweep(
 
 
 def _argument(value: Any) -> str:
+    value = value.tolist() if hasattr(value, "tolist") else value  # an array
     if isinstance(value, list):
         texts = ",".join(map(value_text, value))
         return texts if len(value) > 1 else f"choice({texts})"

@@ -121,6 +121,7 @@ REFUSED = {
     "number for layers": (["algo.hidden_sizes=64"], "must be a list of positive integers"),
     "several environments": (["env=a,b"], "several values belong to"),
     "several algorithms": (["algo=haepo,ppo"], "several values belong to"),
+    "no seed in a list": (["seeds=[]"], "seeds=[] must list at least one seed"),
     "seeds and another number of them": (
         ["seeds=[3,5]", "num_seeds=3"],
         "seeds=[3, 5] does not go with seed=0 and num_seeds=3",

@@ -146,9 +146,18 @@ def test_an_error_is_raised_before_anything_trains(toy: list[int]) -> None:
     assert toy == []
 
 
+def test_values_may_be_an_array(toy: list[int]) -> None:
+    rates = np.geomspace(1e-4, 1e-2, 3)
+    for values in (rates, jnp.asarray(rates)):
+        found = hx.sweep("CartPole-v1", "haepo", {"learning_rate": values}, **TOY)
+        np.testing.assert_allclose(found.values["algo.learning_rate"], rates, rtol=1e-6)
+
+
 def test_from_python_as_from_the_command_line(toy: list[int], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="env=None needs an algorithm that is an object"):
         hx.sweep(None, "haepo", SPACE)
+    with pytest.raises(ConfigError, match="must be the name of an algorithm, or an algorithm such as"):
+        hx.sweep("CartPole-v1", hx.PPO, SPACE)
     with pytest.raises(ConfigError, match="dry_run=true is for the command line"):
         hx.sweep("CartPole-v1", "haepo", SPACE, dry_run=True, **TOY)
     (tmp_path / "config.yaml").write_text("env: CartPole-v1")

@@ -205,6 +205,13 @@ def test_optunas_own_tools_read_the_study(tmp_path: Path) -> None:
     assert [trial.state.name for trial in loaded.trials] == ["PRUNED", "COMPLETE", "COMPLETE"]
 
 
+def test_a_directory_of_any_name_holds_its_study(tmp_path: Path) -> None:
+    for name in ("a?b", "a#b", "100%20", "a b"):
+        (tmp_path / name).mkdir()
+        worker(tmp_path / name, plan_of("num_configs=1"))
+        assert [file.name for file in (tmp_path / name).iterdir()] == [studies.DATABASE]
+
+
 def test_a_storage_that_cannot_be_opened() -> None:
     with pytest.raises(ConfigError, match="cannot be opened"):
         open_storage("nosuch:///x", None, 60)
