@@ -26,7 +26,7 @@ CHECKPOINTS = ("last", "best")
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TrainedPolicy:
     """A trained policy as a pure function of one observation, observation normalization included.
 
@@ -42,6 +42,9 @@ class TrainedPolicy:
 
     algorithm: Algorithm
     state: TrainState
+
+    def __repr__(self) -> str:
+        return f"TrainedPolicy({type(self.algorithm).__name__} on {self.algorithm.env.name})"
 
     def __call__(
         self, observation: Any, key: jax.Array | None = None, action_mask: jax.Array | None = None

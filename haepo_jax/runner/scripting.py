@@ -18,7 +18,7 @@ import numpy.typing as npt
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.other_names import hint
 from haepo_jax.algorithms.state import TrainState
-from haepo_jax.messages import short
+from haepo_jax.messages import number, short
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.values import checked_value
 from haepo_jax.runner.describe import describe
@@ -40,7 +40,7 @@ SETTINGS = (
 """Settings of the command line that a program may give as they are."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TrainResult:
     """What a training gave: S seeds, R logged rows.
 
@@ -58,6 +58,10 @@ class TrainResult:
     state: TrainState
     metrics: dict[str, npt.NDArray[Any]]
     summary: dict[str, Any]
+
+    def __repr__(self) -> str:
+        about = f"{type(self.algorithm).__name__} on {self.algorithm.env.name}, seeds={short(self.seeds)}"
+        return f"TrainResult({about}, final return {number(self.summary['final_return_mean'])})"
 
     def to_pandas(self) -> pandas.DataFrame:
         """The metrics as a table: a row for each seed and logged row, in columns `seed`, `row` and one a metric."""

@@ -214,6 +214,7 @@ def test_the_table_has_a_row_for_each_seed_and_row(monkeypatch: pytest.MonkeyPat
         DataFrame = dict
 
     monkeypatch.setitem(sys.modules, "pandas", Pandas)
+    assert repr(result).startswith("TrainResult(Counting on ") and len(repr(result)) < 120
     table: Any = result.to_pandas()
     assert table["seed"].tolist() == [0] * 5 + [1] * 5 and table["row"].tolist() == [*range(5)] * 2
     assert table["env_steps"].tolist() == result.metrics["env_steps"].ravel().tolist()
