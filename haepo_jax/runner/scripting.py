@@ -60,7 +60,7 @@ class TrainResult:
     summary: dict[str, Any]
 
     def __repr__(self) -> str:
-        about = f"{type(self.algorithm).__name__} on {self.algorithm.env.name}, seeds={short(self.seeds)}"
+        about = f"{self.summary['algo']} on {self.summary['env']}, seeds={short(self.seeds)}"
         return f"TrainResult({about}, final return {number(self.summary['final_return_mean'])})"
 
     def to_pandas(self) -> pandas.DataFrame:
