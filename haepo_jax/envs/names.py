@@ -63,7 +63,7 @@ REFUSED: dict[str, str] = {
 }
 """Tasks that `make_env` does not support by name, and why; see also `refusal`."""
 
-_LIST_COMMAND = "python -c \"import haepo_jax as hx; print(*hx.list_envs(), sep='\\n')\""
+_LIST_COMMAND = "hx.list_envs() or python -m haepo_jax.train --list-envs"
 
 
 def list_envs() -> list[str]:
