@@ -4,7 +4,6 @@ Bonnet et al., "Jumanji: a Diverse Suite of Scalable Reinforcement Learning Envi
 randomness of an episode comes from the key in Jumanji's state, so episodes with the same initial state share it.
 """
 
-import copy
 import dataclasses
 import functools
 import math
@@ -67,7 +66,8 @@ class JumanjiEnv(LibraryEnvironment):
         inner, step = self.inner.step(state.inner, jnp.asarray(action, self.inner.action_spec.dtype))
         observation, valid = self._split(step.observation)
         new = JumanjiState(inner, valid, state.steps + 1)
-        # A discount of 0 marks termination. The task's own time limit, which has one, too, is `horizon`; see `_untimed`.
+        # A discount of 0 marks termination, in most tasks their time limit, too: they observe the number of steps taken.
+        # Other ends are truncations.
         terminated = step.last() & (step.discount == 0)
         return new, observation, step.reward, terminated, step.last() | (new.steps >= self.horizon)
 
@@ -131,18 +131,8 @@ def adapt_jumanji(name: str, inner: Any, *, episode_length: int | None = None) -
         longest = _LONGEST_EPISODE.get(type(inner.unwrapped).__name__)
         episode_length = getattr(inner, "time_limit", None) or (longest(inner.unwrapped) if longest else 1000)
     horizon = check_horizon(name, "episode_length", episode_length)
-    env = JumanjiEnv((), _untimed(inner), name, horizon, None, action_space, combined, mask_shape is not None)
+    env = JumanjiEnv((), inner, name, horizon, None, action_space, combined, mask_shape is not None)
     return env.replace(observation_space=_observation_space(spec, first_observation(env)))
-
-
-@functools.cache
-def _untimed(inner: Any) -> Any:
-    """The task without its time limit, at which Jumanji reports a termination; cached for the same reason as `_build`."""
-    if inner.unwrapped is not inner or not getattr(inner, "time_limit", None):
-        return inner
-    endless = copy.copy(inner)
-    endless.time_limit = 2**31 - 1
-    return endless
 
 
 def _action_space(name: str, spec: Any, mask_shape: tuple[int, ...] | None) -> tuple[Any, tuple[int, ...]]:
