@@ -38,7 +38,7 @@ TASKS: dict[str, Task] = {
     "inverted_pendulum": Task("brax/inverted_pendulum", 60_000, 195, 5, 200, {"episode_length": 200}),
 }
 
-BASELINES = ("ppo_default", "ppo_replay", "ppo", "grpo", "dpo")
+BASELINES = ("ppo_default", "ppo_replay", "haepo", "ppo", "grpo", "dpo")
 
 RATE = "tag(log,interval(3e-4,1e-2))"
 ENTROPY = "choice(0,0.003,0.01,0.03)"
@@ -108,7 +108,7 @@ METHODS: dict[str, Method] = {
             "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.kl_coef": KL,
             "algo.temperature": "tag(log,interval(0.1,10))", **GROUPS,
         },
-        "tab:orange",
+        "tab:orange", 32,
     ),
     "haepo_paper": Method(
         "haepo_paper",
@@ -119,6 +119,8 @@ METHODS: dict[str, Method] = {
 
 DEVELOPMENT = ("cartpole", "pendulum", "acrobot", "mountain_car", "random_walk", "random_walk_50")
 """The tasks on which defaults were chosen."""
+CHOSEN = ("ppo", "haepo", "haepo_episodic")
+"""Methods whose default is compared with the best of their search on the development tasks together."""
 TUNING_SEEDS = range(1_000_000, 1_000_002)
 CHOICE_SEEDS = range(2_000_000, 2_000_008)
 REPORT_SEEDS = range(20)

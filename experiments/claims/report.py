@@ -17,6 +17,7 @@ import numpy.typing as npt
 from catalogue import (
     ABLATION_STEPS,
     ABLATIONS,
+    CHOSEN,
     DEEP_SEA,
     EPISODIC,
     EPISODIC_STEPS,
@@ -37,6 +38,23 @@ from tables import markdown  # noqa: E402
 HERE = Path(__file__).parent
 BASELINES = ("haepo_default", *catalogue.BASELINES)
 OURS, *HELD_OUT_OTHERS = HELD_OUT_METHODS
+CLIP = "clip on HAEPO's replay"
+COMPARISONS = [
+    ("haepo_default", "ppo_default", ""),
+    ("haepo", "ppo", ""),
+    ("haepo_default", "ppo", ""),
+    ("haepo_default", "ppo_replay", ""),
+    ("haepo_default", "ppo_default", "held out"),
+    ("haepo_default", CLIP, "held out"),
+]
+COMPARED = {
+    "haepo_default": "default",
+    "haepo": "tuned on each task",
+    "ppo_default": "default",
+    "ppo": "tuned on each task",
+    "ppo_replay": "clip with HAEPO's replay buffer and settings",
+    CLIP: "clip with HAEPO's replay buffer and settings",
+}
 DOCUMENTS = (HERE / "README.md", HERE.parents[1] / "README.md")
 Array = npt.NDArray[np.float64]
 Result = dict[str, Any]
@@ -44,7 +62,7 @@ Result = dict[str, Any]
 
 def load(folder: Path) -> list[Result]:
     """The results of a folder, in the catalogue's order as far as its names go."""
-    order = {name: number for number, name in enumerate((*TASKS, *METHODS, *ABLATIONS, *EPISODIC))}
+    order = {name: number for number, name in enumerate((*TASKS, *HELD_OUT, *METHODS, *ABLATIONS, *EPISODIC))}
     results = [json.loads(path.read_text()) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
     return sorted(results, key=lambda r: (order.get(task_of(r), 99), order.get(r.get("method", r.get("ablation")), 99)))
 
@@ -198,20 +216,42 @@ def _better(by_task: dict[str, dict[str, Result]], ours: str, other: str) -> str
     both = [methods for methods in by_task.values() if ours in methods and other in methods]
     if not both:
         return ""
-    curves = ([scores(methods[name]).mean(axis=1) for methods in both] for name in (ours, other))
+    curves = ([_mean_return(methods[name]) for methods in both] for name in (ours, other))
     chance, low, high = probability_of_improvement(*curves)
     return f"{chance:.2f} ({low:.2f} to {high:.2f})"
 
 
-def choice_table(results: list[Result]) -> str:
-    """How PPO's default was chosen: mean scores over the development tasks, of the search's two seeds and of others, by task."""
+def _mean_return(result: Result) -> Array:
+    """The mean of every seed's curve, (seeds,), which orders runs as the area under it does."""
+    return np.nanmean(array(result, "eval_return"), axis=1)
+
+
+def comparison_table(results: list[Result], held_out: list[Result]) -> str:
+    """How often a run of HAEPO has a better curve than one of PPO, in each pairing."""
     rows = []
-    for name, config in results[0]["configurations"].items():
-        again = [np.mean(result["scores"][name]) for result in results]
-        settings = ", ".join(f"{key} {value:.2g}" for key, value in config.items())
-        first = np.mean([result["searched"][name] for result in results])
-        rows.append([settings, f"{first:.3f}", f"{np.mean(again):.3f}", *(f"{mean:.2f}" for mean in again)])
-    return markdown(["setting", "search", "again", *(task_of(result) for result in results)], rows)
+    for ours, other, tasks in COMPARISONS:
+        by_task = _by(held_out if tasks == "held out" else results, "method")
+        both = [methods for methods in by_task.values() if ours in methods and other in methods]
+        seeds = {len(methods[name]["seeds"]) for methods in both for name in (ours, other)}
+        names = [COMPARED.get(name, name) for name in (ours, other)]
+        count = f"{len(both)} {tasks}".strip()
+        rows.append([*names, count, "/".join(map(str, sorted(seeds))), _better(by_task, ours, other)])
+    return markdown(["HAEPO", "PPO", "tasks", "seeds", "P(HAEPO better)"], rows)
+
+
+def choice_table(results: list[Result]) -> str:
+    """The default of a method beside the best of its search: mean scores over the development tasks, of the search's two
+    seeds and of others, the latter by task too."""
+    rows = []
+    for method in CHOSEN:
+        own = [result for result in results if result["method"] == method]
+        for name in own[0]["configurations"] if own else ():
+            config = own[0]["configurations"][name]
+            again = [float(np.mean(result["scores"][name])) for result in own]
+            first = f"{np.mean([result['searched'][name] for result in own]):.3f}" if name != "default" else ""
+            settings = ", ".join(f"{key} {value:.2g}" for key, value in config.items()) or "default"
+            rows.append([method, settings, first, f"{np.mean(again):.3f}", *(f"{mean:.2f}" for mean in again)])
+    return markdown(["method", "setting", "search", "again", *dict.fromkeys(map(task_of, results))], rows)
 
 
 def held_out_table(results: list[Result]) -> str:
@@ -307,26 +347,28 @@ def alignment_table(results: list[Result]) -> str:
     return markdown(["task", *known], rows)
 
 
-TABLES: dict[str, tuple[str, Callable[[list[Result]], str]]] = {
-    "baselines": ("methods", baselines_table),
-    "thresholds": ("methods", threshold_table),
-    "final": ("methods", final_table),
-    "summary": ("methods", summary_table),
-    "choice": ("choice", choice_table),
-    "held out": ("held_out", held_out_table),
-    "alignment": ("probes", alignment_table),
-    "weights": ("ablations", weights_table),
-    "ablations": ("ablations", ablation_table),
-    "episodic": ("episodic", episodic_table),
-    "deep_sea": ("deep_sea", deep_sea_table),
+TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
+    "comparison": (("methods", "held_out"), comparison_table),
+    "baselines": (("methods",), baselines_table),
+    "thresholds": (("methods",), threshold_table),
+    "final": (("methods",), final_table),
+    "summary": (("methods",), summary_table),
+    "choice": (("choice",), choice_table),
+    "held out": (("held_out",), held_out_table),
+    "alignment": (("probes",), alignment_table),
+    "weights": (("ablations",), weights_table),
+    "ablations": (("ablations",), ablation_table),
+    "episodic": (("episodic",), episodic_table),
+    "deep_sea": (("deep_sea",), deep_sea_table),
 }
 
 
 def filled_in(text: str, folder: Path) -> str:
     """A document with every `<!-- table: name -->` followed by that table, up to the next empty line."""
-    for name, (kind, make) in TABLES.items():
-        if results := load(folder / kind):
-            text = with_table(text, name, make(results))
+    for name, (kinds, make) in TABLES.items():
+        results = [load(folder / kind) for kind in kinds]
+        if all(results):
+            text = with_table(text, name, make(*results))
     return text
 
 

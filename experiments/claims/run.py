@@ -119,8 +119,12 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
                     lambda task=task, method=method: tune_and_train(size, TASKS[task], method),
                 )
     if "choice" in parts and size.folder == RESULTS:
-        for task in catalogue.DEVELOPMENT:
-            yield size.folder / "choice" / f"{task}.json", lambda task=task: choose(task)
+        for method in (method for method in methods if method in catalogue.CHOSEN):
+            for task in catalogue.DEVELOPMENT:
+                yield (
+                    size.folder / "choice" / f"{task}.{method}.json",
+                    lambda task=task, method=method: choose(task, method),
+                )
     if "ablations" in parts:
         for task in (task for task in size.ablations if task in tasks):
             for name in size.ablations[task]:
@@ -166,7 +170,7 @@ def tune_and_train(size: Size, task: Task, name: str) -> dict[str, Any]:
     """A sweep on the tuning seeds, its three best configurations and the default on others, and the best of these on the
     reported ones."""
     method = METHODS[name]
-    fixed = {k.removeprefix("algo."): yaml.safe_load(v) for k, v in method.space.items() if _is_number(v)}
+    fixed = _fixed(method)
     swept = search(size, task, method) if len(fixed) < len(method.space) else {}
     return trained(size, task, name, fixed, swept)
 
@@ -208,19 +212,20 @@ def trained(size: Size, task: Task, name: str, fixed: dict[str, Any], swept: dic
     }  # fmt: skip
 
 
-def choose(task_name: str) -> dict[str, Any]:
-    """Scores of the three configurations that PPO's search finds best on the development tasks together, of other seeds: two
-    seeds are few. PPO's default is the best of the three."""
-    found = {name: json.loads((RESULTS / "methods" / f"{name}.ppo.json").read_text()) for name in catalogue.DEVELOPMENT}
-    searched = {name: _score(TASKS[name], result["sweep"]["area"]) for name, result in found.items()}
+def choose(task_name: str, method: str) -> dict[str, Any]:
+    """Scores, on other seeds, of the default and of the three configurations that a method's search finds best on the
+    development tasks together: two seeds are few."""
+    paths = {name: RESULTS / "methods" / f"{name}.{method}.json" for name in catalogue.DEVELOPMENT}
+    sweeps = {name: json.loads(path.read_text())["sweep"] for name, path in paths.items()}
+    searched = {name: _score(TASKS[name], sweep["area"]) for name, sweep in sweeps.items()}
     best = np.argsort(-np.mean([*searched.values()], axis=0))[:3]
-    configs = {str(i): _own(found[task_name]["sweep"]["configs"][i]) for i in best}
-    task, curves = TASKS[task_name], {}
-    for name, config in configs.items():
-        fixed = {"num_envs": 8, **config}
-        curves[name] = _train(task, "ppo", fixed, catalogue.CHOICE_SEEDS)["eval_return"]
+    configs = {str(i): {**_fixed(METHODS[method]), **_own(sweeps[task_name]["configs"][i])} for i in best} | {
+        "default": {}
+    }
+    task, algo = TASKS[task_name], METHODS[method].algo
+    curves = {name: _train(task, algo, own, catalogue.CHOICE_SEEDS)["eval_return"] for name, own in configs.items()}
     return {
-        "configurations": configs, "seeds": list(catalogue.CHOICE_SEEDS),
+        "task": dataclasses.asdict(task), "method": method, "configurations": configs, "seeds": list(catalogue.CHOICE_SEEDS),
         "searched": {str(i): searched[task_name][i] for i in best},
         "scores": {name: _score(task, curve).mean(axis=1) for name, curve in curves.items()},
     }  # fmt: skip
@@ -241,6 +246,11 @@ def _score(task: Task, returns: Any) -> Any:
 
 def _own(config: dict[str, Any]) -> dict[str, Any]:
     return {key.removeprefix("algo."): value for key, value in config.items() if key.startswith("algo.")}
+
+
+def _fixed(method: catalogue.Method) -> dict[str, Any]:
+    """The hyperparameters that a method's space gives one number."""
+    return {key.removeprefix("algo."): yaml.safe_load(text) for key, text in method.space.items() if _is_number(text)}
 
 
 def _is_number(text: str) -> bool:
