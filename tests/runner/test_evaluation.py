@@ -86,7 +86,7 @@ def test_an_environment_without_an_end_is_not_evaluated_for_ever(capsys: pytest.
     assert result.summary["final_return_mean"] == result.summary["final_length_mean"] == 32
     # The first evaluation plays 2 x 32 steps: the next ones wait until the training has done as many.
     assert np.isfinite(result.metrics["eval_return"][0]).tolist() == [True, False, False, True]
-    assert "over 1 episodes of at most 32 steps" in capsys.readouterr().out
+    assert "over 1 episode of at most 32 steps" in capsys.readouterr().out
 
 
 def test_no_final_evaluation_where_none_is_wanted(
