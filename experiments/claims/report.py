@@ -363,12 +363,16 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
 }
 
 
+def tables(folder: Path) -> dict[str, str]:
+    """The tables, by name, that there are results of."""
+    results = {name: [load(folder / kind) for kind in kinds] for name, (kinds, _) in TABLES.items()}
+    return {name: TABLES[name][1](*found) for name, found in results.items() if all(found)}
+
+
 def filled_in(text: str, folder: Path) -> str:
     """A document with every `<!-- table: name -->` followed by that table, up to the next empty line."""
-    for name, (kinds, make) in TABLES.items():
-        results = [load(folder / kind) for kind in kinds]
-        if all(results):
-            text = with_table(text, name, make(*results))
+    for name, table in tables(folder).items():
+        text = with_table(text, name, table)
     return text
 
 
@@ -478,9 +482,8 @@ def main(argv: list[str]) -> int:
     for path in draw(folder, folder if small else HERE / "figures"):
         print(path)
     if small:
-        for name, (kind, make) in TABLES.items():
-            if results := load(folder / kind):
-                print(f"\n{name}\n{make(results)}")
+        for name, table in tables(folder).items():
+            print(f"\n{name}\n{table}")
     else:
         for document in DOCUMENTS:
             document.write_text(filled_in(document.read_text(), folder))
