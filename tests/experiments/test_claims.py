@@ -25,6 +25,20 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module
 
 
+def test_the_small_suite_prints_the_tables_that_it_has(
+    claims: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, folder = claims("report"), tmp_path / "results" / "small" / "methods"
+    folder.mkdir(parents=True)
+    for file in (CLAIMS / "results" / "methods").glob("cartpole.*.json"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    monkeypatch.setattr(report, "draw", lambda *_: [])
+    assert report.main(["small"]) == 0
+    printed = capsys.readouterr().out
+    assert "\nthresholds\n| task (threshold) | haepo_default |" in printed and "cartpole (475)" in printed
+
+
 @pytest.mark.parametrize("document", ["README.md", "experiments/claims/README.md"])
 def test_every_table_is_made_of_the_stored_results(claims: Any, document: str) -> None:
     text = (ROOT / document).read_text()
