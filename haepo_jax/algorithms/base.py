@@ -140,7 +140,7 @@ class Algorithm(abc.ABC):
                 object.__setattr__(self, field.name, tuple(value))
             elif field.metadata.get("scheduled") and callable(value) and not isinstance(value, jax.tree_util.Partial):
                 object.__setattr__(self, field.name, jax.tree_util.Partial(value))
-            elif field.metadata.get("kind") is int and isinstance(value, float | np.integer) and value == int(value):
+            elif field.metadata.get("kind") is int and isinstance(value, float | np.integer) and value.is_integer():
                 object.__setattr__(self, field.name, int(value))
             elif isinstance(value, str) and value == "auto" and field.metadata.get("word") == "auto":
                 object.__setattr__(self, field.name, AUTO)

@@ -110,7 +110,7 @@ def _objection(
             return ""
         return f"must be a list of {'positive integers, such as [64, 64]' if within is COUNT else f'integers {within}'}"
     if kind is not float:
-        if type(value).__name__.endswith("Tracer"):
+        if type(value).__name__.endswith("Tracer"):  # by name: this module does not import JAX
             return "is traced, but static: it determines shapes or code, so each value needs an algorithm of its own"
         if not (_is_int(value) if kind is int else isinstance(value, kind)):
             return f"must be {_KIND_NAMES[kind]}"

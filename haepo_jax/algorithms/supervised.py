@@ -24,7 +24,8 @@ class Supervised(TrajectoryAlgorithm):
 
     The loss is the mean negative log-likelihood of the expert's actions; for a token task, next-token cross-entropy.
     Every update draws new demonstrations. The environment must provide `demonstration(state)`, the actions of an
-    expert from that state with a leading axis of length horizon, in policy units; actions after the end of the episode are ignored.
+    expert from that state with a leading axis of length horizon, in policy units. Actions after the end of the episode
+    are ignored.
     """
 
     num_envs: int = static(64, int, "demonstrations per update, drawn anew every time", within=COUNT)

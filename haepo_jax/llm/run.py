@@ -143,7 +143,7 @@ class FineTuning:
         self._cut("completions", "eval")
         self.directory.summary.unlink(missing_ok=True)
         if config.tensorboard:
-            self._board = EventFile(self.directory.path, first)
+            self._board = EventFile(self.directory.path)
             self._open.callback(self._board.close)
         stop.begin()
         try:

@@ -77,27 +77,30 @@ def write_curve(directory: RunDir, summary: dict[str, Any]) -> None:
 
 
 class EventFile:
-    """A file of TensorBoard events, each of which is written at once.
+    """A further file of TensorBoard events in a directory, each of which is written at once. What earlier files say of its
+    first step and later ones, before a run was resumed, TensorBoard is told to forget.
 
     The writer is tensorboardX's `RecordWriter`, because the thread of its `SummaryWriter` dies on a full disk and blocks
     whoever waits.
     """
 
-    def __init__(self, directory: Path, first_step: int) -> None:
-        """Opens a further file in a directory. TensorBoard forgets what earlier ones say of `first_step` and later steps."""
-        from tensorboardX.proto.event_pb2 import SessionLog
+    def __init__(self, directory: Path) -> None:
         from tensorboardX.record_writer import RecordWriter
 
         # TensorBoard reads the files of a directory in the order of their names.
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{time.time_ns()}"
         self._records = RecordWriter(str(directory / name))
         self._write(file_version="brain.Event:2")
-        self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
+        self._begun = False
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars by their tags; raises OSError."""
+        from tensorboardX.proto.event_pb2 import SessionLog
         from tensorboardX.proto.summary_pb2 import Summary
 
+        if not self._begun:
+            self._write(step=step, session_log=SessionLog(status=SessionLog.START))
+            self._begun = True
         scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self._write(step=step, summary=Summary(value=scalars))
 
@@ -116,16 +119,12 @@ class TensorBoardLogger(Observer):
     """Writes every metric's mean as TensorBoard events in the run's directory, over environment steps."""
 
     _events: EventFile | None = None
-    _info: RunInfo
 
     def __init__(self, directory: RunDir) -> None:
         self._directory = directory
 
-    def on_start(self, info: RunInfo) -> None:
-        self._info = info
-
     def on_compiled(self, seconds: float) -> None:
-        self._events = EventFile(self._directory.path, (self._info.resumed_from or 0) + 1)
+        self._events = EventFile(self._directory.path)
 
     def on_row(self, row: Row, state: TrainState) -> None:
         assert self._events is not None

@@ -95,8 +95,8 @@ def train(
 
     Args:
       algo: for instance `hx.HAEPO("CartPole-v1", total_steps=50_000)`; all seeds train in one compiled call.
-      seeds: how many, from 0; or their numbers, such as `[3, 5, 8]`. Its random numbers do
-        not depend on the other seeds, but the rounding does, so runs drift apart.
+      seeds: how many, from 0; or their numbers, such as `[3, 5, 8]`. The random numbers of a seed do not
+        depend on the other seeds; rounding does, so that a run alone and one beside others drift apart.
       run_dir: where the files go; None: there are none.
       callbacks: called in turn after every logged row: functions `(row, state) -> bool | None`, of which one that
         returns True ends the run in good order; or an `Observer`, which sees more of the run. `row` is a

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import inspect
+import math
 import re
 import subprocess
 import sys
@@ -74,6 +75,7 @@ DECLARED = {cls.__name__: cls for cls in map(declared.declaration, declared.ALGO
         ("EpisodicHAEPO", {"reference": "last"}, "reference='last' must be one of previous, initial"),
         ("HAEPO", {"activation": "gelu"}, "activation='gelu' must be one of tanh, relu, swish"),
         ("HAEPO", {"total_steps": 1.5}, "total_steps=1.5 must be an integer"),
+        ("HAEPO", {"num_envs": math.inf}, "num_envs=inf must be an integer"),
         ("HAEPO", {"total_steps": 0}, "total_steps=0 is out of range"),
         ("HAEPO", {"hidden_sizes": (64, 0)}, "hidden_sizes=.*must be a list of positive integers"),
         ("HAEPO", {"hidden_sizes": 64}, "hidden_sizes=64 must be a list"),

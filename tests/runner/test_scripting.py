@@ -292,11 +292,24 @@ class Shifted(hx.PPO):
         return new, metrics | {"shifted": state.update.astype(jnp.float32) + self.shift}
 
 
+def tensorboard_events(run: Path) -> list[list[Any]]:
+    """The events of each file in a run's directory."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found: list[list[Any]] = []
+    for file in sorted(run.glob("events.*")):
+        data, at = file.read_bytes(), 0
+        found.append([])
+        while at < len(data):
+            length = int.from_bytes(data[at : at + 8], "little")
+            found[-1].append(Event.FromString(data[at + 12 : at + 12 + length]))
+            at += length + 16
+    return found
+
+
 def test_own_objects_are_logged_described_and_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tensorboardX.proto.event_pb2 import Event
-
     compile_once(monkeypatch)
     algo = Shifted(Drift(), **SMALL)
     keywords: dict[str, Any] = {"seeds": 2, "final_eval_episodes": 2}
@@ -315,13 +328,16 @@ def test_own_objects_are_logged_described_and_resumed(
     updates = whole.metrics["update"]
     assert whole.metrics["shifted"].tolist() == (updates - 1 + 1.5).tolist()
     assert [row["seeds"]["shifted"] for row in rows(tmp_path / "whole")] == (updates.T + 0.5).tolist()
-    data = next((tmp_path / "whole").glob("events.*")).read_bytes()
-    tags, at = set(), 0
-    while at < len(data):
-        length = int.from_bytes(data[at : at + 8], "little")
-        tags |= {value.tag for value in Event.FromString(data[at + 12 : at + 12 + length]).summary.value}
-        at += length + 16
+    (events,) = tensorboard_events(tmp_path / "whole")
+    tags = {value.tag for event in events for value in event.summary.value}
     assert {"train/shifted", "eval/return", "time/wall_seconds"} <= tags
+    # Of what a resumed run logs again, TensorBoard is told to forget the first account.
+    before, after = tensorboard_events(tmp_path / "broken")
+    start = after[1].step
+    assert after[1].session_log.status == after[1].session_log.START
+    steps = [[event.step for event in file[2:]] for file in (before, after)]
+    assert min(steps[1]) >= start
+    assert [*(step for step in steps[0] if step < start), *steps[1]] == [event.step for event in events[2:]]
 
     # What they are is said; that nothing here can build them, too.
     config = RunDir(tmp_path / "whole").read_config(own=True)
