@@ -35,7 +35,7 @@ from haepo_jax.algorithms.fields import (
 from haepo_jax.algorithms.network_checks import check_action_options, check_networks
 from haepo_jax.algorithms.optimizers import clip_by_global_norm
 from haepo_jax.algorithms.other_names import SignatureOfInit, check_keywords
-from haepo_jax.algorithms.state import InitialPolicy, Metrics, TrainingStatus, TrainState, check_fits, keep_finite
+from haepo_jax.algorithms.state import InitialPolicy, Metrics, TrainingStatus, TrainState, check_fits, check_metrics, keep_finite
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.envs import make_env
@@ -184,8 +184,7 @@ class Algorithm(abc.ABC):
         """
         new, metrics = self.update(state)
         chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
-        for name, value in metrics.items():
-            chex.assert_rank(value, 0, custom_message=f"the metric {name!r}")
+        check_metrics(metrics)
         return keep_finite(state, new, self.discarded(state, new), metrics, self.on_nan), metrics
 
     def discarded(self, state: TrainState, new: TrainState) -> TrainState:

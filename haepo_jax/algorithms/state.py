@@ -84,6 +84,21 @@ class InitialPolicy(NamedTuple):
     normalizer: RunningStatistics | None
 
 
+COUNTERS = frozenset({"update", "env_steps", "eval_return", "eval_return_greedy", "eval_length"})
+"""What a run adds to the metrics of an update."""
+
+
+def check_metrics(metrics: Metrics) -> None:
+    """Raises ValueError, with a one-line message, for metrics that an update cannot report; shapes will do as values."""
+    if "loss" not in metrics:
+        raise ValueError(f"the metrics of an update must include 'loss'; there are only {', '.join(metrics) or 'none'}")
+    for name, value in metrics.items():
+        if name in COUNTERS:
+            raise ValueError(f"the metric {name!r} has the name of a counter or evaluation of the run: rename it")
+        if value.shape:
+            raise ValueError(f"the metric {name!r} has the shape {value.shape}: it must be a scalar")
+
+
 def keep_finite(state: TrainState, new: TrainState, frozen: TrainState, metrics: Metrics, on_nan: str) -> TrainState:
     """`new`, or the state before the update if the update was not finite.
 

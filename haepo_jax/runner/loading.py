@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def load(
     algorithm, config, states = load_run(
         RunDir(Path(run_dir)), checkpoint, algorithm, lambda text: warnings.warn(text, stacklevel=5)
     )
-    index = seed_index(config, seed)
+    index = seed_index(config.seed_numbers, seed)
     return algorithm, TrainedPolicy(algorithm, jax.tree.map(lambda x: x[index], states))
 
 
@@ -184,9 +184,8 @@ def load_run(
     return algorithm, config, jax.tree.map(lambda x: jnp.asarray(x if several else x[None]), states)
 
 
-def seed_index(config: RunConfig, seed: int | None) -> int:
+def seed_index(numbers: Sequence[int], seed: int | None) -> int:
     """Where a seed of a run stands on the leading axis, None being the first; raises ConfigError."""
-    numbers = config.seed_numbers
     if seed is not None and seed not in numbers:
         raise ConfigError(f"seed={seed} is not in this run, which has seeds={short(numbers)}")
     return 0 if seed is None else numbers.index(seed)

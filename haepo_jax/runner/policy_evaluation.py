@@ -33,7 +33,7 @@ def evaluate(
     algorithm, run, states = load_run(directory, checkpoint)
     seeds = run.seed_numbers
     if seed is not None:
-        index, seeds = seed_index(run, seed), [seed]
+        index, seeds = seed_index(run.seed_numbers, seed), [seed]
         states = jax.tree.map(lambda x: x[index : index + 1], states)
     return {
         "env": run.env,

@@ -147,10 +147,6 @@ class Program:
             self._state, init = compiled(algorithm.init, (0,) if start is None else (0, None), *self._init_from)
             count = jax.eval_shape(lambda: StepCount.of(0))
             (_, metrics), advance = compiled(algorithm.advance, (0, None), self._state, count, donate_argnums=0)
-            for name, metric in metrics.items():
-                if shape := metric.shape[self.num_seeds > 1 :]:
-                    owner = type(algorithm).__name__
-                    raise ConfigError(f"the metric {name!r} of {owner} has shape {shape}: a metric is one number")
             self._evaluation_names, evaluate = (), None
             if self.row_size.episodes:
                 names, evaluate = compiled(evaluation, 0, self._state)

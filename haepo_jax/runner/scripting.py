@@ -23,7 +23,7 @@ from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.values import checked_value
 from haepo_jax.runner.describe import describe
 from haepo_jax.runner.errors import Interrupted, warn
-from haepo_jax.runner.loading import TrainedPolicy, load_run
+from haepo_jax.runner.loading import TrainedPolicy, load_run, seed_index
 from haepo_jax.runner.loop import run
 from haepo_jax.runner.observers import Observer, Row
 from haepo_jax.runner.progress import Progress
@@ -62,6 +62,11 @@ class TrainResult:
     def __repr__(self) -> str:
         about = f"{self.summary['algo']} on {self.summary['env']}, seeds={short(self.seeds)}"
         return f"TrainResult({about}, final return {number(self.summary['final_return_mean'])})"
+
+    def policy(self, seed: int | None = None) -> TrainedPolicy:
+        """The trained policy of a seed, as `hx.load` gives it; None: of the first. Raises ValueError for another seed."""
+        lane = seed_index(self.seeds, seed)
+        return TrainedPolicy(self.algorithm, jax.tree.map(lambda x: x[lane], self.state))
 
     def to_pandas(self) -> pandas.DataFrame:
         """The metrics as a table: a row for each seed and logged row, in columns `seed`, `row` and one a metric."""

@@ -330,7 +330,9 @@ def test_advance_past_what_an_int32_holds() -> None:
 @pytest.mark.parametrize(
     ("update", "message"),
     [
-        (lambda new, metrics: (new, {**metrics, "returns": jnp.zeros(3)}), "the metric 'returns'"),
+        (lambda new, metrics: (new, {**metrics, "returns": jnp.zeros(3)}), r"'returns' has the shape \(3,\)"),
+        (lambda new, metrics: (new, {**metrics, "env_steps": jnp.float32(0)}), "'env_steps' has the name of a counter"),
+        (lambda new, metrics: (new, {"return": metrics["loss"]}), "must include 'loss'; there are only return"),
         (lambda new, metrics: (dataclasses.replace(new, update=jnp.float32(1)), metrics), "float32"),
         (lambda new, metrics: (dataclasses.replace(new, params=None), metrics), "tree"),
     ],
@@ -344,7 +346,20 @@ def test_an_update_that_changes_the_structure_of_the_state_or_has_other_metrics_
 
     jax.tree_util.register_dataclass(Wrong)
     algo = Wrong(BANDIT, num_steps=4, **SMALL)
-    with pytest.raises(AssertionError, match=message):
+    with pytest.raises((AssertionError, ValueError), match=message):
+        jax.eval_shape(algo.train_step, jax.eval_shape(algo.init, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("base", [hx.PPO, hx.GRPO])
+def test_a_loss_whose_metric_is_no_scalar_is_refused_by_name(base: Any) -> None:
+    class Wrong(base):  # type: ignore[misc]
+        def loss(self, params: Any, batch: Any) -> Any:
+            loss, metrics = super().loss(params, batch)
+            return loss, metrics | {"ratios": jnp.ones((2, 3))}
+
+    jax.tree_util.register_dataclass(Wrong)
+    algo = Wrong(BANDIT, **SMALL)
+    with pytest.raises(ValueError, match=r"the metric 'ratios' has the shape \(2, 3\): it must be a scalar"):
         jax.eval_shape(algo.train_step, jax.eval_shape(algo.init, jax.random.key(0)))
 
 

@@ -246,20 +246,20 @@ def test_what_cannot_be_used_is_one_line(counting: None, change: dict[str, Any],
     assert "\n" not in str(refusal.value)
 
 
-def test_a_metric_is_one_number(counting: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Counting.train_step
-
-    def two(self: Any, state: Any) -> Any:
-        state, metrics = step(self, state)
-        return state, metrics | {"loss": jnp.zeros(2)}
-
-    monkeypatch.setattr(Counting, "train_step", two)
-    monkeypatch.setattr(Counting, "advance", lambda self, state, until: self.train_step(state))
-    for seeds in (1, 2):
-        with pytest.raises(
-            ConfigError, match=r"the metric 'loss' of Counting has shape \(2,\): a metric is one number"
-        ):
-            hx.train(Counting(total_steps=10), seeds=seeds)
+def test_a_result_has_the_policy_of_each_seed(tmp_path: Path) -> None:
+    algo = hx.PPO("CartPole-v1", total_steps=64, eval_episodes=0, hidden_sizes=(4,), num_epochs=1)
+    result = hx.train(algo, seeds=(3, 5), run_dir=tmp_path / "run", progress=False)
+    _, observations = jax.vmap(algo.env.reset)(jax.random.split(jax.random.key(0), 32))
+    acts = {}
+    for seed in (None, 3, 5):
+        loaded = hx.load(tmp_path / "run", seed=seed)[1]
+        acts[seed], again = (jax.vmap(policy)(observations) for policy in (result.policy(seed), loaded))
+        np.testing.assert_array_equal(acts[seed], again)
+    np.testing.assert_array_equal(acts[None], acts[3])
+    first, second = (jax.tree.leaves(result.policy(seed).state.params)[0] for seed in (3, 5))
+    assert not np.array_equal(first, second)
+    with pytest.raises(ConfigError, match=r"seed=4 is not in this run, which has seeds=\[3, 5\]"):
+        result.policy(4)
 
 
 def test_a_run_of_named_parts_is_that_of_the_command_line(
