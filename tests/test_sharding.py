@@ -79,7 +79,11 @@ def test_two_processes_train_as_one_does() -> None:
         _, metrics = jax.jit(runpy.run_path(str(script))["algorithm"]().train)(jax.random.key(0))
         lines, others = (
             # Gloo's threads write into one another's lines.
-            [x for x in process.communicate(timeout=300)[0].splitlines() if not x.startswith("[Gloo]") and "peer rank" not in x]
+            [
+                x
+                for x in process.communicate(timeout=300)[0].splitlines()
+                if not x.startswith("[Gloo]") and "peer rank" not in x
+            ]
             for process in processes
         )
     finally:

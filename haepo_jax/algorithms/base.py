@@ -35,7 +35,15 @@ from haepo_jax.algorithms.fields import (
 from haepo_jax.algorithms.network_checks import check_action_options, check_networks
 from haepo_jax.algorithms.optimizers import clip_by_global_norm
 from haepo_jax.algorithms.other_names import SignatureOfInit, check_keywords
-from haepo_jax.algorithms.state import InitialPolicy, Metrics, TrainingStatus, TrainState, check_fits, check_metrics, keep_finite
+from haepo_jax.algorithms.state import (
+    InitialPolicy,
+    Metrics,
+    TrainingStatus,
+    TrainState,
+    check_fits,
+    check_metrics,
+    keep_finite,
+)
 from haepo_jax.counting import StepCount
 from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.envs import make_env
