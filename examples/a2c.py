@@ -19,9 +19,9 @@ from haepo_jax.algorithms.segments import Batch, SegmentAlgorithm
 class A2C(SegmentAlgorithm):
     """Advantage actor-critic (arXiv 1602.01783): one gradient step on every segment."""
 
+    num_envs: int = static(32, int, "number of parallel environments", within=COUNT)
     num_steps: int = static(8, int, "steps per environment and update", within=COUNT)
     num_epochs: int = static(1, int, "epochs over the segment in each update", within=COUNT)
-    num_minibatches: int = static(1, int, "minibatches per epoch", within=COUNT)
     gae_lambda: float = leaf(1.0, "1: n-step returns, as published", within=UNIT)
     learning_rate: Scheduled = leaf(2e-3, "learning rate of Adam", within=NOT_NEGATIVE, scheduled=True)
 

@@ -24,9 +24,9 @@ from haepo_jax.algorithms.trajectory import EpisodeBatch, TrajectoryAlgorithm
 class REINFORCE(TrajectoryAlgorithm):
     """Weights the log-probability of every action by its episode's return minus the mean return of the batch."""
 
+    num_envs: int = static(32, int, "number of parallel environments", within=COUNT)
     # The gradient is on-policy, so each batch is used for one step.
     num_epochs: int = static(1, int, "epochs over the batch in each update", within=COUNT)
-    num_minibatches: int = static(1, int, "minibatches per epoch", within=COUNT)
 
     def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
         """The surrogate loss with the gradient of REINFORCE; all arrays in `batch.steps` are (T, groups, members)."""

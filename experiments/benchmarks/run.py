@@ -189,7 +189,8 @@ def measure_limit(options: argparse.Namespace) -> dict[str, Any]:
 
     rows = []
     for name, env, task, steps in LIMITS:
-        algorithm = getattr(hx, name)(env, eval_episodes=0, normalize_observations=False)
+        own = {"num_envs": 32, "num_epochs": 8, "num_minibatches": 4} if name == "EpisodicHAEPO" else {}
+        algorithm = getattr(hx, name)(env, eval_episodes=0, normalize_observations=False, **own)
         trainer = algorithm.replace(total_steps=steps if options.size == "full" else steps // 10)
         state, _ = jax.jit(trainer.train)(jax.random.key(0))
         update = jax.jit(algorithm.train_step)
@@ -271,7 +272,7 @@ def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
         for horizon in (100, 1000, 10_000) if options.size == "full" else (100,):
             env = hx.make_env("CartPole-v1", max_steps_in_episode=horizon)
             own = {
-                "EpisodicHAEPO": {},
+                "EpisodicHAEPO": {"num_epochs": 8, "num_minibatches": 4},
                 "HAEPO": {"num_steps": horizon},
                 "HAEPO, one batch": {"num_steps": horizon, "replay_batches": 1},
                 "PPO": {"num_steps": horizon},

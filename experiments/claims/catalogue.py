@@ -38,7 +38,7 @@ TASKS: dict[str, Task] = {
     "inverted_pendulum": Task("brax/inverted_pendulum", 60_000, 195, 5, 200, {"episode_length": 200}),
 }
 
-BASELINES = ("ppo_default", "ppo_replay", "haepo", "ppo", "grpo", "dpo")
+BASELINES = ("ppo_default", "haepo", "ppo", "ppo_replay_tuned", "grpo", "dpo")
 
 RATE = "tag(log,interval(3e-4,1e-2))"
 ENTROPY = "choice(0,0.003,0.01,0.03)"
@@ -54,15 +54,25 @@ HAEPOS_REPLAY: dict[str, float] = {
 """PPO's clip with the buffer, minibatches and settings of HAEPO's default."""
 
 
+FORMER: dict[str, Any] = {
+    "num_envs": 32, "num_epochs": 8, "num_minibatches": 4, "learning_rate": 3e-3, "entropy_coef": 0.01,
+}  # fmt: skip
+"""Shared by the former defaults of the methods that learn from complete episodes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A method and what its sweep draws from, in the sweep's language, the same configurations on every task; a method without a
-    space is taken as it is."""
+    space is taken as it is.
+
+    Attributes:
+      finalists: settings that are always among the finalists, beside the algorithm's default.
+    """
 
     algo: str
     space: dict[str, str]
     colour: str
-    configurations: int = 16
+    finalists: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 METHODS: dict[str, Method] = {
@@ -77,7 +87,7 @@ METHODS: dict[str, Method] = {
             "algo.history_decay": "choice(0.8,0.9,0.95)", "algo.kl_coef": "tag(log,interval(0.03,1))",
             "algo.num_envs": "8", "algo.num_steps": "32", "algo.num_epochs": "4", "algo.num_minibatches": "16",
         },
-        "tab:pink", 32,
+        "tab:pink",
     ),
     "ppo": Method(
         "ppo",
@@ -87,12 +97,22 @@ METHODS: dict[str, Method] = {
             "algo.num_steps": "choice(32,128)", "algo.num_epochs": "choice(4,16)",
             "algo.num_minibatches": "choice(4,8)",
         },
-        "tab:blue", 32,
+        "tab:blue",
+    ),
+    "ppo_replay_tuned": Method(
+        "ppo",
+        {
+            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": "choice(0.95,0.97,0.99)",
+            "algo.gae_lambda": "choice(0.9,0.95,0.98)", "algo.clip_eps": CLIP,
+            "algo.clip_around": "choice(behaviour,current)", "algo.num_envs": "8", "algo.num_steps": "32",
+            "algo.replay_batches": "choice(4,8)", "algo.num_epochs": "choice(4,8)", "algo.num_minibatches": "16",
+        },
+        "tab:olive", finalists={"HAEPO's settings": HAEPOS_REPLAY},
     ),
     "grpo": Method(
         "grpo",
         {"algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.kl_coef": KL, "algo.clip_eps": CLIP, **GROUPS},
-        "tab:green",
+        "tab:green", finalists={"former default": {**FORMER, "kl_coef": 0.04, "clip_eps": 0.2}},
     ),
     "dpo": Method(
         "dpo",
@@ -100,7 +120,7 @@ METHODS: dict[str, Method] = {
             "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY,
             "algo.beta": "tag(log,interval(0.03,3))", **GROUPS,
         },
-        "tab:purple",
+        "tab:purple", finalists={"former default": {**FORMER, "beta": 0.1}},
     ),
     "haepo_episodic": Method(
         "haepo_episodic",
@@ -108,7 +128,7 @@ METHODS: dict[str, Method] = {
             "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.kl_coef": KL,
             "algo.temperature": "tag(log,interval(0.1,10))", **GROUPS,
         },
-        "tab:orange", 32,
+        "tab:orange", finalists={"former default": {**FORMER, "kl_coef": (3.0, 0.1), "temperature": 1.0}},
     ),
     "haepo_paper": Method(
         "haepo_paper",
@@ -119,7 +139,7 @@ METHODS: dict[str, Method] = {
 
 DEVELOPMENT = ("cartpole", "pendulum", "acrobot", "mountain_car", "random_walk", "random_walk_50")
 """The tasks on which defaults were chosen."""
-CHOSEN = ("ppo", "haepo", "haepo_episodic")
+CHOSEN = ("ppo", "haepo", "grpo", "dpo", "haepo_episodic")
 """Methods whose default is compared with the best of their search on the development tasks together."""
 TUNING_SEEDS = range(1_000_000, 1_000_002)
 CHOICE_SEEDS = range(2_000_000, 2_000_008)
@@ -167,14 +187,21 @@ and with other batches their size, too."""
 EPISODIC_STEPS = {"cartpole": 60_000, "four_rooms": 60_000}
 EPISODIC: dict[str, dict[str, Any]] = {
     "default": {},
-    "KL 0.3": {"kl_coef": 0.3},
-    "KL 0.3, uniform weights": {"kl_coef": 0.3, "temperature": 1000.0},
     "uniform weights": {"temperature": 1000.0},
+    "temperature 0.3": {"temperature": 0.3},
+    "temperature 1": {"temperature": 1.0},
+    "no KL": {"kl_coef": 0.0},
+    "KL 1": {"kl_coef": 1.0},
+    "KL 1, uniform weights": {"kl_coef": 1.0, "temperature": 1000.0},
     "h = 0.9": {"history_decay": 0.9},
     "h = 1": {"history_decay": 1.0},
     "starts not shared": {"shared_start": False},
-    "groups of 4": {"group_size": 4, "num_minibatches": 4},
-    "groups of 32": {"group_size": 32, "num_minibatches": 1},
+    "groups of 2": {"group_size": 2},
+    "groups of 4": {"group_size": 4},
+    "32 environments": {"num_envs": 32},
+    "32 environments, groups of 32": {"num_envs": 32, "group_size": 32},
+    "4 epochs": {"num_epochs": 4},
+    "learning rate 3e-3": {"learning_rate": 3e-3},
     "credit by trajectory": {"credit": "trajectory"},
     "credit by trajectory, likelihood": {"credit": "trajectory", "score": "likelihood"},
     "credit by trajectory, mean likelihood": {"credit": "trajectory", "score": "mean_likelihood"},

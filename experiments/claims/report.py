@@ -19,6 +19,7 @@ from catalogue import (
     ABLATIONS,
     CHOSEN,
     DEEP_SEA,
+    DEVELOPMENT,
     EPISODIC,
     EPISODIC_STEPS,
     HELD_OUT,
@@ -42,7 +43,9 @@ CLIP = "clip on HAEPO's replay"
 COMPARISONS = [
     ("haepo_default", "ppo_default", ""),
     ("haepo", "ppo", ""),
+    ("haepo", "ppo_replay_tuned", ""),
     ("haepo_default", "ppo", ""),
+    ("haepo_default", "ppo_replay_tuned", ""),
     ("haepo_default", "ppo_replay", ""),
     ("haepo_default", "ppo_default", "held out"),
     ("haepo_default", CLIP, "held out"),
@@ -52,6 +55,7 @@ COMPARED = {
     "haepo": "tuned on each task",
     "ppo_default": "default",
     "ppo": "tuned on each task",
+    "ppo_replay_tuned": "with replay, tuned on each task",
     "ppo_replay": "clip with HAEPO's replay buffer and settings",
     CLIP: "clip with HAEPO's replay buffer and settings",
 }
@@ -102,6 +106,20 @@ def median_interval(values: Array, resamples: int = 2000, seed: int = 0) -> tupl
     medians = np.sort(np.quantile(drawn, 0.5, axis=1, method="higher"))
     low, high = medians[int(0.025 * resamples)], medians[int(0.975 * resamples) - 1]
     return float(np.quantile(values, 0.5, method="higher")), float(low), float(high)
+
+
+def difference_of_medians(first: Array, second: Array, resamples: int = 4000) -> tuple[float, float]:
+    """95% percentile bootstrap interval of median(first) - median(second); values may be inf, and count as twice the largest
+    finite one of both, so that the interval is conservative where seeds never arrive."""
+    both = np.concatenate([first, second])
+    worst = np.max(both[np.isfinite(both)], initial=0.0)
+    generator = np.random.default_rng(0)
+    medians = [
+        np.quantile(generator.choice(np.minimum(x, 2 * worst), (resamples, len(x))), 0.5, axis=1, method="higher")
+        for x in (first, second)
+    ]
+    low, high = np.quantile(medians[0] - medians[1], [0.025, 0.975])
+    return float(low), float(high)
 
 
 def seconds_per_step(result: Result) -> float:
@@ -227,16 +245,37 @@ def _mean_return(result: Result) -> Array:
 
 
 def comparison_table(results: list[Result], held_out: list[Result]) -> str:
-    """How often a run of HAEPO has a better curve than one of PPO, in each pairing."""
+    """How often a run of HAEPO has a better curve than one of PPO, in each pairing, and on how many tasks it reaches the
+    threshold earlier and later."""
     rows = []
     for ours, other, tasks in COMPARISONS:
-        by_task = _by(held_out if tasks == "held out" else results, "method")
-        both = [methods for methods in by_task.values() if ours in methods and other in methods]
-        seeds = {len(methods[name]["seeds"]) for methods in both for name in (ours, other)}
-        names = [COMPARED.get(name, name) for name in (ours, other)]
-        count = f"{len(both)} {tasks}".strip()
-        rows.append([*names, count, "/".join(map(str, sorted(seeds))), _better(by_task, ours, other)])
-    return markdown(["HAEPO", "PPO", "tasks", "seeds", "P(HAEPO better)"], rows)
+        count, *cells = _pairing(held_out if tasks == "held out" else results, ours, other)
+        rows.append([COMPARED[ours], COMPARED[other], f"{count} {tasks}".strip(), *cells])
+    head = ["HAEPO", "PPO", "tasks", "seeds", "P(HAEPO better)", "earlier / undecided / later"]
+    return markdown(head, rows)
+
+
+def episodes_table(results: list[Result]) -> str:
+    """The same of `haepo_episodic` and the other methods on complete episodes, on the tasks where their searches are alike."""
+    alike = [result for result in results if task_of(result) in DEVELOPMENT]
+    rows = [["haepo_episodic", other, *_pairing(alike, "haepo_episodic", other)] for other in ("grpo", "dpo")]
+    return markdown(["", "", "tasks", "seeds", "P(better)", "earlier / undecided / later"], rows)
+
+
+def _pairing(results: list[Result], ours: str, other: str) -> list[str]:
+    by_task = _by(results, "method")
+    both = [methods for methods in by_task.values() if ours in methods and other in methods]
+    seeds = {len(methods[name]["seeds"]) for methods in both for name in (ours, other)}
+    when = [_earlier(methods[ours], methods[other]) for methods in both if "task" in methods[ours]]
+    places = " / ".join(str(when.count(sign)) for sign in (1, 0, -1)) if when else ""
+    return [str(len(both)), "/".join(map(str, sorted(seeds))), _better(by_task, ours, other), places]
+
+
+def _earlier(ours: Result, other: Result) -> int:
+    """1 where the first of two results reaches the threshold earlier, -1 where it does later, 0 where the interval of the
+    difference of medians contains 0."""
+    low, high = difference_of_medians(steps_to_threshold(ours), steps_to_threshold(other))
+    return int(high < 0) - int(low > 0)
 
 
 def choice_table(results: list[Result]) -> str:
@@ -349,6 +388,7 @@ def alignment_table(results: list[Result]) -> str:
 
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "comparison": (("methods", "held_out"), comparison_table),
+    "episodes": (("methods",), episodes_table),
     "baselines": (("methods",), baselines_table),
     "thresholds": (("methods",), threshold_table),
     "final": (("methods",), final_table),

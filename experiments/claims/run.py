@@ -62,7 +62,8 @@ class Size:
 
 SIZES = {
     "small": Size(
-        RESULTS / "small", ("cartpole", "catch", "pendulum", "bandit"), ("haepo_default", *catalogue.BASELINES),
+        RESULTS / "small", ("cartpole", "catch", "pendulum", "bandit"),
+        ("haepo_default", "ppo_default", "haepo", "ppo", "grpo", "dpo"),
         {"cartpole": WEIGHTS}, (), (), 4, range(5), range(100, 103), (8,), range(2),
     ),
     "full": Size(
@@ -182,7 +183,7 @@ def search(size: Size, task: Task, method: catalogue.Method) -> dict[str, Any]:
     found = hx.sweep(
         task.env, method.algo, method.space | {f"env_kwargs.{k}": str(v) for k, v in task.env_kwargs.items()},
         total_steps=task.total_steps,
-        num_configs=min(method.configurations, size.num_configs), num_seeds=len(seeds), seed=seeds[0],
+        num_configs=size.num_configs, num_seeds=len(seeds), seed=seeds[0],
         curve_points=catalogue.CURVE_POINTS, final_eval_episodes=32, search="random",
     )  # fmt: skip
     curves = np.where(np.isnan(found.curves), task.floor, found.curves)
@@ -198,7 +199,7 @@ def trained(size: Size, task: Task, name: str, fixed: dict[str, Any], swept: dic
     algo, best = METHODS[name].algo, fixed
     if swept:
         finalists = {str(i): {**fixed, **_own(swept["configs"][i])} for i in np.argsort(-np.array(swept["area"]))[:3]}
-        finalists["default"] = {}
+        finalists |= {"default": {}, **METHODS[name].finalists}
         again = {}
         for number, settings in finalists.items():
             curves = _train(task, algo, settings, catalogue.CHOICE_SEEDS)["eval_return"]

@@ -48,6 +48,7 @@ HELD_OUT_PROMPTS = 512
 NETWORK: dict[str, Any] = {"network": "transformer", "hidden_sizes": (48, 48), "eval_episodes": 0}
 SHARED: dict[str, Any] = {**NETWORK, "total_steps": TOKENS, "num_envs": 64, "num_epochs": 4, "entropy_coef": 0.0}
 GROUPS: dict[str, Any] = {**SHARED, "num_minibatches": 2}
+EPISODIC: dict[str, Any] = {**GROUPS, "temperature": 1.0, "kl_coef": (3.0, 0.1)}
 
 
 def addition(held_out: bool) -> TokenTask:
@@ -68,10 +69,10 @@ def addition(held_out: bool) -> TokenTask:
 TASK, HELD_OUT = addition(held_out=False), addition(held_out=True)
 ALGORITHMS: dict[str, Any] = {
     "haepo": hx.HAEPO(TASK, num_steps=16, num_minibatches=2, group_size=8, replay_batches=4, discount=1.0, **SHARED),
-    "haepo_episodic": hx.EpisodicHAEPO(TASK, **GROUPS),
-    "haepo_paper": hx.EpisodicHAEPO(TASK, credit="trajectory", score="likelihood", **GROUPS),
-    "grpo": hx.GRPO(TASK, **GROUPS),
-    "dpo": hx.DPO(TASK, **GROUPS),
+    "haepo_episodic": hx.EpisodicHAEPO(TASK, **EPISODIC),
+    "haepo_paper": hx.EpisodicHAEPO(TASK, credit="trajectory", score="likelihood", **EPISODIC),
+    "grpo": hx.GRPO(TASK, kl_coef=0.04, **GROUPS),
+    "dpo": hx.DPO(TASK, beta=0.1, **GROUPS),
     "ppo": hx.PPO(TASK, num_steps=16, num_minibatches=2, discount=1.0, gae_lambda=0.95, clip_eps=0.2, **SHARED),
 }
 

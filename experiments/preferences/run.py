@@ -48,7 +48,7 @@ def right_digits(prompt: jax.Array, answer: jax.Array, completion: jax.Array) ->
 
 
 TRAINING, JUDGED = (dataclasses.replace(task, reward=right_digits) for task in (TASK, HELD_OUT))
-PAIRED = hx.EpisodicHAEPO(TRAINING, num_envs=2 * PAIRS, group_size=2, num_minibatches=1, **NETWORK)
+PAIRED = hx.EpisodicHAEPO(TRAINING, num_envs=2 * PAIRS, group_size=2, **NETWORK)
 JUDGE = dataclasses.replace(PAIRED, env=JUDGED, num_envs=1024)
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]

@@ -32,7 +32,7 @@ from haepo_jax.spaces import Box
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "claims")]
 
 from claims.catalogue import TASKS  # noqa: E402
-from claims.report import median_interval, scores, steps_to_threshold  # noqa: E402
+from claims.report import difference_of_medians, median_interval, scores, steps_to_threshold  # noqa: E402
 from tables import fill_in, markdown  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -121,20 +121,6 @@ def as_result(task: str, found: dict[str, Any]) -> dict[str, Any]:
     return {"task": vars(TASKS[task]), "eval_return": found["eval_return"], "env_steps": rows}
 
 
-def difference(first: Any, second: Any, resamples: int = 4000) -> tuple[float, float]:
-    """95% percentile bootstrap interval of median(first) - median(second), steps that may be inf: those count as the largest
-    finite number of either, so that an interval is conservative where seeds never arrive."""
-    both = np.concatenate([first, second])
-    worst = np.max(both[np.isfinite(both)], initial=0.0)
-    generator = np.random.default_rng(0)
-    medians = [
-        np.quantile(generator.choice(np.minimum(x, 2 * worst), (resamples, len(x))), 0.5, axis=1, method="higher")
-        for x in (first, second)
-    ]
-    low, high = np.quantile(medians[0] - medians[1], [0.025, 0.975])
-    return float(low), float(high)
-
-
 def table(results: dict[str, Any]) -> str:
     """Thousands of steps to the threshold, seeds that arrived and mean score; and where the softmax differs from the clips."""
     rows, bounds = [], [bound for bound in BOUNDS if bound not in NORMALISED]
@@ -175,7 +161,7 @@ def earlier(steps: dict[str, Any], other: str) -> str:
     of steps."""
     if not {"softmax", other} <= steps.keys():
         return ""
-    low, high = difference(steps["softmax"], steps[other])
+    low, high = difference_of_medians(steps["softmax"], steps[other])
     winner = "softmax" if high < 0 else other if low > 0 else "neither"
     return f"{winner} ({low / 1000:+.1f} to {high / 1000:+.1f})"
 

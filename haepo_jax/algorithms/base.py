@@ -74,9 +74,9 @@ class Algorithm(abc.ABC):
     env: Any
     policy: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
     total_steps: int = static(500_000, int, "environment steps to train for", within=Range(1, 2**62))
-    num_envs: int = static(32, int, "number of parallel environments", within=COUNT)
-    num_epochs: int = static(8, int, "epochs over the batch in each update", within=COUNT)
-    num_minibatches: int = static(4, int, "minibatches per epoch", within=COUNT)
+    num_envs: int = static(8, int, "number of parallel environments", within=COUNT)
+    num_epochs: int = static(16, int, "epochs over the batch in each update", within=COUNT)
+    num_minibatches: int = static(1, int, "minibatches per epoch", within=COUNT)
     learning_rate: Scheduled = leaf(3e-3, "learning rate of Adam", within=NOT_NEGATIVE, scheduled=True)
     anneal_learning_rate: bool = static(True, bool, "decay a constant learning_rate linearly to 0 over the run")
     max_grad_norm: float = leaf(1.0, "maximum global norm of the gradients", within=POSITIVE)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax import losses
-from haepo_jax.algorithms.fields import COUNT, POSITIVE, Scheduled, leaf, static
+from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, POSITIVE, Scheduled, leaf, static
 from haepo_jax.algorithms.state import Metrics, TrainState
 from haepo_jax.algorithms.trajectory import EpisodeBatch, TrajectoryAlgorithm
 from haepo_jax.losses.numerics import masked_mean
@@ -24,7 +24,8 @@ class DPO(TrajectoryAlgorithm):
     `reference_interval` updates the reference policy is set to the current policy.
     """
 
-    beta: Scheduled = leaf(0.1, "scale of the log-ratios in the preference margin", within=POSITIVE, scheduled=True)
+    learning_rate: Scheduled = leaf(2e-3, "learning rate of Adam", within=NOT_NEGATIVE, scheduled=True)
+    beta: Scheduled = leaf(2.0, "scale of the log-ratios in the preference margin", within=POSITIVE, scheduled=True)
     reference_interval: int = static(
         1, int, "updates between resets of the reference policy to the current policy", within=COUNT
     )

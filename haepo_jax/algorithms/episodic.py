@@ -45,6 +45,8 @@ class EpisodicHAEPO(TrajectoryAlgorithm):
       >>> state, metrics = jax.jit(algo.train_step)(state)
     """
 
+    learning_rate: Scheduled = leaf(7e-4, "learning rate of Adam", within=NOT_NEGATIVE, scheduled=True)
+    entropy_coef: Scheduled = leaf(0.03, "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
     credit: str = static(
         "prefix",
         str,
@@ -58,7 +60,7 @@ class EpisodicHAEPO(TrajectoryAlgorithm):
         choices=("log_ratio", "likelihood", "mean_likelihood"),
     )
     temperature: Scheduled | str = leaf(
-        1.0,
+        3.0,
         "temperature of that softmax; 'auto' raises it where the weights would collapse",
         within=POSITIVE,
         scheduled=True,
@@ -76,7 +78,7 @@ class EpisodicHAEPO(TrajectoryAlgorithm):
     entropy: str = static("policy", str, "entropy bonus on the policy or on the weights", choices=("policy", "weights"))
     kl: str = static("policy", str, "KL penalty on the policy or on the weights", choices=("policy", "weights"))
     kl_coef: Scheduled = leaf(
-        (3.0, 0.1), "weight of the KL penalty to the reference policy", within=NOT_NEGATIVE, scheduled=True
+        0.1, "weight of the KL penalty to the reference policy", within=NOT_NEGATIVE, scheduled=True
     )
     reference: str = static("previous", str, "reference policy of the KL penalty", choices=("previous", "initial"))
     weight_function: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})

@@ -24,6 +24,8 @@ class GRPO(TrajectoryAlgorithm):
     policy; see `grpo_loss`.
     """
 
+    learning_rate: Scheduled = leaf(6e-4, "learning rate of Adam", within=NOT_NEGATIVE, scheduled=True)
+    entropy_coef: Scheduled = leaf(0.003, "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
     normalize: str = static(
         "standardize",
         str,
@@ -47,7 +49,7 @@ class GRPO(TrajectoryAlgorithm):
         None, "upper clip range of the probability ratio (DAPO: 0.28); null: clip_eps", within=POSITIVE, optional=True
     )
     kl_coef: Scheduled = leaf(
-        0.04, "weight of the KL penalty to the reference policy", within=NOT_NEGATIVE, scheduled=True
+        0.02, "weight of the KL penalty to the reference policy", within=NOT_NEGATIVE, scheduled=True
     )
     reference: str = static("previous", str, "reference policy of the KL penalty", choices=("previous", "initial"))
 

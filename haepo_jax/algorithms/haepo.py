@@ -50,7 +50,6 @@ class HAEPO(SegmentAlgorithm):
       >>> state, metrics = jax.jit(algo.train_step)(state)
     """
 
-    num_envs: int = static(8, int, "number of parallel environments", within=COUNT)
     num_steps: int = static(32, int, "steps per environment and update", within=COUNT)
     num_epochs: int = static(4, int, "epochs over the replay buffer in each update", within=COUNT)
     num_minibatches: int = static(16, int, "minibatches per epoch", within=COUNT)

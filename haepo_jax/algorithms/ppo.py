@@ -27,9 +27,7 @@ class PPO(SegmentAlgorithm):
     (`experiments/claims`). The presets `ppo_continuous` and `ppo_minatar` have larger batches and fewer epochs.
     """
 
-    num_envs: int = static(8, int, "number of parallel environments", within=COUNT)
     num_steps: int = static(32, int, "steps per environment and update", within=COUNT)
-    num_epochs: int = static(16, int, "epochs over the batch in each update", within=COUNT)
     num_minibatches: int = static(8, int, "minibatches per epoch", within=COUNT)
     learning_rate: Scheduled = leaf(5e-4, "learning rate of Adam", within=NOT_NEGATIVE, scheduled=True)
     entropy_coef: Scheduled = leaf(0.03, "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)

@@ -30,7 +30,6 @@ class Supervised(TrajectoryAlgorithm):
 
     num_envs: int = static(64, int, "demonstrations per update, drawn anew every time", within=COUNT)
     num_epochs: int = static(1, int, "epochs over the batch in each update", within=COUNT)
-    num_minibatches: int = static(1, int, "minibatches per epoch", within=COUNT)
     entropy_coef: Scheduled = leaf(0.0, "weight of the entropy bonus", within=NOT_NEGATIVE, scheduled=True)
 
     # Demonstrations are not compared within groups.

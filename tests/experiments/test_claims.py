@@ -67,6 +67,23 @@ def test_steps_to_the_threshold(claims: Any) -> None:
     assert (median, low, high) == (3, 1, math.inf)
 
 
+def test_earlier_is_said_by_the_interval_of_the_difference_of_medians(claims: Any) -> None:
+    report = claims("report")
+    assert report.difference_of_medians(np.full(20, 1.0), np.full(20, 3.0)) == (-2, -2)
+    # A seed that never arrives counts as twice the latest arrival, so the interval is finite.
+    assert report.difference_of_medians(np.full(20, 1.0), np.full(20, math.inf)) == (-1, -1)
+    # The standard error of a median of n normal values is 1.25 / sqrt(n), so the interval is about 0.5 wide.
+    first, second = (np.random.default_rng(seed).normal(mean, 1, 200) for seed, mean in enumerate((10, 12)))
+    low, high = report.difference_of_medians(first, second)
+    assert low < np.median(first) - np.median(second) < high and 0.3 < high - low < 0.7
+
+    def arrives(at: int) -> dict[str, Any]:
+        row = [0.0] * at + [20.0] * (8 - at)
+        return {"task": {"threshold": 10.0}, "eval_return": [row] * 20, "env_steps": [[*range(1, 9)]] * 20}
+
+    assert [report._earlier(arrives(2), arrives(at)) for at in (1, 2, 5)] == [-1, 0, 1]
+
+
 def test_a_stored_result_is_what_its_command_makes(claims: Any) -> None:
     """PPO on the bandit, the stored hyperparameters on four of the stored seeds: the same beginning, and the same end
     within what seeds differ by (other machines and other numbers of lanes round otherwise)."""

@@ -6,15 +6,16 @@ from typing import Any
 
 CARTPOLE = "CartPole-v1"
 PPO: dict[str, Any] = {"num_envs": 32, "num_steps": 128, "num_epochs": 4, "num_minibatches": 4}
+GROUPS: dict[str, Any] = {"num_envs": 32, "num_epochs": 8, "num_minibatches": 4}
 FORMER: dict[str, Any] = {"num_epochs": 16, "num_minibatches": 1, "group_size": 8}
 """HAEPO's default before: fewer and larger gradient steps."""
 
 BASES: dict[str, dict[str, Any]] = {
     "HAEPO": {"algo": "HAEPO"},
     "HAEPO 16x1": {"algo": "HAEPO", "settings": FORMER},
-    "EpisodicHAEPO": {"algo": "EpisodicHAEPO"},
-    "GRPO": {"algo": "GRPO"},
-    "DPO": {"algo": "DPO"},
+    "EpisodicHAEPO": {"algo": "EpisodicHAEPO", "settings": GROUPS},
+    "GRPO": {"algo": "GRPO", "settings": GROUPS},
+    "DPO": {"algo": "DPO", "settings": GROUPS},
     "PPO": {"algo": "PPO", "settings": PPO},
     "rejax PPO": {"side": "rejax", "algo": "PPO", "settings": PPO},
 }

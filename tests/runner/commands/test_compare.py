@@ -84,7 +84,7 @@ def test_the_baselines_are_the_default_and_one_environment_needs_no_name() -> No
         (["env=CartPole-v1", "ppo.kl_coef=1"], "algo=ppo has no kl_coef"),
         (["env=CartPole-v1", "ppo.clip_eps=-1"], "algo.clip_eps=-1 is out of range"),
         (["env=CartPole-v1", "~ppo.clip_eps"], "cannot read|cannot use"),
-        (["env=CartPole-v1", "grpo.group_size=5"], "grpo: algo.num_envs=32 is not a multiple of group_size=5"),
+        (["env=CartPole-v1", "grpo.group_size=5"], "grpo: algo.num_envs=8 is not a multiple of group_size=5"),
         (["env=CartPole-v1", "num_seed=2"], "did you mean 'num_seeds'"),
         (["env=CartPole-v1", "total_steps=x"], "total_steps='x' must be an integer"),
         (["env=CartPole-v1", "run_dir=[a]"], "run_dir=.* must be a string"),
