@@ -31,8 +31,8 @@ class EpisodicHAEPO(TrajectoryAlgorithm):
     Plackett-Luce weights over complete episodes; see `haepo_loss` and `haepo_prefix_loss`. By default each reward is
     credited to the actions before it (`credit="prefix"`), and the score is the log-likelihood ratio to the behaviour
     policy. The form of the paper is
-    `EpisodicHAEPO(env, credit="trajectory", score="likelihood", normalize="standardize")`, on the command line
-    `algo=haepo_paper`.
+    `EpisodicHAEPO(env, credit="trajectory", score="likelihood", normalize="standardize", temperature=1.0)`, on the
+    command line `algo=haepo_paper`.
 
     Attributes:
       weight_function: (scores, mask, temperature) -> weights, a replacement for the softmax; see

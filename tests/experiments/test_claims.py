@@ -77,11 +77,12 @@ def test_earlier_is_said_by_the_interval_of_the_difference_of_medians(claims: An
     low, high = report.difference_of_medians(first, second)
     assert low < np.median(first) - np.median(second) < high and 0.3 < high - low < 0.7
 
-    def arrives(at: int) -> dict[str, Any]:
-        row = [0.0] * at + [20.0] * (8 - at)
-        return {"task": {"threshold": 10.0}, "eval_return": [row] * 20, "env_steps": [[*range(1, 9)]] * 20}
+    def arrives(*at: int) -> dict[str, Any]:
+        rows = [[0.0] * row + [20.0] * (8 - row) for row in at] * (20 // len(at))
+        return {"task": {"threshold": 10.0}, "eval_return": rows, "env_steps": [[*range(1, 9)]] * 20}
 
     assert [report._earlier(arrives(2), arrives(at)) for at in (1, 2, 5)] == [-1, 0, 1]
+    assert report._earlier(arrives(2, 6), arrives(4)) == 0, "the interval is from -2 to 2"
 
 
 def test_a_stored_result_is_what_its_command_makes(claims: Any) -> None:
@@ -117,6 +118,13 @@ def test_of_three_finalists_and_the_default_the_best_on_other_seeds_is_taken(
     assert found["sweep"]["area_again"] == {"0": 5.0, "2": 6.0, "1": 7.0, "default": 4.0}
     others = [(eps, catalogue.CHOICE_SEEDS) for eps in (0.1, 0.3, 0.2, None)]
     assert asked == [*others, (0.2, catalogue.REPORT_SEEDS)]
+
+    # What the catalogue names takes part, too.
+    found = run.trained(
+        run.SIZES["full"], catalogue.TASKS["bandit"], "ppo_replay_tuned", {}, {"configs": configs[:1], "area": [9.0]}
+    )
+    assert found["sweep"]["area_again"] == {"0": 5.0, "default": 4.0, "HAEPO's settings": 7.0}
+    assert found["hyperparameters"] == catalogue.HAEPOS_REPLAY
     every = catalogue.TUNING_SEEDS, catalogue.CHOICE_SEEDS, catalogue.REPORT_SEEDS
     assert len(set().union(*every)) == sum(map(len, every))
 
