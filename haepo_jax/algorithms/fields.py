@@ -118,7 +118,10 @@ def _objection(
             return f"must be one of {', '.join(choices)}{did_you_mean(value, choices)}"
     elif word is not None and isinstance(value, str) and value == word:
         return ""
-    elif any(end is None or isinstance(end, _NO_NUMBER) for end in (value if pair else [value])):
+    elif any(
+        end is None or isinstance(end, _NO_NUMBER) or (callable(end) and (pair or not scheduled))
+        for end in (value if pair else [value])
+    ):
         other = f" or '{word}'" if word else ""
         return "must be a pair [start, end] of numbers" if pair else f"must be a number{_OR_PAIR * scheduled}{other}"
     numbers = [end for end in (value if pair else [value]) if isinstance(end, int | float)]

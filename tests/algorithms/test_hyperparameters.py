@@ -65,6 +65,8 @@ DECLARED = {cls.__name__: cls for cls in map(declared.declaration, declared.ALGO
         ("PPO", {"learning_rate": (1e-3, 0, 0)}, "must be a number or a pair"),
         ("PPO", {"discount": 1.5}, r"discount=1.5 is out of range \[0, 1\]"),
         ("PPO", {"discount": (0.9, 0.99)}, r"discount=\(0.9, 0.99\) must be a number"),
+        ("PPO", {"discount": math.sqrt}, "discount=<built-in function sqrt> must be a number"),
+        ("PPO", {"learning_rate": (1e-3, math.sqrt)}, r"must be a pair \[start, end\] of numbers"),
         ("PPO", {"clip_eps": 0}, r"clip_eps=0 is out of range \(0, inf\)"),
         ("EpisodicHAEPO", {"history_decay": 0.0}, r"history_decay=0.0 is out of range \(0, 1\]"),
         ("EpisodicHAEPO", {"temperature": "warm"}, "temperature='warm' must be a number .*or 'auto'"),
