@@ -61,6 +61,8 @@ def main(argv: list[str]) -> int:
     if arguments.show_config:
         print(config_text(dataclasses.asdict(config)), end="")
         return 0
+    if directory is None:
+        check_run_dir(config.run_dir)
     data = read_data(config.data)
     eval_data = read_data(config.eval_data, "eval_data") if config.eval_data else []
     rewards = load_rewards(config.reward, data)
@@ -72,8 +74,6 @@ def main(argv: list[str]) -> int:
 
     fine_tuning = FineTuning(config, data, eval_data, rewards)
     if config.dry_run:
-        if directory is None:
-            check_run_dir(config.run_dir)
         print("the settings are usable; dry_run=true stops here")
     else:
         fine_tuning.train(directory or create_run_dir(config.run_dir), shell_command("haepo_jax.llm", argv))

@@ -13,13 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 
 from haepo_jax.llm.folder import load_tokenizer, read_folder, save_model
 from haepo_jax.llm.learner import Batch, Completions, Learner
 from haepo_jax.llm.settings import LLMConfig, Prompt, Reward, error_summary
 from haepo_jax.messages import duration
+from haepo_jax.runner.checkpoints import Checkpoint, Checkpoints, to_arrays
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.devices import device_errors
 from haepo_jax.runner.errors import Interrupted, RunError, disk_errors
@@ -84,7 +84,7 @@ class FineTuning:
         Raises:
           ConfigError: a reward function raises, or returns anything but a finite number for each completion.
           Interrupted: a signal ended the run. In both cases there is a checkpoint of the last step.
-          RunError: the device is out of memory, the disk is full, or the loss is no longer finite.
+          RunError: the device is out of memory, the disk is full, no checkpoint is intact, or the loss is no longer finite.
         """
         logging.set_verbosity(logging.ERROR)
         try:
@@ -95,10 +95,13 @@ class FineTuning:
                 disk_errors(directory.path),
                 contextlib.ExitStack() as self._open,
             ):
-                self._start(directory)
+                self._checkpoints = Checkpoints(directory.checkpoints)
+                newest = self._checkpoints.newest()
+                self.done = self._saved = newest.progress()["step"] if newest else 0
                 if self.done == self.config.steps and directory.summary.exists():
                     print(f"the run in {directory.path} has ended; a larger steps= extends it")
                     return
+                self._start(directory, newest)
                 self._loop(stop)
                 self._finish(command)
         except (ConfigError, Interrupted) as error:
@@ -110,33 +113,26 @@ class FineTuning:
         finally:
             directory.remove_if_empty()
 
-    def _start(self, directory: RunDir) -> None:
-        """Builds the learner, in the state of the newest checkpoint if there is one."""
-        self.directory, self.done = directory, 0
+    def _start(self, directory: RunDir, checkpoint: Checkpoint | None) -> None:
+        """Builds the learner, in the state of a checkpoint if there is one."""
+        self.directory = directory
         self.learner = Learner(self.config, self.folder, self.tokenizer, self.longest)
         self.kept: list[Batch] = []
         self._files = {name: directory.path / f"{name}.jsonl" for name in ("completions", "metrics", "eval")}
         self._board: EventFile | None = None
-        options = ocp.CheckpointManagerOptions(max_to_keep=self.config.keep_checkpoints, create=True)
-        self._checkpoints = ocp.CheckpointManager(directory.checkpoints.resolve(), options=options)
-        self._open.callback(self._checkpoints.close)
-        if (step := self._checkpoints.latest_step()) is not None:
-            self.done = step
-            self.kept = [self.learner.blank()] * min(step, self.config.replay_batches - 1)
-            shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._saved())
-            found = self._checkpoints.restore(step, args=ocp.args.StandardRestore(shapes))
-            state, self.kept = jax.tree.unflatten(jax.tree.structure((self.learner.state, self.kept)), found)
-            self.learner.restore(state)
-
-    def _saved(self) -> list[jax.Array]:
-        return jax.tree.leaves((self.learner.state, self.kept))
+        if checkpoint is not None:
+            now = self.learner.state, [self.learner.blank()] * min(self.done, self.config.replay_batches - 1)
+            found = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), checkpoint.restore(now), now)
+            self.learner.restore(found[0])
+            self.kept = found[1]
 
     def _save(self) -> None:
-        if self._checkpoints.latest_step() != self.done:
+        if self._saved != self.done:
             for file in self._files.values():
                 flush_to_disk(file)
-            self._checkpoints.save(self.done, args=ocp.args.StandardSave(self._saved()))
-            self._checkpoints.wait_until_finished()  # before the optimiser's state is given away to the next update
+            self._checkpoints.write(to_arrays((self.learner.state, self.kept)), {"step": self.done})
+            self._checkpoints.prune(self.config.keep_checkpoints)
+            self._saved = self.done
 
     def _loop(self, stop: StopSignals) -> None:
         config, first, began = self.config, self.done, time.monotonic()

@@ -17,7 +17,7 @@ import numpy as np
 
 from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, POSITIVE, Range, leaf
 from haepo_jax.messages import first_line, one_line, short
-from haepo_jax.runner.config import ConfigError, setting
+from haepo_jax.runner.config import SEEDS, ConfigError, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class LLMConfig:
         "false", str, "resume the run in run_dir from its newest checkpoint; auto: or start one",
         choices=("false", "true", "auto")
     )  # fmt: skip
-    seed: int = setting(0, int, "seed of prompt order, sampling and LoRA's initial values", within=Range(0, 2**31 - 1))
+    seed: int = setting(0, int, "seed of prompt order, sampling and LoRA's initial values", within=SEEDS)
     steps: int = setting(100, int, "training steps: each samples one batch and learns from it", within=COUNT)
     prompts_per_step: int = setting(8, int, "prompts per batch", within=COUNT)
     group_size: int = setting(8, int, "completions per prompt", within=Range(2, 2**31 - 1))

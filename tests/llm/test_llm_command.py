@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import safetensors.flax
 
 from haepo_jax.llm import folder as folders
 from haepo_jax.llm.__main__ import main
+from haepo_jax.runner.checkpoints import Checkpoints
 from haepo_jax.runner.run_dir import RunDir
 from tests.llm import tiny_model
 
@@ -121,7 +123,7 @@ def test_a_killed_run_resumes_as_if_it_had_not_been(files: Path, model_folder: P
     command = [sys.executable, "-m", "haepo_jax.llm", *arguments(model_folder, run_dir="killed", **shared)]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
-    while not (files / "killed" / "checkpoints" / "2").exists() and time.monotonic() < deadline:
+    while len(Checkpoints(files / "killed" / "checkpoints").all()) < 2 and time.monotonic() < deadline:
         assert run.poll() is None, run.communicate()[1]
         time.sleep(0.01)
     run.send_signal(signal.SIGKILL)
@@ -186,6 +188,22 @@ def test_a_run_can_be_extended_and_keeps_its_settings(
     assert rows(files / "run" / "completions.jsonl")[: len(before)] == before
 
 
+def test_a_damaged_checkpoint_is_passed_over(
+    files: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(model_folder, steps=2, checkpoint_steps=1)) == 0
+    before = rows(files / "run" / "completions.jsonl")
+    older, newest = Checkpoints(files / "run" / "checkpoints").all()
+    (newest.path / "progress.json").write_text("")
+    assert main(["run_dir=run", "resume=true"]) == 0
+    assert "has changed since it was written; trying the one before" in capsys.readouterr().err
+    assert rows(files / "run" / "completions.jsonl") == before, "the second step was made again"
+    for checkpoint in Checkpoints(files / "run" / "checkpoints").all():
+        (checkpoint.path / "progress.json").write_text("")
+    assert main(["run_dir=run", "resume=true"]) == 1
+    assert re.search(r"\nerror: none of the \d checkpoints in .* is intact\n$", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -239,7 +257,8 @@ def test_a_signal_ends_a_run_after_a_checkpoint(files: Path, model_folder: Path)
     assert run.returncode == 128 + signal.SIGTERM
     assert "python -m haepo_jax.llm run_dir=run resume=true" in error and "Traceback" not in error
     step = int(error.rsplit("ended after ", 1)[1].split()[0])
-    assert (files / "run" / "checkpoints" / str(step)).exists()
+    checkpoint = Checkpoints(files / "run" / "checkpoints").newest()
+    assert checkpoint is not None and checkpoint.progress()["step"] == step
 
 
 def test_prompts_that_are_too_long_and_a_dry_run(

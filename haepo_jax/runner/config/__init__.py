@@ -46,14 +46,14 @@ class RunConfig:
     env: str = setting("", str, "the environment, such as CartPole-v1, brax/ant or haepo/bandit (required)")
     algo: AlgoConfig = setting(None, AlgoConfig, f"the algorithm or preset: {', '.join(ALGORITHM_NAMES)}")
     seed: int = setting(0, int, "the first seed", within=SEEDS)
-    num_seeds: int = setting(1, int, "number of seeds, trained in one compiled call", within=Range(1, 2**31 - 1))
+    num_seeds: int = setting(1, int, "number of seeds, trained in one compiled call", within=COUNT)
     total_steps: int = dataclasses.field(default=_TOTAL_STEPS.default, metadata=_TOTAL_STEPS.metadata)
     seeds: tuple[int, ...] | None = setting(
         None, tuple, "the seeds by number, such as [3,5,8], in place of seed and num_seeds", within=SEEDS
     )
     final_eval_episodes: int | None = setting(
         None, int, "evaluation episodes per seed for the final return; 0: none; null: 128, fewer in a short run",
-        within=Range(0, 2**31 - 1),
+        within=SEEDS,
     )  # fmt: skip
     env_kwargs: dict[str, Any] = setting(None, dict, "keyword arguments of the environment: env_kwargs.<name>=<value>")
     init_from: str | None = setting(None, str, "directory of a run whose policy (of its first seed) to start from")
