@@ -72,12 +72,14 @@ def play(
         }
 
     chunk = jax.jit(jax.vmap(both, in_axes=(0, None)))
-    parts = [
-        jax.device_get(chunk(states, jax.random.fold_in(key, index) if index else key))
-        for index in range(-(-episodes // size))
-    ]
+    parts = [jax.device_get(chunk(states, chunk_key(key, index))) for index in range(-(-episodes // size))]
     # The last chunk may be too large: an episode does not depend on how many others are played beside it.
     return dict(jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :episodes].astype(np.float64), *parts))
+
+
+def chunk_key(key: jax.Array, chunk: int) -> jax.Array:
+    """The key of the episodes from `chunk * CHUNK` on."""
+    return jax.random.fold_in(key, chunk) if chunk else key
 
 
 def summarise(returns: Array, seeds: list[int]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from PIL import Image
 from haepo_jax.algorithms.running import EVALUATION_SEED
 from haepo_jax.envs.base import has_action_mask
 from haepo_jax.runner.loading import TrainedPolicy
+from haepo_jax.runner.policy_evaluation import CHUNK, chunk_key
 
 LAST_FRAME = 1000
 """Milliseconds for which the last picture is shown."""
@@ -23,7 +24,7 @@ PALETTE = 64
 def record(
     policy: TrainedPolicy, episode: int, seen: Callable[[Any], Any], *, greedy: bool, max_steps: int
 ) -> tuple[Any, Any, bool]:
-    """Plays the episode with this index in `algorithm.evaluate(state)`, from the same random keys.
+    """Plays the episode with this index in `python -m haepo_jax.evaluate`, from the same random keys.
 
     Args:
       seen: (state) -> what to record of a step.
@@ -51,7 +52,9 @@ def record(
         loop = (state, observation, policy.initial_carry(), jnp.bool_(True))
         return seen(state), jax.lax.scan(step, loop, jnp.arange(min(horizon, max_steps)))[1]
 
-    keys = [jax.random.fold_in(key, episode) for key in jax.random.split(jax.random.key(EVALUATION_SEED))]
+    chunk, index = divmod(episode, CHUNK)
+    key = chunk_key(jax.random.key(EVALUATION_SEED), chunk)
+    keys = [jax.random.fold_in(part, index) for part in jax.random.split(key)]
     start, (later, rewards, alive, going) = jax.device_get(jax.jit(play)(policy, *keys))
     length = int(alive.sum())
     moments = jax.tree.map(lambda x, y: np.concatenate([np.asarray(x)[None], y[:length]]), start, later)

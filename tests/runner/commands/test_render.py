@@ -15,11 +15,14 @@ from PIL import Image, ImageSequence
 
 import haepo_jax as hx
 from haepo_jax.envs.names import list_envs
+from haepo_jax.runner import policy_evaluation
 from haepo_jax.runner.commands import render
 from haepo_jax.runner.config import ConfigError
+from haepo_jax.runner.loading import load_run
 from haepo_jax.runner.rendering import drawing
 from haepo_jax.runner.rendering import film as film_module
 from haepo_jax.runner.rendering.drawing import drawing_of
+from haepo_jax.runner.run_dir import RunDir
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,17 @@ def test_a_film_shows_the_episode_that_evaluation_plays(run: Path, capsys: pytes
         assert milliseconds(film) == 20 * expected + film_module.LAST_FRAME
         colours = film.convert("RGB").getcolors(1 << 16)
         assert colours is not None and len(colours) > 10
+
+
+def test_a_film_of_a_later_chunk_of_episodes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (policy_evaluation, film_module):
+        monkeypatch.setattr(module, "CHUNK", 2)
+    algorithm, _, states = load_run(RunDir(run), "last")
+    lengths = policy_evaluation.play(algorithm, states, 4, None)["sampled"]["length"][0]
+    policy = hx.load(run)[1]
+    for episode, length in enumerate(lengths):
+        rewards = film_module.record(policy, episode, lambda state: (), greedy=False, max_steps=1000)[1]
+        assert len(rewards) == length
 
 
 def test_a_long_episode_is_cut_and_another_file_written(
