@@ -66,6 +66,8 @@ def _unwrapped(value: Any) -> Any:
     """What the user gave, in place of what has been put around it."""
     if isinstance(value, PlainEnvironment):
         return value.holder.value
+    if isinstance(value, jax.tree_util.Partial):  # a schedule
+        return value.func
     if isinstance(value, LinenPolicy):
         return value.module
     return value.create if isinstance(value, NNXPolicy) else value

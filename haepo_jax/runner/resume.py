@@ -73,12 +73,14 @@ def allowed(
 
 
 def flat(config: RunConfig) -> dict[str, Any]:
-    """The settings under the keys that the command line has for them: `algo.learning_rate`, `env_kwargs.gravity`."""
+    """The settings under the keys that the command line has for them, such as `algo.learning_rate` and `env_kwargs.gravity`;
+    custom objects as `objects.network`."""
     values = config.to_dict()
-    algo, env_kwargs = values.pop("algo"), values.pop("env_kwargs")
+    algo, nested = values.pop("algo"), {key: values.pop(key, {}) for key in ("env_kwargs", "objects")}
+    nested["algo"] = algo
+    name = algo.pop("name")
     return (
         values
-        | {"algo": algo.pop("name")}
-        | {f"algo.{key}": value for key, value in algo.items()}
-        | {f"env_kwargs.{key}": value for key, value in env_kwargs.items()}
+        | {"algo": name}
+        | {f"{key}.{part}": value for key, parts in nested.items() for part, value in parts.items()}
     )

@@ -164,7 +164,7 @@ def _seeds(seeds: int | Sequence[int]) -> list[int]:
         raise ConfigError(
             f"seeds={short(seeds)} must be how many, or different numbers such as [3, 5, 8] or range(4, 8)"
         )
-    return numbers
+    return list(checked_value("seeds", RunConfig.__dataclass_fields__["seeds"], numbers))
 
 
 def _settings(

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import haepo_jax as hx
@@ -226,11 +227,12 @@ def test_the_table_has_a_row_for_each_seed_and_row(monkeypatch: pytest.MonkeyPat
         ({"seeds": 0}, "seeds=0 must be how many, or different numbers"),
         ({"seeds": [1, 3, 1]}, r"seeds=\[1, 3, 1\] must be how many, or different numbers"),
         ({"seeds": "12"}, "seeds='12' must be how many"),
+        ({"seeds": [1, 2**33]}, r"seeds=\[1, 8589934592\] must be a list of integers \[0, 2.14748e\+09\]"),
         ({"seeds": [0.5, 1.7]}, r"seeds=\[0.5, 1.7\] must be how many"),
         ({"seeds": True}, "seeds=True must be how many"),
         ({"seeds": range(-1, 2)}, "must be how many"),
         ({"seeds": "four"}, "seeds='four' must be how many"),
-        ({"seeds": [2**31 - 1, 2**31]}, "goes past the largest seed"),
+        ({"seeds": [2**31 - 1, 2**31]}, "must be a list of integers"),
         ({"resume": True}, "resume=True needs run_dir="),
         ({"resume": "yes"}, "resume='yes' must be one of false, true, auto"),
         ({"callbacks": [3]}, "callbacks: 3 is neither a function"),
@@ -244,6 +246,16 @@ def test_what_cannot_be_used_is_one_line(counting: None, change: dict[str, Any],
     with pytest.raises(ConfigError, match=message) as refusal:
         hx.train(**({"algo": Counting(total_steps=10)} | change))
     assert "\n" not in str(refusal.value)
+
+
+def test_a_resumed_run_keeps_its_schedule(tmp_path: Path) -> None:
+    """As far as the schedule's name tells."""
+    small: dict[str, Any] = {"total_steps": 64, "eval_episodes": 0, "hidden_sizes": (4,), "num_epochs": 1}
+    cosine, exponential = optax.cosine_decay_schedule(1e-3, 1), optax.exponential_decay(1e-3, 1, 0.1)
+    hx.train(hx.PPO("CartPole-v1", learning_rate=cosine, **small), run_dir=tmp_path / "run", progress=False)
+    with pytest.raises(ConfigError, match="objects.learning_rate=.*schedule.exponential.*, but the run in .*schedule.cosine"):
+        changed = hx.PPO("CartPole-v1", learning_rate=exponential, **small)
+        hx.train(changed, run_dir=tmp_path / "run", resume=True, progress=False)
 
 
 def test_a_result_has_the_policy_of_each_seed(tmp_path: Path) -> None:
