@@ -19,7 +19,7 @@ import numpy as np
 
 from haepo_jax.algorithms import fields as hp
 from haepo_jax.messages import first_line, short
-from haepo_jax.runner.config import AlgoConfig, ConfigError, RunConfig, hyperparameter_fields, setting
+from haepo_jax.runner.config import SEEDS, AlgoConfig, ConfigError, RunConfig, hyperparameter_fields, setting
 from haepo_jax.runner.config.arguments import check_form, command_of, compose, put, shell_command
 from haepo_jax.runner.config.values import checked_value, find_field, from_dict
 from haepo_jax.runner.sweeps.space import Choice, Dimension, Interval, Values, read_dimension
@@ -62,9 +62,7 @@ class SweepConfig:
         "auto", str, "how they are chosen; auto: grid if all values are listed and num_configs is null, else random",
         choices=("auto", "grid", "random", "tpe", "cmaes"),
     )  # fmt: skip
-    search_seed: int = setting(
-        0, int, "seed of the search (the trials train with seed, seed + 1, ...)", within=hp.Range(0, 2**31 - 1)
-    )
+    search_seed: int = setting(0, int, "seed of the search (the trials train with seed, seed + 1, ...)", within=SEEDS)
     halving: int | None = setting(
         None, int, "successive halving: at each rung only the best 1 in this many trains on", within=hp.Range(2, 1000)
     )

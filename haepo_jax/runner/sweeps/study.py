@@ -106,32 +106,50 @@ class Study:
         """At most `count` trials for this worker: the configuration of each number; none if nothing is left to start."""
         self._fail_stale_trials()
         claimed: dict[int, Values] = {}
-        while len(claimed) < count:
-            known = self.by_index()
-            missing = [index for index in range(self.plan.num_configs) if index not in known]
-            if not missing:
-                break
+        while not claimed and (missing := self._missing()):
+            asked = self._ask(missing, count)
+            counts = {trial.number for trial in self.by_index().values()}
+            for number, trial in asked.items():
+                if number in counts:
+                    claimed[number] = self.values(trial)
+                else:  # another worker was faster
+                    self._tell(number, "failed")
+        return claimed
+
+    def _missing(self) -> list[int]:
+        """Indices without a trial. Looking at all trials is slow where they are many and in a database."""
+        known = self.by_index()
+        return [index for index in range(self.plan.num_configs) if index not in known]
+
+    def _ask(self, missing: list[int], count: int) -> dict[int, Trial]:
+        """At most `count` new trials, by number, with their configurations."""
+        asked: dict[int, Trial] = {}
+        while missing and len(asked) < count:
             trial = self.optuna.ask()
             self._running[trial.number] = trial
             self._beat([trial.number])
             index = trial.number
-            if index not in missing:
+            if index not in missing:  # a trial was lost, or others have started the rest meanwhile
+                if not (missing := self._missing()):
+                    self._tell(trial.number, "failed")
+                    break
                 index = missing[0]
                 trial.set_user_attr("index", index)
-            if self.by_index()[index].number != trial.number:  # another worker was faster
-                self._tell(trial.number, "failed")
-                continue
-            if self.plan.search in ("grid", "random"):
-                planned = {key: as_stored(value) for key, value in self.plan.planned(index).items()}
-                self.optuna.sampler = optuna.samplers.PartialFixedSampler(planned, optuna.samplers.RandomSampler())
-            for dimension in self.plan.dimensions:
-                if isinstance(dimension, Choice):
-                    trial.suggest_categorical(dimension.key, [*dimension.categories])
-                else:
-                    suggest: Any = trial.suggest_int if dimension.integer else trial.suggest_float
-                    suggest(dimension.key, *dimension.ends(), log=dimension.log)
-            claimed[trial.number] = self.values(trial)
-        return claimed
+            missing.remove(index)
+            self._configure(trial, index)
+            asked[trial.number] = trial
+        return asked
+
+    def _configure(self, trial: Trial, index: int) -> None:
+        if self.plan.search in ("grid", "random"):
+            planned = {key: as_stored(value) for key, value in self.plan.planned(index).items()}
+            self.optuna.sampler = optuna.samplers.PartialFixedSampler(planned, optuna.samplers.RandomSampler())
+        for dimension in self.plan.dimensions:
+            if isinstance(dimension, Choice):
+                trial.suggest_categorical(dimension.key, [*dimension.categories])
+            else:
+                suggest: Any = trial.suggest_int if dimension.integer else trial.suggest_float
+                suggest(dimension.key, *dimension.ends(), log=dimension.log)
 
     def _fail_stale_trials(self) -> None:
         """Marks the trials of workers whose heartbeat has stopped as failed."""

@@ -102,6 +102,7 @@ def sweep(
 def _argument(value: Any) -> str:
     value = value.tolist() if hasattr(value, "tolist") else value  # an array
     if isinstance(value, list):
+        value = [item.tolist() if hasattr(item, "tolist") else item for item in value]
         texts = ",".join(map(value_text, value))
         return texts if len(value) > 1 else f"choice({texts})"
     return value if isinstance(value, str) else value_text(value)
@@ -253,11 +254,8 @@ class _Worker:
             share = max(ended, ended_before + min(trained, len(claimed))) / configs
             self._display.show(f"{ended}/{configs} trials", best, share, self._steps)
 
-        def on_end(trial: int, state: str, result: dict[str, Any]) -> None:
-            self._study.finish(trial, state, result)
-            on_call(0)
-
-        train_cohort(groups, settings, on_call=on_call, on_end=on_end)
+        train_cohort(groups, settings, on_call=on_call, on_end=self._study.finish)
+        on_call(0)
 
     def _group(self, shape: Any, algorithms: dict[int, Algorithm]) -> Group:
         settings, example = self._settings, next(iter(algorithms.values()))

@@ -148,7 +148,7 @@ def test_an_error_is_raised_before_anything_trains(toy: list[int]) -> None:
 
 def test_values_may_be_an_array(toy: list[int]) -> None:
     rates = np.geomspace(1e-4, 1e-2, 3)
-    for values in (rates, jnp.asarray(rates)):
+    for values in (rates, jnp.asarray(rates), list(jnp.asarray(rates))):
         found = hx.sweep("CartPole-v1", "haepo", {"learning_rate": values}, **TOY)
         np.testing.assert_allclose(found.values["algo.learning_rate"], rates, rtol=1e-6)
 
