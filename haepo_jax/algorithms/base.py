@@ -314,7 +314,7 @@ class Algorithm(abc.ABC):
 
     def example_observation(self) -> Any:
         """An observation of zeros."""
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first_observation(self.env))
+        return jax.tree.map(jnp.zeros_like, first_observation(self.env))
 
     def act_distribution(
         self, state: TrainState, carry: Any, observation: Any, is_first: jax.Array, action_mask: jax.Array | None = None

@@ -89,8 +89,7 @@ def run_epochs(
         learner, rows = jax.lax.scan(packed_step, learner, minibatches)
         metrics = {name: rows[:, i] for i, name in enumerate(names)}
     else:
-        shapes = jax.eval_shape(step, learner, minibatches[0])[1]
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(step, learner, minibatches[0])[1])
         (learner, _), metrics = jax.lax.scan(step_below_kl, (learner, nothing), minibatches)
     last = gradients_of(learner[0], minibatches[-1])[1]
     return *learner, jax.tree.map(jnp.mean, metrics) | {name: last[name] for name in ONCE if name in last}

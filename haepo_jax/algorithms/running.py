@@ -40,7 +40,7 @@ def train(self: Algorithm, key: jax.Array, start: InitialPolicy | None = None) -
         metrics = jax.tree.map(lambda new, old: jnp.where(advanced, new, old), metrics, loop[1])
         return (state, metrics), {**metrics, **self.progress(state)}
 
-    nothing = _zeros(jax.eval_shape(self.train_step, state)[1])
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(self.train_step, state)[1])
     (state, _), metrics = jax.lax.scan(row, (state, nothing), until)
     return state, metrics
 
@@ -59,7 +59,8 @@ def advance(self: Algorithm, state: TrainState, until: StepCount) -> tuple[Train
         return hold_finished(unfinished(loop[0]), train_step(loop[0]), loop)
 
     train_step = jax.jit(self.train_step)  # traced once, for its shapes and for the loop
-    nothing = _zeros(jax.eval_shape(train_step, state)[1])
+    # Not NaN: `jax_debug_nans` rejects any NaN returned by a compiled function.
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(train_step, state)[1])
     return jax.lax.while_loop(lambda loop: any_in_batch(unfinished(loop[0])), step, (state, nothing))
 
 
@@ -120,8 +121,3 @@ def _play(
     keys = environment_keys(reset_key, episodes), environment_keys(step_key, episodes)
     _, returns, lengths = collect_episodes(env, act, self.initial_carry(), *keys, record=False, max_steps=max_steps)
     return {"return": returns, "length": lengths}
-
-
-def _zeros(shapes: Any) -> Any:
-    # Not NaN: `jax_debug_nans` rejects any NaN returned by a compiled function.
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -39,7 +39,7 @@ def make_brax(task: str, *, episode_length: int = 1000, **kwargs: Any) -> Physic
     check_settings(name, {"episode_length": episode_length, **kwargs}, settings)
     if kwargs.get("backend", BACKENDS[0]) not in BACKENDS:
         raise ValueError(f"{name}: backend must be one of {', '.join(BACKENDS)}, got {kwargs['backend']!r}")
-    arguments = tuple(sorted((key, freeze(value)) for key, value in kwargs.items()))
+    arguments = freeze(kwargs)
     with library_errors(name, kwargs):
         return adapt_brax(name, _build(name, task, arguments), episode_length=episode_length)
 

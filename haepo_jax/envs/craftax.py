@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.envs.base import Array, Box, Discrete, PyTree
+from haepo_jax.envs.base import Array, Box, Discrete, PyTree, strongly_typed
 from haepo_jax.envs.kwargs import check_settings
 from haepo_jax.envs.libraries import LibraryEnvironment, check_horizon, library_errors, load
 
@@ -54,7 +54,7 @@ def make_craftax(task: str, **kwargs: Any) -> CraftaxEnv:
     library = load(name, "Craftax", "craftax.craftax_env")
     inner = _build(library, task)
     defaults = inner.default_params
-    check_settings(name, kwargs, {field.name: getattr(defaults, field.name) for field in dataclasses.fields(defaults)})
+    check_settings(name, kwargs, vars(defaults))
     with library_errors(name, kwargs):
         return adapt_craftax(name, inner, defaults.replace(**kwargs))
 
@@ -71,13 +71,8 @@ def adapt_craftax(name: str, inner: Any, params: Any = None) -> CraftaxEnv:
     params = inner.default_params if params is None else params
     horizon = check_horizon(name, "max_timesteps", params.max_timesteps)
     # Numbers as arrays: Python numbers could not be batched.
-    values = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
-    params = params.replace(**{key: _array(x) for key, x in values.items() if isinstance(x, numbers.Real)})
+    numeric = {key: value for key, value in vars(params).items() if isinstance(value, numbers.Real)}
+    params = params.replace(**strongly_typed(numeric))
     space = inner.observation_space(params)
     seen = Box(float(space.low), float(space.high), space.shape, jnp.float32)
     return CraftaxEnv(params, inner, name, horizon, seen, Discrete(int(inner.action_space(params).n)))
-
-
-def _array(value: Any) -> Array:
-    array = jnp.asarray(value)
-    return jax.lax.convert_element_type(array, array.dtype)

@@ -72,19 +72,17 @@ def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
     """
     default = _build(name, ())
     constructor = constructor_settings(type(default).__init__)
-    fields = {
-        field.name: getattr(default.default_params, field.name) for field in dataclasses.fields(default.default_params)
-    }
+    fields = vars(default.default_params)
     # A few tasks store this integer as a float.
-    fields["max_steps_in_episode"] = int(fields["max_steps_in_episode"])
-    check_settings(name, kwargs, {**constructor, **fields})
+    steps = {"max_steps_in_episode": int(fields["max_steps_in_episode"])}
+    check_settings(name, kwargs, {**constructor, **fields, **steps})
     if kwargs.get("max_steps_in_episode", 1) < 1:
         raise ValueError(f"{name}: max_steps_in_episode must be at least 1, got {kwargs['max_steps_in_episode']}")
     for key, value in kwargs.items():
         if isinstance(constructor.get(key), int) and not key.endswith("seed") and value > LARGEST_SIZE:
             raise ValueError(f"{name}: {key} must be at most {LARGEST_SIZE:,}, got {value}")
 
-    arguments = tuple(sorted((key, freeze(value)) for key, value in kwargs.items() if key in constructor))
+    arguments = freeze({key: value for key, value in kwargs.items() if key in constructor})
     with library_errors(name, kwargs):
         inner = default if not arguments else _build(name, arguments)
         overrides = {key: kwargs[key] for key in kwargs if key not in constructor}

@@ -104,7 +104,7 @@ def make_jumanji(task: str, *, episode_length: int | None = None, **kwargs: Any)
     given = kwargs if episode_length is None else {"episode_length": episode_length, **kwargs}
     check_settings(name, given, settings)
     with library_errors(name, kwargs):
-        inner = _build(name, task, tuple(sorted((key, freeze(value)) for key, value in kwargs.items())))
+        inner = _build(name, task, freeze(kwargs))
         return adapt_jumanji(name, inner, episode_length=episode_length)
 
 

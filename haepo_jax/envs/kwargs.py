@@ -55,6 +55,10 @@ def check_type(what: str, value: Any, default: Any) -> None:
         raise TypeError(f"{what} must be {expected}, got {short(value)}")
 
 
-def freeze(value: Any) -> Any:
-    """Converts lists, as in config files, to tuples, so that equal settings hash equal."""
-    return tuple(freeze(item) for item in value) if isinstance(value, list | tuple) else value
+def freeze(kwargs: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Settings by name, with tuples in the place of lists, as in config files, so that equal settings hash equal."""
+    return tuple(sorted((name, _frozen(value)) for name, value in kwargs.items()))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value

@@ -34,7 +34,7 @@ def make_playground(task: str, **kwargs: Any) -> PhysicsEnv:
     if "impl" in config:
         kwargs = {"impl": "jax", **kwargs}
     with library_errors(name, kwargs):
-        inner = _build(task, tuple(sorted((key, freeze(value)) for key, value in kwargs.items())))
+        inner = _build(task, freeze(kwargs))
         episode_length = kwargs.get("episode_length", config.episode_length)
         return adapt_playground(name, inner, episode_length=episode_length)
 

@@ -47,7 +47,7 @@ def make_xminigrid(task: str, **kwargs: Any) -> XMiniGridEnv:
     name = f"xminigrid/{task}"
     library = load(name, "XLand-MiniGrid", "xminigrid")
     inner, params = make(library, task)
-    check_settings(name, kwargs, {field.name: getattr(params, field.name) for field in dataclasses.fields(params)})
+    check_settings(name, kwargs, vars(params))
     with library_errors(name, kwargs):
         return adapt_xminigrid(name, inner, params.replace(**kwargs))
 

@@ -84,5 +84,4 @@ def vtrace(
 
     corrections = decayed_sum(rho * errors, jnp.where(cut, 0, kept), reverse=True)
     after = select(~cut, jnp.concatenate([corrections[1:], jnp.zeros_like(corrections[:1])]))
-    targets = baseline + rho * errors + kept * after
-    return jax.lax.stop_gradient((errors + gamma * lam * after, targets))
+    return jax.lax.stop_gradient((errors + gamma * lam * after, baseline + corrections))

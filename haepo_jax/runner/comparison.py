@@ -93,6 +93,7 @@ def read_comparison(overrides: tuple[Override, ...]) -> tuple[Path, dict[str, Ru
         particular[head] += read_arguments([f"algo.{name}={text.partition('=')[2]}"]).overrides
 
     directory = Path(settings.run_dir or unused_directory("compare"))
+    check_run_dir(str(directory))
     runs: dict[str, RunConfig] = {}
     for env, algo in itertools.product(envs, algos):
         chosen = DEFAULTS | {"env": env, "algo": {"name": algo}}
@@ -104,7 +105,6 @@ def read_comparison(overrides: tuple[Override, ...]) -> tuple[Path, dict[str, Ru
         name = algo if len(envs) == 1 else f"{algo}-{env.replace('/', '-')}"
         resume = "false" if config.resume == "false" else "auto"  # the later runs have not begun
         runs[name] = config = dataclasses.replace(config, run_dir=str(directory / name), resume=resume)
-        check_run_dir(str(directory))
         if (run := existing_run(resume, config.run_dir)) is None:
             check_run_dir(config.run_dir)
         else:
