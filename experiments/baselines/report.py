@@ -1,4 +1,4 @@
-"""Puts the table of what `run.py` has stored into README.md: `python experiments/baselines/report.py`."""
+"""Puts the table of what `run.py` and `run_rejax.py` have stored into README.md: `python experiments/baselines/report.py`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from claims.catalogue import TASKS  # noqa: E402
 from claims.report import median_interval, steps_to_threshold  # noqa: E402
-from replay import run as replay  # noqa: E402
-from replay import tuned  # noqa: E402
 from tables import fill_in, markdown  # noqa: E402
 
-DOCUMENT, RESULTS = (Path(__file__).parent / name for name in ("README.md", "results.json"))
-OURS = ("softmax", "softmax, normalised", "clip, normalised")
-"""Of `replay/run.py`: HAEPO's defaults, these with standardised observations, and PPO's clip on the same buffer."""
+HERE = Path(__file__).parent
+DOCUMENT = HERE / "README.md"
+OURS = {"haepo_default": "HAEPO", "ppo": "PPO, tuned", "ppo_replay_tuned": "PPO with replay, tuned"}
+"""Of experiments/claims."""
+OTHERS = {"SB3": ("results.json", ("ppo", "dqn", "sac")), "rejax": ("rejax.json", ("ppo", "pqn", "sac"))}
 
 
 def cell(task: str, runs: list[dict[str, Any]]) -> str:
@@ -31,26 +31,27 @@ def cell(task: str, runs: list[dict[str, Any]]) -> str:
     return f"{text}, {int(np.isfinite(steps).sum())}/{len(steps)}"
 
 
-def table(results: dict[str, Any]) -> str:
-    """A row for each task; ours from the results of experiments/replay."""
-    ours, best = (json.loads(module.RESULTS.read_text())["runs"] for module in (replay, tuned))
+def table() -> str:
+    """A row for each task; nothing where a method was not run."""
+    stored = {name: json.loads((HERE / file).read_text())["runs"] for name, (file, _) in OTHERS.items()}
     rows = []
     for task in ("cartpole", "acrobot", "pendulum", "mountain_car", "mountain_car_continuous"):
-        found = [ours.get(replay.name_of(task, bound)) for bound in OURS]
-        found.append(best.get(tuned.name_of(task, "8 batches", "no replay")))
-        cells = ["" if one is None else cell(task, replay_runs(one)) for one in found]
-        for method in ("ppo", "dqn", "sac"):
-            some = [run for name, run in results["runs"].items() if name.rpartition("-")[0] == f"{task}-{method}"]
-            cells.append(cell(task, some) if some else "")
+        cells = [cell(task, ours(task, method)) for method in OURS]
+        for name, (_, methods) in OTHERS.items():
+            for method in methods:
+                runs = [run for key, run in stored[name].items() if key.rpartition("-")[0] == f"{task}-{method}"]
+                cells.append(cell(task, runs) if runs else "")
         rows.append([task, *cells])
-    head = ["HAEPO", "HAEPO, normalised", "clip with replay, normalised", "PPO, tuned", "SB3 PPO", "SB3 DQN", "SB3 SAC"]
-    return markdown(["task", *head], rows)
+    others = [f"{name} {method.upper()}" for name, (_, methods) in OTHERS.items() for method in methods]
+    return markdown(["task", *OURS.values(), *others], rows)
 
 
-def replay_runs(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A stored job of experiments/replay as single runs."""
-    return [{"eval_return": row, "env_steps": found["env_steps"]} for row in found["eval_return"]]
+def ours(task: str, method: str) -> list[dict[str, Any]]:
+    """The runs of a method of experiments/claims."""
+    found = json.loads((HERE.parent / "claims" / "results" / "methods" / f"{task}.{method}.json").read_text())
+    curves = zip(found["eval_return"], found["env_steps"], strict=True)
+    return [{"eval_return": curve, "env_steps": steps} for curve, steps in curves]
 
 
 if __name__ == "__main__":
-    fill_in(DOCUMENT, "baselines", table(json.loads(RESULTS.read_text())))
+    fill_in(DOCUMENT, "baselines", table())
