@@ -34,9 +34,9 @@ def compiled(model: str, target: str) -> tuple[Any, float]:
 
     from haepo_jax.llm.folder import Fixed, read_folder
     from haepo_jax.llm.learner import Batch, State, completions_per_prompt, make_update, token_log_probs
-    from haepo_jax.llm.settings import LLMConfig
+    from haepo_jax.llm.settings import LearnerConfig
 
-    config = LLMConfig(prompts_per_step=4, group_size=8, max_new_tokens=COMPLETION_TOKENS, kl_coef=0.001)
+    config = LearnerConfig(prompts_per_step=4, group_size=8, max_new_tokens=COMPLETION_TOKENS, kl_coef=0.001)
     mesh = jax.sharding.Mesh(np.array(devices_of(target)).reshape(-1, 1), ("fsdp", "tp"))
     whole, rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("fsdp",)))
     module: Any = read_folder(model).abstract()

@@ -48,7 +48,7 @@ def ours(model: str, task: str, steps: int) -> dict[str, Any]:
 
     folder = llm.read_folder(model)
     tokenizer = llm.load_tokenizer(folder)
-    config = llm.LLMConfig(
+    config = llm.LearnerConfig(
         algo="grpo", prompts_per_step=PROMPTS, group_size=GROUP, max_new_tokens=tasks.MAX_NEW_TOKENS[task],
         kl_coef=KL, learning_rate=LEARNING_RATE,
     )  # fmt: skip

@@ -3,10 +3,10 @@
 
 `python -m haepo_jax.llm` fine-tunes a folder in Hugging Face format and writes one. In Python:
 
-    from haepo_jax.llm import Learner, LLMConfig, load_tokenizer, read_folder
+    from haepo_jax.llm import Learner, LearnerConfig, load_tokenizer, read_folder
 
     folder = read_folder("SmolLM2-135M")
-    learner = Learner(LLMConfig(learning_rate=2e-5), folder, load_tokenizer(folder), prompt_length=64)
+    learner = Learner(LearnerConfig(learning_rate=2e-5), folder, load_tokenizer(folder), prompt_length=64)
     completions = learner.sample(prompts, key)  # group_size times each prompt of prompts_per_step
     batches, metrics = learner.learn([learner.batch(completions, rewards)])
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from haepo_jax.llm.folder import load_tokenizer as load_tokenizer
     from haepo_jax.llm.folder import read_folder as read_folder
     from haepo_jax.llm.learner import Learner as Learner
-    from haepo_jax.llm.settings import LLMConfig as LLMConfig
+    from haepo_jax.llm.settings import LearnerConfig as LearnerConfig
 
-_HOMES = {"Learner": "learner", "LLMConfig": "settings", "load_tokenizer": "folder", "read_folder": "folder"}
+_HOMES = {"Learner": "learner", "LearnerConfig": "settings", "load_tokenizer": "folder", "read_folder": "folder"}
 
 __all__ = list(_HOMES)
 

@@ -1,7 +1,7 @@
 """Model folders in Hugging Face format: checked, loaded into Tunix's models, and written back in the same layout.
 
-A folder holds `config.json`, one or more `*.safetensors` and `tokenizer.json`. Tunix's models are public, its readers and
-the names that they map are not, so those are here. Whatever does not fit is refused in one line before it is loaded.
+A folder holds `config.json`, one or more `*.safetensors` and `tokenizer.json`. Tunix's models are public; how
+it maps a file's tensors to them is not, so that is here. Whatever does not fit is refused in one line before it is loaded.
 """
 
 from __future__ import annotations

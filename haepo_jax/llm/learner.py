@@ -16,7 +16,7 @@ from tunix.generate.sampler import CacheConfig, Sampler
 from tunix.rl import algo_core, common
 
 from haepo_jax.llm.folder import ModelFolder, load_model
-from haepo_jax.llm.settings import LLMConfig
+from haepo_jax.llm.settings import LearnerConfig
 from haepo_jax.losses import dpo_loss, grpo_loss, haepo_loss
 from haepo_jax.losses.numerics import k3
 
@@ -73,7 +73,7 @@ class Learner:
       prompt_length: tokens of the longest prompt. All batches have one shape, so each program is compiled once.
     """
 
-    def __init__(self, config: LLMConfig, folder: ModelFolder, tokenizer: Any, prompt_length: int) -> None:
+    def __init__(self, config: LearnerConfig, folder: ModelFolder, tokenizer: Any, prompt_length: int) -> None:
         self.config, self._prompt_length = config, prompt_length
         # Every device along the axis that weights and batches are sharded over.
         self.mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 1), ("fsdp", "tp"))
@@ -201,7 +201,7 @@ def make_update(
     graph: Any,
     dtypes: Any,
     optimizer: optax.GradientTransformation,
-    config: LLMConfig,
+    config: LearnerConfig,
     of_tokens: Callable[..., Any],
     layout: Any,
 ) -> Callable[[Any, Any, Any, Batch], tuple[State, jax.Array, dict[str, jax.Array]]]:
@@ -246,7 +246,7 @@ def make_update(
 
 
 def batch_loss(
-    config: LLMConfig, batch: Batch, log_probs: jax.Array, entropies: jax.Array
+    config: LearnerConfig, batch: Batch, log_probs: jax.Array, entropies: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of `config.algo`, the mean over groups, and its metrics. The KL penalty, which DPO does without, is in all of
     them the k3 estimate of KL(current || reference) from tokens of the current policy. A kept batch has tokens of an older one,
@@ -319,7 +319,7 @@ def batch_loss(
     )
 
 
-def completions_per_prompt(config: LLMConfig, prompt_length: int, rows: int, devices: int) -> int:
+def completions_per_prompt(config: LearnerConfig, prompt_length: int, rows: int, devices: int) -> int:
     """How many of a group's completions share one copy of their prompt in `token_log_probs`: as many as leave every device
     its part of the rows and need no more memory for attention, which is quadratic in the length, than sequences of their own."""
 

@@ -21,31 +21,13 @@ from haepo_jax.runner.config import SEEDS, ConfigError, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LLMConfig:
-    """The settings of one fine-tuning run."""
+class LearnerConfig:
+    """The hyperparameters of a `Learner`."""
 
-    model: str = setting("", str, "a folder in Hugging Face format: Qwen 2, Qwen 3 or a Llama (required)")
-    data: str = setting(
-        "", str, 'JSON lines, each {"prompt": text or a list of chat messages, ...columns for the reward} (required)'
-    )
-    reward: str = setting(
-        "", str, "module:function, or a weighted sum such as 'rewards:right + 0.1*rewards:short' (required)"
-    )
-    eval_data: str = setting("", str, "held-out prompts, as in data, whose greedy completions are evaluated")
-    eval_steps: int = setting(10, int, "steps between evaluations", within=COUNT)
     algo: str = setting("haepo", str, "the loss", choices=("haepo", "grpo", "gspo", "dpo"))
-    run_dir: str = setting("", str, "directory for the results; the fine-tuned folder is <run_dir>/model (required)")
-    resume: str = setting(
-        "false", str, "resume the run in run_dir from its newest checkpoint; auto: or start one",
-        choices=("false", "true", "auto")
-    )  # fmt: skip
     seed: int = setting(0, int, "seed of prompt order, sampling and LoRA's initial values", within=SEEDS)
-    steps: int = setting(100, int, "training steps: each samples one batch and learns from it", within=COUNT)
     prompts_per_step: int = setting(8, int, "prompts per batch", within=COUNT)
     group_size: int = setting(8, int, "completions per prompt", within=Range(2, 2**31 - 1))
-    replay_batches: int = setting(
-        1, int, "batches that a step learns from: the newest, and those kept from earlier steps", within=COUNT
-    )
     num_iterations: int = setting(
         1, int, "updates on each of them per step; in a batch's first a log_ratio weighs all equally", within=COUNT
     )
@@ -76,11 +58,40 @@ class LLMConfig:
     lora_rank: int | None = setting(
         None, int, "rank of the LoRA parameters that are trained, of scale 1; null: train every weight", within=COUNT
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What a run has beside them: its files, its length, and what it keeps."""
+
+    model: str = setting("", str, "a folder in Hugging Face format: Qwen 2, Qwen 3 or a Llama (required)")
+    data: str = setting(
+        "", str, 'JSON lines, each {"prompt": text or a list of chat messages, ...columns for the reward} (required)'
+    )
+    reward: str = setting(
+        "", str, "module:function, or a weighted sum such as 'rewards:right + 0.1*rewards:short' (required)"
+    )
+    eval_data: str = setting("", str, "held-out prompts, as in data, whose greedy completions are evaluated")
+    eval_steps: int = setting(10, int, "steps between evaluations", within=COUNT)
+    run_dir: str = setting("", str, "directory for the results; the fine-tuned folder is <run_dir>/model (required)")
+    resume: str = setting(
+        "false", str, "resume the run in run_dir from its newest checkpoint; auto: or start one",
+        choices=("false", "true", "auto")
+    )  # fmt: skip
+    steps: int = setting(100, int, "training steps: each samples one batch and learns from it", within=COUNT)
+    replay_batches: int = setting(
+        1, int, "batches that a step learns from: the newest, and those kept from earlier steps", within=COUNT
+    )
     dtype: str = setting("float32", str, "dtype of weights and computation", choices=("float32", "bfloat16"))
     checkpoint_steps: int = setting(10, int, "steps between checkpoints", within=COUNT)
     keep_checkpoints: int = setting(3, int, "number of most recent checkpoints kept", within=COUNT)
     tensorboard: bool = setting(True, bool, "write TensorBoard events")
     dry_run: bool = setting(False, bool, "check everything but the values of rewards, then exit without training")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LLMConfig(LearnerConfig, RunSettings):
+    """The settings of one fine-tuning run; help lists those of `RunSettings` first."""
 
     def check(self) -> None:
         """Raises ConfigError where settings do not go together."""

@@ -19,7 +19,7 @@ from flax import nnx
 
 import haepo_jax as hx
 from haepo_jax import llm
-from haepo_jax.llm import Learner, LLMConfig, learner
+from haepo_jax.llm import Learner, LearnerConfig, learner
 from haepo_jax.llm.learner import Batch
 from tests.llm import tiny_model
 
@@ -49,7 +49,7 @@ def parts() -> dict[str, Any]:
 
 
 def loss_of(parts: dict[str, Any], log_probs: Any, fresh: bool = False, **settings: Any) -> tuple[jax.Array, Any]:
-    config = LLMConfig(group_size=SIZE, **settings)
+    config = LearnerConfig(group_size=SIZE, **settings)
     arrays = {key: jnp.asarray(parts[key]) for key in ("mask", "rewards", "behaviour", "reference")}
     if not config.kl_coef:
         arrays["reference"] = None
@@ -213,7 +213,7 @@ def test_how_many_completions_share_a_prompt() -> None:
     """Long prompts are shared by the whole group, where attention needs no more memory; long completions by none."""
 
     def share(prompt: int, completion: int, rows: int = 32, devices: int = 1) -> int:
-        config = LLMConfig(group_size=8, max_new_tokens=completion)
+        config = LearnerConfig(group_size=8, max_new_tokens=completion)
         return learner.completions_per_prompt(config, prompt, rows, devices)
 
     assert (share(500, 50), share(72, 28), share(100, 500)) == (8, 4, 1)
@@ -225,9 +225,9 @@ def test_how_many_completions_share_a_prompt() -> None:
 PROMPTS = ["The import statement", "A class", "When a function is"]
 
 
-def make(path: Path, **settings: Any) -> Learner:
-    folder = llm.read_folder(str(path), settings.get("dtype", "float32"))
-    config = LLMConfig(**{"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 8, **settings})
+def make(path: Path, dtype: str = "float32", **settings: Any) -> Learner:
+    folder = llm.read_folder(str(path), dtype)
+    config = LearnerConfig(**{"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 8, **settings})
     return Learner(config, folder, llm.load_tokenizer(folder), prompt_length=16)
 
 
@@ -347,7 +347,7 @@ def test_sampling_sees_the_updates_and_greedy_completions_are_one(model_folder: 
 
 def test_nothing_is_compiled_after_the_second_step(model_folder: Path) -> None:
     """With a second batch kept, evaluation, and prompts and completions of other lengths."""
-    subject = make(model_folder, replay_batches=2, num_iterations=2, learning_rate=1e-3)
+    subject = make(model_folder, num_iterations=2, learning_rate=1e-3)
     kept: list[Batch] = []
     compiled: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
