@@ -28,9 +28,14 @@ def over_environments(devices: Sequence[Any] | None = None) -> Iterator[Mesh]:
     `num_envs` should be a multiple of the number of devices. It sets a mesh with the single axis `AXIS`, as
     `jax.set_mesh` does; any other mesh that has this axis works as well.
     """
-    mesh = Mesh(np.array(jax.devices() if devices is None else devices), (AXIS,), axis_types=(AxisType.Auto,))
+    mesh = environment_mesh(jax.devices() if devices is None else devices)
     with jax.set_mesh(mesh):
         yield mesh
+
+
+def environment_mesh(devices: Sequence[Any]) -> Mesh:
+    """A mesh of devices with the single axis `AXIS`."""
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def environments_are_sharded() -> bool:

@@ -1,6 +1,6 @@
-"""The base class of algorithms that learn from groups of complete episodes: EpisodicHAEPO, GRPO and DPO.
+"""The base class of algorithms that learn from groups of complete episodes: EpisodicHAEPO, GRPO, DPO and Supervised.
 
-They use the same batches and differ only in `loss`.
+They use the same batches and differ in `loss`. DPO sets its own reference policy, Supervised its own actions.
 """
 
 from __future__ import annotations

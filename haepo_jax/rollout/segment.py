@@ -62,7 +62,17 @@ class Segment:
 
 
 def start_environments(env: Any, initial_carry: Any, reset_key: jax.Array, num_envs: int) -> RolloutState:
-    """Resets the environments for their first episode; pass the same `reset_key` to every `collect_segment`."""
+    """Resets `num_envs` environments for their first episode; pass the same `reset_key` to every `collect_segment`.
+
+    Args:
+      env: an `Environment`.
+      initial_carry: the policy carry of one environment at the start of an episode.
+      reset_key: key of the initial states.
+      num_envs: B.
+
+    Returns:
+      The state of the rollout, whose arrays have a leading axis of B.
+    """
     state, observation = _draw_starts(env, reset_key, jnp.zeros(num_envs, jnp.int32))
     spare = _draw_starts(env, reset_key, jnp.ones(num_envs, jnp.int32))
     carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *jnp.shape(x))), initial_carry)
@@ -92,6 +102,10 @@ def collect_segment(
       reset_key: key of the initial states.
       step_keys: (B,), for actions and transitions; new for every segment.
       num_steps: T.
+
+    Returns:
+      The segment, with leading axes (T, B), and the state that the next one starts from. Every step is valid
+      but those with a reward or a next observation that is not finite.
     """
     chex.assert_shape([state.is_first, step_keys], state.episodes.shape)
     one_step = jax.vmap(lambda *args: step_environment(env, act, *args))

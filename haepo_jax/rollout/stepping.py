@@ -24,9 +24,9 @@ class Trajectory:
 
     Attributes:
       observation: the observation before the action, in the environment's dtype.
-      action: in policy units, shaped like the action space.
-      reward: float32.
-      mask: true for valid steps, up to and including the last of an episode; all other arrays are 0 where it is false.
+      action: in policy units: int32 for discrete actions, (..., d) for a box of d numbers, whatever its shape.
+      reward: float32, 0 where `mask` is false.
+      mask: true for valid steps. Of complete episodes these end with the last step, after which all arrays are 0.
       action_mask: valid actions (see `Environment`), or None if the environment has no action mask.
       extras: the extras that the policy returned with the action.
     """

@@ -14,7 +14,7 @@ from haepo_jax.envs import make_env
 from haepo_jax.envs.objects import PlainEnvironment
 from haepo_jax.losses.weights import Auto
 from haepo_jax.networks import LinenPolicy, NNXPolicy
-from haepo_jax.runner.config import AlgoConfig, OwnConfig, RunConfig
+from haepo_jax.runner.config import AlgoConfig, CustomConfig, RunConfig
 from haepo_jax.runner.config.values import from_dict
 
 
@@ -42,7 +42,7 @@ def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
         # The environment has no such name, or its structure is not that of the named one; a schedule is a function.
         except (ValueError, TypeError, ImportError):
             pass
-    config = OwnConfig(
+    config = CustomConfig(
         env=env, algo=AlgoConfig(name or type(algo).__name__, numbers), env_kwargs={}, objects=objects, **common
     )
     config.check()

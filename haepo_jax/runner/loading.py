@@ -16,7 +16,7 @@ from haepo_jax.algorithms.state import InitialPolicy, TrainState
 from haepo_jax.messages import short
 from haepo_jax.rollout import to_env_action
 from haepo_jax.runner.checkpoints import CheckpointError, Checkpoints
-from haepo_jax.runner.config import ConfigError, OwnConfig, RunConfig
+from haepo_jax.runner.config import ConfigError, CustomConfig, RunConfig
 from haepo_jax.runner.devices import describe_device
 from haepo_jax.runner.errors import warn
 from haepo_jax.runner.program import build
@@ -150,7 +150,7 @@ def start_of(config: RunConfig, algorithm: Algorithm, policy: TrainedPolicy | No
         return None
     try:
         if policy is None:
-            custom = isinstance(RunDir(Path(config.init_from)).read_config(own=True), OwnConfig)
+            custom = isinstance(RunDir(Path(config.init_from)).read_config(custom=True), CustomConfig)
             trained, _, states = load_run(RunDir(Path(config.init_from)), "last", algorithm if custom else None)
             policy = TrainedPolicy(trained, jax.tree.map(lambda x: x[0], states))
         jax.eval_shape(algorithm.init, jax.random.key(0), policy.start)
@@ -167,7 +167,7 @@ def load_run(
     if checkpoint not in CHECKPOINTS:
         raise ConfigError(f"checkpoint={checkpoint!r} must be one of {', '.join(CHECKPOINTS)}")
     describe_device()  # raises where there is none
-    config = directory.read_config(own=algorithm is not None)
+    config = directory.read_config(custom=algorithm is not None)
     if algorithm is not None and not isinstance(algorithm, Algorithm):
         raise ConfigError(f"algorithm={short(algorithm)} is not an algorithm, such as hx.HAEPO('CartPole-v1')")
     checkpoints = Checkpoints(directory.checkpoints)

@@ -50,7 +50,7 @@ def read_curve(directory: RunDir, label: str | None = None) -> Curve:
     if not rows:
         raise ConfigError(f"run_dir={str(directory.path)!r} has no rows in its metrics yet")
     if label is None:
-        config = directory.read_config(own=True)
+        config = directory.read_config(custom=True)
         label = f"{config.algo.name} on {config.env} ({directory.path.name})"
     evaluated = "eval_return" in rows[0]
     try:

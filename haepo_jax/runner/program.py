@@ -50,8 +50,7 @@ def mesh_of(config: RunConfig, algorithm: Algorithm) -> Mesh | None:
         fields.check_divides("algo.num_envs", algorithm.num_envs, "the number of devices", jax.local_device_count())
     except fields.HyperparameterError as error:
         raise ConfigError(f"shard=environments: {error}") from None
-    with sharding.over_environments(jax.local_devices()) as mesh:
-        return mesh
+    return sharding.environment_mesh(jax.local_devices())
 
 
 @dataclasses.dataclass(frozen=True)

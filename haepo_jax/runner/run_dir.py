@@ -17,7 +17,7 @@ import yaml
 
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.config import ConfigError, RunConfig
-from haepo_jax.runner.config.values import from_dict, own_from_dict
+from haepo_jax.runner.config.values import custom_from_dict, from_dict
 
 LOCK = ".lock"
 
@@ -42,16 +42,16 @@ class RunDir:
         """Whether a run has left something here."""
         return any(file.exists() for file in (self.config, self.metrics, self.summary))
 
-    def read_config(self, *, own: bool = False) -> RunConfig:
-        """The settings of the run; raises ConfigError, also for those of custom objects, unless `own`:
+    def read_config(self, *, custom: bool = False) -> RunConfig:
+        """The settings of the run; raises ConfigError, also for those of custom objects, unless `custom`:
         nothing can be built from them."""
         values = self.read_settings()
-        if "objects" in values and not own:
+        if "objects" in values and not custom:
             raise ConfigError(
                 f"run_dir={short(str(self.path))} is a run of custom objects ({short(values['objects'], 200)}): load it "
                 "in Python with hx.load(run_dir, algorithm=...), resume it with hx.train(..., resume=True)"
             )
-        return own_from_dict(values) if "objects" in values else from_dict(values, RunConfig)
+        return custom_from_dict(values) if "objects" in values else from_dict(values, RunConfig)
 
     def read_settings(self) -> dict[str, Any]:
         """The settings as they stand in the file, not checked; raises ConfigError."""

@@ -98,6 +98,9 @@ def train(
     returns are logged with all others. A run of named parts alone, such as this one, is one of the command line's: `run_dir`
     can be evaluated, rendered and resumed there.
 
+    Training runs in a thread of its own, which keeps Ctrl-C prompt. jax's context managers, such as `jax.debug_nans(True)`,
+    do not reach it; `jax.config.update` does.
+
     Args:
       algo: for instance `hx.HAEPO("CartPole-v1", total_steps=50_000)`; all seeds train in one compiled call.
       seeds: how many, from 0; or their numbers, such as `[3, 5, 8]`. The random numbers of a seed do not

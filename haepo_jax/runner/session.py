@@ -12,7 +12,7 @@ from typing import Any
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.state import TrainState
 from haepo_jax.runner.checkpoints import Checkpoint, Checkpoints, Saver
-from haepo_jax.runner.config import OwnConfig, RunConfig
+from haepo_jax.runner.config import CustomConfig, RunConfig
 from haepo_jax.runner.errors import Diverged, Interrupted, disk_errors
 from haepo_jax.runner.loading import TrainedPolicy, start_of
 from haepo_jax.runner.loggers import loggers_of
@@ -110,7 +110,7 @@ def newest_checkpoint(config: RunConfig, directory: RunDir) -> tuple[Checkpoint 
       ConfigError: the settings differ from the run's.
       CheckpointError: there are checkpoints and none is intact.
     """
-    saved = directory.read_config(own=isinstance(config, OwnConfig))
+    saved = directory.read_config(custom=isinstance(config, CustomConfig))
     allowed(flat(saved), flat(config), directory)
     newest = Checkpoints(directory.checkpoints).newest()
     ended = newest is not None and saved.total_steps == config.total_steps and directory.summary.exists()

@@ -137,7 +137,7 @@ def test_seeds_by_number(tmp_path: Path) -> None:
     for lane, seed in enumerate(listed.seeds):
         alone = hx.train(Counting(total_steps=50), seeds=[seed], progress=False)
         assert alone.metrics["env_steps"][0].max() == listed.metrics["env_steps"][lane].max()
-    config = RunDir(tmp_path / "run").read_config(own=True)
+    config = RunDir(tmp_path / "run").read_config(custom=True)
     assert (config.seed, config.num_seeds, config.seed_numbers) == (3, 3, [3, 5, 8])
     again = hx.train(Counting(total_steps=50), seeds=[3, 5, 8], run_dir=tmp_path / "run", resume=True)
     assert same(again.state, listed.state)
@@ -253,7 +253,9 @@ def test_a_resumed_run_keeps_its_schedule(tmp_path: Path) -> None:
     small: dict[str, Any] = {"total_steps": 64, "eval_episodes": 0, "hidden_sizes": (4,), "num_epochs": 1}
     cosine, exponential = optax.cosine_decay_schedule(1e-3, 1), optax.exponential_decay(1e-3, 1, 0.1)
     hx.train(hx.PPO("CartPole-v1", learning_rate=cosine, **small), run_dir=tmp_path / "run", progress=False)
-    with pytest.raises(ConfigError, match="objects.learning_rate=.*schedule.exponential.*, but the run in .*schedule.cosine"):
+    with pytest.raises(
+        ConfigError, match="objects.learning_rate=.*schedule.exponential.*, but the run in .*schedule.cosine"
+    ):
         changed = hx.PPO("CartPole-v1", learning_rate=exponential, **small)
         hx.train(changed, run_dir=tmp_path / "run", resume=True, progress=False)
 
@@ -352,7 +354,7 @@ def test_own_objects_are_logged_described_and_resumed(
     assert [*(step for step in steps[0] if step < start), *steps[1]] == [event.step for event in events[2:]]
 
     # What they are is said; that nothing here can build them, too.
-    config = RunDir(tmp_path / "whole").read_config(own=True)
+    config = RunDir(tmp_path / "whole").read_config(custom=True)
     assert config.algo.name == "Shifted" and config.algo.hyperparameters["shift"] == 1.5 and config.env == "toy/drift"
     assert config.to_dict()["objects"] == {"algorithm": f"{__name__}.Shifted", "env": "tests.toy_envs.Drift"}
     capsys.readouterr()
@@ -399,7 +401,7 @@ def test_own_everything_as_the_site_shows_it(tmp_path: Path, monkeypatch: pytest
     assert result.summary["ended_early"] and result.metrics["eval_return"][:, -1].mean() > 0.95
     assert (result.metrics["eval_return"][:, :-1].mean(axis=0) <= 0.95).all()
     assert (result.metrics["weight_norm"] > 0).all()
-    saved = RunDir(Path("runs/own")).read_config(own=True).to_dict()["objects"]
+    saved = RunDir(Path("runs/own")).read_config(custom=True).to_dict()["objects"]
     assert {name: kind.rpartition(".")[2] for name, kind in saved.items()} == {
         "algorithm": "Mine", "env": "Recall", "policy": "Cell"
     }  # fmt: skip

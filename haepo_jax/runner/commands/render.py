@@ -63,12 +63,13 @@ def main(argv: list[str]) -> int:
     from haepo_jax.runner.rendering.drawing import drawing_of
 
     # Checked before the policy is loaded, which takes longer.
-    drawing = drawing_of(build(run).env)
+    algorithm = build(run)
+    drawing = drawing_of(algorithm.env)
     if drawing is None:
         raise ConfigError(f"{run.env} cannot be rendered (--help lists the tasks that can)")
     out = output_file(config.out or str(directory.path / "episode.gif"), ".gif")
 
-    _, policy = load(directory.path, seed=config.seed, checkpoint=config.checkpoint)
+    _, policy = load(directory.path, seed=config.seed, checkpoint=config.checkpoint, algorithm=algorithm)
     moments, rewards, ended = film.record(
         policy, config.episode, drawing.seen, greedy=config.greedy, max_steps=config.max_steps
     )

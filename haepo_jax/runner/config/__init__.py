@@ -115,7 +115,7 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OwnConfig(RunConfig):
+class CustomConfig(RunConfig):
     """The settings of a run of custom objects, which only the user's program can build; they are recorded by name.
 
     Attributes:

@@ -16,7 +16,7 @@ from haepo_jax.runner.config import (
     DEFAULT_ALGORITHM,
     AlgoConfig,
     ConfigError,
-    OwnConfig,
+    CustomConfig,
     RunConfig,
     algorithm_class,
     hyperparameter_fields,
@@ -45,8 +45,8 @@ def from_dict(values: Mapping[str, Any], schema: type[Settings]) -> Settings:
     return settings
 
 
-def own_from_dict(values: Mapping[str, Any]) -> OwnConfig:
-    """What `OwnConfig.to_dict` gave; the settings of the algorithm and the environment are taken as they are. Raises
+def custom_from_dict(values: Mapping[str, Any]) -> CustomConfig:
+    """What `CustomConfig.to_dict` gave; the settings of the algorithm and the environment are taken as they are. Raises
     ConfigError."""
     algo, objects = values.get("algo"), values.get("objects")
     if not isinstance(algo, Mapping) or not isinstance(algo.get("name"), str) or not isinstance(objects, Mapping):
@@ -54,7 +54,7 @@ def own_from_dict(values: Mapping[str, Any]) -> OwnConfig:
     rest = {key: value for key, value in values.items() if key not in ("algo", "objects")}
     checked = _checked(rest, {f.name: f for f in dataclasses.fields(RunConfig) if f.name != "algo"})
     hyperparameters = {key: value for key, value in algo.items() if key != "name"}
-    return OwnConfig(algo=AlgoConfig(algo["name"], hyperparameters), objects=dict(objects), **checked)
+    return CustomConfig(algo=AlgoConfig(algo["name"], hyperparameters), objects=dict(objects), **checked)
 
 
 def _checked(values: Mapping[str, Any], fields: Mapping[str, Any], algo: str | None = None) -> dict[str, Any]:
