@@ -132,8 +132,11 @@ METHODS: dict[str, Method] = {
     ),
     "haepo_paper": Method(
         "haepo_paper",
-        {"algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.kl_coef": KL, **GROUPS},
-        "tab:brown",
+        {
+            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.kl_coef": KL,
+            "algo.temperature": "tag(log,interval(0.1,10))", **GROUPS,
+        },
+        "tab:brown", finalists={"former default": {**FORMER, "kl_coef": (3.0, 0.1)}},
     ),
 }  # fmt: skip
 
@@ -230,16 +233,19 @@ DEEP_SEA: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo": ("dpo", {}),
     "haepo_episodic": ("haepo_episodic", {}),
     "haepo_paper": ("haepo_paper", {}),
+    "haepo_paper, no entropy bonus": ("haepo_paper", {"entropy_coef": 0.0}),
+    "haepo_episodic, entropy bonus 0.3": ("haepo_episodic", {"entropy_coef": 0.3}),
+    "grpo, entropy bonus 0.3": ("grpo", {"entropy_coef": 0.3}),
+    "dpo, entropy bonus 0.3": ("dpo", {"entropy_coef": 0.3}),
 }
 """Who looks for the deep sea's treasure: the algorithm, and what is changed in its defaults."""
 
-HELD_OUT = {
-    "Reacher-misc": 60_000, "PointRobot-misc": 60_000, "UmbrellaChain-bsuite": 60_000,
-    "DiscountingChain-bsuite": 60_000, "Swimmer-misc": 100_000, "SpaceInvaders-MinAtar": 150_000,
-    "Asterix-MinAtar": 150_000, "Freeway-MinAtar": 150_000,
+HELD_OUT: dict[str, tuple[int, int]] = {
+    "Reacher-misc": (60_000, 10), "PointRobot-misc": (60_000, 10), "UmbrellaChain-bsuite": (60_000, 10),
+    "DiscountingChain-bsuite": (60_000, 10), "Swimmer-misc": (100_000, 10), "SpaceInvaders-MinAtar": (150_000, 5),
+    "Asterix-MinAtar": (150_000, 5), "Freeway-MinAtar": (150_000, 5),
 }  # fmt: skip
-"""Tasks that no method was run on before this list was written, and their steps."""
-HELD_OUT_SEEDS = range(10)
+"""Tasks that no method was run on before this list was written: steps and seeds."""
 HELD_OUT_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_default": ("haepo", {}),
     "ppo_default": ("ppo", {}),

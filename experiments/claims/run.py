@@ -235,9 +235,9 @@ def choose(task_name: str, method: str) -> dict[str, Any]:
 def held_out(env: str, name: str) -> dict[str, Any]:
     """One setting of a method on a task that none was chosen on."""
     algo, changes = catalogue.HELD_OUT_METHODS[name]
-    task = Task(env, catalogue.HELD_OUT[env], 0, 0, 1)
-    trained = _train(task, algo, changes, catalogue.HELD_OUT_SEEDS)
-    return {"method": name, "algo": algo, "hyperparameters": changes, "total_steps": task.total_steps, **trained}
+    total_steps, seeds = catalogue.HELD_OUT[env]
+    trained = _train(Task(env, total_steps, 0, 0, 1), algo, changes, range(seeds))
+    return {"method": name, "algo": algo, "hyperparameters": changes, "total_steps": total_steps, **trained}
 
 
 def _score(task: Task, returns: Any) -> Any:
