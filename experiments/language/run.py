@@ -3,10 +3,10 @@
     python experiments/language/run.py
 
 A small transformer learns from demonstrations until it adds 40% of the held-out pairs of numbers. From there
-HAEPO, its form on complete episodes, its literal form, PPO, GRPO and DPO go on with the same budget of tokens, on
-prompts that are never the held-out ones. Each tries the same five learning rates, on a seed that is not used again, and
-then trains five seeds at the best. What was done before is not done again. Results: experiments/language/results.json
-and curves.png.
+HAEPO, its form on complete episodes, its literal form, PPO with and without replay, GRPO and DPO go on with the same
+budget of tokens, on prompts that are never the held-out ones. Each tries the same five learning rates and uses every
+completion 4 or 16 times, on a seed that is not used again, and then trains five seeds at the best. What was done before
+is not done again. Results: experiments/language/results.json and curves.png.
 """
 
 from __future__ import annotations
@@ -40,15 +40,18 @@ DOCUMENT = Path(__file__).parent / "README.md"
 FIGURE = DOCUMENT.parent / "curves.png"
 SEEDS = 5
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+USES = (4, 16)
+"""How often each completion is used: epochs, or epochs times the batches of a replay buffer."""
 TOKENS = 100_000
 """Of each run, prompts included; about 12,000 completions."""
 POINTS = 10
 HELD_OUT_PROMPTS = 512
 
 NETWORK: dict[str, Any] = {"network": "transformer", "hidden_sizes": (48, 48), "eval_episodes": 0}
-SHARED: dict[str, Any] = {**NETWORK, "total_steps": TOKENS, "num_envs": 64, "num_epochs": 4, "entropy_coef": 0.0}
-GROUPS: dict[str, Any] = {**SHARED, "num_minibatches": 2}
-EPISODIC: dict[str, Any] = {**GROUPS, "temperature": 1.0, "kl_coef": (3.0, 0.1)}
+SHARED: dict[str, Any] = {**NETWORK, "total_steps": TOKENS, "num_envs": 64, "num_minibatches": 2, "entropy_coef": 0.0}
+SEGMENTS: dict[str, Any] = {**SHARED, "num_steps": 16, "discount": 1.0}
+PPO: dict[str, Any] = {**SEGMENTS, "gae_lambda": 0.95, "clip_eps": 0.2}
+EPISODIC: dict[str, Any] = {**SHARED, "temperature": 1.0, "kl_coef": (3.0, 0.1)}
 
 
 def addition(held_out: bool) -> TokenTask:
@@ -68,12 +71,13 @@ def addition(held_out: bool) -> TokenTask:
 
 TASK, HELD_OUT = addition(held_out=False), addition(held_out=True)
 ALGORITHMS: dict[str, Any] = {
-    "haepo": hx.HAEPO(TASK, num_steps=16, num_minibatches=2, group_size=8, replay_batches=4, discount=1.0, **SHARED),
+    "haepo": hx.HAEPO(TASK, group_size=8, replay_batches=4, **SEGMENTS),
     "haepo_episodic": hx.EpisodicHAEPO(TASK, **EPISODIC),
     "haepo_paper": hx.EpisodicHAEPO(TASK, credit="trajectory", score="likelihood", **EPISODIC),
-    "grpo": hx.GRPO(TASK, kl_coef=0.04, **GROUPS),
-    "dpo": hx.DPO(TASK, beta=0.1, **GROUPS),
-    "ppo": hx.PPO(TASK, num_steps=16, num_minibatches=2, discount=1.0, gae_lambda=0.95, clip_eps=0.2, **SHARED),
+    "grpo": hx.GRPO(TASK, kl_coef=0.04, **SHARED),
+    "dpo": hx.DPO(TASK, beta=0.1, **SHARED),
+    "ppo": hx.PPO(TASK, **PPO),
+    "ppo_replay": hx.PPO(TASK, replay_batches=4, **PPO),
 }
 
 
@@ -126,8 +130,8 @@ def table(results: dict[str, Any]) -> str:
     for name, found in sorted(results["runs"].items(), key=lambda run: -np.mean(run[1]["final"])):
         low, high = found["interval"]
         solved = f"{np.mean(found['final']):.3f} ({low:.3f} to {high:.3f})"
-        rows.append([name, f"{found['learning_rate']:g}", solved, f"{min(found['final']):.3f}"])
-    return markdown(["", "learning rate", "solved", "worst"], rows)
+        rows.append([name, str(found["uses"]), f"{found['learning_rate']:g}", solved, f"{min(found['final']):.3f}"])
+    return markdown(["", "uses", "learning rate", "solved", "worst"], rows)
 
 
 def figure(results: dict[str, Any]) -> None:
@@ -141,7 +145,7 @@ def figure(results: dict[str, Any]) -> None:
     first = results["supervised"]["solved"]
     for name, found in results["runs"].items():
         values = np.array([[first, *curve] for curve in found["curves"]])
-        (line,) = axes.plot(tokens, values.mean(0), label=f"{name}, learning rate {found['learning_rate']:g}")
+        (line,) = axes.plot(tokens, values.mean(0), label=f"{name}, {found['uses']} uses")
         band = np.array([bootstrap_interval(column) for column in values.T])
         axes.fill_between(tokens, band[:, 0], band[:, 1], color=line.get_color(), alpha=0.15, linewidth=0)
     axes.axhline(first, color="grey", linewidth=1, linestyle=":")
@@ -161,14 +165,23 @@ def main() -> None:
         start, results["supervised"] = supervised()
     for name in missing:
         begin = time.perf_counter()
-        curves = run(ALGORITHMS[name], start)
-        tried = curves(RATES, jax.vmap(jax.random.key)(jnp.full(len(RATES), 100)))
+        algorithm = ALGORITHMS[name]
+        batches = getattr(algorithm, "replay_batches", 1)
+        curves = {uses: run(algorithm.replace(num_epochs=uses // batches), start) for uses in USES}
+        keys = jax.vmap(jax.random.key)(jnp.full(len(RATES), 100))
+        tried = np.stack([curves[uses](RATES, keys) for uses in USES])
         # The best over the second half of the run: its last point alone would be decided by chance.
-        rate = RATES[int(np.argmax(tried[:, POINTS // 2 :].mean(1)))]
-        found = curves(np.full(SEEDS, rate), jax.vmap(jax.random.key)(jnp.arange(SEEDS)))
+        row, column = np.unravel_index(np.argmax(tried[..., POINTS // 2 :].mean(-1)), tried.shape[:2])
+        uses, rate = USES[row], RATES[column]
+        found = curves[uses](np.full(SEEDS, rate), jax.vmap(jax.random.key)(jnp.arange(SEEDS)))
         results["runs"][name] = {
             "learning_rate": rate,
-            "tried": dict(zip(map(str, RATES), tried.tolist(), strict=True)),
+            "uses": uses,
+            "tried": {
+                f"{uses} uses, {rate:g}": curve.tolist()
+                for uses, group in zip(USES, tried, strict=True)
+                for rate, curve in zip(RATES, group, strict=True)
+            },
             "curves": found.tolist(),
             "final": found[:, -1].tolist(),
             "interval": [float(x) for x in bootstrap_interval(found[:, -1])],
@@ -177,7 +190,7 @@ def main() -> None:
         write_atomically(RESULTS, json.dumps(results, separators=(",", ":")) + "\n")
         final = results["runs"][name]
         print(
-            f"{name:12} learning rate {rate:g}: {found[:, -1].mean():.3f}, seeds",
+            f"{name:12} {uses} uses, learning rate {rate:g}: {found[:, -1].mean():.3f}, seeds",
             *(f"{x:.3f}" for x in final["final"]), f"in {final['seconds']:.0f} s", flush=True,
         )  # fmt: skip
     figure(results)
