@@ -235,7 +235,7 @@ class Algorithm(abc.ABC):
     # Initialisation.
 
     def init(self, key: jax.Array, start: InitialPolicy | None = None) -> TrainState:
-        """A new train state from a typed PRNG key (`jax.random.key(seed)`).
+        """A new train state from a PRNG key, `jax.random.key(seed)`.
 
         `start` initialises the policy and a fixed reference policy, for example `algo.init(key, policy.start)` with a
         policy from `haepo_jax.load`. A value function is always initialised randomly.
@@ -244,6 +244,8 @@ class Algorithm(abc.ABC):
           ValueError: `start` has different network shapes, or only one of the two normalises observations.
         """
         check_environment(self.env)
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # of `jax.random.PRNGKey`
+            key = jax.random.wrap_key_data(key)
         params_key, run_key = jax.random.split(key)
         observation = self.example_observation()
         params = self.init_params(params_key, observation)

@@ -45,12 +45,13 @@ def train(self: Algorithm, key: jax.Array, start: InitialPolicy | None = None) -
     return state, metrics
 
 
-def advance(self: Algorithm, state: TrainState, until: StepCount) -> tuple[TrainState, Metrics]:
-    """Updates until `until` environment steps are done or the run diverges.
+def advance(self: Algorithm, state: TrainState, until: StepCount | int) -> tuple[TrainState, Metrics]:
+    """Updates until `until` environment steps are done, a number or a traced `StepCount`, or the run diverges.
 
     Returns:
       The next state, and the metrics of the last update, 0 if there was none.
     """
+    until = StepCount.of(until) if isinstance(until, int) else until
 
     def unfinished(state: TrainState) -> jax.Array:
         return (state.env_steps < until) & ~state.status.diverged

@@ -84,7 +84,10 @@ class InitialPolicy(NamedTuple):
     normalizer: RunningStatistics | None
 
 
-COUNTERS = frozenset({"update", "env_steps", "eval_return", "eval_return_greedy", "eval_length"})
+COUNTERS = frozenset({
+    "update", "env_steps", "eval_return", "eval_return_greedy", "eval_length", "row", "seeds", "wall_seconds",
+    "env_steps_per_second", "skipped_updates",
+})  # fmt: skip
 """What a run adds to the metrics of an update."""
 
 

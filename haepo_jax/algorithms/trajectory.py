@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haepo_jax.algorithms.base import Algorithm
-from haepo_jax.algorithms.fields import COUNT, HyperparameterError, check_divides, static
+from haepo_jax.algorithms.fields import COUNT, HyperparameterError, Range, check_divides, static
 from haepo_jax.algorithms.learning import next_state, run_epochs, update_metrics
 from haepo_jax.algorithms.state import Metrics, TrainState
 from haepo_jax.distributions import Distribution
@@ -55,7 +55,7 @@ class EpisodeBatch:
 class TrajectoryAlgorithm(Algorithm):
     """Base class of algorithms that learn from groups of complete episodes; subclasses define `loss`."""
 
-    group_size: int = static(8, int, "episodes per group", within=COUNT)
+    group_size: int = static(8, int, "episodes per group", within=Range(2, COUNT.high))
     shared_start: bool = static(True, bool, "start the episodes of a group in the same state")
 
     def check(self) -> None:

@@ -75,8 +75,11 @@ def static_field(**kwargs: Any) -> Any:
 
 
 def has_action_mask(env: Environment) -> bool:
-    """Whether the environment provides a mask of valid actions."""
-    return callable(getattr(env, "action_mask", None))
+    """Whether the environment provides a mask of valid actions. Raises TypeError for one that is no method."""
+    mask = getattr(env, "action_mask", None)
+    if mask is not None and not callable(mask):
+        raise TypeError(f"{env.name}: action_mask must be a method, action_mask(state)")
+    return mask is not None
 
 
 def check_environment(env: Environment) -> None:

@@ -44,7 +44,7 @@ def check_type(what: str, value: Any, default: Any) -> None:
         if fits and abs(int(value)) >= 2**31:
             raise ValueError(f"{what} does not fit in 32 bits, got {short(value)}")
     elif isinstance(default, Real):
-        expected, fits = "a number", isinstance(value, Real) and not isinstance(value, bool)
+        expected, fits = "a number", isinstance(value, Real) and not isinstance(value, bool) and value == value
         if fits and LARGEST < abs(value) < math.inf:
             raise ValueError(f"{what} does not fit in 32 bits, got {short(value)}")
     elif isinstance(default, str):

@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.rollout.stepping import Act, Trajectory, step_environment
+from haepo_jax.rollout.stepping import Act, Trajectory, finite_observations, step_environment
 from haepo_jax.sharding import shard_environments
 from haepo_jax.unbatched import any_in_batch
 
@@ -37,7 +37,8 @@ def collect_episodes(
 
     Returns:
       The steps (T, B) or None; returns (B,) float32; lengths (B,) int32. T is the smaller of env.horizon and max_steps;
-      episodes still running after T steps are cut off.
+      episodes still running after T steps are cut off. The return of an episode with an observation that is not finite is
+      NaN: an action that follows from it means nothing.
     """
     chex.assert_equal_shape([reset_keys, step_keys])
     horizon = min(int(env.horizon), 2**31 - 1 if max_steps is None else max_steps)
@@ -53,6 +54,7 @@ def collect_episodes(
         buffers = jax.tree.map(
             lambda buffer, x: buffer.at[loop.time].set(x), loop.buffers, stepped.transition if record else None
         )
+        reward = jnp.where(finite_observations(stepped.transition.observation, 1), stepped.transition.reward, jnp.nan)
         return _Loop(
             time=loop.time + 1,
             state=stepped.state,
@@ -60,7 +62,7 @@ def collect_episodes(
             carry=stepped.carry,
             alive=loop.alive & ~stepped.done,
             buffers=buffers,
-            returns=loop.returns + stepped.transition.reward,
+            returns=loop.returns + reward,
             lengths=loop.lengths + loop.alive.astype(jnp.int32),
         )
 

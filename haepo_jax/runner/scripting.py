@@ -25,7 +25,7 @@ from haepo_jax.runner.describe import describe
 from haepo_jax.runner.errors import Interrupted, warn
 from haepo_jax.runner.loading import TrainedPolicy, load_run, seed_index
 from haepo_jax.runner.loop import run
-from haepo_jax.runner.observers import Observer, Row
+from haepo_jax.runner.observers import Observer, Row, divergence_text
 from haepo_jax.runner.progress import Progress
 from haepo_jax.runner.session import ended_text, run_in_directory
 
@@ -123,6 +123,8 @@ def train(
     """
     if not isinstance(algo, Algorithm):
         raise ConfigError(f"train takes an algorithm, such as hx.HAEPO('CartPole-v1'), not {short(algo)}")
+    if not isinstance(callbacks, Sequence):
+        raise ConfigError(f"callbacks={short(callbacks)} must be a list, such as [callback]")
     numbers = _seeds(seeds)
     start = settings.get("init_from")
     if isinstance(start, TrainedPolicy):
@@ -211,6 +213,10 @@ class _Warnings(Observer):
 
     def on_warning(self, text: str) -> None:
         warnings.warn(text, stacklevel=2)
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        if len(summary["diverged"]) == len(summary["seeds"]):  # of others the run has warned
+            self.on_warning(f"{divergence_text(summary['diverged'][0])}; it stayed as it was before")
 
 
 class _Rows(Observer):

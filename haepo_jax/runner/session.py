@@ -28,10 +28,10 @@ from haepo_jax.runner.signals import StopSignals
 def train_and_report(config: RunConfig) -> None:
     """Trains as a command line does. Raises Diverged where every seed diverged; otherwise as `run_in_directory` does."""
     directory, summary, state = run_in_directory(config)
+    if len(summary.get("diverged", [])) == config.num_seeds:  # a run that had ended before, too
+        raise Diverged(_divergence(summary, directory))
     if state is None:
         print(ended_text(directory, summary))
-    elif len(summary["diverged"]) == config.num_seeds:
-        raise Diverged(_divergence(summary, directory))
 
 
 def dry_run(config: RunConfig, directory: RunDir | None) -> None:

@@ -44,6 +44,7 @@ DECLARED = {cls.__name__: cls for cls in map(declared.declaration, declared.ALGO
             "num_envs=30 is not a multiple of group_size=8; the nearest that are: 24 or 32",
         ),
         ("HAEPO", {"group_size": 1}, r"group_size=1 is out of range \[2, "),
+        ("GRPO", {"group_size": 1}, r"group_size=1 is out of range \[2, "),
         ("HAEPO", {"replay_batches": 0}, r"replay_batches=0 is out of range \[1, "),
         ("HAEPO", {"history_decay": 1.1}, r"history_decay=1.1 is out of range \[0, 1\]"),
         ("HAEPO", {"temperature": "auto"}, "temperature='auto' must be a number"),

@@ -309,6 +309,11 @@ def test_train_vmaps_over_hyperparameters_and_each_lane_meets_its_steps() -> Non
         np.testing.assert_allclose(metrics["loss"], history["loss"][0, lane, -1], rtol=1e-3, atol=1e-5)
 
 
+def test_a_key_of_the_old_kind_is_the_same_key() -> None:
+    algo = hx.PPO(BANDIT, num_steps=2, total_steps=8, **SMALL)
+    assert trees_equal(*(jax.jit(algo.init)(key) for key in (jax.random.PRNGKey(3), jax.random.key(3))))
+
+
 def test_advance_past_what_an_int32_holds() -> None:
     """A run of 2^40 steps, taken up half-way: schedules and counters go on; and a run that is done stays as it is."""
     algo = hx.PPO(BANDIT, num_steps=2, total_steps=2**40, learning_rate=0.01, **SMALL)
@@ -319,6 +324,7 @@ def test_advance_past_what_an_int32_holds() -> None:
     np.testing.assert_allclose(metrics["learning_rate"], 0.005, rtol=1e-5)
     same, metrics = advance(state, StepCount.of(2**39))
     assert trees_equal(same, state)
+    assert trees_equal(jax.jit(lambda state: algo.advance(state, 2**39 + 40))(state)[0], after), "a number will do"
     assert all(value == 0 for value in metrics.values()), "no update was made"
     shapes = jax.eval_shape(algo.replace(log_points=3).train, jax.random.key(0))
     assert shapes[1]["loss"].shape == (3,)

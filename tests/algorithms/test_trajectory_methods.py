@@ -109,6 +109,8 @@ def test_an_episode_that_is_not_finite_leaves_its_group(state: Any, sound: Traje
     assert expected.any() and (above & ~expected).any() and not expected.all()
     np.testing.assert_array_equal(invalid, expected)
     assert np.all(np.asarray(lengths)[expected] >= 2)
+    returns = jax.jit(lambda state: algo.evaluate(state, episodes=32)["return"])(state)
+    assert np.isnan(returns).any() and np.isfinite(returns).any(), "evaluation does not count it as any other"
     for leaf, before in zip(jax.tree.leaves(steps), jax.tree.leaves(sound), strict=True):
         flat, flat_before = (np.asarray(x).reshape(HORIZON, GROUPS * MEMBERS, -1) for x in (leaf, before))
         assert not flat[:, expected].any()

@@ -112,6 +112,7 @@ def step_with(**changes):
             r"the state\['left'\] is int32 \(\).* before a step and float32",
         ),
         (spoilt(action_mask=lambda state: jnp.ones(2, bool)), TypeError, r"action_mask must be bool \(3,\)"),
+        (spoilt(action_mask=jnp.ones(3, bool)), TypeError, r"action_mask must be a method, action_mask\(state\)"),
     ],
 )
 def test_objects_that_break_the_protocol(obj, error, message):

@@ -149,6 +149,8 @@ def test_a_run_whose_seeds_all_diverge_fails_in_one_line(
         and captured.err.count("\n") == 1
     )
     assert RunDir(tmp_path / "run").read_summary()["diverged"][0]["update"] == 4
+    assert train.main([f"run_dir={tmp_path}/run", "resume=auto"]) == 1, "it has ended, but not well"
+    assert capsys.readouterr().err == captured.err
 
 
 def test_no_evaluation_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,6 +208,14 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("counting")
+def test_without_a_display_a_warning_says_that_a_run_diverged() -> None:
+    with pytest.warns(
+        UserWarning, match="seed 0 diverged: not finite in update 4: the loss, the gradients; it stayed as"
+    ):
+        hx.train(Counting(total_steps=100, sick=(0,)), progress=False)
+
+
+@pytest.mark.usefixtures("counting")
 def test_the_table_has_a_row_for_each_seed_and_row(monkeypatch: pytest.MonkeyPatch) -> None:
     result = hx.train(Counting(total_steps=50), seeds=2, progress=False)
 
@@ -236,6 +244,7 @@ def test_the_table_has_a_row_for_each_seed_and_row(monkeypatch: pytest.MonkeyPat
         ({"resume": True}, "resume=True needs run_dir="),
         ({"resume": "yes"}, "resume='yes' must be one of false, true, auto"),
         ({"callbacks": [3]}, "callbacks: 3 is neither a function"),
+        ({"callbacks": print}, r"callbacks=<built-in function print> must be a list, such as \[callback\]"),
         ({"final_eval_episode": 3}, "train has no setting 'final_eval_episode'; did you mean 'final_eval_episodes'"),
         ({"num_seeds": 3}, "train has no setting 'num_seeds'; did you mean 'seeds'"),
         ({"keep_checkpoints": 0}, r"keep_checkpoints=0 is out of range"),

@@ -106,8 +106,8 @@ REFUSED = {
         "algo.normalize=None must be a string",
     ),
     "minibatches of two thousand million": (
-        ["algo=grpo", "algo.num_envs=2147483640", "algo.group_size=1", "algo.num_minibatches=7"],
-        "the nearest that do: 6 or 8",
+        ["algo=grpo", "algo.num_envs=2147483640", "algo.group_size=2", "algo.num_minibatches=7"],
+        "the nearest that do: 5 or 6",
     ),
     "unknown choice": (
         ["algo=haepo_episodic", "algo.credit=prefx"],
