@@ -241,9 +241,17 @@ class Algorithm(abc.ABC):
         policy from `haepo_jax.load`. A value function is always initialised randomly.
 
         Raises:
-          ValueError: `start` has different network shapes, or only one of the two normalises observations.
+          ValueError: `start` has different network shapes, or only one of the two normalises observations; or a
+            hyperparameter is an array of several numbers.
         """
         check_environment(self.env)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            # Not in the constructor, where arrays of values are what `jax.vmap` is given.
+            if field.metadata.get("kind") is float and getattr(value, "shape", ()):
+                raise HyperparameterError(
+                    f"{field.name} has the shape {value.shape}, not (): use jax.vmap for several values"
+                )
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # of `jax.random.PRNGKey`
             key = jax.random.wrap_key_data(key)
         params_key, run_key = jax.random.split(key)

@@ -309,6 +309,14 @@ def test_train_vmaps_over_hyperparameters_and_each_lane_meets_its_steps() -> Non
         np.testing.assert_allclose(metrics["loss"], history["loss"][0, lane, -1], rtol=1e-3, atol=1e-5)
 
 
+def test_several_values_without_vmap_are_one_line() -> None:
+    algo = hx.PPO(BANDIT, num_steps=2, total_steps=8, **SMALL).replace(learning_rate=jnp.array([1e-3, 1e-4]))
+    with pytest.raises(
+        ValueError, match=r"learning_rate has the shape \(2,\), not \(\): use jax.vmap for several values"
+    ):
+        algo.train(jax.random.key(0))
+
+
 def test_a_key_of_the_old_kind_is_the_same_key() -> None:
     algo = hx.PPO(BANDIT, num_steps=2, total_steps=8, **SMALL)
     assert trees_equal(*(jax.jit(algo.init)(key) for key in (jax.random.PRNGKey(3), jax.random.key(3))))
