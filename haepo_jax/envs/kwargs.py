@@ -44,7 +44,9 @@ def check_type(what: str, value: Any, default: Any) -> None:
         if fits and abs(int(value)) >= 2**31:
             raise ValueError(f"{what} does not fit in 32 bits, got {short(value)}")
     elif isinstance(default, Real):
-        expected, fits = "a number", isinstance(value, Real) and not isinstance(value, bool) and value == value
+        expected, fits = "a number", isinstance(value, Real) and not isinstance(value, bool)
+        if fits and math.isnan(value):
+            raise ValueError(f"{what} must be a number, got nan")
         if fits and LARGEST < abs(value) < math.inf:
             raise ValueError(f"{what} does not fit in 32 bits, got {short(value)}")
     elif isinstance(default, str):

@@ -185,7 +185,7 @@ def test_equal_arguments_compile_once():
         ("CartPole-v1", {"zzz": 1}, ValueError, "settings: max_steps_in_episode"),
         ("CartPole-v1", {"gravity": "strong"}, TypeError, "gravity must be a number, got 'strong'"),
         ("CartPole-v1", {"gravity": True}, TypeError, "gravity must be a number"),
-        ("CartPole-v1", {"gravity": float("nan")}, TypeError, "gravity must be a number, got nan"),
+        ("CartPole-v1", {"gravity": float("nan")}, ValueError, "gravity must be a number, got nan"),
         ("CartPole-v1", {"max_steps_in_episode": 2.5}, TypeError, "max_steps_in_episode must be an integer"),
         ("CartPole-v1", {"max_steps_in_episode": 0}, ValueError, "at least 1"),
         ("CartPole-v1", {"max_steps_in_episode": 2**40}, ValueError, "32 bits"),

@@ -69,7 +69,7 @@ def test_random_walk_slips():
         ("haepo/bandit", {"num_arms": 10**9}, ValueError, "num_arms must be at most 1,000,000"),
         ("haepo/random_walk", {"length": 10**9, "horizon": 10**9}, ValueError, "length must be at most 1,000,000"),
         ("haepo/bandit", {"noise_std": -1.0}, ValueError, "noise_std must be at least 0"),
-        ("haepo/bandit", {"noise_std": float("nan")}, ValueError, "noise_std must be at least 0"),
+        ("haepo/bandit", {"noise_std": float("nan")}, ValueError, "noise_std must be a number, got nan"),
         ("haepo/bandit", {"num_pulls": "many"}, TypeError, "num_pulls must be an integer"),
         ("haepo/random_walk", {"length": 1}, ValueError, "length must be at least 2"),
         ("haepo/random_walk", {"length": 50, "horizon": 10}, ValueError, "cannot be reached"),

@@ -384,7 +384,8 @@ def test_divergence_is_one_line_and_keeps_the_last_finite_state(
     state = newest.restore(program._state)
     assert all((abs(x) < 1e30).all() for x in jax.tree.leaves(state.params))
     assert RunDir(run).read_summary()["diverged"][0]["seed"] == 0
-    assert runs(run, "resume=true") == 0, "it has ended"
+    assert runs(run, "resume=true") == 1, "it has ended, but not well"
+    assert capsys.readouterr().err == error
 
 
 def test_skipped_updates_are_counted(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
