@@ -248,7 +248,7 @@ class Algorithm(abc.ABC):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             # Not in the constructor, where arrays of values are what `jax.vmap` is given.
-            if field.metadata.get("kind") is float and getattr(value, "shape", ()):
+            if field.metadata.get("kind") is float and hasattr(value, "shape") and value.shape:
                 raise HyperparameterError(
                     f"{field.name} has the shape {value.shape}, not (): use jax.vmap for several values"
                 )
