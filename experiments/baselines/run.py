@@ -11,8 +11,6 @@ longer, so schedules that end with the run end earlier here.
 
 from __future__ import annotations
 
-import datetime
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import stable_baselines3 as sb3
+import storage
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
@@ -146,17 +145,11 @@ def main(names: list[str]) -> int:
     torch.set_num_threads(1)
     for seed in SEEDS:
         for name in names or SETTINGS:
-            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
-            if f"{name}-{seed}" not in results["runs"]:
+            run = f"{name}-{seed}"
+            if run not in storage.runs_of(RESULTS):
                 print(f"{name}, seed {seed}", flush=True)
-                results["runs"][f"{name}-{seed}"] = train(name, seed)
-                results |= {
-                    "command": "python experiments/baselines/run.py", "date": datetime.date.today().isoformat(),
-                    "versions": {module.__name__: module.__version__ for module in (sb3, torch, gymnasium)},
-                }  # fmt: skip
-                temporary = RESULTS.with_suffix(".tmp")
-                temporary.write_text(json.dumps(results, separators=(",", ":")) + "\n")
-                temporary.replace(RESULTS)
+                versions = {module.__name__: module.__version__ for module in (sb3, torch, gymnasium)}
+                storage.add(RESULTS, {run: train(name, seed)}, "python experiments/baselines/run.py", versions)
     return 0
 
 

@@ -11,8 +11,6 @@ often trains for longer, so its exploration, which falls with the run, falls fas
 
 from __future__ import annotations
 
-import datetime
-import json
 import sys
 import time
 from importlib import metadata
@@ -22,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import rejax
+import storage
 from rejax.evaluate import evaluate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "claims"))
@@ -123,20 +122,13 @@ def main(names: list[str]) -> int:
         print(f"error: {', '.join(unknown)}: choose from {', '.join(SETTINGS)}", file=sys.stderr)
         return 2
     for name in names or SETTINGS:
-        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
-        if f"{name}-0" in results["runs"]:
+        if f"{name}-0" in storage.runs_of(RESULTS):
             continue
         found = train(name)
         final = " ".join(f"{run['eval_return'][-1]:g}" for run in found.values())
         print(f"{name}: {final}", flush=True)
-        results["runs"] |= found
-        results |= {
-            "command": "python experiments/baselines/run_rejax.py", "date": datetime.date.today().isoformat(),
-            "versions": {package: metadata.version(package) for package in ("rejax", "jax", "gymnax")},
-        }  # fmt: skip
-        temporary = RESULTS.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, separators=(",", ":")) + "\n")
-        temporary.replace(RESULTS)
+        versions = {package: metadata.version(package) for package in ("rejax", "jax", "gymnax")}
+        storage.add(RESULTS, found, "python experiments/baselines/run_rejax.py", versions)
     return 0
 
 

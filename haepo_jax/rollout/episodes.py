@@ -37,8 +37,8 @@ def collect_episodes(
 
     Returns:
       The steps (T, B) or None; returns (B,) float32; lengths (B,) int32. T is the smaller of env.horizon and max_steps;
-      episodes still running after T steps are cut off. The return of an episode with an observation that is not finite is
-      NaN: an action that follows from it means nothing.
+      episodes still running after T steps are cut off. Without `record`, the return of an episode with an observation
+      that is not finite is NaN, for an action that follows from it means nothing; recorded steps show it themselves.
     """
     chex.assert_equal_shape([reset_keys, step_keys])
     horizon = min(int(env.horizon), 2**31 - 1 if max_steps is None else max_steps)
@@ -54,7 +54,9 @@ def collect_episodes(
         buffers = jax.tree.map(
             lambda buffer, x: buffer.at[loop.time].set(x), loop.buffers, stepped.transition if record else None
         )
-        reward = jnp.where(finite_observations(stepped.transition.observation, 1), stepped.transition.reward, jnp.nan)
+        reward = stepped.transition.reward
+        if not record:
+            reward = jnp.where(finite_observations(stepped.transition.observation, 1), reward, jnp.nan)
         return _Loop(
             time=loop.time + 1,
             state=stepped.state,
