@@ -346,6 +346,7 @@ def test_advance_past_what_an_int32_holds() -> None:
     [
         (lambda new, metrics: (new, {**metrics, "returns": jnp.zeros(3)}), r"'returns' has the shape \(3,\)"),
         (lambda new, metrics: (new, {**metrics, "env_steps": jnp.float32(0)}), "'env_steps' has the name of a counter"),
+        (lambda new, metrics: (new, {**metrics, "row": jnp.float32(0)}), "'row' has the name of a counter"),
         (lambda new, metrics: (new, {"return": metrics["loss"]}), "must include 'loss'; there are only return"),
         (lambda new, metrics: (dataclasses.replace(new, update=jnp.float32(1)), metrics), "float32"),
         (lambda new, metrics: (dataclasses.replace(new, params=None), metrics), "tree"),

@@ -119,6 +119,30 @@ def test_two_that_repeat_the_same_do_no_harm(tmp_path: Path) -> None:
     assert c.claim(1) == {} and c.by_index()[0].value == 0.0, "the first of them counts"
 
 
+def test_the_slower_of_two_that_claim_the_same_takes_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of("num_configs=2")
+    a, b, c = (worker(tmp_path, plan) for _ in "abc")
+    kill(tmp_path, a.claim(2))
+    faster = c.optuna.ask()  # whose index b does not see yet
+    configure = b._configure
+
+    def late(trial: Any, index: int) -> None:
+        faster.set_user_attr("index", 0)
+        configure(trial, index)
+
+    monkeypatch.setattr(b, "_configure", late)
+    assert claimed_indices(b, 1) == [1]
+    assert b.claim(1) == {} and b.by_index()[0].number == faster.number
+
+
+def test_a_claim_looks_twice_however_many_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a database's trials, which would make a large cohort quadratic."""
+    study, looks = worker(tmp_path, plan_of("num_configs=8")), []
+    by_index = study.by_index
+    monkeypatch.setattr(study, "by_index", lambda: looks.append(0) or by_index())
+    assert len(study.claim(8)) == 8 and len(looks) == 2
+
+
 def test_a_worker_that_died_between_result_and_end_is_repeated(tmp_path: Path) -> None:
     plan = plan_of("num_configs=1")
     a, b = worker(tmp_path, plan), worker(tmp_path, plan)
