@@ -142,8 +142,8 @@ METHODS: dict[str, Method] = {
 
 DEVELOPMENT = ("cartpole", "pendulum", "acrobot", "mountain_car", "random_walk", "random_walk_50")
 """The tasks on which defaults were chosen."""
-CHOSEN = ("ppo", "haepo", "grpo", "dpo", "haepo_episodic")
-"""Methods whose default is compared with the best of their search on the development tasks together."""
+CHOSEN = ("ppo", "haepo", "ppo_replay_tuned", "grpo", "dpo", "haepo_episodic")
+"""Methods whose default, and other finalists, are compared with the best of their search on the development tasks together."""
 TUNING_SEEDS = range(1_000_000, 1_000_002)
 CHOICE_SEEDS = range(2_000_000, 2_000_008)
 REPORT_SEEDS = range(20)

@@ -287,9 +287,10 @@ def choice_table(results: list[Result]) -> str:
         for name in own[0]["configurations"] if own else ():
             config = own[0]["configurations"][name]
             again = [float(np.mean(result["scores"][name])) for result in own]
-            first = f"{np.mean([result['searched'][name] for result in own]):.3f}" if name != "default" else ""
-            settings = ", ".join(f"{key} {value:.2g}" for key, value in config.items()) or "default"
-            rows.append([method, settings, first, f"{np.mean(again):.3f}", *(f"{mean:.2f}" for mean in again)])
+            searched = [result["searched"].get(name, np.nan) for result in own]
+            first = f"{np.mean(searched):.3f}" if np.isfinite(searched).all() else ""
+            settings = ", ".join(f"{k} {v:.2g}" if isinstance(v, float) else f"{k} {v}" for k, v in config.items())
+            rows.append([method, settings or name, first, f"{np.mean(again):.3f}", *(f"{mean:.2f}" for mean in again)])
     return markdown(["method", "setting", "search", "again", *dict.fromkeys(map(task_of, results))], rows)
 
 

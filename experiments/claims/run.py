@@ -214,15 +214,14 @@ def trained(size: Size, task: Task, name: str, fixed: dict[str, Any], swept: dic
 
 
 def choose(task_name: str, method: str) -> dict[str, Any]:
-    """Scores, on other seeds, of the default and of the three configurations that a method's search finds best on the
-    development tasks together: two seeds are few."""
+    """Scores, on other seeds, of the default, the method's other finalists and the three configurations that its search
+    finds best on the development tasks together: two seeds are few."""
     paths = {name: RESULTS / "methods" / f"{name}.{method}.json" for name in catalogue.DEVELOPMENT}
     sweeps = {name: json.loads(path.read_text())["sweep"] for name, path in paths.items()}
     searched = {name: _score(TASKS[name], sweep["area"]) for name, sweep in sweeps.items()}
     best = np.argsort(-np.mean([*searched.values()], axis=0))[:3]
-    configs = {str(i): {**_fixed(METHODS[method]), **_own(sweeps[task_name]["configs"][i])} for i in best} | {
-        "default": {}
-    }
+    configs = {str(i): {**_fixed(METHODS[method]), **_own(sweeps[task_name]["configs"][i])} for i in best}
+    configs |= {"default": {}, **METHODS[method].finalists}
     task, algo = TASKS[task_name], METHODS[method].algo
     curves = {name: _train(task, algo, own, catalogue.CHOICE_SEEDS)["eval_return"] for name, own in configs.items()}
     return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -103,13 +105,13 @@ def ppo_loss(
 
     fitted = valid if value_mask is None else check.mask("value_mask", value_mask, shape, like=like)
 
-    def floats(name: str, value: ArrayLike, among: jax.Array = valid) -> jax.Array:
-        return select(among, check.floats(name, value, shape, like=like))
+    def floats(name: str, value: ArrayLike, among: jax.Array = valid, integers: Any = None) -> jax.Array:
+        return select(among, check.floats(name, value, shape, like=like, integers=integers))
 
     behaviour = jax.lax.stop_gradient(floats("behaviour_log_probs", behaviour_log_probs))
-    advantage = jax.lax.stop_gradient(floats("advantages", advantages))
+    advantage = jax.lax.stop_gradient(floats("advantages", advantages, integers=current.dtype))
     value = floats("values", values, fitted)
-    target = jax.lax.stop_gradient(floats("value_targets", value_targets, fitted))
+    target = jax.lax.stop_gradient(floats("value_targets", value_targets, fitted, current.dtype))
     if normalize_advantages:
         advantage = standardize_all(advantage, valid)
 

@@ -64,8 +64,8 @@ class EvaluationSize:
 def row_size(algorithm: Algorithm) -> EvaluationSize:
     """The evaluation at a row: as many episodes, up to `eval_episodes`, as keep all rows' evaluations, with every episode
     at full length, within `total_steps`; or else a few, in which case not every row is evaluated (see `loop`)."""
-    asked, total, horizon = algorithm.eval_episodes, algorithm.total_steps, _horizon(algorithm)
-    if not asked or horizon is None:
+    asked, total, horizon = algorithm.eval_episodes, algorithm.total_steps, algorithm.env.horizon
+    if not asked:
         return EvaluationSize(asked)
     fitting = total // (KINDS * horizon * algorithm.log_points)
     return _within(min(asked, max(FEW_EPISODES, fitting)), total, horizon)
@@ -73,14 +73,9 @@ def row_size(algorithm: Algorithm) -> EvaluationSize:
 
 def final_size(asked: int | None, algorithm: Algorithm) -> EvaluationSize:
     """The final evaluation: what was asked for; None: 128 episodes, or as many as at full length fit in `total_steps`."""
-    horizon = _horizon(algorithm)
-    if asked is not None or horizon is None:
-        return EvaluationSize(FINAL_EPISODES if asked is None else asked)
-    return _within(FINAL_EPISODES, algorithm.total_steps, horizon)
-
-
-def _horizon(algorithm: Algorithm) -> int | None:
-    return getattr(getattr(algorithm, "env", None), "horizon", None)
+    if asked is not None:
+        return EvaluationSize(asked)
+    return _within(FINAL_EPISODES, algorithm.total_steps, algorithm.env.horizon)
 
 
 def _within(episodes: int, total: int, horizon: int) -> EvaluationSize:

@@ -305,9 +305,10 @@ def test_metrics_carry_no_gradient_and_are_scalars(loss: Callable[..., Any], dif
 
 def test_integer_returns_are_cast() -> None:
     x = inputs()
-    integers = x | {"returns": np.array([[1, 2, 3, 4], [4, 3, 2, 1]]), "rewards": np.arange(48).reshape(6, 2, 4)}
-    floats = integers | {k: integers[k].astype(np.float32) for k in ("returns", "rewards")}
-    for name in ("haepo-likelihood-none-1.0", "prefix", "grpo", "dpo"):
+    integers = x | {"returns": np.array([[1, 2, 3, 4], [4, 3, 2, 1]])}
+    integers |= {name: np.arange(48).reshape(6, 2, 4) % 7 for name in ("rewards", "targets")}
+    floats = integers | {k: integers[k].astype(np.float32) for k in ("returns", "rewards", "targets")}
+    for name in ("haepo-likelihood-none-1.0", "prefix", "advantage", "ppo", "grpo", "dpo"):
         run = compiled(*CASES[name])
         np.testing.assert_array_equal(run(integers)[0], run(floats)[0])
 

@@ -20,6 +20,12 @@ class State(NamedTuple):
     status: TrainingStatus
 
 
+class Horizon(NamedTuple):
+    """What the sizes of evaluations need to know of an environment."""
+
+    horizon: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Counting:
     """An update takes `stride` live steps in a run of seed 0, `stride + 1` in one of seed 1 and so on.
@@ -34,7 +40,7 @@ class Counting:
     stride: int = 10
     start: int = 0
     sick: tuple[int, ...] = ()
-    env: Any = None
+    env: Any = Horizon(1)
 
     def init(self, key: jax.Array) -> State:
         seed = jax.random.key_data(key)[-1].astype(jnp.int32)

@@ -19,7 +19,7 @@ from haepo_jax.runner.loop import run
 from haepo_jax.runner.observers import Observer
 from haepo_jax.runner.program import EvaluationSize, Program, final_size, row_size
 from haepo_jax.runner.signals import StopSignals, interruptibly
-from tests.runner.counting_algorithm import Counting
+from tests.runner.counting_algorithm import Counting, Horizon
 from tests.runner.test_loop import Recorder, run_counting, settings
 
 
@@ -37,11 +37,6 @@ class Endless:
 
     def step(self, key: jax.Array, state: Any, action: Any) -> TimeStep:
         return TimeStep(state + 1, jnp.zeros(1), jnp.float32(1), False, state == self.horizon - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Horizon:
-    horizon: int
 
 
 def sized(horizon: int, **settings: Any) -> Any:
@@ -64,7 +59,6 @@ def test_sizes_of_ordinary_runs() -> None:
     assert row_size(sized(500, total_steps=20_000)) == EvaluationSize(4)
     assert row_size(sized(1000, total_steps=3000)) == EvaluationSize(1)
     assert row_size(sized(1000, eval_episodes=0)) == EvaluationSize(0)
-    assert row_size(Counting(total_steps=10)) == EvaluationSize(2), "nothing is known of its environment"
     assert final_size(None, sized(1000)) == EvaluationSize(128)
     assert final_size(None, sized(10**8)) == EvaluationSize(1, 250_000)
     assert final_size(7, sized(10**8)) == EvaluationSize(7) and final_size(0, sized(10)) == EvaluationSize(0)
