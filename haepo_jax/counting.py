@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 
 @jax.tree_util.register_dataclass
@@ -19,7 +20,8 @@ class StepCount:
     low: jax.Array
 
     @classmethod
-    def of(cls, value: int) -> StepCount:
+    def of(cls, value: int | npt.NDArray[np.int64]) -> StepCount:
+        """Of a number, or of an array of numbers."""
         return cls(jnp.uint32(value >> 32), jnp.uint32(value & 0xFFFFFFFF))
 
     def __add__(self, increment: jax.Array) -> StepCount:

@@ -125,6 +125,13 @@ def as_policy(policy: Any) -> Policy:
       TypeError: for anything else, including an NNX instance, which holds one set of weights, while seeds need several.
     """
     if isinstance(policy, nn.Module):
+        try:
+            hash(policy)
+        except TypeError:
+            name = type(policy).__name__
+            raise TypeError(
+                f"policy={name} must be hashable: give its attributes as tuples, not as lists or dicts"
+            ) from None
         return LinenPolicy(policy)
     if isinstance(policy, type) and issubclass(policy, nn.Module):
         raise TypeError(f"policy={policy.__name__} is a Flax Linen class; pass an instance of it")
@@ -248,10 +255,11 @@ class MLP(nn.Module):
 
 class ActionNetwork(nn.Module):
     """The default policy network: observation -> input of `action_distribution`; see `action_output` for the log-std.
-    With `with_features` it also returns the last hidden layer."""
+    With `with_features` it also returns the last hidden layer. Without an action space it is the default value function,
+    observation -> (...,)."""
 
     observation_space: Space
-    action_space: Space
+    action_space: Space | None
     hidden_sizes: Sequence[int]
     activation: str
     layer_norm: bool = False
@@ -260,47 +268,28 @@ class ActionNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, observation: Any) -> Any:
+        hidden = self.hidden_sizes, self.activation, self.layer_norm
+        if self.action_space is None:
+            return MLP(self.observation_space, 1, *hidden, 1.0)(observation)[0][..., 0]
         size = action_size(self.action_space, self.state_dependent_std)
         # A small gain gives a nearly uniform initial policy.
-        hidden = self.hidden_sizes, self.activation, self.layer_norm
         output, features = MLP(self.observation_space, size, *hidden, 0.01)(observation)
         output = action_output(self, self.action_space, output, self.state_dependent_std)
         return (output, features) if self.with_features else output
 
 
-class ValueNetwork(nn.Module):
-    """The default value function: observation -> (...,)."""
-
-    observation_space: Space
-    hidden_sizes: Sequence[int]
-    activation: str
-    layer_norm: bool = False
-
-    @nn.compact
-    def __call__(self, observation: Any) -> jax.Array:
-        hidden = self.hidden_sizes, self.activation, self.layer_norm
-        return MLP(self.observation_space, 1, *hidden, 1.0)(observation)[0][..., 0]
-
-
-def default_policy(
+def default_network(
     observation_space: Space,
-    action_space: Space,
+    action_space: Space | None,
     hidden_sizes: tuple[int, ...],
     activation: str,
     layer_norm: bool = False,
     state_dependent_std: bool = False,
     with_features: bool = False,
 ) -> Policy:
-    """The default policy; see `ActionNetwork`."""
+    """The default policy, or value function if `action_space` is None; see `ActionNetwork`."""
     spaces = frozen_space(observation_space), frozen_space(action_space)
     return LinenPolicy(ActionNetwork(*spaces, hidden_sizes, activation, layer_norm, state_dependent_std, with_features))
-
-
-def default_value(
-    observation_space: Space, hidden_sizes: tuple[int, ...], activation: str, layer_norm: bool = False
-) -> Policy:
-    """The default value function; see `ValueNetwork`."""
-    return LinenPolicy(ValueNetwork(frozen_space(observation_space), hidden_sizes, activation, layer_norm))
 
 
 _VALUE_HEAD = nn.Dense(1, kernel_init=orthogonal(1.0))

@@ -225,5 +225,5 @@ def sequence_policy(
         if kind == "transformer"
         else Recurrent(kind, hidden_sizes, activation, layer_norm)
     )
-    spaces = frozen_space(observation_space), None if action_space is None else frozen_space(action_space)
+    spaces = frozen_space(observation_space), frozen_space(action_space)
     return SequencePolicy(SequenceNetwork(*spaces, body, state_dependent_std, with_features))

@@ -34,17 +34,6 @@ max_in_batch = _over_whole_batch(jnp.max)
 """The largest value: (...) -> ()."""
 
 
-def where_any(flags: jax.Array, compute: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-    """`compute()`, which must equal `otherwise()` if none of the flags (B,) is true.
-
-    On a CPU it is computed only if needed. On an accelerator it is always computed: a branch would make the host wait
-    for the flags in every step.
-    """
-    return jax.lax.platform_dependent(
-        cpu=lambda: jax.lax.cond(any_in_batch(flags), compute, otherwise), default=compute
-    )
-
-
 @jax.custom_batching.custom_vmap
 def hold_finished(unfinished: jax.Array, new: Any, old: Any) -> Any:
     """Keeps finished batch elements unchanged in a `while_loop` with predicate `any_in_batch(unfinished)`.

@@ -286,9 +286,9 @@ def test_controls_is_what_it_is_said_to_be() -> None:
 )
 @pytest.mark.parametrize("state_dependent_std", [False, True])
 def test_the_default_network_has_an_output_for_every_space(space: Any, output: Any, state_dependent_std: bool) -> None:
-    from haepo_jax.networks import default_policy
+    from haepo_jax.networks import default_network
 
-    policy = default_policy(Box(-1.0, 1.0, (3,)), space, (8,), "tanh", state_dependent_std=state_dependent_std)
+    policy = default_network(Box(-1.0, 1.0, (3,)), space, (8,), "tanh", state_dependent_std=state_dependent_std)
     params, carry = policy.init(jax.random.key(0), jnp.zeros(3))
     _, found = policy.apply(params, carry, jnp.ones(3), jnp.bool_(True))
     assert jax.tree.map(lambda x: x.shape, found) == output

@@ -20,8 +20,7 @@ from haepo_jax.networks import (
     LinenPolicy,
     NNXPolicy,
     as_policy,
-    default_policy,
-    default_value,
+    default_network,
     each_step,
     orthogonal,
 )
@@ -58,9 +57,9 @@ FIRST = jnp.arange(LENGTH) == 0
 @pytest.mark.parametrize("name", SPACES)
 def test_one_step_and_a_sequence_give_the_same_outputs(name: str) -> None:
     space, observations = SPACES[name]
-    networks = [(default_policy(space, Discrete(3), (8,), "relu"), (3,))]
+    networks = [(default_network(space, Discrete(3), (8,), "relu"), (3,))]
     if name == "vector":
-        networks.append((default_value(space, (8,), "tanh"), ()))
+        networks.append((default_network(space, None, (8,), "tanh"), ()))
     for network, shape in networks:
 
         @jax.jit
@@ -100,15 +99,15 @@ def test_integers_are_scaled_by_their_bounds() -> None:
 def test_floats_are_left_alone_and_parts_are_joined_in_the_order_of_their_leaves() -> None:
     space = {"b": Box(0.0, 9.0, (2, 2)), "a": (Discrete(2), Box(-1.0, 1.0, ()))}
     observation = {"b": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "a": (jnp.int32(1), jnp.float32(-7.0))}
-    policy = default_policy(space, Discrete(2), (3,), "tanh")
+    policy = default_network(space, Discrete(2), (3,), "tanh")
     np.testing.assert_array_equal(encode(policy.module.observation_space, observation), [0, 1, -7, 1, 2, 3, 4])  # type: ignore[attr-defined]
-    assert hash(policy) == hash(default_policy(space, Discrete(2), (3,), "tanh"))
+    assert hash(policy) == hash(default_network(space, Discrete(2), (3,), "tanh"))
 
 
 def test_layer_norm_comes_before_the_activation() -> None:
     """Against NumPy, from the parameters."""
     space, observations = SPACES["vector"]
-    policy = default_policy(space, Discrete(3), (5,), "tanh", layer_norm=True)
+    policy = default_network(space, Discrete(3), (5,), "tanh", layer_norm=True)
     params, carry = policy.init(jax.random.key(0), observations[0])
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
     layers = jax.tree.map(np.float64, params["params"]["MLP_0"])
@@ -123,7 +122,7 @@ def test_layer_norm_comes_before_the_activation() -> None:
 def test_the_default_gaussian_starts_at_deviation_1_and_stays_in_range(shape: tuple[int, ...]) -> None:
     space, observations = SPACES["vector"]
     actions = Box(-1.0, 1.0, shape)
-    policy = default_policy(space, actions, (8,), "tanh")
+    policy = default_network(space, actions, (8,), "tanh")
     params, _ = policy.init(jax.random.key(0), observations[0])
     start = action_distribution(actions, policy.apply(params, (), observations[0], FIRST[0])[1])
     np.testing.assert_allclose(start.log_std, np.zeros(math.prod(shape)), atol=1e-6)  # type: ignore[union-attr]
@@ -139,7 +138,7 @@ def test_the_default_gaussian_starts_at_deviation_1_and_stays_in_range(shape: tu
 
 def test_the_default_policy_starts_with_nearly_equal_logits() -> None:
     space, observations = SPACES["vector"]
-    policy = default_policy(space, Discrete(4), (8,), "tanh")
+    policy = default_network(space, Discrete(4), (8,), "tanh")
     params, _ = policy.init(jax.random.key(0), observations[0])
     probabilities = jax.nn.softmax(policy.apply(params, (), observations, FIRST)[1])
     np.testing.assert_allclose(probabilities, 0.25, atol=0.01)
@@ -199,6 +198,7 @@ def test_what_may_be_passed_as_a_policy() -> None:
             r"policy=LinearNNX is an NNX module that is already initialised.*lambda rngs",
         ),
         (lambda: Linear, "policy=Linear is a Flax Linen class; pass an instance"),
+        (lambda: nn.Sequential([nn.Dense(2)]), "policy=Sequential must be hashable: give its attributes as tuples"),
         (lambda: 3, "policy=3 must be"),
         (lambda: "mlp", "policy='mlp' must be"),
     ],
@@ -313,7 +313,7 @@ def test_policies_are_static_and_part_of_an_algorithms_identity() -> None:
 
 def test_many_steps_in_parts_are_the_same_function(monkeypatch: pytest.MonkeyPatch) -> None:
     """Values and gradients, a last part that is smaller, and memory that holds the activations of one part."""
-    policy = default_policy(Box(-np.inf, np.inf, (3,)), Discrete(4), (64, 64), "tanh")
+    policy = default_network(Box(-np.inf, np.inf, (3,)), Discrete(4), (64, 64), "tanh")
     observations = jnp.asarray(RNG.normal(size=(70, 30, 3)), jnp.float32)
     params, carry = policy.init(jax.random.key(0), observations[0, 0])
 

@@ -21,7 +21,8 @@ class Drift:
     Attributes:
       horizon: the time limit; an episode's own length is uniform on 1 to horizon + 2, so some are truncated.
       nan_after_end: what is asked of an episode that is over is NaN.
-      broken: "reward" or "observation": NaN from the second step on, in the episodes that start above 0.
+      broken: "reward" or "observation": not finite from the second step on, in the episodes that start above 0; "reset": nor is
+        their first observation.
       on_step: called on the host at every step.
     """
 
@@ -39,7 +40,8 @@ class Drift:
         x = jax.random.uniform(start_key, minval=-1.0)
         length = jax.random.randint(length_key, (), 1, self.horizon + 3)
         state = {"x": x, "time": jnp.int32(0), "length": length, "broken": x > 0}
-        return state, self._observe(state)
+        observation = self._observe(state)
+        return state, jnp.where(x > 0, jnp.nan, observation) if self.broken == "reset" else observation
 
     def step(self, key: jax.Array, state: Any, action: jax.Array) -> TimeStep:
         if self.on_step is not None:

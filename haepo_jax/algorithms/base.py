@@ -49,7 +49,7 @@ from haepo_jax.distributions import Distribution, action_distribution
 from haepo_jax.envs import make_env
 from haepo_jax.envs.base import check_environment, first_observation
 from haepo_jax.losses import AUTO
-from haepo_jax.networks import Policy, as_policy, default_policy, default_value
+from haepo_jax.networks import Policy, as_policy, default_network
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.sequence_networks import sequence_policy
 from haepo_jax.spaces import Box, Space, is_unscaled_vector, space_leaves
@@ -252,6 +252,8 @@ class Algorithm(abc.ABC):
                 raise HyperparameterError(
                     f"{field.name} has the shape {value.shape}, not (): use jax.vmap for several values"
                 )
+        if not hasattr(key, "dtype"):
+            raise TypeError(f"key={short(key)} must be a PRNG key, such as jax.random.key(0)")
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # of `jax.random.PRNGKey`
             key = jax.random.wrap_key_data(key)
         params_key, run_key = jax.random.split(key)
@@ -313,9 +315,7 @@ class Algorithm(abc.ABC):
                 with_features=with_features,
             )  # fmt: skip
         hidden = self.hidden_sizes, self.activation, self.layer_norm
-        if action_space is None:
-            return default_value(space, *hidden)
-        return default_policy(space, action_space, *hidden, self.state_dependent_std, with_features)
+        return default_network(space, action_space, *hidden, self.state_dependent_std, with_features)
 
     def initial_carry(self) -> Any:
         """The initial policy carry of one environment."""

@@ -12,7 +12,6 @@ from haepo_jax import losses
 from haepo_jax.algorithms.fields import NOT_NEGATIVE, POSITIVE, Scheduled, leaf, static
 from haepo_jax.algorithms.state import Metrics
 from haepo_jax.algorithms.trajectory import EpisodeBatch, TrajectoryAlgorithm
-from haepo_jax.losses.numerics import masked_mean
 
 
 @jax.tree_util.register_dataclass
@@ -61,5 +60,5 @@ class GRPO(TrajectoryAlgorithm):
             reference_log_probs=batch.reference.log_prob(steps.action), clip_eps=self.clip_eps, kl_coef=self.kl_coef,
             clip_eps_high=self.clip_eps_high, normalize=self.normalize, average=self.average, max_length=self.env.horizon,
             ratio=self.ratio,
-            entropy_coef=self.entropy_coef, policy_entropy=masked_mean(current.entropy(), mask),
+            entropy_coef=self.entropy_coef, policy_entropy=current.entropy(),
         )  # fmt: skip

@@ -11,7 +11,6 @@ from haepo_jax import losses
 from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, Scheduled, leaf, static
 from haepo_jax.algorithms.segments import Batch, SegmentAlgorithm
 from haepo_jax.algorithms.state import Metrics
-from haepo_jax.losses.numerics import masked_mean
 
 
 @jax.tree_util.register_dataclass
@@ -59,13 +58,11 @@ class PPO(SegmentAlgorithm):
         current, values = self.outputs(params, batch.observation, batch.is_first, batch.action_mask, batch.carry)
         centre = None
         if self.clip_around == "current" and batch.reference is not None:
-            centre = batch.reference.log_prob(batch.action).reshape(-1)
-        flat = lambda x: x.reshape(-1)  # noqa: E731
+            centre = batch.reference.log_prob(batch.action)
         return losses.ppo_loss(
-            flat(current.log_prob(batch.action)), flat(batch.log_prob), flat(batch.advantage), values=flat(values),
-            value_targets=flat(batch.value_target), behaviour_values=flat(batch.value), clip_eps=self.clip_eps,
+            current.log_prob(batch.action), batch.log_prob, batch.advantage, values=values,
+            value_targets=batch.value_target, behaviour_values=batch.value, clip_eps=self.clip_eps,
             clip_around_log_probs=centre, value_coef=self.value_coef, value_clip_eps=self.value_clip_eps,
-            entropy_coef=self.entropy_coef, policy_entropy=masked_mean(current.entropy(), batch.mask),
-            mask=flat(batch.mask), value_mask=None if batch.value_mask is None else flat(batch.value_mask),
-            normalize_advantages=self.normalize_advantages,
+            entropy_coef=self.entropy_coef, policy_entropy=current.entropy(), mask=batch.mask,
+            value_mask=batch.value_mask, normalize_advantages=self.normalize_advantages,
         )  # fmt: skip

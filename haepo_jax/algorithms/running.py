@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from haepo_jax.algorithms.state import InitialPolicy, Metrics, TrainState
 from haepo_jax.counting import StepCount
@@ -24,15 +25,13 @@ def train(self: Algorithm, key: jax.Array, start: InitialPolicy | None = None) -
 
     Returns:
       The final state, and metrics with `log_points` rows, evenly spaced in environment steps: the metrics of the
-      last update before each point, `env_steps` (a `StepCount`), `update`, and the mean `eval_return`,
+      update that reaches each point, `env_steps` (a `StepCount`), `update`, and the mean `eval_return`,
       `eval_return_greedy` and `eval_length` over `eval_episodes` episodes. An update that passes several points
       repeats its row.
     """
     state = self.init(key, start)
     points = [-(-self.total_steps * (row + 1) // self.log_points) for row in range(self.log_points)]
-    until = StepCount(
-        jnp.array([p >> 32 for p in points], jnp.uint32), jnp.array([p & 0xFFFFFFFF for p in points], jnp.uint32)
-    )
+    until = StepCount.of(np.array(points, np.int64))
 
     def row(loop: tuple[TrainState, Metrics], until: StepCount) -> tuple[tuple[TrainState, Metrics], dict[str, Any]]:
         state, metrics = self.advance(loop[0], until)

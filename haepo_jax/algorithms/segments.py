@@ -300,7 +300,7 @@ class SegmentAlgorithm(Algorithm):
             )
         return Batch(
             observation=observation, is_first=segment.is_first, action=steps.action, action_mask=steps.action_mask,
-            mask=decisions, value_mask=None if decisions is steps.mask else steps.mask, log_prob=steps.extras,
+            mask=decisions, value_mask=None if steps.action_mask is None else steps.mask, log_prob=steps.extras,
             value=values, advantage=advantages.T, value_target=value_targets.T, reference=reference,
             carry=sequences.carry,
         )  # fmt: skip

@@ -62,7 +62,7 @@ class TrainState:
       extra: further state of the algorithm, such as the running environments; see `SegmentState`.
       key: typed PRNG key of the run, constant; updates and environments fold their index into it.
       update: () int32, number of updates done.
-      env_steps: number of valid environment steps done.
+      env_steps: number of environment steps taken.
       status: non-finite updates and episodes so far, and whether the run has diverged.
     """
 

@@ -70,8 +70,7 @@ class Supervised(TrajectoryAlgorithm):
         current = self.sequence_distribution(params, batch.observation, steps)
         likelihood = masked_mean(current.log_prob(steps.action), mask)
         entropy = masked_mean(current.entropy(), mask)
-        entropy_coef: Any = self.entropy_coef
-        loss = -likelihood - entropy_coef * entropy
+        loss = -likelihood - self.entropy_coef * entropy
         metrics = {"loss": loss, "objective": likelihood, "entropy": entropy}
         chosen = jax.tree.leaves(steps.action)
         if all(jnp.issubdtype(part.dtype, jnp.integer) for part in chosen):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haepo_jax.algorithms.base import Algorithm
-from haepo_jax.algorithms.fields import COUNT, HyperparameterError, Range, check_divides, static
+from haepo_jax.algorithms.fields import COUNT, Range, check_divides, static
 from haepo_jax.algorithms.learning import next_state, run_epochs, update_metrics
 from haepo_jax.algorithms.state import Metrics, TrainState
 from haepo_jax.distributions import Distribution
@@ -61,15 +60,8 @@ class TrajectoryAlgorithm(Algorithm):
     def check(self) -> None:
         super().check()
         check_divides("num_envs", self.num_envs, "group_size", self.group_size)
-        num_groups = self.num_envs // self.group_size
-        if num_groups % self.num_minibatches:
-            small = [n for n in range(1, math.isqrt(num_groups) + 1) if num_groups % n == 0]
-            divisors = sorted({*small, *(num_groups // n for n in small)})
-            nearest = sorted(divisors, key=lambda n: abs(n - self.num_minibatches))[:2]
-            raise HyperparameterError(
-                f"num_minibatches={self.num_minibatches} does not divide num_envs / group_size = {num_groups} groups; "
-                f"the nearest that do: {' or '.join(map(str, sorted(nearest)))}"
-            )
+        size = self.num_minibatches * self.group_size
+        check_divides("num_envs", self.num_envs, "num_minibatches * group_size", size)
 
     def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """One update: collect complete episodes, run the epochs."""
@@ -145,7 +137,9 @@ class TrajectoryAlgorithm(Algorithm):
 
     @abc.abstractmethod
     def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
-        """The loss of a minibatch of groups, a scalar, and metrics, including "loss"; `self` is `scheduled`."""
+        """The loss of a minibatch of groups, a scalar, and metrics, including "loss"; `self` is `scheduled`.
+
+        The steps that count are those of `batch.mask`; `batch.steps.mask` also has forced ones, as in a prompt."""
 
     def sequence_distribution(self, params: Any, observation: Any, steps: Trajectory) -> Distribution:
         """Action distributions (T, G, K) of whole episodes under `params`."""

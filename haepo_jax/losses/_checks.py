@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from haepo_jax.losses.numerics import accumulate
+from haepo_jax.losses.numerics import accumulate, select
 from haepo_jax.messages import did_you_mean
 
 
@@ -51,6 +51,11 @@ class Checks:
         if 0 in array.shape:
             raise ValueError(f"{self.function}: {name} must not have an empty axis, got shape {array.shape}")
         return array.astype(integers) if not jnp.issubdtype(array.dtype, jnp.floating) else accumulate(array)
+
+    def constant(self, name: str, value: ArrayLike, valid: jax.Array, *, like: str, integers: Any = None) -> jax.Array:
+        """Like ``floats``, of the shape of ``valid``; 0 where that is false, and with its gradient stopped."""
+        array = self.floats(name, value, valid.shape, like=like, integers=integers)
+        return jax.lax.stop_gradient(select(valid, array))
 
     def mask(self, name: str, value: ArrayLike | None, shape: tuple[int, ...], *, like: str) -> jax.Array:
         """Returns a bool array of ``shape``: ``value != 0``, or all True for ``None``."""

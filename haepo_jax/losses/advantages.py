@@ -65,7 +65,7 @@ def generalized_advantage_estimation(
     baseline = check.floats("values", values, min_ndim=1)
     like = "the shape of values"
     reward = check.floats("rewards", rewards, baseline.shape, like=like, integers=baseline.dtype)
-    following = check.floats("bootstrap_values", bootstrap_values, baseline.shape, like=like)
+    following = check.floats("bootstrap_values", bootstrap_values, baseline.shape, like=like, integers=baseline.dtype)
     ended = check.mask("terminated", terminated, baseline.shape, like=like)
     cut = ended | check.mask("truncated", truncated, baseline.shape, like=like)
     gamma = check.number("discount", discount, low=0, high=1)

@@ -96,10 +96,7 @@ def grpo_loss(
     valid = check.mask("mask", mask, shape, like=like)
     current = select(valid, current)
 
-    def constant(name: str, value: ArrayLike) -> jax.Array:
-        return jax.lax.stop_gradient(select(valid, check.floats(name, value, shape, like=like)))
-
-    behaviour = constant("behaviour_log_probs", behaviour_log_probs)
+    behaviour = check.constant("behaviour_log_probs", behaviour_log_probs, valid, like=like)
     rewards = check.floats(
         "returns",
         returns,
@@ -129,7 +126,8 @@ def grpo_loss(
     objective = over_group(surrogate)
     kl = jnp.zeros_like(objective)
     if reference_log_probs is not None:
-        kl = over_group(k3(constant("reference_log_probs", reference_log_probs) - current))
+        reference = check.constant("reference_log_probs", reference_log_probs, valid, like=like)
+        kl = over_group(k3(reference - current))
     entropies = check.average("policy_entropy", policy_entropy, shape, current.dtype, whole=True, like=like)
     entropy = masked_mean(entropies, valid)
 

@@ -111,10 +111,7 @@ def haepo_loss(
     valid = check.mask("mask", mask, shape, like=like)
 
     def constant(name: str, value: ArrayLike | None, integers: Any = None) -> jax.Array | None:
-        if value is None:
-            return None
-        array = check.floats(name, value, shape, like=like, integers=integers)
-        return jax.lax.stop_gradient(select(valid, array))
+        return None if value is None else check.constant(name, value, valid, like=like, integers=integers)
 
     behaviour = constant("behaviour_log_likelihood", behaviour_log_likelihood)
     reference = constant("reference_log_likelihood", reference_log_likelihood)

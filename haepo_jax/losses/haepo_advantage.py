@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -53,7 +51,7 @@ def haepo_advantage_loss(
       advantages: (T, ..., K), for example from ``generalized_advantage_estimation``; standardised here.
       is_first: (T, ..., K), bool or 0/1: first steps of episodes, where the history is reset.
       mask: (T, ..., K), bool or 0/1: steps to learn from; default all. Masked steps, even NaN, add nothing to the
-        history and receive no credit.
+        history; their A^ is 0, and their log-probability receives no gradient.
       history_decay: scalar h in [0, 1]; 0 weights every step on its own.
       temperature: scalar tau > 0.
       weight_function: a replacement for the softmax; see ``weights.WeightFunction``. ``None``: the softmax.
@@ -89,12 +87,8 @@ def haepo_advantage_loss(
     valid = check.mask("mask", mask, shape, like=like)
     first = check.mask("is_first", is_first, shape, like=like)
 
-    def constant(name: str, value: ArrayLike, integers: Any = None) -> jax.Array:
-        array = check.floats(name, value, shape, like=like, integers=integers)
-        return jax.lax.stop_gradient(select(valid, array))
-
-    behaviour = constant("behaviour_log_probs", behaviour_log_probs)
-    advantage = constant("advantages", advantages, integers=current.dtype)
+    behaviour = check.constant("behaviour_log_probs", behaviour_log_probs, valid, like=like)
+    advantage = check.constant("advantages", advantages, valid, like=like, integers=current.dtype)
     decay = check.number("history_decay", history_decay, low=0, high=1)
     tau = check.number("temperature", temperature, low=0, open_low=True)
 
@@ -104,7 +98,7 @@ def haepo_advantage_loss(
 
     standard = standardize_all(advantage, valid)
     following = jnp.concatenate([kept[1:] * standard[1:], jnp.zeros_like(standard[:1])])
-    credit = centre(select(valid, standard) - following, jnp.ones_like(valid))
+    credit = centre(standard - following, jnp.ones_like(valid))
     num_valid = jnp.maximum(jnp.sum(valid, dtype=weights.dtype), 1)
     averages = (("policy_entropy", policy_entropy), ("policy_kl", policy_kl))
     entropy, kl = masked_means(

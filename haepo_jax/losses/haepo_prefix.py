@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -108,12 +106,8 @@ def haepo_prefix_loss(
     valid = check.mask("mask", mask, shape, like=like)
     current = select(valid, current)
 
-    def constant(name: str, value: ArrayLike, integers: Any = None) -> jax.Array:
-        array = check.floats(name, value, shape, like=like, integers=integers)
-        return jax.lax.stop_gradient(select(valid, array))
-
-    behaviour = constant("behaviour_log_probs", behaviour_log_probs)
-    reward = constant("rewards", rewards, integers=current.dtype)
+    behaviour = check.constant("behaviour_log_probs", behaviour_log_probs, valid, like=like)
+    reward = check.constant("rewards", rewards, valid, like=like, integers=current.dtype)
     decay = check.number("history_decay", history_decay, low=0, high=1, open_low=True)
 
     members = jnp.broadcast_to(jnp.any(valid, axis=0), shape)  # the softmax has the same members at every step
@@ -143,7 +137,7 @@ def haepo_prefix_loss(
         mean_entropy = over_valid_steps("policy_entropy", policy_entropy)
     if kl == "weights":
         anchor = behaviour_log_probs if reference_log_probs is None else reference_log_probs
-        anchor = constant("reference_log_probs", anchor)
+        anchor = check.constant("reference_log_probs", anchor, valid, like=like)
         reference = weigh(weight_function, decayed_sum(anchor - behaviour, decay), members, tau)
         mean_kl = over_steps(divergence(*reference, log_weights))
     else:

@@ -72,7 +72,7 @@ def vtrace(
     like = "the shape of values"
     ratio = bounded_exp(check.floats("log_ratio", log_ratio, baseline.shape, like=like))
     reward = check.floats("rewards", rewards, baseline.shape, like=like, integers=baseline.dtype)
-    following = check.floats("bootstrap_values", bootstrap_values, baseline.shape, like=like)
+    following = check.floats("bootstrap_values", bootstrap_values, baseline.shape, like=like, integers=baseline.dtype)
     ended = check.mask("terminated", terminated, baseline.shape, like=like)
     cut = ended | check.mask("truncated", truncated, baseline.shape, like=like)
     gamma = check.number("discount", discount, low=0, high=1)

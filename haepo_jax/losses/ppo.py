@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -103,15 +101,11 @@ def ppo_loss(
     valid = check.mask("mask", mask, shape, like=like)
     current = select(valid, current)
 
+    behaviour = check.constant("behaviour_log_probs", behaviour_log_probs, valid, like=like)
+    advantage = check.constant("advantages", advantages, valid, like=like, integers=current.dtype)
     fitted = valid if value_mask is None else check.mask("value_mask", value_mask, shape, like=like)
-
-    def floats(name: str, value: ArrayLike, among: jax.Array = valid, integers: Any = None) -> jax.Array:
-        return select(among, check.floats(name, value, shape, like=like, integers=integers))
-
-    behaviour = jax.lax.stop_gradient(floats("behaviour_log_probs", behaviour_log_probs))
-    advantage = jax.lax.stop_gradient(floats("advantages", advantages, integers=current.dtype))
-    value = floats("values", values, fitted)
-    target = jax.lax.stop_gradient(floats("value_targets", value_targets, fitted, current.dtype))
+    value = select(fitted, check.floats("values", values, shape, like=like))
+    target = check.constant("value_targets", value_targets, fitted, like=like, integers=current.dtype)
     if normalize_advantages:
         advantage = standardize_all(advantage, valid)
 
@@ -119,7 +113,7 @@ def ppo_loss(
     if clip_around_log_probs is None:
         surrogate, clipped = clipped_surrogate(current - behaviour, advantage, eps)
     else:
-        around = jax.lax.stop_gradient(floats("clip_around_log_probs", clip_around_log_probs))
+        around = check.constant("clip_around_log_probs", clip_around_log_probs, valid, like=like)
         ratio = bounded_exp(around - behaviour)
         surrogate, clipped = clipped_surrogate(current - behaviour, advantage, eps, around=ratio)
     squares = (value - target) ** 2
@@ -127,7 +121,7 @@ def ppo_loss(
         if behaviour_values is None:
             raise ValueError("ppo_loss: value_clip_eps needs behaviour_values")
         limit = check.number("value_clip_eps", value_clip_eps, low=0, open_low=True)
-        before = jax.lax.stop_gradient(floats("behaviour_values", behaviour_values, fitted))
+        before = check.constant("behaviour_values", behaviour_values, fitted, like=like)
         near = before + jnp.clip(value - before, -limit, limit)
         squares = jnp.maximum(squares, (near - target) ** 2)
     entropies = check.average("policy_entropy", policy_entropy, shape, current.dtype, whole=True, like=like)

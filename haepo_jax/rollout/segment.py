@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from haepo_jax.rollout.packing import packed_scan
 from haepo_jax.rollout.stepping import Act, Trajectory, environment_keys, finite_observations, step_environment
 from haepo_jax.sharding import shard_environments
-from haepo_jax.unbatched import any_in_batch, where_any
+from haepo_jax.unbatched import any_in_batch
 
 
 @jax.tree_util.register_dataclass
@@ -43,8 +43,8 @@ class Segment:
     """A `Trajectory` (T, B) with episode boundaries.
 
     Attributes:
-      steps: the trajectory; its mask is false only for steps with a non-finite reward or next observation, which
-        terminate their episode.
+      steps: the trajectory; its mask is false only for steps with a non-finite reward, observation or next
+        observation, which terminate their episode. Where the observation was not finite, all is zero.
       is_first: (T, B), true at the first step of an episode.
       terminated, truncated: (T, B), whether the episode terminated or was truncated after this step; never both.
       final_value: (T, B), value of the final observation of a truncated episode; 0 elsewhere.
@@ -105,18 +105,20 @@ def collect_segment(
 
     Returns:
       The segment, with leading axes (T, B), and the state that the next one starts from. Every step is valid
-      but those with a reward or a next observation that is not finite.
+      but those with a reward, an observation or a next observation that is not finite.
     """
     chex.assert_shape([state.is_first, step_keys], state.episodes.shape)
     one_step = jax.vmap(lambda *args: step_environment(env, act, *args))
     state = shard_environments(state)
-    alive = jnp.ones_like(state.is_first)
+    every = jnp.ones_like(state.is_first)
     horizon = min(int(env.horizon), 2**31 - 1)
 
     def step(before: RolloutState, time: jax.Array) -> tuple[RolloutState, Segment]:
         keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, time)
-        stepped = one_step(before.state, before.observation, before.carry, before.is_first, alive, keys)
-        invalid = ~(jnp.isfinite(stepped.transition.reward) & finite_observations(stepped.observation, 1))
+        # False only for what a reset gave; any other such observation has ended its episode.
+        seen = every & finite_observations(before.observation, 1)
+        stepped = one_step(before.state, before.observation, before.carry, before.is_first, seen, keys)
+        invalid = ~(seen & jnp.isfinite(stepped.transition.reward) & finite_observations(stepped.observation, 1))
         transition = dataclasses.replace(
             stepped.transition, reward=jnp.where(invalid, 0, stepped.transition.reward), mask=~invalid
         )
@@ -130,7 +132,11 @@ def collect_segment(
             chex.assert_equal_shape([values, truncated])
             return jnp.where(truncated, values, 0.0).astype(jnp.float32)
 
-        final_value = where_any(truncated, final_values, lambda: jnp.zeros(done.shape, jnp.float32))
+        # On an accelerator a branch would make the host wait for the flags in every step.
+        final_value = jax.lax.platform_dependent(
+            cpu=lambda: jax.lax.cond(any_in_batch(truncated), final_values, lambda: jnp.zeros(done.shape, jnp.float32)),
+            default=final_values,
+        )
         start, spare, spare_used = _next_starts(env, reset_key, before, done)
         env_state, observation = _select(done, start, (stepped.state, stepped.observation))
         episode_return = before.episode_return + transition.reward
@@ -146,7 +152,7 @@ def collect_segment(
         )  # fmt: skip
         return after, segment
 
-    state, segment = packed_scan(step, state, jnp.arange(num_steps, dtype=jnp.int32), len(alive))
+    state, segment = packed_scan(step, state, jnp.arange(num_steps, dtype=jnp.int32), len(every))
     return segment, state
 
 

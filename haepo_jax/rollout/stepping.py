@@ -74,7 +74,7 @@ class Stepped:
 def step_environment(
     env: Any, act: Act, state: Any, observation: Any, carry: Any, is_first: jax.Array, alive: jax.Array, key: jax.Array
 ) -> Stepped:
-    """One action and one transition of one environment; the transition is set to 0 after the end of the episode."""
+    """One action and one transition of one environment; where `alive` is false, the transition is set to 0."""
     action_key, env_key = jax.random.split(key)
     action_mask = env.action_mask(state) if has_action_mask(env) else None
     carry, action, extras = act(carry, observation, is_first, action_mask, action_key)

@@ -52,7 +52,7 @@ DECLARED = {cls.__name__: cls for cls in map(declared.declaration, declared.ALGO
         (
             "DPO",
             {"num_envs": 32, "num_minibatches": 3},
-            "num_minibatches=3 does not divide num_envs / group_size = 4 groups; the nearest that do: 2 or 4",
+            r"num_envs=32 is not a multiple of num_minibatches \* group_size=24; the nearest that are: 24 or 48",
         ),
         (
             "PPO",

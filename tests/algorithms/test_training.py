@@ -160,6 +160,20 @@ def test_an_update_that_is_not_finite_stops_the_run(run: Run) -> None:
     assert trees_equal(run.step(run.algo, after)[0], after)
 
 
+@pytest.mark.parametrize("broken", ["reward", "observation", "reset"])
+@pytest.mark.parametrize("name", ["haepo", "ppo", "ppo_gru"])
+def test_what_is_not_finite_of_an_environment_is_not_learned_from(name: str, broken: str) -> None:
+    env = Drift(horizon=3, broken=broken)
+    algo: Any = hx.HAEPO(env, **PIECES) if name == "haepo" else hx.PPO(env, num_steps=4, **SMALL)
+    algo = algo.replace(network="gru") if name == "ppo_gru" else algo
+    state, metrics = jax.jit(lambda key: jax.lax.scan(lambda s, _: algo.train_step(s), algo.init(key), length=3))(
+        jax.random.key(0)
+    )
+    assert not state.status.diverged and np.isfinite(metrics["loss"]).all()
+    assert 0 < metrics["invalid_episodes"].sum() == state.status.invalid_episodes
+    assert (metrics["episodes"] > 0).all()
+
+
 # Seeds and hyperparameters side by side.
 
 PENDULUM = hx.make_env("Pendulum-v1", max_steps_in_episode=2)

@@ -68,7 +68,10 @@ def read_arguments(argv: Sequence[str], takes: Collection[str] = (), positional:
             overrides.append(_parse(argument))
         elif option not in takes:
             key = option.lstrip("-") or "key"
-            raise ConfigError(f"unknown option {short(argument)}; settings are written {key}=value (see --help)")
+            hint = f"settings are written {key}=value (see --help)"
+            if key in ("m", "multirun"):
+                hint = "python -m haepo_jax.sweep tries several values, num_seeds=5 trains several seeds"
+            raise ConfigError(f"unknown option {short(argument)}; {hint}")
         else:
             value = value or next(arguments, "")
             if option == "--config":

@@ -94,7 +94,7 @@ REFUSED = {
     ),
     "minibatches that do not divide": (
         ["algo=haepo_episodic", "algo.num_minibatches=3"],
-        "algo.num_minibatches=3 does not divide",
+        "is not a multiple of num_minibatches * group_size=",
     ),
     "sizes of a history that do not divide": (
         ["algo.num_minibatches=3"],
@@ -104,10 +104,6 @@ REFUSED = {
     "null for a choice": (
         ["algo=haepo_episodic", "algo.normalize=null"],
         "algo.normalize=None must be a string",
-    ),
-    "minibatches of two thousand million": (
-        ["algo=grpo", "algo.num_envs=2147483640", "algo.group_size=2", "algo.num_minibatches=7"],
-        "the nearest that do: 5 or 6",
     ),
     "unknown choice": (
         ["algo=haepo_episodic", "algo.credit=prefx"],
@@ -159,6 +155,7 @@ REFUSED = {
     "number for settings of the environment": (["env_kwargs=1"], "must be names and values"),
     "numbered settings of the environment": (["env_kwargs={1:2}"], "must be names and values"),
     "unknown option": (["--foo"], "unknown option '--foo'"),
+    "several runs, as Hydra has them": (["--multirun", "seed=0,1"], "python -m haepo_jax.sweep tries several values"),
     "option for a setting": (["--seed=3"], "settings are written seed=value"),
     "half an option": (["--cfg"], "--cfg takes the word job"),
     "unknown kind of config": (["--cfg", "hydra"], "--cfg takes the word job, not 'hydra'"),

@@ -79,7 +79,7 @@ ERRORS = {
     "num_seeds=1,2": "num_seeds cannot be swept",
     "seed=1,2": "seed cannot be swept",
     "search=grid,random": "search cannot be swept",
-    "algo=grpo algo.num_minibatches=2 algo.num_envs=16,24": "does not divide",
+    "algo=grpo algo.num_minibatches=2 algo.num_envs=16,24": "is not a multiple of num_minibatches * group_size=16",
     "algo=grpo algo.num_envs=interval(32,64)": "is not a multiple of group_size=8",
     "tensorboard=true": "unknown key 'tensorboard'",
     "algo.kl_coef=0.5": "nothing is swept",
