@@ -82,13 +82,25 @@ def has_action_mask(env: Environment) -> bool:
     return mask is not None
 
 
+def check_members(env: object) -> None:
+    """Raises TypeError for an object that lacks a member of `Environment`, and for a class."""
+    members = ("name", "horizon", "observation_space", "action_space", "reset", "step")
+    missing = [member for member in members if not hasattr(env, member)]
+    if missing:
+        raise TypeError(f"{type(env).__name__} is not an environment: it has no {', '.join(missing)}")
+    if isinstance(env, type):
+        raise TypeError(f"{env.__name__} is a class; pass an instance")
+
+
 def check_environment(env: Environment) -> None:
     """Checks an environment against the protocol by tracing one reset and one step; nothing is computed.
 
     Raises:
-        TypeError: a space, observation, state, reward, flag or mask does not follow the protocol; in one line.
+        TypeError: a member is missing, or a space, observation, state, reward, flag or mask does not follow the protocol;
+            in one line.
         ValueError: a horizon below 1.
     """
+    check_members(env)
     name = env.name
     if isinstance(env.horizon, bool) or not isinstance(env.horizon, int | np.integer):
         raise TypeError(f"{name}: horizon must be an integer, got {env.horizon!r}")
@@ -140,6 +152,11 @@ def finish_step(
     if not _same_structure(old_state, state):
         raise TypeError(f"{name}: the state's structure differs between reset and step")
     state = jax.tree_util.tree_map_with_path(lambda path, old, new: _cast_like(name, path, old, new), old_state, state)
+    for field, value in (("reward", reward), ("terminated", terminated), ("truncated", truncated)):
+        if not isinstance(value, bool | int | float | np.generic | np.ndarray | jax.Array):
+            raise TypeError(
+                f"{name}: step must return a TimeStep, whose {field} is a scalar, got {type(value).__name__}"
+            )
     reward, terminated, truncated = jnp.asarray(reward), jnp.asarray(terminated), jnp.asarray(truncated)
     for field, value in (("reward", reward), ("terminated", terminated), ("truncated", truncated)):
         if value.shape != ():

@@ -20,6 +20,7 @@ from haepo_jax.envs.base import (
     Replaceable,
     TimeStep,
     check_environment,
+    check_members,
     finish_step,
     static_field,
     strongly_typed,
@@ -43,6 +44,12 @@ _CLASSES: tuple[tuple[str, str, str], ...] = (
 # Parts of the names of wrappers that do what the rollout already does.
 _DONE_BY_THE_ROLLOUT = ("Vmap", "AutoReset", "Episode", "Eval")
 
+# Wrappers of gymnax, which are no environments of it, and why they are not needed.
+_OF_GYMNAX = {
+    "FlattenObservationWrapper": "the networks flatten observations",
+    "LogWrapper": "the rollout keeps the returns and lengths of episodes",
+}
+
 
 def from_object(obj: Any, **settings: Any) -> Environment:
     """Creates an environment from an object of a known library, or from one that follows the protocol.
@@ -65,12 +72,10 @@ def from_object(obj: Any, **settings: Any) -> Environment:
         return adapted
     if settings:
         raise ValueError(f"{type(obj).__name__} takes no settings, got {short(settings)}")
-    members = ("name", "horizon", "observation_space", "action_space", "reset", "step")
-    missing = [member for member in members if not hasattr(obj, member)]
-    if missing:
-        raise TypeError(f"{type(obj).__name__} is not an environment: it has no {', '.join(missing)}")
-    if isinstance(obj, type):
-        raise TypeError(f"{obj.__name__} is a class; pass an instance")
+    wrapper = type(obj[0] if type(obj) is tuple and obj else obj).__name__
+    if wrapper in _OF_GYMNAX:
+        raise TypeError(f"remove {wrapper}: {_OF_GYMNAX[wrapper]}")
+    check_members(obj)
     env = PlainEnvironment(_ByIdentity(obj)) if jax.tree_util.all_leaves([obj]) else obj
     check_environment(env)
     return env
@@ -94,8 +99,8 @@ class _ByIdentity:
 class PlainEnvironment(Replaceable):
     """A plain object that follows the protocol, wrapped as a pytree without leaves; its attributes are constants.
 
-    Rewards are cast to float32, flags to bool, state leaves to the dtypes before the step, and observations to the
-    precision declared by their space.
+    Rewards are cast to float32, flags to bool, state leaves to the dtypes before the step, and under
+    `jax_enable_x64` observations to the precision declared by their space.
     """
 
     holder: _ByIdentity = static_field()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import re
 from typing import Any
 
 import jax
@@ -11,6 +14,7 @@ import numpy as np
 from haepo_jax.algorithms import declared
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.envs import make_env
+from haepo_jax.envs.libraries import LibraryEnvironment
 from haepo_jax.envs.objects import PlainEnvironment
 from haepo_jax.losses.weights import Auto
 from haepo_jax.networks import LinenPolicy, NNXPolicy
@@ -22,7 +26,7 @@ def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
     """The settings that make this algorithm, if there are such; otherwise a description of its parts. `settings` are those
     of the run, such as `seed` and `run_dir`. Raises ConfigError where they cannot be used."""
     names = {where: name for name, where in declared.ALGORITHMS.items()}
-    numbers, objects = {}, {"algorithm": _qualified(type(algo)), "env": _qualified(_unwrapped(algo.env))}
+    numbers, objects = {}, {"algorithm": _qualified(type(algo)), "env": fingerprint(algo.env)}
     for field in dataclasses.fields(algo):
         value = getattr(algo, field.name)
         if field.name in ("env", "total_steps") or (value is None and "kind" not in field.metadata):
@@ -33,11 +37,14 @@ def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
             objects[field.name] = _qualified(_unwrapped(value))
     name = names.get(f"{type(algo).__module__}:{type(algo).__qualname__}")
     common = {"total_steps": algo.total_steps, **settings}
-    env = str(getattr(algo.env, "name", type(algo.env).__name__))
+    env = str(algo.env.name)
     if name is not None and len(objects) == 2:
         try:
-            config = from_dict({"env": env, "algo": {"name": name, **numbers}, **common}, RunConfig)
-            if jax.tree.all(jax.tree.map(np.array_equal, make_env(config.env), algo.env)):
+            usual = _numbers(make_env(env))
+            changed = {key: value for key, value in _numbers(algo.env).items() if value != usual.get(key)}
+            settings = {"env": env, "env_kwargs": changed, "algo": {"name": name, **numbers}, **common}
+            config = from_dict(settings, RunConfig)
+            if jax.tree.all(jax.tree.map(np.array_equal, make_env(config.env, **config.env_kwargs), algo.env)):
                 return config
         # The environment has no such name, or its structure is not that of the named one; a schedule is a function.
         except (ValueError, TypeError, ImportError):
@@ -47,6 +54,25 @@ def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
     )
     config.check()
     return config
+
+
+def _numbers(env: Any) -> dict[str, Any]:
+    """The numbers and switches among the attributes of a task, or of the params of a library's environment."""
+    owner = env.params if isinstance(env, LibraryEnvironment) else env
+    found = {}
+    for name, value in getattr(owner, "__dict__", {}).items():
+        with contextlib.suppress(TypeError):
+            if isinstance(number := _plain(value), int | float):
+                found[name] = number
+    return found
+
+
+def fingerprint(value: Any) -> str:
+    """Text that tells one object from another and is the same in every process: its class, structure and numbers."""
+    leaves, structure = jax.tree.flatten(_unwrapped(value))
+    parts = [leaf.tolist() if hasattr(leaf, "tolist") else getattr(leaf, "__dict__", leaf) for leaf in leaves]
+    text = re.sub(r" at 0x[0-9a-f]+", "", f"{structure} {parts}")
+    return f"{_qualified(_unwrapped(value))} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.algorithms.state import InitialPolicy, TrainState
@@ -21,8 +22,13 @@ from haepo_jax.runner.devices import describe_device
 from haepo_jax.runner.errors import warn
 from haepo_jax.runner.program import build
 from haepo_jax.runner.run_dir import RunDir
+from haepo_jax.spaces import space_leaves
 
 CHECKPOINTS = ("last", "best")
+OF_A_POLICY = {
+    "network", "hidden_sizes", "activation", "layer_norm", "num_heads", "context", "squash_actions", "state_dependent_std",
+}  # fmt: skip
+"""Hyperparameters without which a checkpoint would be read as another policy."""
 
 
 @jax.tree_util.register_dataclass
@@ -57,7 +63,7 @@ class TrainedPolicy:
           action_mask: the valid actions (n,) bool, for environments that have action masks.
 
         Raises:
-          TypeError: the policy is recurrent; `act` takes and returns its carry.
+          TypeError: the observation has another shape; or the policy is recurrent, and `act` takes and returns its carry.
         """
         return _act_at_once(self._acting(), observation, key, action_mask)
 
@@ -98,6 +104,7 @@ def _act(
     policy: TrainedPolicy, carry: Any, observation: Any, is_first: jax.Array, key: jax.Array | None, action_mask: Any
 ) -> tuple[Any, jax.Array]:
     algorithm = policy.algorithm
+    _check_shapes(algorithm.env, observation)
     carry, distribution = algorithm.act_distribution(policy.state, carry, observation, is_first, action_mask)
     action = distribution.mode() if key is None else distribution.sample(key)
     return carry, to_env_action(algorithm.env, action)
@@ -109,6 +116,16 @@ def _act_at_once(policy: TrainedPolicy, observation: Any, key: jax.Array | None,
     if jax.tree.leaves(carry):
         raise TypeError("this policy is recurrent: call policy.act(carry, observation, is_first, key)")
     return _act(policy, carry, observation, jnp.bool_(True), key, action_mask)[1]
+
+
+def _check_shapes(env: Any, observation: Any) -> None:
+    shapes = [jnp.shape(part) for part in jax.tree.leaves(observation)]
+    wanted = [space.shape for space in space_leaves(env.observation_space)]
+    if shapes != wanted:
+        raise TypeError(
+            f"an observation of {env.name} has the shape {', '.join(map(str, wanted))}, not {', '.join(map(str, shapes))}; "
+            "a policy takes one observation as an array, jax.vmap(policy) several"
+        )
 
 
 def load(
@@ -132,7 +149,8 @@ def load(
         class of your own), which cannot be built from the directory alone.
 
     Raises:
-      ConfigError (a ValueError): for a directory without a run or a checkpoint, and a seed that the run does not have.
+      ConfigError (a ValueError): for a directory without a run or a checkpoint, a seed that the run does not have, and an
+        `algorithm` whose networks have other settings.
       CheckpointError (a RuntimeError): no checkpoint is intact, or its arrays have other shapes than those of `algorithm`.
         If only the newest is damaged, it warns (UserWarning) and loads the one before.
     """
@@ -170,6 +188,10 @@ def load_run(
     config = directory.read_config(custom=algorithm is not None)
     if algorithm is not None and not isinstance(algorithm, Algorithm):
         raise ConfigError(f"algorithm={short(algorithm)} is not an algorithm, such as hx.HAEPO('CartPole-v1')")
+    recorded = {} if algorithm is None else config.algo.hyperparameters
+    for name in recorded.keys() & OF_A_POLICY:
+        if not np.array_equal(has := getattr(algorithm, name), had := recorded[name]):
+            raise ConfigError(f"algorithm has {name}={short(has)}, but the run in {directory.path} has {name}={short(had)}")
     checkpoints = Checkpoints(directory.checkpoints)
     found = checkpoints.best() if checkpoint == "best" else checkpoints.newest(warn)
     if found is None:

@@ -21,8 +21,15 @@ from haepo_jax.runner.observers import Observer, Row, RunInfo
 from haepo_jax.runner.run_dir import RunDir, append_record, json_text, keep_rows, write_atomically
 
 
+def check_loggers(config: RunConfig) -> None:
+    """Raises ConfigError for a logger whose package is not installed."""
+    if config.wandb and util.find_spec("wandb") is None:
+        raise ConfigError("wandb=true needs the package wandb: pip install 'haepo_jax[wandb]'")
+
+
 def loggers_of(config: RunConfig, directory: RunDir) -> list[Observer]:
-    """The loggers that a run's settings ask for."""
+    """The loggers that a run's settings ask for; raises ConfigError."""
+    check_loggers(config)
     made: list[Observer] = [FileLogger(directory)]
     if config.tensorboard:
         made.append(TensorBoardLogger(directory))
@@ -148,8 +155,6 @@ class WandbLogger(Observer):
     _run: Any = None
 
     def __init__(self, directory: RunDir) -> None:
-        if util.find_spec("wandb") is None:
-            raise ConfigError("wandb=true needs the package wandb: pip install 'haepo_jax[wandb]'")
         self._directory = directory
 
     def on_start(self, info: RunInfo) -> None:

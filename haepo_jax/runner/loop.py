@@ -23,7 +23,7 @@ from haepo_jax.runner.devices import describe_device, device_errors, versions
 from haepo_jax.runner.errors import Interrupted
 from haepo_jax.runner.loading import TrainedPolicy, start_of
 from haepo_jax.runner.observers import Observer, Row, RunInfo, divergence_text
-from haepo_jax.runner.program import KINDS, Program, build, final_size, mesh_of
+from haepo_jax.runner.program import SAMPLED_AND_GREEDY, Program, build, final_size, mesh_of
 from haepo_jax.runner.signals import StopSignals, interruptibly
 from haepo_jax.statistics import interquartile_mean
 
@@ -260,7 +260,7 @@ class _Loop:
         for name in {*EPISODE_MEANS} & {*metrics} if "episodes" in metrics else ():
             # A compiled function gives no NaN for the mean of no episodes, so as not to stop `jax_debug_nans`.
             metrics[name] = np.where(np.array(metrics["episodes"]) == 0, np.nan, metrics[name]).tolist()
-        if getattr(self.program.algorithm, "on_nan", "stop") == "skip":
+        if self.program.algorithm.on_nan == "skip":
             metrics["skipped_updates"] = [float(count) for count in at.skipped]
         (seconds_before, steps_before), now = self._last_row, self._clock()
         speed = (position.steps - steps_before) / (now - seconds_before)
@@ -284,7 +284,7 @@ class _Loop:
             return program.not_evaluated()
         values = self._evaluate_interruptibly(lambda: program.evaluate(self.state), final=False)
         if "eval_length" in values:
-            position.eval_steps += int(values["eval_length"].sum()) * program.row_size.episodes * KINDS
+            position.eval_steps += int(values["eval_length"].sum()) * program.row_size.episodes * SAMPLED_AND_GREEDY
         return values
 
     def _evaluate_interruptibly(self, function: Callable[[], T], *, final: bool) -> T:

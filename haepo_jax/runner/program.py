@@ -24,8 +24,8 @@ from haepo_jax.runner.config import ConfigError, RunConfig
 
 FINAL_EPISODES = 128
 FEW_EPISODES = 4
-KINDS = 2
-"""Every evaluation plays sampled and greedy actions."""
+SAMPLED_AND_GREEDY = 2
+"""Factor on the episodes of an evaluation, which are played with sampled and with greedy actions."""
 
 PerSeed = dict[str, np.ndarray[Any, Any]]
 
@@ -67,7 +67,7 @@ def row_size(algorithm: Algorithm) -> EvaluationSize:
     asked, total, horizon = algorithm.eval_episodes, algorithm.total_steps, algorithm.env.horizon
     if not asked:
         return EvaluationSize(asked)
-    fitting = total // (KINDS * horizon * algorithm.log_points)
+    fitting = total // (SAMPLED_AND_GREEDY * horizon * algorithm.log_points)
     return _within(min(asked, max(FEW_EPISODES, fitting)), total, horizon)
 
 
@@ -79,8 +79,10 @@ def final_size(asked: int | None, algorithm: Algorithm) -> EvaluationSize:
 
 
 def _within(episodes: int, total: int, horizon: int) -> EvaluationSize:
-    episodes = max(1, min(episodes, total // (KINDS * horizon)))
-    return EvaluationSize(episodes, None if KINDS * horizon <= total else max(1, total // KINDS))
+    episodes = max(1, min(episodes, total // (SAMPLED_AND_GREEDY * horizon)))
+    return EvaluationSize(
+        episodes, None if SAMPLED_AND_GREEDY * horizon <= total else max(1, total // SAMPLED_AND_GREEDY)
+    )
 
 
 class Program:

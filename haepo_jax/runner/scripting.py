@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 
 Callback = Callable[[Row, TrainState], bool | None] | Observer
 
-SETTINGS = (
-    "final_eval_episodes", "init_from", "shard", "checkpoint_minutes", "keep_checkpoints", "tensorboard", "wandb", "completions",
-)  # fmt: skip
+OF_A_DIRECTORY = ("checkpoint_minutes", "keep_checkpoints", "tensorboard", "wandb", "completions")
+SETTINGS = ("final_eval_episodes", "init_from", "shard", *OF_A_DIRECTORY)
 """Settings of the command line that a program may give as they are."""
 
 
@@ -130,12 +129,15 @@ def train(
     if isinstance(start, TrainedPolicy):
         settings["init_from"] = "<a policy given in Python>"
     else:
+        settings |= {"init_from": str(start)} if isinstance(start, Path) else {}
         start = None
     config = describe(algo, _settings(numbers, run_dir, resume, settings))
     observers = [*map(_observer, callbacks), Progress() if progress else _Warnings()]
     if config.run_dir is None:
         if config.resume != "false":
             raise ConfigError(f"resume={resume!r} needs run_dir=<the directory of the run>")
+        for name in filter(OF_A_DIRECTORY.__contains__, settings):
+            raise ConfigError(f"{name}={short(settings[name])} needs run_dir=<where the files of the run go>")
         logged = _Rows()
         summary, state = run(config, None, [logged, *observers], algorithm=algo, start=start)
         rows = logged.rows

@@ -15,7 +15,7 @@ from haepo_jax.runner.checkpoints import Checkpoint, Checkpoints, Saver
 from haepo_jax.runner.config import CustomConfig, RunConfig
 from haepo_jax.runner.errors import Diverged, Interrupted, disk_errors
 from haepo_jax.runner.loading import TrainedPolicy, start_of
-from haepo_jax.runner.loggers import loggers_of
+from haepo_jax.runner.loggers import check_loggers, loggers_of
 from haepo_jax.runner.loop import run
 from haepo_jax.runner.observers import Observer
 from haepo_jax.runner.program import build, mesh_of
@@ -37,6 +37,7 @@ def train_and_report(config: RunConfig) -> None:
 def dry_run(config: RunConfig, directory: RunDir | None) -> None:
     """Raises what `train_and_report` would before it compiles anything; `directory` is the run's to resume."""
     checkpoint = None if directory is None else newest_checkpoint(config, directory)[0]
+    check_loggers(config)
     algorithm = build(config)
     mesh_of(config, algorithm)
     if checkpoint is None:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Self, TypeVar
@@ -58,6 +59,8 @@ def _leave(status: int) -> None:
 class StopSignals:
     """While entered, the first SIGINT or SIGTERM is noted and a second one ends the process at once.
 
+    Within a second of the first, another SIGTERM counts as the same: `timeout` sends it to a process and to its group.
+
     Before `begin` there is nothing to save, and the first one ends the process, too. Off the main thread, where Python
     allows no handlers, it does nothing.
 
@@ -72,6 +75,7 @@ class StopSignals:
         self._begun = False
         self._previous: dict[int, Any] = {}
         self._signum: int | None = None
+        self._noted = 0.0
 
     def __call__(self) -> int | None:
         """The number of the signal that asked the run to end, if one did."""
@@ -92,10 +96,12 @@ class StopSignals:
 
     def _handle(self, signum: int, frame: Any) -> None:
         name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
+        if signum == signal.SIGTERM == self._signum and time.monotonic() < self._noted + 1:
+            return
         if self._begun and self._signum is None:
-            self._signum = signum
+            self._signum, self._noted = signum, time.monotonic()
             # Not by print, which a handler may have interrupted.
-            os.write(2, f"{name}: saving a checkpoint and stopping; press again to quit immediately\n".encode())
+            os.write(2, f"{name}: saving a checkpoint and stopping; once more to quit immediately\n".encode())
             return
         if self._embedded:
             raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)

@@ -104,6 +104,7 @@ def step_with(**changes):
             "action_space has a Box of int32, but the actions of a Box must be floating point; use Discrete or MultiDiscrete",
         ),
         (step_with(reward=jnp.zeros(3)), TypeError, "reward must be a scalar"),
+        (step_with(truncated={}), TypeError, "step must return a TimeStep, whose truncated is a scalar, got dict"),
         (step_with(terminated=jnp.zeros(2, bool)), TypeError, "terminated must be a scalar"),
         (step_with(state={"left": 0}), TypeError, "structure differs between reset and step"),
         (

@@ -139,13 +139,31 @@ def test_a_craftax_object() -> None:
 
 def test_what_is_no_environment() -> None:
     for obj in (object(), (1, 2)):
-        with pytest.raises(TypeError, match="is not an environment"):
-            hx.make_env(obj)
-    for obj in (object(), (1, 2)):
         with pytest.raises(TypeError, match="is not an environment: it has no name, horizon"):
             hx.make_env(obj)
     with pytest.raises(TypeError, match="is not an environment"):
         hx.HAEPO((1, 2))
+    # What looks like a pytree with an environment in it is seen when a run begins.
+    for nothing in (None, {}):
+        with pytest.raises(TypeError, match="is not an environment: it has no name, horizon"):
+            hx.PPO(nothing).init(jax.random.key(0))
+
+
+def test_wrappers_of_gymnax_are_not_needed() -> None:
+    wrappers = pytest.importorskip("gymnax.wrappers")
+    inner, params = pytest.importorskip("gymnax.registration").make("CartPole-v1")
+    for obj, message in (
+        (
+            wrappers.FlattenObservationWrapper(inner),
+            "remove FlattenObservationWrapper: the networks flatten observations",
+        ),
+        (
+            (wrappers.LogWrapper(inner), params),
+            "remove LogWrapper: the rollout keeps the returns and lengths of episodes",
+        ),
+    ):
+        with pytest.raises(TypeError, match=message):
+            hx.make_env(obj)
 
 
 def test_an_object_of_the_protocol_takes_no_settings() -> None:

@@ -24,6 +24,7 @@ class Horizon(NamedTuple):
     """What the sizes of evaluations need to know of an environment."""
 
     horizon: int
+    name: str = "counting"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Counting:
     start: int = 0
     sick: tuple[int, ...] = ()
     env: Any = Horizon(1)
+    on_nan: str = "stop"
 
     def init(self, key: jax.Array) -> State:
         seed = jax.random.key_data(key)[-1].astype(jnp.int32)

@@ -242,6 +242,8 @@ def test_the_table_has_a_row_for_each_seed_and_row(monkeypatch: pytest.MonkeyPat
         ({"seeds": "four"}, "seeds='four' must be how many"),
         ({"seeds": [2**31 - 1, 2**31]}, "must be a list of integers"),
         ({"resume": True}, "resume=True needs run_dir="),
+        ({"wandb": True}, "wandb=True needs run_dir="),
+        ({"checkpoint_minutes": 1.0}, "checkpoint_minutes=1.0 needs run_dir="),
         ({"resume": "yes"}, "resume='yes' must be one of false, true, auto"),
         ({"callbacks": [3]}, "callbacks: 3 is neither a function"),
         ({"callbacks": print}, r"callbacks=<built-in function print> must be a list, such as \[callback\]"),
@@ -267,6 +269,30 @@ def test_a_resumed_run_keeps_its_schedule(tmp_path: Path) -> None:
     ):
         changed = hx.PPO("CartPole-v1", learning_rate=exponential, **small)
         hx.train(changed, run_dir=tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_resumed_run_keeps_its_environment(tmp_path: Path) -> None:
+    tiny: dict[str, Any] = {"eval_episodes": 0, "hidden_sizes": (4,), "num_epochs": 1, "log_points": 1}
+
+    def made(env: Any, steps: int) -> hx.PPO:
+        return hx.PPO(env, total_steps=steps, **tiny)
+
+    strong, weak = (hx.make_env("CartPole-v1", force_mag=force) for force in (20.0, 5.0))
+    for name, env, other, message in (
+        ("named", strong, weak, "env_kwargs.force_mag=5.0, but the run in .* has env_kwargs.force_mag=20.0"),
+        ("own", Drift(horizon=5), Drift(horizon=5, broken="reset"), "objects.env=.*Drift .*, but the run in"),
+    ):
+        hx.train(made(env, 256), run_dir=tmp_path / name, progress=False, final_eval_episodes=0)
+        with pytest.raises(ConfigError, match=message):
+            hx.train(made(other, 512), run_dir=tmp_path / name, resume=True, progress=False)
+    resumed = hx.train(made(Drift(horizon=5), 512), run_dir=tmp_path / "own", resume=True, progress=False)
+    assert resumed.summary["updates"] == 2
+    # With its settings, a library's environment is one that the command line builds, too.
+    algo, policy = hx.load(tmp_path / "named")
+    assert algo.env.params.force_mag == 20.0
+    with pytest.raises(ConfigError, match="algorithm has activation='relu', but the run in .* has activation='tanh'"):
+        hx.load(tmp_path / "named", algorithm=made(strong, 256).replace(activation="relu"))
+    assert hx.train(made(strong, 256), init_from=tmp_path / "named", progress=False).summary["updates"] == 1
 
 
 def test_a_result_has_the_policy_of_each_seed(tmp_path: Path) -> None:
@@ -365,7 +391,8 @@ def test_own_objects_are_logged_described_and_resumed(
     # What they are is said; that nothing here can build them, too.
     config = RunDir(tmp_path / "whole").read_config(custom=True)
     assert config.algo.name == "Shifted" and config.algo.hyperparameters["shift"] == 1.5 and config.env == "toy/drift"
-    assert config.to_dict()["objects"] == {"algorithm": f"{__name__}.Shifted", "env": "tests.toy_envs.Drift"}
+    objects = config.to_dict()["objects"]
+    assert objects["algorithm"] == f"{__name__}.Shifted" and objects["env"].startswith("tests.toy_envs.Drift ")
     capsys.readouterr()
     assert evaluate.main([f"run_dir={tmp_path}/whole"]) == 2
     error = capsys.readouterr().err
@@ -374,7 +401,7 @@ def test_own_objects_are_logged_described_and_resumed(
     assert same(policy.state, jax.tree.map(lambda x: x[1], whole.state))
     assert algo.evaluate(policy.state, episodes=3)["return"].shape == (3,)
     for other, message in [
-        (Shifted(Drift(), **SMALL | {"hidden_sizes": (4,)}), "it was written by other settings"),
+        (Shifted(Drift(), **SMALL | {"hidden_sizes": (4,)}), r"algorithm has hidden_sizes=\(4,\), but the run in .* has hidden_sizes="),
         ("ppo", "algorithm='ppo' is not an algorithm"),
     ]:
         with pytest.raises((ConfigError, CheckpointError), match=message):
@@ -411,7 +438,7 @@ def test_own_everything_as_the_site_shows_it(tmp_path: Path, monkeypatch: pytest
     assert (result.metrics["eval_return"][:, :-1].mean(axis=0) <= 0.95).all()
     assert (result.metrics["weight_norm"] > 0).all()
     saved = RunDir(Path("runs/own")).read_config(custom=True).to_dict()["objects"]
-    assert {name: kind.rpartition(".")[2] for name, kind in saved.items()} == {
+    assert {name: kind.partition(" ")[0].rpartition(".")[2] for name, kind in saved.items()} == {
         "algorithm": "Mine", "env": "Recall", "policy": "Cell"
     }  # fmt: skip
     assert json.loads(Path("runs/own/summary.json").read_text())["algo"] == "Mine"

@@ -96,10 +96,23 @@ def test_the_first_signal_asks(signum: int) -> None:
     assert "saving a checkpoint and stopping" in err and err.count("\n") == 1
 
 
+def test_a_sigterm_that_follows_at_once_is_the_same() -> None:
+    """`timeout` sends one to the process and one to its group."""
+    process = waiting("begun", "ignore")
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None and "once more to quit immediately" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 143
+    process.communicate()
+
+
 def test_a_second_ctrl_c_ends_at_once() -> None:
     process = waiting("begun", "ignore")
     process.send_signal(signal.SIGINT)
-    assert process.stderr is not None and "press again to quit immediately" in process.stderr.readline()
+    assert process.stderr is not None and "once more to quit immediately" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 130
     process.communicate()

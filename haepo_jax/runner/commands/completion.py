@@ -31,7 +31,12 @@ def completion(argv: Sequence[str]) -> str:
         f"haepo-{command}": [*dict.fromkeys(word for schema in schemas for word in _words(schema, shell)), "--help"]
         for command, schemas in SCHEMAS.items()
     }
-    of_command["haepo"] = [*COMMANDS, *dict.fromkeys(word for words in of_command.values() for word in words)]
+    of_command["haepo"] = [
+        *COMMANDS,
+        "llm",
+        "completion",
+        *dict.fromkeys(word for words in of_command.values() for word in words),
+    ]
     lines = [f"# Load it in the current shell with: source <(python -m haepo_jax completion {shell})"]
     for program, words in of_command.items():
         if shell == "bash":

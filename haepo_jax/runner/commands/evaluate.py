@@ -47,14 +47,16 @@ def main(argv: list[str]) -> int:
     directory = read_run(config.run_dir)
 
     from haepo_jax.runner import policy_evaluation
+    from haepo_jax.runner.devices import device_errors
 
-    document = policy_evaluation.evaluate(
-        directory,
-        episodes=config.episodes,
-        checkpoint=config.checkpoint,
-        seed=config.seed,
-        episode_seed=config.episode_seed,
-    )
+    with device_errors("take one seed with seed=, or fewer episodes"):
+        document = policy_evaluation.evaluate(
+            directory,
+            episodes=config.episodes,
+            checkpoint=config.checkpoint,
+            seed=config.seed,
+            episode_seed=config.episode_seed,
+        )
     document = {"command": shell_command("haepo_jax.evaluate", argv), **document}
     print(policy_evaluation.report(document))
     policy_evaluation.write(directory, document)

@@ -119,7 +119,7 @@ class CustomConfig(RunConfig):
     """The settings of a run of custom objects, which only the user's program can build; they are recorded by name.
 
     Attributes:
-      objects: the class names of the algorithm, its environment and its networks.
+      objects: the class names of the algorithm, its environment and its networks; of the environment with a hash of what it is.
     """
 
     objects: dict[str, str] = dataclasses.field(default_factory=dict)

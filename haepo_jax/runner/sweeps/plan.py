@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from importlib import util
 from typing import TYPE_CHECKING, Any
@@ -169,6 +167,8 @@ class SweepPlan:
 
     def identity(self) -> dict[str, Any]:
         """What two commands must share to work on the same sweep."""
+        from haepo_jax.runner.describe import fingerprint
+
         settings = self.settings
         return {
             "search": self.search,
@@ -177,19 +177,6 @@ class SweepPlan:
             "trial": self._trial_settings(),
             "objects": [fingerprint(thing) for thing in (self.env, self.algorithm) if thing is not None],
         }
-
-
-def fingerprint(value: Any) -> str:
-    """Text that tells one object from another and is the same in every process: its class, structure and numbers."""
-    import jax
-
-    from haepo_jax.envs.objects import PlainEnvironment
-
-    value = value.holder.value if isinstance(value, PlainEnvironment) else value
-    leaves, structure = jax.tree.flatten(value)
-    parts = [leaf.tolist() if hasattr(leaf, "tolist") else getattr(leaf, "__dict__", leaf) for leaf in leaves]
-    text = re.sub(r" at 0x[0-9a-f]+", "", f"{type(value)} {structure} {parts}")
-    return f"{type(value).__qualname__} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def read_sweep(overrides: Sequence[Override], env: Any = None, algorithm: Any = None) -> SweepPlan:

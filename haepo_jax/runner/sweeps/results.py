@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from haepo_jax.messages import number, short
 from haepo_jax.runner.run_dir import json_text, write_atomically
 
 if TYPE_CHECKING:
@@ -72,6 +73,11 @@ class SweepResult:
             | results[index]
             for index, trial in enumerate(trials)
         ]
+
+    def __repr__(self) -> str:
+        index = self.best()
+        best = "" if index is None else f", best return {number(self.value[index])} with {short(self.configs[index])}"
+        return f"SweepResult({len(self.configs)} trials{best})"
 
     def best(self) -> int | None:
         """The index of the best complete trial; None: there is none."""

@@ -132,6 +132,9 @@ def test_dry_run_checks_everything_and_writes_nothing(
     assert train.main(["env=CartPole-v1", "dry_run=true"]) == 0
     assert train.main(["env=CartPole-v1", "dry_run=true", "env_kwargs.gravty=1"]) == 2
     assert "'gravity'" in capsys.readouterr().err
+    monkeypatch.setattr("haepo_jax.runner.loggers.util.find_spec", lambda name: None)
+    assert train.main(["env=CartPole-v1", "dry_run=true", "wandb=true"]) == 2
+    assert "haepo_jax[wandb]" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

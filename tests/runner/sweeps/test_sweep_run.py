@@ -32,11 +32,12 @@ from haepo_jax.envs.base import TimeStep
 from haepo_jax.runner.commands import sweep as command_line
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
+from haepo_jax.runner.describe import fingerprint
 from haepo_jax.runner.program import final_size
 from haepo_jax.runner.sweeps import cohort as cohorts
 from haepo_jax.runner.sweeps import worker as workers
 from haepo_jax.runner.sweeps.batch import Programs
-from haepo_jax.runner.sweeps.plan import SweepPlan, fingerprint, read_sweep
+from haepo_jax.runner.sweeps.plan import SweepPlan, read_sweep
 from haepo_jax.runner.sweeps.results import write_figures
 from haepo_jax.runner.sweeps.study import DATABASE, Study
 from haepo_jax.spaces import Box, Discrete
