@@ -89,7 +89,10 @@ class LinenPolicy:
     module: nn.Module
 
     def init(self, key: jax.Array, observation: Any) -> tuple[Any, Any]:
-        return self.module.init(key, observation), ()
+        variables = self.module.init(key, observation)
+        if others := ", ".join(sorted({*variables} - {"params"})):
+            raise TypeError(f"a Linen policy may only have params, not {others}: no BatchNorm statistics or other state")
+        return variables, ()
 
     def apply(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:
         return carry, self.module.apply(params, observation)

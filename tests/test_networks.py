@@ -220,6 +220,12 @@ def test_an_nnx_policy_with_random_state_is_refused() -> None:
         policy.apply(params, (), jnp.zeros(2), jnp.bool_(True))
 
 
+def test_a_linen_policy_with_statistics_is_refused() -> None:
+    policy = as_policy(nn.Sequential((nn.BatchNorm(use_running_average=False), nn.Dense(3))))
+    with pytest.raises(TypeError, match="only have params, not batch_stats: no BatchNorm"):
+        policy.init(jax.random.key(0), jnp.zeros((4, 2)))
+
+
 def test_every_key_gives_an_nnx_policy_other_weights() -> None:
     params = jax.vmap(lambda key: as_policy(LinearNNX).init(key, jnp.zeros(2))[0])(
         jax.random.split(jax.random.key(0), 2)

@@ -54,6 +54,21 @@ HAEPOS_REPLAY: dict[str, float] = {
 """PPO's clip with the buffer, minibatches and settings of HAEPO's default."""
 
 
+SEARCHED: dict[str, dict[str, Any]] = {
+    "haepo": {
+        "num_envs": 8, "num_steps": 32, "replay_batches": 8, "num_epochs": 4, "num_minibatches": 16,
+        "learning_rate": 3.43797e-4, "entropy_coef": 0.0, "discount": 0.99, "gae_lambda": 0.95,
+        "temperature": 0.299576, "history_decay": 0.95, "kl_coef": 0.572598,
+    },
+    "ppo": {
+        "num_envs": 8, "num_steps": 32, "replay_batches": 4, "num_epochs": 4, "num_minibatches": 16,
+        "learning_rate": 3.17797e-3, "entropy_coef": 0.003, "discount": 0.97, "gae_lambda": 0.9, "clip_eps": 0.1,
+    },
+}  # fmt: skip
+"""HAEPO and PPO with a replay buffer: of the 32 configurations of a search, the best one on the development tasks together, by the
+seeds of `choice`."""
+
+
 FORMER: dict[str, Any] = {
     "num_envs": 32, "num_epochs": 8, "num_minibatches": 4, "learning_rate": 3e-3, "entropy_coef": 0.01,
 }  # fmt: skip
@@ -75,10 +90,16 @@ class Method:
     finalists: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
+def _constant(settings: dict[str, Any]) -> dict[str, str]:
+    return {f"algo.{name}": str(value) for name, value in settings.items()}
+
+
 METHODS: dict[str, Method] = {
     "haepo_default": Method("haepo", {}, "tab:red"),
     "ppo_default": Method("ppo", {}, "tab:cyan"),
-    "ppo_replay": Method("ppo", {f"algo.{name}": str(value) for name, value in HAEPOS_REPLAY.items()}, "tab:gray"),
+    "ppo_replay": Method("ppo", _constant(HAEPOS_REPLAY), "tab:gray"),
+    "haepo_searched": Method("haepo", _constant(SEARCHED["haepo"]), "darkred"),
+    "ppo_replay_searched": Method("ppo", _constant(SEARCHED["ppo"]), "darkblue"),
     "haepo": Method(
         "haepo",
         {
@@ -250,5 +271,7 @@ HELD_OUT_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_default": ("haepo", {}),
     "ppo_default": ("ppo", {}),
     "clip on HAEPO's replay": ("ppo", HAEPOS_REPLAY),
+    "haepo_searched": ("haepo", SEARCHED["haepo"]),
+    "ppo_replay_searched": ("ppo", SEARCHED["ppo"]),
 }
-"""Defaults, and PPO's clip with HAEPO's buffer, minibatches and settings."""
+"""Defaults, PPO's clip with HAEPO's buffer, minibatches and settings, and what a search found on the development tasks."""

@@ -47,8 +47,12 @@ COMPARISONS = [
     ("haepo_default", "ppo", ""),
     ("haepo_default", "ppo_replay_tuned", ""),
     ("haepo_default", "ppo_replay", ""),
+    ("haepo_default", "ppo_replay_searched", ""),
+    ("haepo_searched", "ppo_replay_searched", ""),
     ("haepo_default", "ppo_default", "held out"),
     ("haepo_default", CLIP, "held out"),
+    ("haepo_default", "ppo_replay_searched", "held out"),
+    ("haepo_searched", "ppo_replay_searched", "held out"),
 ]
 COMPARED = {
     "haepo_default": "default",
@@ -58,6 +62,8 @@ COMPARED = {
     "ppo_replay_tuned": "with replay, tuned on each task",
     "ppo_replay": "clip with HAEPO's replay buffer and settings",
     CLIP: "clip with HAEPO's replay buffer and settings",
+    "haepo_searched": "one setting, by search",
+    "ppo_replay_searched": "with replay, one setting, by search",
 }
 DOCUMENTS = (HERE / "README.md", HERE.parents[1] / "README.md")
 Array = npt.NDArray[np.float64]
@@ -295,19 +301,17 @@ def choice_table(results: list[Result]) -> str:
 
 
 def held_out_table(results: list[Result]) -> str:
-    """Mean of the curve and the last evaluation, means over seeds; and how often a run of HAEPO has the better curve."""
+    """Mean of the curve and the last evaluation, means over seeds; and how often a run of HAEPO's default has the better
+    curve."""
     by_task, rows = _by(results, "method"), []
-    curves: dict[str, list[Array]] = {name: [] for name in HELD_OUT_METHODS}
-    for task in (task for task in HELD_OUT if by_task.get(task, {}).keys() >= HELD_OUT_METHODS.keys()):
+    for task, methods in by_task.items():
         cells = [task]
         for name in HELD_OUT_METHODS:
-            returns = array(by_task[task][name], "eval_return")
-            curves[name].append(np.nanmean(returns, axis=1))
-            cells.append(f"{_number(float(curves[name][-1].mean()))}, {_number(float(returns[:, -1].mean()))}")
-        better = (probability_of_improvement([curves[OURS][-1]], [curves[name][-1]])[0] for name in HELD_OUT_OTHERS)
-        rows.append([*cells, *(f"{chance:.2f}" for chance in better)])
-    total = (probability_of_improvement(curves[OURS], curves[name]) for name in HELD_OUT_OTHERS)
-    rows.append(["all", *[""] * len(curves), *(f"{p:.2f} ({low:.2f} to {high:.2f})" for p, low, high in total)])
+            returns = array(methods[name], "eval_return") if name in methods else None
+            means = () if returns is None else (float(np.nanmean(returns)), float(returns[:, -1].mean()))
+            cells.append(", ".join(map(_number, means)))
+        rows.append([*cells, *(_better({task: methods}, OURS, name).partition(" ")[0] for name in HELD_OUT_OTHERS)])
+    rows.append(["all", *[""] * len(HELD_OUT_METHODS), *(_better(by_task, OURS, name) for name in HELD_OUT_OTHERS)])
     return markdown(["task", *HELD_OUT_METHODS, *(f"P(HAEPO better than {name})" for name in HELD_OUT_OTHERS)], rows)
 
 
