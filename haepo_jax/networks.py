@@ -91,7 +91,9 @@ class LinenPolicy:
     def init(self, key: jax.Array, observation: Any) -> tuple[Any, Any]:
         variables = self.module.init(key, observation)
         if others := ", ".join(sorted({*variables} - {"params"})):
-            raise TypeError(f"a Linen policy may only have params, not {others}: no BatchNorm statistics or other state")
+            raise TypeError(
+                f"a Linen policy may only have params, not {others}: no BatchNorm statistics or other state"
+            )
         return variables, ()
 
     def apply(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:

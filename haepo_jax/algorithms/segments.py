@@ -60,7 +60,8 @@ class Sequences:
     """N segments, each collected with the policy of one update; leading axes (N, T) unless stated otherwise.
 
     Attributes:
-      segment: the steps; `segment.steps.extras` holds the log-probabilities under the behaviour policy.
+      segment: the steps; without extras.
+      log_prob: log-probabilities of the actions under the behaviour policy.
       carry: (N,), carry of policy and value function before the first step.
       next_observation, next_is_first: (N,), the observation after the last step, and whether it starts an episode.
       values: value estimates of each step, and (N,) of `next_observation`, from when the segments were collected; None
@@ -68,6 +69,7 @@ class Sequences:
     """
 
     segment: Segment
+    log_prob: jax.Array
     carry: Any
     next_observation: Any
     next_is_first: jax.Array
@@ -254,12 +256,12 @@ class SegmentAlgorithm(Algorithm):
                 values = every[:-1].T, every[-1]
         kept = dataclasses.replace(
             segment,
-            steps=dataclasses.replace(segment.steps, extras=log_prob),
+            steps=dataclasses.replace(segment.steps, extras=None),
             episode_return=None,
             episode_length=None,
         )
         by_env = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), kept)
-        return Sequences(by_env, state.extra.envs.carry, envs.observation, envs.is_first, values)
+        return Sequences(by_env, log_prob.T, state.extra.envs.carry, envs.observation, envs.is_first, values)
 
     def replayed(self, state: TrainState, new: Sequences) -> Sequences:
         """The replay buffer, N = replay_batches * num_envs sequences, with the oldest batch replaced by `new`."""
@@ -274,7 +276,8 @@ class SegmentAlgorithm(Algorithm):
 
         Only the final observation of a truncated episode keeps its value from when it was collected.
         """
-        segment, steps, decisions = sequences.segment, sequences.segment.steps, sequences.segment.steps.decisions
+        segment, steps, log_prob = sequences.segment, sequences.segment.steps, sequences.log_prob
+        decisions = steps.decisions
         observation = self.normalized(state.normalizer, steps.observation)
         if sequences.values is None:
             inputs = observation, segment.is_first, steps.action_mask, sequences.carry
@@ -285,12 +288,12 @@ class SegmentAlgorithm(Algorithm):
         following = jnp.concatenate([values[:, 1:], next_value[:, None]], axis=1)
         bootstrap = jnp.where(segment.truncated, segment.final_value, following)
         rewards = steps.reward if reward_scale is None else reward_scale.apply(steps.reward)
-        rewards = rewards - self.surprisal_bonus * jnp.where(decisions, steps.extras, 0)
+        rewards = rewards - self.surprisal_bonus * jnp.where(decisions, log_prob, 0)
         # The TD error of an invalid step is then 0, so it affects neither its own target nor those of earlier steps.
         rewards = jnp.where(steps.mask, rewards, values)
         estimated = rewards.T, values.T, bootstrap.T, segment.terminated.T, segment.truncated.T
         if self.advantage_estimator == "vtrace":
-            log_ratio = jnp.zeros_like(values) if reference is None else reference.log_prob(steps.action) - steps.extras
+            log_ratio = jnp.zeros_like(values) if reference is None else reference.log_prob(steps.action) - log_prob
             advantages, value_targets = losses.vtrace(
                 jnp.where(steps.mask, log_ratio, 0).T, *estimated, discount=self.discount, vtrace_lambda=self.gae_lambda
             )
@@ -300,7 +303,7 @@ class SegmentAlgorithm(Algorithm):
             )
         return Batch(
             observation=observation, is_first=segment.is_first, action=steps.action, action_mask=steps.action_mask,
-            mask=decisions, value_mask=None if steps.action_mask is None else steps.mask, log_prob=steps.extras,
+            mask=decisions, value_mask=None if steps.action_mask is None else steps.mask, log_prob=log_prob,
             value=values, advantage=advantages.T, value_target=value_targets.T, reference=reference,
             carry=sequences.carry,
         )  # fmt: skip

@@ -191,7 +191,9 @@ def load_run(
     recorded = {} if algorithm is None else config.algo.hyperparameters
     for name in recorded.keys() & OF_A_POLICY:
         if not np.array_equal(has := getattr(algorithm, name), had := recorded[name]):
-            raise ConfigError(f"algorithm has {name}={short(has)}, but the run in {directory.path} has {name}={short(had)}")
+            raise ConfigError(
+                f"algorithm has {name}={short(has)}, but the run in {directory.path} has {name}={short(had)}"
+            )
     checkpoints = Checkpoints(directory.checkpoints)
     found = checkpoints.best() if checkpoint == "best" else checkpoints.newest(warn)
     if found is None:

@@ -67,7 +67,7 @@ def test_the_history_holds_the_last_segments_with_the_probabilities_of_the_polic
             logits = np.float64(old.segment.steps.observation) @ np.float64(states[other].params["policy"])
             log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             taken = np.take_along_axis(log_probs, old.segment.steps.action[..., None], -1)[..., 0]
-            np.testing.assert_allclose(old.segment.steps.extras, taken, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(old.log_prob, taken, rtol=1e-4, atol=1e-5)
         for empty in range(update + 1, BATCHES):
             assert not any(np.any(leaf) for leaf in jax.tree.leaves(slot(after.extra.replay, empty)))
     assert not trees_equal(states[0].params, states[1].params)

@@ -346,7 +346,9 @@ def test_advance_past_what_an_int32_holds() -> None:
     np.testing.assert_allclose(metrics["learning_rate"], 0.005, rtol=1e-5)
     same, metrics = advance(state, StepCount.of(2**39))
     assert trees_equal(same, state)
-    assert trees_equal(jax.jit(lambda state: algo.advance(state, 2**39 + 40))(state)[0], after), "a number will do"
+    by_number = jax.jit(lambda state: algo.advance(state, 2**39 + 40))(state)[0]  # another program, so rounding may differ
+    assert by_number.env_steps.to_int() == after.env_steps.to_int()
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), by_number.params, after.params)
     assert all(value == 0 for value in metrics.values()), "no update was made"
     shapes = jax.eval_shape(algo.replace(log_points=3).train, jax.random.key(0))
     assert shapes[1]["loss"].shape == (3,)
