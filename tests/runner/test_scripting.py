@@ -401,7 +401,10 @@ def test_own_objects_are_logged_described_and_resumed(
     assert same(policy.state, jax.tree.map(lambda x: x[1], whole.state))
     assert algo.evaluate(policy.state, episodes=3)["return"].shape == (3,)
     for other, message in [
-        (Shifted(Drift(), **SMALL | {"hidden_sizes": (4,)}), r"algorithm has hidden_sizes=\(4,\), but the run in .* has hidden_sizes="),
+        (
+            Shifted(Drift(), **SMALL | {"hidden_sizes": (4,)}),
+            r"algorithm has hidden_sizes=\(4,\), but the run in .* has hidden_sizes=",
+        ),
         ("ppo", "algorithm='ppo' is not an algorithm"),
     ]:
         with pytest.raises((ConfigError, CheckpointError), match=message):
