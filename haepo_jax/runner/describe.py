@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from haepo_jax.algorithms import declared
@@ -70,7 +71,13 @@ def _numbers(env: Any) -> dict[str, Any]:
 def fingerprint(value: Any) -> str:
     """Text that tells one object from another and is the same in every process: its class, structure and numbers."""
     leaves, structure = jax.tree.flatten(_unwrapped(value))
-    parts = [leaf.tolist() if hasattr(leaf, "tolist") else getattr(leaf, "__dict__", leaf) for leaf in leaves]
+    # Of arrays the bytes, which may be a whole data set.
+    parts = [
+        hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+        if isinstance(leaf, np.ndarray | jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else getattr(leaf, "__dict__", leaf)
+        for leaf in leaves
+    ]
     text = re.sub(r" at 0x[0-9a-f]+", "", f"{structure} {parts}")
     return f"{_qualified(_unwrapped(value))} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
