@@ -264,7 +264,9 @@ def comparison_table(results: list[Result], held_out: list[Result]) -> str:
 def episodes_table(results: list[Result]) -> str:
     """The same of `haepo_episodic` and the other methods on complete episodes, on the tasks where their searches are alike."""
     alike = [result for result in results if task_of(result) in DEVELOPMENT]
-    rows = [["haepo_episodic", other, *_pairing(alike, "haepo_episodic", other)] for other in ("grpo", "dpo", "haepo_paper")]
+    rows = [
+        ["haepo_episodic", other, *_pairing(alike, "haepo_episodic", other)] for other in ("grpo", "dpo", "haepo_paper")
+    ]
     return markdown(["", "", "tasks", "seeds", "P(better)", "earlier / undecided / later"], rows)
 
 
