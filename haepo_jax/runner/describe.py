@@ -15,6 +15,7 @@ import numpy as np
 from haepo_jax.algorithms import declared
 from haepo_jax.algorithms.base import Algorithm
 from haepo_jax.envs import make_env
+from haepo_jax.envs.base import check_members
 from haepo_jax.envs.libraries import LibraryEnvironment
 from haepo_jax.envs.objects import PlainEnvironment
 from haepo_jax.losses.weights import Auto
@@ -25,7 +26,8 @@ from haepo_jax.runner.config.values import from_dict
 
 def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
     """The settings that make this algorithm, if there are such; otherwise a description of its parts. `settings` are those
-    of the run, such as `seed` and `run_dir`. Raises ConfigError where they cannot be used."""
+    of the run, such as `seed` and `run_dir`. Raises ConfigError where they cannot be used, TypeError where `env` is no environment."""
+    check_members(algo.env)
     names = {where: name for name, where in declared.ALGORITHMS.items()}
     numbers, objects = {}, {"algorithm": _qualified(type(algo)), "env": fingerprint(algo.env)}
     for field in dataclasses.fields(algo):

@@ -136,8 +136,8 @@ def train(
     if config.run_dir is None:
         if config.resume != "false":
             raise ConfigError(f"resume={resume!r} needs run_dir=<the directory of the run>")
-        for name in filter(OF_A_DIRECTORY.__contains__, settings):
-            raise ConfigError(f"{name}={short(settings[name])} needs run_dir=<where the files of the run go>")
+        if unused := [f"{name}={short(value)}" for name, value in settings.items() if name in OF_A_DIRECTORY]:
+            raise ConfigError(f"{', '.join(unused)} needs run_dir=<where the files of the run go>")
         logged = _Rows()
         summary, state = run(config, None, [logged, *observers], algorithm=algo, start=start)
         rows = logged.rows

@@ -147,6 +147,8 @@ def test_what_is_no_environment() -> None:
     for nothing in (None, {}):
         with pytest.raises(TypeError, match="is not an environment: it has no name, horizon"):
             hx.PPO(nothing).init(jax.random.key(0))
+        with pytest.raises(TypeError, match="is not an environment: it has no name, horizon"):
+            hx.train(hx.PPO(nothing), progress=False)
 
 
 def test_wrappers_of_gymnax_are_not_needed() -> None:

@@ -25,6 +25,10 @@ class Horizon(NamedTuple):
 
     horizon: int
     name: str = "counting"
+    observation_space: Any = None
+    action_space: Any = None
+    reset: Any = None
+    step: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

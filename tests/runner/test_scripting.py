@@ -307,6 +307,9 @@ def test_a_result_has_the_policy_of_each_seed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(acts[None], acts[3])
     first, second = (jax.tree.leaves(result.policy(seed).state.params)[0] for seed in (3, 5))
     assert not np.array_equal(first, second)
+    for wrong in (np.zeros(3), np.zeros((5, 4)), [0.0] * 4):
+        with pytest.raises(TypeError, match=r"an observation of CartPole-v1 has the shape \(4,\), not \("):
+            result.policy(3)(wrong)
     with pytest.raises(ConfigError, match=r"seed=4 is not in this run, which has seeds=\[3, 5\]"):
         result.policy(4)
 
