@@ -275,3 +275,20 @@ HELD_OUT_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo_replay_searched": ("ppo", SEARCHED["ppo"]),
 }
 """Defaults, PPO's clip with HAEPO's buffer, minibatches and settings, and what a search found on the development tasks."""
+
+LARGER: dict[str, tuple[int, int]] = {
+    "brax/reacher": (300_000, 5), "brax/hopper": (300_000, 5), "brax/halfcheetah": (300_000, 5),
+}  # fmt: skip
+"""Tasks with episodes of 1,000 steps: steps and seeds. Nothing was chosen on them."""
+LARGER_EVALUATION = {"log_points": 20, "eval_episodes": 8}
+LARGER_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: HELD_OUT_METHODS[name] for name in ("haepo_default", "ppo_default", "haepo_searched", "ppo_replay_searched")},
+    "ppo, published": (
+        "ppo",
+        {
+            "num_envs": 1, "num_steps": 2048, "num_epochs": 10, "num_minibatches": 32, "learning_rate": 3e-4,
+            "clip_eps": 0.2, "entropy_coef": 0.0, "discount": 0.99, "gae_lambda": 0.95,
+        },
+    ),
+}  # fmt: skip
+"""The last one has the settings for MuJoCo of PPO's paper (arXiv 1707.06347, table 3)."""

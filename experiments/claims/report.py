@@ -24,6 +24,7 @@ from catalogue import (
     EPISODIC_STEPS,
     HELD_OUT,
     HELD_OUT_METHODS,
+    LARGER_METHODS,
     METHODS,
     TASKS,
     WEIGHTS,
@@ -38,7 +39,6 @@ from tables import markdown  # noqa: E402
 
 HERE = Path(__file__).parent
 BASELINES = ("haepo_default", *catalogue.BASELINES)
-OURS, *HELD_OUT_OTHERS = HELD_OUT_METHODS
 CLIP = "clip on HAEPO's replay"
 COMPARISONS = [
     ("haepo_default", "ppo_default", ""),
@@ -302,19 +302,25 @@ def choice_table(results: list[Result]) -> str:
     return markdown(["method", "setting", "search", "again", *dict.fromkeys(map(task_of, results))], rows)
 
 
-def held_out_table(results: list[Result]) -> str:
+def held_out_table(results: list[Result], known: Iterable[str] = HELD_OUT_METHODS) -> str:
     """Mean of the curve and the last evaluation, means over seeds; and how often a run of HAEPO's default has the better
     curve."""
     by_task, rows = _by(results, "method"), []
+    ours, *others = known
     for task, methods in by_task.items():
         cells = [task]
-        for name in HELD_OUT_METHODS:
+        for name in known:
             returns = array(methods[name], "eval_return") if name in methods else None
             means = () if returns is None else (float(np.nanmean(returns)), float(returns[:, -1].mean()))
             cells.append(", ".join(map(_number, means)))
-        rows.append([*cells, *(_better({task: methods}, OURS, name).partition(" ")[0] for name in HELD_OUT_OTHERS)])
-    rows.append(["all", *[""] * len(HELD_OUT_METHODS), *(_better(by_task, OURS, name) for name in HELD_OUT_OTHERS)])
-    return markdown(["task", *HELD_OUT_METHODS, *(f"P(HAEPO better than {name})" for name in HELD_OUT_OTHERS)], rows)
+        rows.append([*cells, *(_better({task: methods}, ours, name).partition(" ")[0] for name in others)])
+    rows.append(["all", *[""] * (1 + len(others)), *(_better(by_task, ours, name) for name in others)])
+    return markdown(["task", ours, *others, *(f"P(HAEPO better than {name})" for name in others)], rows)
+
+
+def larger_table(results: list[Result]) -> str:
+    """The same of the larger tasks."""
+    return held_out_table(results, LARGER_METHODS)
 
 
 def stratified_interval(values: Array, resamples: int = 2000) -> tuple[float, float]:
@@ -402,6 +408,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "summary": (("methods",), summary_table),
     "choice": (("choice",), choice_table),
     "held out": (("held_out",), held_out_table),
+    "larger": (("larger",), larger_table),
     "alignment": (("probes",), alignment_table),
     "weights": (("ablations",), weights_table),
     "ablations": (("ablations",), ablation_table),

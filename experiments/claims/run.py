@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 import shlex
 import sys
@@ -40,7 +41,7 @@ from haepo_jax.runner.config import algorithm_class, hyperparameter_defaults
 from haepo_jax.runner.run_dir import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("methods", "choice", "ablations", "episodic", "deep_sea", "probes", "held_out")
+PARTS = ("methods", "choice", "ablations", "episodic", "deep_sea", "probes", "held_out", "larger")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +142,20 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
                     lambda task=task, name=name, changes=changes: ablate(size, task, "haepo_episodic", name, changes),
                 )
     if "held_out" in parts and size.folder == RESULTS:
-        for env in catalogue.HELD_OUT:
-            for name in catalogue.HELD_OUT_METHODS:
+        for env, (total_steps, seeds) in catalogue.HELD_OUT.items():
+            for name, own in catalogue.HELD_OUT_METHODS.items():
+                task = Task(env, total_steps, 0, 0, 1)
                 yield (
                     size.folder / "held_out" / f"{env}.{_file(name)}.json",
-                    lambda env=env, name=name: held_out(env, name),
+                    functools.partial(one_setting, task, seeds, name, *own),
+                )
+    if "larger" in parts and size.folder == RESULTS:
+        for env, (total_steps, seeds) in catalogue.LARGER.items():
+            for name, own in catalogue.LARGER_METHODS.items():
+                task = Task(env, total_steps, 0, 0, 1)
+                yield (
+                    size.folder / "larger" / f"{_file(env)}.{_file(name)}.json",
+                    functools.partial(one_setting, task, seeds, name, *own, **catalogue.LARGER_EVALUATION),
                 )
     if "deep_sea" in parts:
         for name in catalogue.DEEP_SEA:
@@ -231,12 +241,12 @@ def choose(task_name: str, method: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def held_out(env: str, name: str) -> dict[str, Any]:
+def one_setting(
+    task: Task, seeds: int, name: str, algo: str, changes: dict[str, Any], **evaluation: Any
+) -> dict[str, Any]:
     """One setting of a method on a task that none was chosen on."""
-    algo, changes = catalogue.HELD_OUT_METHODS[name]
-    total_steps, seeds = catalogue.HELD_OUT[env]
-    trained = _train(Task(env, total_steps, 0, 0, 1), algo, changes, range(seeds))
-    return {"method": name, "algo": algo, "hyperparameters": changes, "total_steps": total_steps, **trained}
+    trained = _train(task, algo, changes, range(seeds), **evaluation)
+    return {"method": name, "algo": algo, "hyperparameters": changes, "total_steps": task.total_steps, **trained}
 
 
 def _score(task: Task, returns: Any) -> Any:
@@ -329,15 +339,21 @@ def coverage(algorithm: Algorithm, state: TrainState) -> dict[str, jax.Array]:
 
 
 def _train(
-    task: Task, algo: str, hyperparameters: dict[str, Any], seeds: Sequence[int], probe: Probe | None = None
+    task: Task,
+    algo: str,
+    hyperparameters: dict[str, Any],
+    seeds: Sequence[int],
+    probe: Probe | None = None,
+    log_points: int | None = None,
+    eval_episodes: int = catalogue.EVAL_EPISODES,
 ) -> dict[str, Any]:
     """Trains all seeds in one compiled program."""
     defaults = hyperparameter_defaults(algo)
     changed = {key: value for key, value in defaults.items() if key not in ("log_points", "eval_episodes")}
     kind = getattr(hx, algorithm_class(algo).__name__)
     algorithm: Algorithm = (with_probe(kind, probe) if probe else kind)(
-        hx.make_env(task.env, **task.env_kwargs), total_steps=task.total_steps, log_points=catalogue.CURVE_POINTS,
-        eval_episodes=catalogue.EVAL_EPISODES, **{**changed, **hyperparameters},
+        hx.make_env(task.env, **task.env_kwargs), total_steps=task.total_steps,
+        log_points=log_points or catalogue.CURVE_POINTS, eval_episodes=eval_episodes, **{**changed, **hyperparameters},
     )  # fmt: skip
     keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
     begin = time.perf_counter()

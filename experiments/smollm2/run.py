@@ -6,7 +6,8 @@
 
 Every method gets the same number of completions, the same settings and three seeds. With `_4` it makes four updates on each
 batch, with `_replay` one on each of the last four, as many once the buffer is full. The learning rate is 1e-5, or with `_2e-5`
-twice that. DPO prefers the better of any two completions of a prompt. Every run is a process of its own (6 GB), and what is
+twice that. DPO prefers the better of any two completions of a prompt. With `_pairs` nothing is sampled: of 16 prompts a step
+there are a right and a wrong answer. Every run is a process of its own (6 GB), and what is
 done is not run again. Results: results/<task>-<method>-<seed>.json beside this file; of a run's directory in --runs the
 metrics are kept, the weights are not. On one core a run takes four to ten minutes; on a GPU several are trained at a time
 (--parallel).
@@ -46,13 +47,17 @@ METHODS = {
     for end, updates in UPDATES.items()
     for rate, rates in RATES.items()
 }
+METHODS |= {f"{loss}_pairs": [*LOSSES[loss], UPDATES[""], RATES[""]] for loss in ("dpo", "haepo")}
 METHODS["haepo_replay_lora"] = [*LOSSES["haepo"], UPDATES["_replay"], "lora_rank=16", "learning_rate=2e-4"]
 REWARDS = {"sums": "tasks:right_sum", "json": "tasks:right_json"}
-PAIRS = {f"{task}-{method}": (task, method) for task in tasks.TASKS for method in METHODS}
+KINDS = {
+    f"{task}-{method}": (task, method)
+    for task in tasks.TASKS
+    for method in METHODS
+    if task == "sums" or not method.endswith("_pairs")
+}
 SEEDS = (0, 1, 2)
 SHARED = [
-    "prompts_per_step=4",
-    "group_size=8",
     "kl_coef=0.001",
     "checkpoint_steps=24",
     "tensorboard=false",
@@ -80,14 +85,21 @@ class Job(NamedTuple):
             f"steps={tasks.STEPS[self.task]}",
             f"eval_steps={tasks.EVAL_STEPS[self.task]}",
             f"seed={self.seed}",
+            *(["prompts_per_step=16"] if self.has_pairs else ["prompts_per_step=4", "group_size=8"]),
             *SHARED,
         ]
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether completions are given, two for each prompt."""
+        return self.method.endswith("_pairs")
 
 
 def run(job: Job, model: Path, runs: Path) -> dict[str, Any]:
     """Trains and returns what is reported."""
     directory = runs / job.name
-    paths = [f"model={model}", f"data={runs / job.task}.jsonl", f"eval_data={runs / job.task}_held_out.jsonl"]
+    data = f"pairs={runs / job.task}_pairs.jsonl" if job.has_pairs else f"data={runs / job.task}.jsonl"
+    paths = [f"model={model}", data, f"eval_data={runs / job.task}_held_out.jsonl"]
     command = [sys.executable, "-m", "haepo_jax.llm", *paths, *job.arguments(), f"run_dir={directory}"]
     path = os.pathsep.join(filter(None, (str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH"))))
     shutil.rmtree(directory, ignore_errors=True)  # of a run that did not end
@@ -126,7 +138,7 @@ def collected(directory: Path) -> dict[str, Any]:
         )
     last = sorted((row for row in evaluated if row["step"] == points[-1]["step"]), key=lambda row: row["reward"])
     chosen = {"worst": last[:3], "best": last[-3:]}
-    steps = [{key: row[key] for key in ("reward", "tokens", "kl", "entropy", "distinct")} for row in metrics]
+    steps = [{key: row.get(key) for key in ("reward", "tokens", "kl", "entropy", "distinct")} for row in metrics]
     return {"eval": points, "steps": steps, "completions": chosen}
 
 
@@ -135,7 +147,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("SmolLM2-135M"), help="the folder of examples/smollm2.py")
     parser.add_argument("--runs", type=Path, default=Path("runs/smollm2"), help="where the runs' directories go")
     parser.add_argument("--hours", type=float, default=1e9, help="start no run after so many hours")
-    parser.add_argument("--only", default=",".join(PAIRS), help="<task>-<method>, some of them, in this order")
+    parser.add_argument("--only", default=",".join(KINDS), help="<task>-<method>, some of them, in this order")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
@@ -157,7 +169,7 @@ def main() -> None:
         temporary.replace(file)
 
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        list(pool.map(train, [Job(*PAIRS[name], seed) for seed in SEEDS for name in arguments.only.split(",")]))
+        list(pool.map(train, [Job(*KINDS[name], seed) for seed in SEEDS for name in arguments.only.split(",")]))
 
 
 if __name__ == "__main__":

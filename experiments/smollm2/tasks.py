@@ -33,13 +33,26 @@ def records() -> Iterator[dict[str, Any]]:
 TASKS = {"sums": sums, "json": records}
 
 
+def with_pair(row: dict[str, Any], generator: random.Random) -> dict[str, Any]:
+    """A row of `sums` with a right answer and one that is wrong by at most ten, in the form that the model answers in when it
+    has learnt to."""
+    right = int(row["answer"])
+    wrong = generator.choice([n for n in range(max(0, right - 10), right + 11) if n != right])
+    return {**row, "chosen": f" {right}\n\n", "rejected": f" {wrong}\n\n"}
+
+
 def write(folder: Path) -> None:
-    """`<task>.jsonl` and `<task>_held_out.jsonl`, which have no prompt in common, always the same."""
+    """`<task>.jsonl` and `<task>_held_out.jsonl`, which have no prompt in common, and of `sums` the former with preference
+    pairs, `sums_pairs.jsonl`; always the same."""
+    files: dict[str, list[dict[str, Any]]] = {}
     for task, rows in TASKS.items():
         shuffled = list(rows())
         random.Random(0).shuffle(shuffled)
-        for name, some in ((task, shuffled[HELD_OUT:]), (f"{task}_held_out", shuffled[:HELD_OUT])):
-            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        files |= {task: shuffled[HELD_OUT:], f"{task}_held_out": shuffled[:HELD_OUT]}
+    generator = random.Random(0)
+    files["sums_pairs"] = [with_pair(row, generator) for row in files["sums"]]
+    for name, some in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
 
 
 def right_sum(prompts: list[str], completions: list[str], answer: list[str]) -> list[float]:

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 HELP = """\
-Fine-tunes a language model with HAEPO, GRPO, GSPO or DPO on the rewards that your functions give to completions.
+Fine-tunes a language model with HAEPO, GRPO, GSPO or DPO on the rewards that your functions give to completions, or on
+pairs of a chosen and a rejected completion.
 
 usage: python -m haepo_jax.llm model=<folder> data=<file.jsonl> reward=<module:function> run_dir=<folder> [key=value]
 
   python -m haepo_jax.llm model=SmolLM2-135M data=sums.jsonl reward=rewards:correct run_dir=runs/sums
   python -m haepo_jax.llm run_dir=runs/sums resume=true steps=200
+  python -m haepo_jax.llm model=SmolLM2-135M pairs=preferences.jsonl algo=dpo run_dir=runs/preferences
 
 A reward function takes a list of prompts and one of completions, and columns of the data by the names of its other
 arguments. It returns a number for each completion:
@@ -63,9 +65,9 @@ def main(argv: list[str]) -> int:
         return 0
     if directory is None:
         check_run_dir(config.run_dir)
-    data = read_data(config.data)
+    data = read_data(config.pairs, "pairs") if config.pairs else read_data(config.data)
     eval_data = read_data(config.eval_data, "eval_data") if config.eval_data else []
-    rewards = load_rewards(config.reward, data)
+    rewards = load_rewards(config.reward, eval_data if config.pairs else data) if config.reward else []
     if not has_tunix():
         raise ConfigError(NEEDS_TUNIX)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or each import reports that there is no PyTorch

@@ -46,15 +46,10 @@ NAMES = {
 }
 """Patterns of a tensor's name in the file, and its path in Tunix's model."""
 FIELDS = {
-    "num_layers": "num_hidden_layers",
-    "vocab_size": "vocab_size",
-    "embed_dim": "hidden_size",
-    "hidden_dim": "intermediate_size",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "rope_theta": "rope_theta",
-    "norm_eps": "rms_norm_eps",
-}
+    "num_layers": "num_hidden_layers", "vocab_size": "vocab_size", "embed_dim": "hidden_size",
+    "hidden_dim": "intermediate_size", "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads",
+    "rope_theta": "rope_theta", "norm_eps": "rms_norm_eps",
+}  # fmt: skip
 """Numbers of Tunix's `ModelConfig`, and their keys in `config.json`."""
 
 
@@ -220,20 +215,14 @@ def _model_config(name: str, values: dict[str, Any], dtype: str) -> tuple[Any, i
     where, family = f"model={short(name)}: config.json", values["model_type"]
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     defaults = {
-        "num_key_value_heads": values.get("num_attention_heads"),
-        "rope_theta": 10_000,
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 2048,
-        "rope_type": rope.get("type", "default"),
-    }
+        "num_key_value_heads": values.get("num_attention_heads"), "rope_theta": 10_000, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 2048, "rope_type": rope.get("type", "default"),
+    }  # fmt: skip
     values = defaults | {key: value for key, value in values.items() if value is not None} | rope
     computed = {
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "use_sliding_window": False,
+        "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False,
         "rope_type": "default",
-    }
+    }  # fmt: skip
     if family == "qwen3":  # Tunix 0.1.7 has it as a constant there
         computed["rope_theta"] = 1_000_000
     for key, only in computed.items():

@@ -71,10 +71,13 @@ class Learner:
       folder: the model's.
       tokenizer: that belongs to it.
       prompt_length: tokens of the longest prompt. All batches have one shape, so each program is compiled once.
+      offline: whether completions are given, not sampled. The initial model then stands in for the policy they come from.
     """
 
-    def __init__(self, config: LearnerConfig, folder: ModelFolder, tokenizer: Any, prompt_length: int) -> None:
-        self.config, self._prompt_length = config, prompt_length
+    def __init__(
+        self, config: LearnerConfig, folder: ModelFolder, tokenizer: Any, prompt_length: int, offline: bool = False
+    ) -> None:
+        self.config, self._prompt_length, self._offline = config, prompt_length, offline
         # Every device along the axis that weights and batches are sharded over.
         self.mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 1), ("fsdp", "tp"))
         with self.mesh:
@@ -91,7 +94,7 @@ class Learner:
         # In float32, whatever the model's dtype: a small step of the optimiser would be lost in bfloat16.
         self._dtypes = jax.tree.map(lambda x: x.dtype, params)
         params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-        needed = config.kl_coef or config.algo == "dpo"
+        needed = config.kl_coef or config.algo == "dpo" or offline
         reference: Any = _copied(nnx.split(base)) if needed else (None, None)
         reference_graph, self._reference = reference
         clip = optax.clip_by_global_norm(config.max_grad_norm)
@@ -103,11 +106,9 @@ class Learner:
         layout = jax.tree.map(lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole, state)
         self.state: State = jax.device_put(state, layout)
         of_tokens = functools.partial(
-            token_log_probs,
-            temperature=config.sampling_temperature,
-            pad_id=self._ids["pad_id"],
+            token_log_probs, temperature=config.sampling_temperature, pad_id=self._ids["pad_id"],
             share=completions_per_prompt(config, prompt_length, self.rows, self.mesh.size),
-        )
+        )  # fmt: skip
         self._update = make_update(graph, self._dtypes, optimizer, config, of_tokens, (layout, self._place, whole))
 
         @jax.jit
@@ -127,27 +128,37 @@ class Learner:
 
     def sample(self, prompts: Sequence[str], key: jax.Array | None) -> Completions:
         """A completion of each prompt: sampled, or the greedy one where `key` is None."""
-        ids, limit, parts = self._ids, self.config.max_new_tokens, []
+        parts = []
         for start in range(0, len(prompts), self.rows):
             part = list(prompts[start : start + self.rows])
             count = len(part)
             output = self.sampler(
-                part + [part[-1]] * (self.rows - count),
-                max_generation_steps=limit,
-                max_prompt_length=self._prompt_length,
-                temperature=self.config.sampling_temperature,
+                part + [part[-1]] * (self.rows - count), max_generation_steps=self.config.max_new_tokens,
+                max_prompt_length=self._prompt_length, temperature=self.config.sampling_temperature,
                 top_p=None if key is None else 1.0,  # None is greedy
                 seed=None if key is None else jax.random.fold_in(key, start),
-            )
-            # The sampler cuts the end token off; a completion of `limit` tokens had none.
-            tokens = [np.append(row, ids["eos_id"])[:limit] for row in output.tokens[:count]]
-            lengths = np.array([len(row) for row in tokens])
-            padded = [np.pad(row, (0, limit - len(row)), constant_values=ids["pad_id"]) for row in tokens]
-            # By length, not by `!= pad`: where the tokenizer pads with its end token, the end counts.
-            mask = np.arange(limit) < lengths[:, None]
-            parts.append((output.text[:count], output.padded_prompt_tokens[:count], np.array(padded, np.int32), mask))
+            )  # fmt: skip
+            tokens = self._padded(output.tokens[:count])
+            parts.append((output.text[:count], output.padded_prompt_tokens[:count], *tokens))
         texts, *arrays = zip(*parts, strict=True)
         return Completions([text for some in texts for text in some], *map(np.concatenate, arrays))
+
+    def given(self, prompts: Sequence[str], texts: list[str]) -> Completions:
+        """Completions that are not sampled, one of each prompt, as `sample` returns those that are."""
+        pad, length, ids = self._ids["pad_id"], self._prompt_length, map(self.sampler.tokenize, prompts)
+        padded = [np.pad(row, (length - len(row), 0), constant_values=pad) for row in ids]
+        tokens = [self.sampler.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        return Completions(texts, np.array(padded, np.int32), *self._padded(tokens))
+
+    def _padded(self, rows: Sequence[Any]) -> tuple[Array, Array]:
+        """The tokens (B, T) and the mask of a `Batch`."""
+        ids, limit = self._ids, self.config.max_new_tokens
+        # The sampler cuts the end token off; a completion of `limit` tokens had none.
+        tokens = [np.append(row, ids["eos_id"])[:limit] for row in rows]
+        padded = [np.pad(row, (0, limit - len(row)), constant_values=ids["pad_id"]) for row in tokens]
+        # By length, not by `!= pad`: where the tokenizer pads with its end token, the end counts.
+        mask = np.arange(limit) < np.array([len(row) for row in tokens])[:, None]
+        return np.array(padded, np.int32), mask
 
     def batch(self, completions: Completions, rewards: np.ndarray[Any, Any]) -> Batch:
         """What an update takes. The reference's log-probabilities are computed, once, where the loss needs them; those of
@@ -158,8 +169,9 @@ class Learner:
             with self.mesh:
                 ids = jax.device_put((prompt_ids, completion_ids), self._place)
                 reference = self._reference_log_probs(self._reference, *ids)
-        fresh, unknown = np.ones(len(mask), bool), np.zeros(mask.shape, np.float32)
-        batch = Batch(prompt_ids, completion_ids, mask, rewards.astype(np.float32), unknown, reference, fresh)
+        fresh = np.full(len(mask), not self._offline)
+        behaviour = reference if self._offline else np.zeros(mask.shape, np.float32)  # not known yet
+        batch = Batch(prompt_ids, completion_ids, mask, rewards.astype(np.float32), behaviour, reference, fresh)
         return jax.device_put(batch, self._place)
 
     def blank(self) -> Batch:
@@ -179,7 +191,7 @@ class Learner:
             for _ in range(self.config.num_iterations):
                 for place in reversed(range(len(batches))):
                     self.state, log_probs, found = self._update(*self.state, self._rest, batches[place])
-                    if not metrics:
+                    if not metrics and not self._offline:
                         known = jax.device_put(np.zeros(len(log_probs), bool), self._place)
                         batches[place] = batches[place]._replace(behaviour=log_probs, fresh=known)
                     metrics.append(found)
@@ -281,15 +293,10 @@ def batch_loss(
             return jnp.moveaxis(x.reshape(*rewards.shape, -1), -1, 0)
 
         loss, metrics = grpo_loss(
-            time_first(log_probs),
-            time_first(behaviour),
-            rewards,
-            time_first(batch.mask),
-            ratio="trajectory" if config.algo == "gspo" else "step",
-            clip_eps=config.clip_eps,
-            entropy_coef=config.entropy_coef,
-            policy_entropy=jnp.mean(mean(entropies)),
-        )
+            time_first(log_probs), time_first(behaviour), rewards, time_first(batch.mask),
+            ratio="trajectory" if config.algo == "gspo" else "step", clip_eps=config.clip_eps,
+            entropy_coef=config.entropy_coef, policy_entropy=jnp.mean(mean(entropies)),
+        )  # fmt: skip
         kl = jnp.mean(total(drift) / jnp.maximum(lengths, 1))
         loss += config.kl_coef * kl
         return loss, metrics | jax.lax.stop_gradient({"loss": loss, "kl": kl})
@@ -297,26 +304,16 @@ def batch_loss(
     # Subtracted token by token: the difference of two long sums would lose digits.
     if config.algo == "dpo":
         loss, metrics = dpo_loss(
-            total(log_probs - reference),
-            rewards,
-            reference_log_likelihood=jnp.zeros_like(rewards),
-            beta=config.beta,
-            entropy_coef=config.entropy_coef,
-            policy_entropy=mean(entropies),
-        )
+            total(log_probs - reference), rewards, reference_log_likelihood=jnp.zeros_like(rewards), beta=config.beta,
+            entropy_coef=config.entropy_coef, policy_entropy=mean(entropies),
+        )  # fmt: skip
         return loss, metrics | jax.lax.stop_gradient({"kl": jnp.mean(mean(drift))})
     return haepo_loss(
-        total(log_probs - behaviour if config.score.endswith("log_ratio") else log_probs),
-        rewards,
+        total(log_probs - behaviour if config.score.endswith("log_ratio") else log_probs), rewards, lengths=lengths,
         score="mean_likelihood" if config.score.startswith("mean") else "likelihood",  # of the ratios, too
-        lengths=lengths,
-        temperature=config.temperature,
-        normalize=config.normalize,
-        kl_coef=config.kl_coef,
-        entropy_coef=config.entropy_coef,
-        policy_entropy=mean(entropies),
-        policy_kl=mean(drift),
-    )
+        temperature=config.temperature, normalize=config.normalize, kl_coef=config.kl_coef,
+        entropy_coef=config.entropy_coef, policy_entropy=mean(entropies), policy_kl=mean(drift),
+    )  # fmt: skip
 
 
 def completions_per_prompt(config: LearnerConfig, prompt_length: int, rows: int, devices: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import time
@@ -17,7 +18,7 @@ from absl import logging
 
 from haepo_jax.llm.folder import load_tokenizer, read_folder, save_model
 from haepo_jax.llm.learner import Batch, Completions, Learner
-from haepo_jax.llm.settings import LLMConfig, Prompt, Reward, error_summary
+from haepo_jax.llm.settings import PAIR, LLMConfig, Prompt, Reward, error_summary
 from haepo_jax.messages import duration
 from haepo_jax.runner.checkpoints import Checkpoint, Checkpoints, to_arrays
 from haepo_jax.runner.config import ConfigError
@@ -42,20 +43,23 @@ class FineTuning:
 
     Args:
       config: the settings.
-      data: the prompts, texts or chats; the latter become texts through the tokenizer's chat template.
+      data: the prompts, texts or chats, of `config.pairs` with two completions each; chats become texts through the
+        tokenizer's chat template.
       eval_data: the held-out ones.
       rewards: the reward functions, of which the weighted sum is the reward.
     """
 
     def __init__(self, config: LLMConfig, data: list[Prompt], eval_data: list[Prompt], rewards: list[Reward]) -> None:
-        self.config, self.rewards = config, rewards
+        self.config = dataclasses.replace(config, group_size=2) if config.pairs else config
+        self.rewards = rewards
         self.folder = read_folder(config.model, config.dtype)
         self.tokenizer = load_tokenizer(self.folder)
         self.longest = 0
-        self.data, self.eval_data = ([self._as_seen(prompt) for prompt in some] for some in (data, eval_data))
+        self.data = [self._as_seen(prompt, PAIR if config.pairs else ()) for prompt in data]
+        self.eval_data = [self._as_seen(prompt) for prompt in eval_data]
 
-    def _as_seen(self, prompt: Prompt) -> Prompt:
-        """The prompt as the model sees it, if it fits into its context."""
+    def _as_seen(self, prompt: Prompt, completions: Sequence[str] = ()) -> Prompt:
+        """The prompt as the model sees it, if it fits into its context, and so do the columns with completions."""
         text, limit = prompt.prompt, self.config.max_new_tokens
         if not isinstance(text, str):
             try:
@@ -71,6 +75,9 @@ class FineTuning:
                 f"{prompt.where}: a prompt of {length} tokens and max_new_tokens={limit} "
                 f"are more than the model's context of {self.folder.context} tokens"
             )
+        for key in completions:
+            if (count := len(self.tokenizer.encode(prompt.columns[key], add_special_tokens=False))) > limit:
+                raise ConfigError(f"{prompt.where}: {key} has {count} tokens, more than max_new_tokens={limit}")
         self.longest = max(self.longest, length)
         return dataclasses.replace(prompt, prompt=text)
 
@@ -116,7 +123,7 @@ class FineTuning:
     def _start(self, directory: RunDir, checkpoint: Checkpoint | None) -> None:
         """Builds the learner, in the state of a checkpoint if there is one."""
         self.directory = directory
-        self.learner = Learner(self.config, self.folder, self.tokenizer, self.longest)
+        self.learner = Learner(self.config, self.folder, self.tokenizer, self.longest, offline=bool(self.config.pairs))
         self.kept: list[Batch] = []
         self._files = {name: directory.path / f"{name}.jsonl" for name in ("completions", "metrics", "eval")}
         self._board: EventFile | None = None
@@ -168,13 +175,20 @@ class FineTuning:
             keep_rows(self._files[file], lambda row: row["step"] < self.done)
 
     def _step(self) -> dict[str, Any]:
-        """Samples a batch, has it rewarded, and learns from it and the kept ones; the row of the metrics."""
+        """Samples a batch, has it rewarded, and learns from it and the kept ones, or learns from given pairs; the row of the
+        metrics."""
         config, learner, step, began = self.config, self.learner, self.done, time.monotonic()
         prompts = [prompt for prompt in self._prompts() for _ in range(config.group_size)]
-        key = jax.random.fold_in(jax.random.key(config.seed), step)
-        completions = learner.sample([prompt.prompt for prompt in prompts], key)
-        sampled = time.monotonic()
-        rewards = self._reward(prompts, completions, "completions")
+        texts = [prompt.prompt for prompt in prompts]
+        if config.pairs:
+            pairs = zip(prompts, itertools.cycle(PAIR))
+            completions = learner.given(texts, [prompt.columns[key] for prompt, key in pairs])
+            rewards, judged, sampled = np.tile([1.0, 0.0], config.prompts_per_step), {}, time.monotonic()
+        else:
+            key = jax.random.fold_in(jax.random.key(config.seed), step)
+            completions, sampled = learner.sample(texts, key), time.monotonic()
+            rewards = self._reward(prompts, completions, "completions")
+            judged = {"reward": rewards.mean(), "reward_min": rewards.min(), "reward_max": rewards.max()}
         rewarded = time.monotonic()
         kept, metrics = learner.learn([*self.kept, learner.batch(completions, rewards)])
         self.kept = kept[1 - config.replay_batches :] if config.replay_batches > 1 else []
@@ -189,9 +203,7 @@ class FineTuning:
         ended = time.monotonic()
         return {
             "step": step,
-            "reward": float(rewards.mean()),
-            "reward_min": float(rewards.min()),
-            "reward_max": float(rewards.max()),
+            **{name: float(value) for name, value in judged.items()},
             "distinct": float(np.mean([len(set(group)) / len(group) for group in groups])),
             "length": float(completions.mask.sum(-1).mean()),
             "tokens": int(completions.mask.sum()),
@@ -242,8 +254,11 @@ class FineTuning:
         steps = self.config.steps
         if self.done % max(1, steps // 20) == 0 or self.done == steps:
             speed = row["tokens"] / sum(value for name, value in row.items() if name.startswith("seconds"))
-            progress = f"step {self.done}/{steps}  reward {row['reward']:.4g}  loss {row['loss']:.4g}"
-            print(f"{progress}  {speed:.3g} tokens/s  {duration(seconds * (steps - self.done))} left", flush=True)
+            shown = "  ".join(f"{name} {row[name]:.4g}" for name in ("reward", "accuracy", "loss") if name in row)
+            print(
+                f"step {self.done}/{steps}  {shown}  {speed:.3g} tokens/s  {duration(seconds * (steps - self.done))} left",
+                flush=True,
+            )
 
     def _finish(self, command: str) -> None:
         """Writes the fine-tuned folder and the summary."""
@@ -251,15 +266,18 @@ class FineTuning:
         save_model(self.learner.model, self.folder, directory.path / "model")
         rows = directory.read_metrics()
         tenth = max(1, len(rows) // 10)
-        means = {"reward_first": _mean_reward(rows[:tenth]), "reward_last": _mean_reward(rows[-tenth:])}
-        outcome = [f"mean reward {means['reward_first']:.4g} -> {means['reward_last']:.4g}"]
+        means: dict[str, float] = {}
+        outcome = []
+        if not config.pairs:
+            means |= {"reward_first": _mean_reward(rows[:tenth]), "reward_last": _mean_reward(rows[-tenth:])}
+            outcome.append(f"mean reward {means['reward_first']:.4g} -> {means['reward_last']:.4g}")
         if count := len(self.eval_data):
             rows = rows_of(self._files["eval"].read_text(encoding="utf-8"))
             means |= {"eval_first": _mean_reward(rows[:count]), "eval_last": _mean_reward(rows[-count:])}
             outcome.append(f"held out, greedily {means['eval_first']:.4g} -> {means['eval_last']:.4g}")
         summary = {"algo": config.algo, "model": config.model, "steps": config.steps, **means, "command": command}
         write_atomically(directory.summary, json_text(summary, indent=2) + "\n")
-        print(f"{'; '.join(outcome)}; wrote {directory.path / 'model'}")
+        print("; ".join([*outcome, f"wrote {directory.path / 'model'}"]))
 
 
 def _mean_reward(rows: list[dict[str, Any]]) -> float:

@@ -19,6 +19,8 @@ from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, POSITIVE, Range, le
 from haepo_jax.messages import first_line, one_line, short
 from haepo_jax.runner.config import SEEDS, ConfigError, setting
 
+PAIR = ("chosen", "rejected")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LearnerConfig:
@@ -66,10 +68,15 @@ class RunSettings:
 
     model: str = setting("", str, "a folder in Hugging Face format: Qwen 2, Qwen 3 or a Llama (required)")
     data: str = setting(
-        "", str, 'JSON lines, each {"prompt": text or a list of chat messages, ...columns for the reward} (required)'
+        "", str, 'JSON lines, each {"prompt": text or a list of chat messages, ...columns for the reward}'
+    )
+    pairs: str = setting(
+        "",
+        str,
+        'in place of data, preferences to learn: JSON lines, each {"prompt": ..., "chosen": text, "rejected": text}',
     )
     reward: str = setting(
-        "", str, "module:function, or a weighted sum such as 'rewards:right + 0.1*rewards:short' (required)"
+        "", str, "module:function, or a weighted sum such as 'rewards:right + 0.1*rewards:short'; of data and eval_data"
     )
     eval_data: str = setting("", str, "held-out prompts, as in data, whose greedy completions are evaluated")
     eval_steps: int = setting(10, int, "steps between evaluations", within=COUNT)
@@ -95,9 +102,12 @@ class LLMConfig(LearnerConfig, RunSettings):
 
     def check(self) -> None:
         """Raises ConfigError where settings do not go together."""
-        for key in ("model", "data", "reward", "run_dir"):
-            if not getattr(self, key):
+        needed = {"model": True, "data": not self.pairs, "reward": self.data or self.eval_data, "run_dir": True}
+        for key, is_needed in needed.items():
+            if is_needed and not getattr(self, key):
                 raise ConfigError(f"{key}= is missing (see --help)")
+        if self.pairs and (self.data or self.replay_batches > 1):
+            raise ConfigError("with pairs= nothing is sampled: leave out data= and replay_batches=")
         if self.micro_batch is not None and self.prompts_per_step % self.micro_batch:
             raise ConfigError(
                 f"prompts_per_step={self.prompts_per_step} is not a multiple of micro_batch={self.micro_batch}"
@@ -114,7 +124,8 @@ class Prompt:
 
 
 def read_data(name: str, key: str = "data") -> list[Prompt]:
-    """The prompts of the file of JSON lines that the setting `key` names; raises ConfigError, which names the line."""
+    """The prompts of the file of JSON lines that the setting `key` names, those of `pairs` with a chosen and a rejected
+    completion; raises ConfigError, which names the line."""
     try:
         lines = Path(name).read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
@@ -137,6 +148,9 @@ def read_data(name: str, key: str = "data") -> list[Prompt]:
                 f'{where}: {short(line)} has no prompt; a line is {{"prompt": "...", ...}}, the prompt a text or a '
                 'list of {"role": ..., "content": ...}'
             )
+        for column in PAIR if key == "pairs" else ():
+            if not isinstance(row.get(column), str) or not row[column]:
+                raise ConfigError(f'{where}: it has no text "{column}"')
         prompts.append(Prompt(where, prompt, row))
     if not prompts:
         raise ConfigError(f"{key}={short(name)} is empty: there is no prompt in it")

@@ -33,6 +33,9 @@ def test_the_tasks_hold_out_prompts_and_judge(scripts: dict[str, Any], tmp_path:
         assert len(held_out) == 64 and not {p.prompt for p in train} & {p.prompt for p in held_out}
         (reward,) = load_rewards(scripts["run"].REWARDS[task], train)
         assert reward.columns == ["answer"]
+    for row in read_data(str(tmp_path / "sums_pairs.jsonl"), "pairs"):
+        texts = [row.columns["chosen"], row.columns["rejected"]]
+        assert tasks.right_sum(["", ""], texts, [row.columns["answer"]] * 2) == [1.0, 0.0]
     assert tasks.right_sum([""] * 3, ["25\n2", " 2 5", ""], ["25"] * 3) == [1.0, 0.0, 0.0]
     right = {"name": "Ada", "town": "Rome", "age": 36}
     texts = [json.dumps(right), f"{json.dumps(right)}\nmore", '{"name": "Ada"}', '{"who": "Ada"}', "[1]", "{oh"]
@@ -53,9 +56,10 @@ def test_every_run_can_be_run_and_is_reported(
     run, report = scripts["run"], scripts["report"]
     monkeypatch.setattr(run, "RESULTS", tmp_path)
     names = []
-    for (task, method), seed in itertools.product(run.PAIRS.values(), run.SEEDS):
+    for (task, method), seed in itertools.product(run.KINDS.values(), run.SEEDS):
         job = run.Job(task, method, seed)
-        arguments = ["model=m", "data=d", "run_dir=r", *job.arguments()]
+        data = "pairs=p" if job.has_pairs else "data=d"
+        arguments = ["model=m", data, "run_dir=r", *job.arguments()]
         config = compose(read_arguments(arguments).overrides, LLMConfig)
         assert config.replay_batches * config.num_iterations == (4 if "_4" in method or "_replay" in method else 1)
         assert config.learning_rate == {"_2e-5": 2e-5, "_lora": 2e-4}.get(method[-5:], 1e-5)
@@ -64,11 +68,11 @@ def test_every_run_can_be_run_and_is_reported(
         texts = {kind: [{"completion": "25", "reward": 1.0}] for kind in ("worst", "best")}
         result = {**job._asdict(), "eval": points, "completions": texts}
         (tmp_path / f"{job.name}.json").write_text(json.dumps(result))
-    assert len(names) == len(set(names)) == 2 * 31 * 3
+    assert len(names) == len(set(names)) == 64 * 3
     results = report.read(tmp_path)
-    assert len(results) == 62 and all(len(runs) == 3 for runs in results.values())
+    assert len(results) == 64 and all(len(runs) == 3 for runs in results.values())
     text = report.report(results)
-    assert text.count("| 0.925 | 0.950 (0.950 to 0.950) | 1,200 (3 of 3) |") == 62 and '`"25"`' in text
+    assert text.count("| 0.925 | 0.950 (0.950 to 0.950) | 1,200 (3 of 3) |") == 64 and '`"25"`' in text
     report.draw(results, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 

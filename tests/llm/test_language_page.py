@@ -32,8 +32,9 @@ def test_from_an_installed_package_to_a_fine_tuned_folder(tmp_path: Path, monkey
     page = (ROOT / "docs" / "language.md").read_text(encoding="utf-8").split("## Token tasks")[0]
     blocks = re.findall(r"^```(python|bash)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     python = [source for language, source in blocks if language == "python"]
-    assert len(python) == 2 and len(blocks) == 5
-    exec(compile(python[0], "language.md", "exec"), {})
+    assert len(python) == 3 and len(blocks) == 7
+    for source in (python[0], python[2]):
+        exec(compile(source, "language.md", "exec"), {})
     (tmp_path / "rewards.py").write_text(python[1])
     held_out = (tmp_path / "held_out.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "held_out.jsonl").write_text("".join(held_out[:32]))
@@ -49,4 +50,5 @@ def test_from_an_installed_package_to_a_fine_tuned_folder(tmp_path: Path, monkey
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     summary = json.loads((tmp_path / "runs" / "sums" / "summary.json").read_text())
     assert summary["steps"] == 3 and 0.05 < summary["eval_first"] < 0.8
-    assert (tmp_path / "runs" / "sums" / "model" / "model.safetensors").stat().st_size > 5e8
+    for run in ("sums", "pairs"):
+        assert (tmp_path / "runs" / run / "model" / "model.safetensors").stat().st_size > 5e8

@@ -158,6 +158,28 @@ def test_rewards_are_summed_and_prompts_are_held_out(
     assert "after 2 steps  held-out reward" in out and "tokens/s" in out and "left" in out
 
 
+def test_pairs_are_learned_and_held_out_prompts_rewarded(
+    files: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [{"prompt": prompt, "chosen": " eee", "rejected": " the"} for prompt in PROMPTS]
+    (files / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    settings: dict[str, Any] = {"data": "", "pairs": "pairs.jsonl", "algo": "dpo", "eval_data": "prompts.jsonl"}
+    assert main(arguments(model_folder, **settings, steps=6)) == 0
+    out = capsys.readouterr().out
+    assert "step 6/6  accuracy 1  loss " in out and "held out, greedily" in out and "mean reward" not in out
+    assert main(["run_dir=run", "resume=true", "steps=12"]) == 0
+    curve = rows(files / "run" / "metrics.jsonl")
+    assert [row["step"] for row in curve] == list(range(12)) and "reward" not in curve[0]
+    assert curve[0]["loss"] == pytest.approx(np.log(2), abs=1e-4) and curve[-1]["margin"] > 1
+    summary = json.loads((files / "run" / "summary.json").read_text())
+    assert summary["eval_last"] > summary["eval_first"] and "reward_last" not in summary
+    assert not rows(files / "run" / "completions.jsonl")
+    pairs[2]["rejected"] = " the" * 40
+    (files / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    assert main(arguments(model_folder, **settings, run_dir="other")) == 2
+    assert "line 3: rejected has" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_kept_batches_change_what_is_learned_and_not_what_is_sampled_first(files: Path, model_folder: Path) -> None:
     for count in (1, 2):

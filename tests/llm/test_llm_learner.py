@@ -324,6 +324,45 @@ def test_micro_batches_change_nothing(model_folder: Path, algo: str, settings: d
     assert whole["grad_norm"] > 0 and parts == pytest.approx(whole, rel=2e-3, abs=1e-6)
 
 
+def test_given_completions_are_those_that_were_sampled(model_folder: Path) -> None:
+    subject = make(model_folder)
+    texts = np.repeat(PROMPTS, 4).tolist()
+    sampled = subject.sample(texts, jax.random.key(0))
+    given = subject.given(texts, sampled.texts)
+    np.testing.assert_array_equal(given.prompt_ids, sampled.prompt_ids)
+    encode = subject.sampler.tokenizer.encode
+    same = [  # a text may have other tokens than it was sampled in
+        encode(text) == ids[mask][ids[mask] != subject.sampler.tokenizer.eos_id()].tolist()
+        for text, ids, mask in zip(sampled.texts, sampled.completion_ids, sampled.mask, strict=True)
+    ]
+    assert sum(same) > 3
+    np.testing.assert_array_equal(given.completion_ids[same], sampled.completion_ids[same])
+    np.testing.assert_array_equal(given.mask[same], sampled.mask[same])
+
+
+@pytest.mark.parametrize("algo", ["dpo", "haepo"])
+def test_pairs_are_learned_with_the_initial_model_as_their_policy(model_folder: Path, algo: str) -> None:
+    """Of a pair, HAEPO's objective is the tanh of half the difference of the log-ratios, DPO's the log-sigmoid of `beta` times it."""
+    folder = llm.read_folder(str(model_folder))
+    config = LearnerConfig(
+        algo=algo, prompts_per_step=3, group_size=2, max_new_tokens=8, kl_coef=0, learning_rate=3e-3, beta=1.0, num_iterations=9
+    )  # fmt: skip
+    subject = Learner(config, folder, llm.load_tokenizer(folder), prompt_length=16, offline=True)
+    completions = subject.given(np.repeat(PROMPTS, 2).tolist(), [" is a", " the"] * 3)
+    batch = subject.batch(completions, np.tile([1.0, 0.0], 3))
+    (kept,), metrics = subject.learn([batch])
+    np.testing.assert_array_equal(kept.behaviour, batch.reference)
+    assert not kept.fresh.any()
+    objectives = [float(update["objective"]) for update in metrics]
+    assert objectives[0] == pytest.approx(0 if algo == "haepo" else -np.log(2), abs=1e-5)
+    assert objectives == sorted(objectives) and objectives[-1] > objectives[0] + 0.2
+    ratios = jnp.where(batch.mask, apart(subject.model, batch, 1.0) - batch.reference, 0).sum(-1).reshape(3, 2)
+    gap = ratios[:, 0] - ratios[:, 1]
+    wanted = jnp.tanh(gap / 2) if algo == "haepo" else jax.nn.log_sigmoid(gap)
+    (_, (last, *_)) = subject.learn([kept])
+    assert float(last["objective"]) == pytest.approx(float(wanted.mean()), rel=1e-3)
+
+
 def test_small_steps_are_not_lost_in_bfloat16(model_folder: Path) -> None:
     subject = make(model_folder, dtype="bfloat16", learning_rate=1e-6)
     before, batch = jax.device_get(subject.state.params), batch_of(subject)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,18 @@ def test_unusable_settings_are_one_line(
 def test_unusable_data_names_its_line(files: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
     (files / "prompts.jsonl").write_text(text)
     assert message in refusal(capsys, *ARGUMENTS)
+
+
+def test_pairs_take_the_place_of_data(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    (files / "pairs.jsonl").write_text(json.dumps(pair) + "\n\n" + json.dumps(pair | {"rejected": 3}) + "\n")
+    assert "leave out data=" in refusal(capsys, *ARGUMENTS, "pairs=pairs.jsonl")
+    alone = ["model=m", "run_dir=r", "pairs=pairs.jsonl"]
+    assert "leave out data= and replay_batches=" in refusal(capsys, *alone, "replay_batches=2")
+    assert "reward= is missing" in refusal(capsys, *alone, "eval_data=prompts.jsonl")
+    assert "pairs='pairs.jsonl', line 3: it has no text \"rejected\"" in refusal(capsys, *alone)
+    (files / "pairs.jsonl").write_text(json.dumps(pair))
+    assert "model='m' is no folder" in refusal(capsys, *alone)
 
 
 def test_algo_is_a_setting_here_and_a_group_of_them_in_training() -> None:
