@@ -44,6 +44,12 @@ RATE = "tag(log,interval(3e-4,1e-2))"
 ENTROPY = "choice(0,0.003,0.01,0.03)"
 KL = "tag(log,interval(0.01,3))"
 CLIP = "choice(0.1,0.2,0.3)"
+WIDE_CLIP = {
+    "algo.clip_eps": "tag(log,interval(0.05,1))", "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY,
+    "algo.discount": "choice(0.95,0.97,0.99)", "algo.gae_lambda": "choice(0.9,0.95,0.98)", "algo.num_envs": "8",
+    "algo.num_steps": "32",
+}  # fmt: skip
+WIDENED_CONFIGS = 16
 GROUPS = {"algo.num_envs": "choice(8,32)", "algo.num_epochs": "choice(4,16)", "algo.num_minibatches": "1"}
 
 
@@ -81,13 +87,15 @@ class Method:
     space is taken as it is.
 
     Attributes:
-      finalists: settings that are always among the finalists, beside the algorithm's default.
+      finalists: settings that are always among the finalists, by name; where nothing is said, the algorithm's default.
+      widened: a second space, where an interval of the first one was too narrow; `WIDENED_CONFIGS` are drawn from it.
     """
 
     algo: str
     space: dict[str, str]
     colour: str
-    finalists: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    finalists: dict[str, dict[str, Any]] = dataclasses.field(default_factory=lambda: {"default": {}})
+    widened: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _constant(settings: dict[str, Any]) -> dict[str, str]:
@@ -118,7 +126,7 @@ METHODS: dict[str, Method] = {
             "algo.num_steps": "choice(32,128)", "algo.num_epochs": "choice(4,16)",
             "algo.num_minibatches": "choice(4,8)",
         },
-        "tab:blue",
+        "tab:blue", widened={**WIDE_CLIP, "algo.num_epochs": "16", "algo.num_minibatches": "8"},
     ),
     "ppo_replay_tuned": Method(
         "ppo",
@@ -129,11 +137,15 @@ METHODS: dict[str, Method] = {
             "algo.replay_batches": "choice(4,8)", "algo.num_epochs": "choice(4,8)", "algo.num_minibatches": "16",
         },
         "tab:olive", finalists={"HAEPO's settings": HAEPOS_REPLAY},
+        widened={
+            **WIDE_CLIP, "algo.clip_around": "choice(behaviour,current)", "algo.replay_batches": "8", "algo.num_epochs": "4",
+            "algo.num_minibatches": "16",
+        },
     ),
     "grpo": Method(
         "grpo",
         {"algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.kl_coef": KL, "algo.clip_eps": CLIP, **GROUPS},
-        "tab:green", finalists={"former default": {**FORMER, "kl_coef": 0.04, "clip_eps": 0.2}},
+        "tab:green", finalists={"default": {}, "former default": {**FORMER, "kl_coef": 0.04, "clip_eps": 0.2}},
     ),
     "dpo": Method(
         "dpo",
@@ -141,7 +153,7 @@ METHODS: dict[str, Method] = {
             "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY,
             "algo.beta": "tag(log,interval(0.03,3))", **GROUPS,
         },
-        "tab:purple", finalists={"former default": {**FORMER, "beta": 0.1}},
+        "tab:purple", finalists={"default": {}, "former default": {**FORMER, "beta": 0.1}},
     ),
     "haepo_episodic": Method(
         "haepo_episodic",
@@ -149,7 +161,7 @@ METHODS: dict[str, Method] = {
             "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.kl_coef": KL,
             "algo.temperature": "tag(log,interval(0.1,10))", **GROUPS,
         },
-        "tab:orange", finalists={"former default": {**FORMER, "kl_coef": (3.0, 0.1), "temperature": 1.0}},
+        "tab:orange", finalists={"default": {}, "former default": {**FORMER, "kl_coef": (3.0, 0.1), "temperature": 1.0}},
     ),
     "haepo_paper": Method(
         "haepo_paper",
@@ -157,9 +169,46 @@ METHODS: dict[str, Method] = {
             "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.kl_coef": KL,
             "algo.temperature": "tag(log,interval(0.1,10))", **GROUPS,
         },
-        "tab:brown", finalists={"former default": {**FORMER, "kl_coef": (3.0, 0.1)}},
+        "tab:brown", finalists={"default": {}, "former default": {**FORMER, "kl_coef": (3.0, 0.1)}},
     ),
 }  # fmt: skip
+
+GROUP_OF_8: dict[str, Any] = {"num_envs": 8, "num_epochs": 8, "num_minibatches": 1}
+GROUP_OF_32: dict[str, Any] = {"num_envs": 32, "num_epochs": 8, "num_minibatches": 1}
+EARLIER: dict[tuple[str, str], dict[str, Any]] = {
+    ("four_rooms", "grpo"): {**GROUP_OF_8, "learning_rate": 0.00455742, "entropy_coef": 0.03, "kl_coef": 0.023615, "clip_eps": 0.3},
+    ("bandit", "grpo"): {**GROUP_OF_8, "learning_rate": 0.00455742, "entropy_coef": 0.03, "kl_coef": 0.023615, "clip_eps": 0.3},
+    ("bandit_100", "grpo"): {**GROUP_OF_8, "learning_rate": 0.00455742, "entropy_coef": 0.03, "kl_coef": 0.023615, "clip_eps": 0.3},
+    ("mountain_car_continuous", "grpo"): {
+        **GROUP_OF_8, "learning_rate": 0.00948986, "entropy_coef": 0.01, "kl_coef": 0.0382342, "clip_eps": 0.2,
+    },
+    ("inverted_pendulum", "grpo"): {
+        **GROUP_OF_8, "learning_rate": 0.00061634, "entropy_coef": 0.003, "kl_coef": 0.337947, "clip_eps": 0.3,
+    },
+    ("catch", "dpo"): {
+        **GROUP_OF_32, "num_epochs": 16, "learning_rate": 0.000445383, "entropy_coef": 0.03, "beta": 0.190072,
+    },
+    ("four_rooms", "dpo"): {**GROUP_OF_8, "learning_rate": 0.00055796, "entropy_coef": 0.01, "beta": 0.166889},
+    ("bandit", "dpo"): {**GROUP_OF_32, "learning_rate": 0.00612954, "entropy_coef": 0.03, "beta": 0.131786},
+    ("bandit_100", "dpo"): {**GROUP_OF_32, "learning_rate": 0.00612954, "entropy_coef": 0.03, "beta": 0.131786},
+    ("mountain_car_continuous", "dpo"): {
+        **GROUP_OF_8, "num_epochs": 16, "learning_rate": 0.000668714, "entropy_coef": 0.03, "beta": 0.234697,
+    },
+    ("inverted_pendulum", "dpo"): {**GROUP_OF_8, "learning_rate": 0.00061634, "entropy_coef": 0.003, "beta": 0.514631},
+    ("catch", "haepo_episodic"): {
+        **GROUP_OF_32, "learning_rate": 0.00211629, "entropy_coef": 0.03, "kl_coef": 0.96371, "temperature": 8.18517,
+    },
+    ("four_rooms", "haepo_episodic"): {
+        **GROUP_OF_8, "learning_rate": 0.00948986, "entropy_coef": 0.01, "kl_coef": 0.0382342, "temperature": 2.18157,
+    },
+    ("bandit", "haepo_episodic"): {
+        **GROUP_OF_8, "learning_rate": 0.00948986, "entropy_coef": 0.01, "kl_coef": 0.0382342, "temperature": 2.18157,
+    },
+    ("catch", "haepo_paper"): {**GROUP_OF_32, "learning_rate": 0.00612954, "entropy_coef": 0.03, "kl_coef": 0.0625294},
+    ("four_rooms", "haepo_paper"): {**GROUP_OF_8, "learning_rate": 0.00455742, "entropy_coef": 0.03, "kl_coef": 0.023615},
+    ("bandit", "haepo_paper"): {**GROUP_OF_32, "learning_rate": 0.00612954, "entropy_coef": 0.03, "kl_coef": 0.0625294},
+}  # fmt: skip
+"""What smaller searches had found before, by the reported curve; among the finalists of a task and method."""
 
 DEVELOPMENT = ("cartpole", "pendulum", "acrobot", "mountain_car", "random_walk", "random_walk_50")
 """The tasks on which defaults were chosen."""

@@ -93,17 +93,43 @@ def scores(result: Result) -> Array:
     return (array(result, "eval_return") - task["floor"]) / (task["top"] - task["floor"])
 
 
+def evaluations(result: Result) -> list[tuple[Array, Array]]:
+    """The steps and returns of every seed's evaluations. A row that a large batch repeats is one evaluation."""
+    curves = zip(array(result, "env_steps"), array(result, "eval_return"), strict=True)
+    return [(steps[first], returns[first]) for steps, returns in curves for first in [np.diff(steps, prepend=-1) > 0]]
+
+
+def areas(result: Result) -> Array:
+    """The mean of every seed's curve over its steps, (seeds,): linear from one evaluation to the next, and from the task's floor
+    at the first step where it has one."""
+    floor, found = result.get("task", {}).get("floor"), []
+    for steps, returns in evaluations(result):
+        if floor is None:
+            steps, returns = steps[np.isfinite(returns)], returns[np.isfinite(returns)]
+        else:
+            steps, returns = np.append(0.0, steps), np.append(floor, np.where(np.isnan(returns), floor, returns))
+        found.append(np.trapezoid(returns, steps) / (steps[-1] - steps[0]))
+    return np.array(found)
+
+
+def mean_scores(result: Result) -> Array:
+    """`areas`, 0 at the task's floor and 1 at its top."""
+    task = result["task"]
+    return (areas(result) - task["floor"]) / (task["top"] - task["floor"])
+
+
 def steps_to_threshold(result: Result) -> Array:
-    """Live steps (seeds,) at the first evaluation that, averaged with the next one, reaches the threshold; else inf.
+    """Live steps (seeds,) at the first evaluation that, averaged with the next one, reaches the threshold, or at the last one if
+    it reaches it; else inf.
 
     Two evaluations of 16 episodes each: one alone would call a lucky evaluation a solution.
     """
-    returns = array(result, "eval_return")
-    smooth = np.concatenate([(returns[:, :-1] + returns[:, 1:]) / 2, returns[:, -1:]], axis=1)
-    reached = smooth >= result["task"]["threshold"]
-    steps = array(result, "env_steps")
-    first = np.argmax(reached, axis=1)
-    return np.where(reached.any(axis=1), steps[np.arange(len(steps)), first], np.inf)
+    found = []
+    for steps, returns in evaluations(result):
+        smooth = np.append((returns[:-1] + returns[1:]) / 2, returns[-1])
+        reached = smooth >= result["task"]["threshold"]
+        found.append(steps[np.argmax(reached)] if reached.any() else np.inf)
+    return np.array(found)
 
 
 def median_interval(values: Array, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
@@ -115,22 +141,16 @@ def median_interval(values: Array, resamples: int = 2000, seed: int = 0) -> tupl
 
 
 def difference_of_medians(first: Array, second: Array, resamples: int = 4000) -> tuple[float, float]:
-    """95% percentile bootstrap interval of median(first) - median(second); values may be inf, and count as twice the largest
-    finite one of both, so that the interval is conservative where seeds never arrive."""
-    both = np.concatenate([first, second])
-    worst = np.max(both[np.isfinite(both)], initial=0.0)
+    """95% percentile bootstrap interval of median(first) - median(second); values may be inf. The difference of two infinite
+    medians counts as 0, and an end of the interval is infinite where seeds of one side never arrive."""
     generator = np.random.default_rng(0)
-    medians = [
-        np.quantile(generator.choice(np.minimum(x, 2 * worst), (resamples, len(x))), 0.5, axis=1, method="higher")
-        for x in (first, second)
-    ]
-    low, high = np.quantile(medians[0] - medians[1], [0.025, 0.975])
+    one, other = (
+        np.quantile(generator.choice(x, (resamples, len(x))), 0.5, axis=1, method="higher") for x in (first, second)
+    )
+    with np.errstate(invalid="ignore"):
+        drawn = np.where(one == other, 0.0, one - other)
+    low, high = np.sort(drawn)[[int(0.025 * resamples), int(0.975 * resamples) - 1]]
     return float(low), float(high)
-
-
-def seconds_per_step(result: Result) -> float:
-    """Of one seed of the vmapped run, evaluation included."""
-    return float(result["train_seconds"] / array(result, "env_steps")[:, -1].sum())
 
 
 def _steps(value: float, budget: float) -> str:
@@ -162,12 +182,15 @@ def _only(results: list[Result], methods: Iterable[str]) -> list[Result]:
 
 
 def threshold_table(results: list[Result]) -> str:
-    """Thousands of steps to the threshold, median over seeds with its interval; how many seeds reached it."""
+    """Thousands of steps to the threshold, median over seeds with its interval; how many seeds reached it. The lowest median of
+    the methods with nine seeds of ten is bold."""
     rows, known = [], _known(results)
     for task, methods in _by(results, "method").items():
         cells = [f"{task} ({next(iter(methods.values()))['task']['threshold']:g})"]
-        medians = {name: median_interval(steps_to_threshold(r)) for name, r in methods.items()}
-        best = min(median for median, _, _ in medians.values())
+        arrived = {name: steps_to_threshold(r) for name, r in methods.items()}
+        medians = {name: median_interval(steps) for name, steps in arrived.items()}
+        reliable = [median for name, (median, _, _) in medians.items() if np.isfinite(arrived[name]).mean() >= 0.9]
+        best = min(reliable, default=np.inf)
         for name in known:
             if name not in methods:
                 cells.append("")
@@ -177,7 +200,7 @@ def threshold_table(results: list[Result]) -> str:
             text = _steps(median, budget)
             if np.isfinite(low):
                 text += f" ({_steps(low, budget)} to {_steps(high, budget)})"
-            reached = int(np.isfinite(steps_to_threshold(result)).sum())
+            reached = int(np.isfinite(arrived[name]).sum())
             text = f"**{text}**" if median == best and np.isfinite(best) else text
             cells.append(f"{text} {reached}/{len(result['seeds'])}")
         rows.append(cells)
@@ -209,27 +232,25 @@ def final_table(results: list[Result]) -> str:
 
 
 def summary_table(results: list[Result]) -> str:
-    """Over all tasks that every method has: area under the curve, seconds, robustness, probability of improvement."""
+    """Over all tasks that a method has: area under the curve, robustness, probability of improvement."""
     by_task = {task: methods for task, methods in _by(results, "method").items()}
     rows = []
     for name in _known(results):
         own = {task: methods[name] for task, methods in by_task.items() if name in methods}
-        area = np.array([scores(r).mean(axis=1) for r in own.values()])
+        area = np.array([mean_scores(r) for r in own.values()])
         low, high = stratified_interval(area)
         solved = [share for r in own.values() for share in r["sweep"].get("solved", [])]
-        seconds = np.median([1e3 * seconds_per_step(r) for r in own.values()])
         rows.append(
             [
                 name,
                 str(len(own)),
                 f"{float(interquartile_mean(area.reshape(-1))):.2f} ({low:.2f} to {high:.2f})",
-                f"{seconds:.2g}",
                 f"{100 * np.mean(solved):.0f}% of {len(solved)}" if solved else "",
                 *("" if name == ours else _better(by_task, ours, name) for ours in ("haepo_default", "haepo")),
             ]
         )
     head = [
-        "method", "tasks", "area under the curve", "seconds per 1,000 steps", "configurations that solve",
+        "method", "tasks", "area under the curve", "configurations that solve",
         "P(haepo_default better)", "P(haepo better)",
     ]  # fmt: skip
     return markdown(head, rows)
@@ -240,25 +261,21 @@ def _better(by_task: dict[str, dict[str, Result]], ours: str, other: str) -> str
     both = [methods for methods in by_task.values() if ours in methods and other in methods]
     if not both:
         return ""
-    curves = ([_mean_return(methods[name]) for methods in both] for name in (ours, other))
-    chance, low, high = probability_of_improvement(*curves)
+    chance, low, high = probability_of_improvement(*([areas(m[name]) for m in both] for name in (ours, other)))
     return f"{chance:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _mean_return(result: Result) -> Array:
-    """The mean of every seed's curve, (seeds,), which orders runs as the area under it does."""
-    return np.nanmean(array(result, "eval_return"), axis=1)
 
 
 def comparison_table(results: list[Result], held_out: list[Result]) -> str:
     """How often a run of HAEPO has a better curve than one of PPO, in each pairing, and on how many tasks it reaches the
     threshold earlier and later."""
     rows = []
+    foreign = _by([result for result in results if not TASKS[task_of(result)].env.startswith("haepo/")], "method")
     for ours, other, tasks in COMPARISONS:
-        count, *cells = _pairing(held_out if tasks == "held out" else results, ours, other)
-        rows.append([COMPARED[ours], COMPARED[other], f"{count} {tasks}".strip(), *cells])
-    head = ["HAEPO", "PPO", "tasks", "seeds", "P(HAEPO better)", "earlier / undecided / later"]
-    return markdown(head, rows)
+        count, seeds, better, places = _pairing(held_out if tasks == "held out" else results, ours, other)
+        part = "" if tasks == "held out" else _better(foreign, ours, other)
+        rows.append([COMPARED[ours], COMPARED[other], f"{count} {tasks}".strip(), seeds, better, part, places])
+    head = ["HAEPO", "PPO", "tasks", "seeds", "P(HAEPO better)", f"on the {len(foreign)} tasks of other libraries"]
+    return markdown([*head, "earlier / undecided / later"], rows)
 
 
 def episodes_table(results: list[Result]) -> str:
@@ -311,7 +328,7 @@ def held_out_table(results: list[Result], known: Iterable[str] = HELD_OUT_METHOD
         cells = [task]
         for name in known:
             returns = array(methods[name], "eval_return") if name in methods else None
-            means = () if returns is None else (float(np.nanmean(returns)), float(returns[:, -1].mean()))
+            means = () if returns is None else (float(areas(methods[name]).mean()), float(returns[:, -1].mean()))
             cells.append(", ".join(map(_number, means)))
         rows.append([*cells, *(_better({task: methods}, ours, name).partition(" ")[0] for name in others)])
     rows.append(["all", *[""] * (1 + len(others)), *(_better(by_task, ours, name) for name in others)])
@@ -333,7 +350,7 @@ def stratified_interval(values: Array, resamples: int = 2000) -> tuple[float, fl
 
 
 def _area(result: Result) -> str:
-    area = scores(result).mean(axis=1)
+    area = mean_scores(result)
     low, high = bootstrap_interval(area)
     return f"{float(interquartile_mean(area)):.2f} ({float(low):.2f} to {float(high):.2f})"
 
@@ -494,9 +511,9 @@ def _profile(results: list[Result]) -> Any:
     axes = figure.add_subplot()
     at = np.linspace(0, 1, 101)
     for name, method in METHODS.items():
-        areas = [scores(r).mean(axis=1) for r in results if r["method"] == name]
-        if areas:
-            share = np.mean([[(area > x).mean() for x in at] for area in areas], axis=0)
+        found = [mean_scores(r) for r in results if r["method"] == name]
+        if found:
+            share = np.mean([[(area > x).mean() for x in at] for area in found], axis=0)
             axes.plot(at, share, color=method.colour, label=name)
     axes.set_xlabel("area under the normalised curve")
     axes.set_ylabel("share of runs above it, mean over tasks")
@@ -515,7 +532,7 @@ def _ablation_bars(results: list[Result]) -> Any:
         for row, name in enumerate(names):
             if name not in found:
                 continue
-            area = scores(found[name]).mean(axis=1)
+            area = mean_scores(found[name])
             (low, high), middle = bootstrap_interval(area), float(interquartile_mean(area))
             colour = "tab:red" if name == "default" else "tab:grey" if "uniform" in name else "tab:blue"
             axes.barh(row, middle, color=colour, xerr=[[middle - float(low)], [float(high) - middle]], capsize=2)

@@ -118,7 +118,7 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
             for method in methods:
                 yield (
                     size.folder / "methods" / f"{task}.{method}.json",
-                    lambda task=task, method=method: tune_and_train(size, TASKS[task], method),
+                    lambda task=task, method=method: tune_and_train(size, task, method),
                 )
     if "choice" in parts and size.folder == RESULTS:
         for method in (method for method in methods if method in catalogue.CHOSEN):
@@ -177,39 +177,53 @@ def _file(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
-def tune_and_train(size: Size, task: Task, name: str) -> dict[str, Any]:
-    """A sweep on the tuning seeds, its three best configurations and the default on others, and the best of these on the
-    reported ones."""
-    method = METHODS[name]
+def tune_and_train(size: Size, task_name: str, name: str) -> dict[str, Any]:
+    """A sweep on the tuning seeds, its three best configurations, the default and what else the catalogue names on others, and
+    the best of these on the reported ones."""
+    task, method = TASKS[task_name], METHODS[name]
     fixed = _fixed(method)
-    swept = search(size, task, method) if len(fixed) < len(method.space) else {}
-    return trained(size, task, name, fixed, swept)
+    found = search(size, task, method) if len(fixed) < len(method.space) else {}
+    earlier = catalogue.EARLIER.get((task_name, name))
+    return trained(size, task, name, fixed, found, {"earlier search": earlier} if earlier else {})
 
 
 def search(size: Size, task: Task, method: catalogue.Method) -> dict[str, Any]:
-    """What a sweep of a method's space found."""
+    """What a sweep of a method's space, and a smaller one of its widened space, found."""
+    found = swept(task, method.algo, method.space, size.num_configs)
+    if method.widened and size.folder == RESULTS:
+        more = swept(task, method.algo, method.widened, catalogue.WIDENED_CONFIGS)
+        found |= {key: found[key] + more[key] for key in ("seconds", "configs", "area", "returns", "solved")}
+        found["widened"] = method.widened
+    return found
+
+
+def swept(task: Task, algo: str, space: dict[str, str], num_configs: int) -> dict[str, Any]:
+    """What a sweep found."""
     seeds = catalogue.TUNING_SEEDS
     start = time.perf_counter()
     found = hx.sweep(
-        task.env, method.algo, method.space | {f"env_kwargs.{k}": str(v) for k, v in task.env_kwargs.items()},
-        total_steps=task.total_steps,
-        num_configs=size.num_configs, num_seeds=len(seeds), seed=seeds[0],
+        task.env, algo, space | {f"env_kwargs.{k}": str(v) for k, v in task.env_kwargs.items()},
+        total_steps=task.total_steps, num_configs=num_configs, num_seeds=len(seeds), seed=seeds[0],
         curve_points=catalogue.CURVE_POINTS, final_eval_episodes=32, search="random",
     )  # fmt: skip
     curves = np.where(np.isnan(found.curves), task.floor, found.curves)
+    numbers = {key: yaml.safe_load(text) for key, text in space.items() if _is_number(text)}
     return {
-        "space": method.space, "seeds": list(seeds), "seconds": time.perf_counter() - start,
-        "configs": found.configs, "area": curves.mean(axis=(1, 2)).tolist(), "returns": found.returns.tolist(),
+        "space": space, "seeds": list(seeds), "seconds": time.perf_counter() - start,
+        "configs": [numbers | config for config in found.configs], "area": curves.mean(axis=(1, 2)).tolist(),
+        "returns": found.returns.tolist(),
         "solved": (found.returns.mean(axis=1) >= task.threshold).tolist(),
     }  # fmt: skip
 
 
-def trained(size: Size, task: Task, name: str, fixed: dict[str, Any], swept: dict[str, Any]) -> dict[str, Any]:
+def trained(
+    size: Size, task: Task, name: str, fixed: dict[str, Any], swept: dict[str, Any], others: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """The result of a method: of its best configuration, where it has a sweep."""
     algo, best = METHODS[name].algo, fixed
     if swept:
         finalists = {str(i): {**fixed, **_own(swept["configs"][i])} for i in np.argsort(-np.array(swept["area"]))[:3]}
-        finalists |= {"default": {}, **METHODS[name].finalists}
+        finalists |= METHODS[name].finalists | others
         again = {}
         for number, settings in finalists.items():
             curves = _train(task, algo, settings, catalogue.CHOICE_SEEDS)["eval_return"]
@@ -231,7 +245,7 @@ def choose(task_name: str, method: str) -> dict[str, Any]:
     searched = {name: _score(TASKS[name], sweep["area"]) for name, sweep in sweeps.items()}
     best = np.argsort(-np.mean([*searched.values()], axis=0))[:3]
     configs = {str(i): {**_fixed(METHODS[method]), **_own(sweeps[task_name]["configs"][i])} for i in best}
-    configs |= {"default": {}, **METHODS[method].finalists}
+    configs |= METHODS[method].finalists
     task, algo = TASKS[task_name], METHODS[method].algo
     curves = {name: _train(task, algo, own, catalogue.CHOICE_SEEDS)["eval_return"] for name, own in configs.items()}
     return {

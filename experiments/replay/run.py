@@ -32,7 +32,7 @@ from haepo_jax.spaces import Box
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "claims")]
 
 from claims.catalogue import TASKS  # noqa: E402
-from claims.report import difference_of_medians, median_interval, scores, steps_to_threshold  # noqa: E402
+from claims.report import difference_of_medians, mean_scores, median_interval, steps_to_threshold  # noqa: E402
 from tables import fill_in, markdown  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -131,7 +131,7 @@ def table(results: dict[str, Any]) -> str:
             if found is None:
                 cells.append("")
                 continue
-            steps[bound], cell = summarised(task, found)
+            steps[bound], cell = summarised(as_result(task, found))
             cells.append(cell)
         rows.append([task, *cells, *(earlier(steps, clip) for clip in CLIPS)])
     return markdown(["task", *bounds, *(f"softmax or {clip}" for clip in CLIPS)], rows)
@@ -140,20 +140,18 @@ def table(results: dict[str, Any]) -> str:
 def normalised(results: dict[str, Any]) -> str:
     """What standardised observations change, in the form of `table`."""
     pairs = [name for name, bound in NORMALISED.items() for name in (bound, name)]
-    rows = []
-    for task in DISCRETE:
-        found = [results["runs"].get(name_of(task, bound)) for bound in pairs]
-        rows.append([task, *(summarised(task, one)[1] if one else "" for one in found)])
-    return markdown(["task", *pairs], rows)
+    found = [[as_result(task, results["runs"][name_of(task, bound)]) for bound in pairs] for task in DISCRETE]
+    rows = [[task, *(summarised(result)[1] for result in some)] for task, some in zip(DISCRETE, found, strict=True)]
+    means = np.array([[mean_scores(result).mean() for result in some] for some in found]).mean(axis=0)
+    return markdown(["task", *pairs], [*rows, ["mean score", *(f"{mean:.2f}" for mean in means)]])
 
 
-def summarised(task: str, found: dict[str, Any]) -> tuple[Any, str]:
-    """The steps of each seed to the threshold, and the cell of the table that says so of a stored job."""
-    result = as_result(task, found)
+def summarised(result: dict[str, Any]) -> tuple[Any, str]:
+    """The steps of each seed to the threshold, and the cell of the table that says so of a result."""
     steps = steps_to_threshold(result)
     median = median_interval(steps)[0]
-    text = f"{median / 1000:.1f}" if np.isfinite(median) else f"> {TASKS[task].total_steps / 1000:.0f}"
-    return steps, f"{text}, {int(np.isfinite(steps).sum())}/{len(steps)}, {scores(result).mean():.2f}"
+    text = f"{median / 1000:.1f}" if np.isfinite(median) else f"> {result['task']['total_steps'] / 1000:.0f}"
+    return steps, f"{text}, {int(np.isfinite(steps).sum())}/{len(steps)}, {mean_scores(result).mean():.2f}"
 
 
 def earlier(steps: dict[str, Any], other: str) -> str:

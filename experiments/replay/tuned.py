@@ -36,7 +36,7 @@ from haepo_jax.statistics import interquartile_mean, probability_of_improvement
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "claims")]
 
 from claims.catalogue import TASKS  # noqa: E402
-from claims.report import scores, steps_to_threshold, stratified_interval  # noqa: E402
+from claims.report import mean_scores, scores, steps_to_threshold, stratified_interval  # noqa: E402
 from replay.run import DOCUMENT, POINTS, SEEDS, ClipAndKL, as_result, earlier, observations, stored, summarised  # noqa: E402
 from tables import fill_in, markdown  # noqa: E402
 
@@ -163,7 +163,7 @@ def curves(task_name: str, method: Method, shape: int, rows: list[int], seeds: r
 
 
 def tune(task: str, method: Method, shape: int) -> dict[str, Any]:
-    """The mean score of every configuration of a shape."""
+    """The mean score of every configuration of a shape, a mean over its rows."""
     found = curves(task, method, shape, method.rows(shape), TUNING_SEEDS, POINTS // 2)
     steps = found.pop("env_steps")
     means = [scores(as_result(task, {"eval_return": some, "env_steps": steps})).mean() for some in found.pop("returns")]
@@ -220,7 +220,7 @@ def table_of(results: dict[str, Any], table: str) -> str:
             if (found := results["runs"].get(name_of(task, table, method))) is None:
                 cells.append("")
                 continue
-            steps[method], cell = summarised(task, found)
+            steps[method], cell = summarised(as_result(task, found))
             cells.append(cell)
         if steps:
             rows.append([task, *cells, *(earlier(steps, other) for other in METHODS[table] if other != "softmax")])
@@ -233,20 +233,21 @@ def all_tasks(results: dict[str, Any]) -> str:
         method: [as_result(task, results["runs"][name_of(task, "8 batches", method)]) for task in HALVES[0] + HALVES[1]]
         for method in METHODS["8 batches"]
     }
-    areas = {method: np.array([scores(one).mean(axis=1) for one in some]) for method, some in found.items()}
+    areas = {method: np.array([mean_scores(one) for one in some]) for method, some in found.items()}
     ours, rows = areas["softmax"], []
+    others = np.array([not TASKS[task].env.startswith("haepo/") for task in HALVES[0] + HALVES[1]])
     for method, area in areas.items():
         low, high = stratified_interval(area)
         arrived = sum(int(np.isfinite(steps_to_threshold(one)).sum()) for one in found[method])
-        chance, *ends = probability_of_improvement(list(ours), list(area))
+        pairs = [probability_of_improvement(list(ours[some]), list(area[some])) for some in (others | True, others)]
         each = [f"{probability_of_improvement([x], [y])[0]:.2f}" for x, y in zip(ours, area, strict=True)]
-        better = [f"{chance:.2f} ({ends[0]:.2f} to {ends[1]:.2f})", *each]
+        better = ["{:.2f} ({:.2f} to {:.2f})".format(*pair) for pair in pairs] + each
         cells = [f"{interquartile_mean(area.reshape(-1)):.3f} ({low:.3f} to {high:.3f})", f"{area.mean():.3f}"]
         rows.append(
             [method, *cells, f"{arrived} of {area.size}", *([""] * len(better) if method == "softmax" else better)]
         )
     head = ["method", "score, interquartile mean", "mean", "runs that reached the threshold", "P(softmax better)"]
-    return markdown([*head, *HALVES[0], *HALVES[1]], rows)
+    return markdown([*head, f"on the {others.sum()} of other libraries", *HALVES[0], *HALVES[1]], rows)
 
 
 def one_setting(results: dict[str, Any]) -> str:

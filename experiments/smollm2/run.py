@@ -16,6 +16,7 @@ metrics are kept, the weights are not. On one core a run takes four to ten minut
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import shutil
@@ -23,11 +24,13 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tasks
 
+from haepo_jax.runner.comparison import machine
 from haepo_jax.runner.run_dir import rows_of
 
 HERE = Path(__file__).parent
@@ -106,7 +109,13 @@ def run(job: Job, model: Path, runs: Path) -> dict[str, Any]:
     subprocess.run(
         command, check=True, env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "PYTHONPATH": path}
     )
-    found = {"command": " ".join(["python -m haepo_jax.llm", *job.arguments()]), **collected(directory)}
+    found = {
+        "command": " ".join(["python -m haepo_jax.llm", *job.arguments()]),
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": {name: metadata.version(name) for name in ("jax", "flax", "google-tunix")},
+        **collected(directory),
+    }
     for weights in ("checkpoints", "model"):
         shutil.rmtree(directory / weights)
     return found

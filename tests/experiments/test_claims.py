@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,33 @@ def test_steps_to_the_threshold(claims: Any) -> None:
     }
     # One lucky evaluation is not enough unless it lifts the mean of two; the last one stands alone.
     assert report.steps_to_threshold(result).tolist() == [4, 1, 6]
+    # A row that a large batch repeats is one evaluation: its lucky one does not confirm itself.
+    repeated = result | {"eval_return": [[12, 12, 12, 0, 0, 11]], "env_steps": [[3, 3, 3, 4, 5, 6]]}
+    assert report.steps_to_threshold(repeated).tolist() == [6]
     median, low, high = report.median_interval(np.array([1.0, 2.0, 3.0, math.inf, math.inf]))
     assert (median, low, high) == (3, 1, math.inf)
+
+
+def test_the_mean_of_a_curve_is_over_its_steps(claims: Any) -> None:
+    """By hand: trapezoids from the floor, -1 at step 0; rows that a large batch repeats, and those without an ended episode."""
+    report = claims("report")
+    result = {
+        "task": {"floor": -1.0, "top": 3.0}, "env_steps": [[2, 4, 4, 8], [4, 4, 4, 8]],
+        "eval_return": [[None, 1, 1, 3], [1, 1, 1, 1]],
+    }  # fmt: skip
+    np.testing.assert_allclose(report.areas(result), [(-2 + 0 + 8) / 8, (0 + 4) / 8])
+    np.testing.assert_allclose(report.mean_scores(result), [(0.75 + 1) / 4, (0.5 + 1) / 4])
+    del result["task"]  # no floor is known: from the first evaluation that there is
+    np.testing.assert_allclose(report.areas(result), [8 / 4, 1])
 
 
 def test_earlier_is_said_by_the_interval_of_the_difference_of_medians(claims: Any) -> None:
     report = claims("report")
     assert report.difference_of_medians(np.full(20, 1.0), np.full(20, 3.0)) == (-2, -2)
-    # A seed that never arrives counts as twice the latest arrival, so the interval is finite.
-    assert report.difference_of_medians(np.full(20, 1.0), np.full(20, math.inf)) == (-1, -1)
+    never = np.full(20, math.inf)
+    assert report.difference_of_medians(np.full(20, 1.0), never) == (-math.inf, -math.inf)
+    assert report.difference_of_medians(never, never) == (0, 0)
+    assert report.difference_of_medians(np.array([1.0] * 10 + [math.inf] * 10), np.full(20, 3.0)) == (-2, math.inf)
     # The standard error of a median of n normal values is 1.25 / sqrt(n), so the interval is about 0.5 wide.
     first, second = (np.random.default_rng(seed).normal(mean, 1, 200) for seed, mean in enumerate((10, 12)))
     low, high = report.difference_of_medians(first, second)
@@ -113,20 +132,38 @@ def test_of_three_finalists_and_the_default_the_best_on_other_seeds_is_taken(
     monkeypatch.setattr(run, "_train", made_up)
     configs = [{"algo.clip_eps": eps, "env_kwargs.length": 9} for eps in (0.1, 0.2, 0.3, 0.4)]
     swept = {"configs": configs, "area": [9.0, 7.0, 8.0, 1.0]}
-    found = run.trained(run.SIZES["full"], catalogue.TASKS["bandit"], "ppo", {"num_envs": 8}, swept)
+    found = run.trained(run.SIZES["full"], catalogue.TASKS["bandit"], "ppo", {"num_envs": 8}, swept, {})
     assert found["hyperparameters"] == {"num_envs": 8, "clip_eps": 0.2}
     assert found["sweep"]["area_again"] == {"0": 5.0, "2": 6.0, "1": 7.0, "default": 4.0}
     others = [(eps, catalogue.CHOICE_SEEDS) for eps in (0.1, 0.3, 0.2, None)]
     assert asked == [*others, (0.2, catalogue.REPORT_SEEDS)]
 
-    # What the catalogue names takes part, too.
-    found = run.trained(
-        run.SIZES["full"], catalogue.TASKS["bandit"], "ppo_replay_tuned", {}, {"configs": configs[:1], "area": [9.0]}
-    )
-    assert found["sweep"]["area_again"] == {"0": 5.0, "default": 4.0, "HAEPO's settings": 7.0}
+    # What the catalogue names takes part, too, in the place of the default or beside it.
+    swept, earlier = {"configs": configs[:1], "area": [9.0]}, {"earlier search": {"clip_eps": 0.3}}
+    found = run.trained(run.SIZES["full"], catalogue.TASKS["bandit"], "ppo_replay_tuned", {}, swept, earlier)
+    assert found["sweep"]["area_again"] == {"0": 5.0, "HAEPO's settings": 7.0, "earlier search": 6.0}
     assert found["hyperparameters"] == catalogue.HAEPOS_REPLAY
     every = catalogue.TUNING_SEEDS, catalogue.CHOICE_SEEDS, catalogue.REPORT_SEEDS
     assert len(set().union(*every)) == sum(map(len, every))
+
+
+def test_a_search_is_widened_with_the_numbers_of_the_second_space(claims: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, catalogue = claims("run"), claims("catalogue")
+
+    def made_up(env: str, algo: str, space: dict[str, str], *, num_configs: int, **_: Any) -> Any:
+        drawn = [{"algo.clip_eps": number / 100} for number in range(num_configs)]
+        shape = np.zeros((num_configs, 2, 4))
+        return types.SimpleNamespace(configs=drawn, curves=shape + 5, returns=shape[..., 0])
+
+    monkeypatch.setattr(run.hx, "sweep", made_up)
+    found = run.search(run.SIZES["full"], catalogue.TASKS["bandit"], catalogue.METHODS["ppo"])
+    assert len(found["configs"]) == len(found["area"]) == len(found["returns"]) == 32 + 16 and set(found["area"]) == {
+        5.0
+    }
+    assert "algo.num_epochs" not in found["configs"][31]  # drawn in the first search
+    assert found["configs"][32]["algo.num_epochs"] == 16 and found["configs"][47]["algo.clip_eps"] == 0.15
+    small = run.search(run.SIZES["small"], catalogue.TASKS["bandit"], catalogue.METHODS["ppo"])
+    assert len(small["configs"]) == run.SIZES["small"].num_configs
 
 
 @pytest.mark.slow
