@@ -278,6 +278,15 @@ def comparison_table(results: list[Result], held_out: list[Result]) -> str:
     return markdown([*head, "earlier / undecided / later"], rows)
 
 
+def by_task_table(results: list[Result]) -> str:
+    """P(HAEPO better) on every task, of the pairings of `COMPARISONS` on them."""
+    by_task, pairs = _by(results, "method"), [(ours, other) for ours, other, tasks in COMPARISONS if not tasks]
+    rows = [[COMPARED[ours], COMPARED[other]] for ours, other in pairs]
+    for row, pair in zip(rows, pairs, strict=True):
+        row += [_better({task: methods}, *pair).partition(" ")[0] for task, methods in by_task.items()]
+    return markdown(["HAEPO", "PPO", *by_task], rows)
+
+
 def episodes_table(results: list[Result]) -> str:
     """The same of `haepo_episodic` and the other methods on complete episodes, on the tasks where their searches are alike."""
     alike = [result for result in results if task_of(result) in DEVELOPMENT]
@@ -321,18 +330,19 @@ def choice_table(results: list[Result]) -> str:
 
 def held_out_table(results: list[Result], known: Iterable[str] = HELD_OUT_METHODS) -> str:
     """Mean of the curve and the last evaluation, means over seeds; and how often a run of HAEPO's default has the better
-    curve."""
+    curve, and one of the setting that a search found than PPO's."""
     by_task, rows = _by(results, "method"), []
     ours, *others = known
+    pairs = [*((ours, other) for other in others), ("haepo_searched", "ppo_replay_searched")]
     for task, methods in by_task.items():
         cells = [task]
         for name in known:
             returns = array(methods[name], "eval_return") if name in methods else None
             means = () if returns is None else (float(areas(methods[name]).mean()), float(returns[:, -1].mean()))
             cells.append(", ".join(map(_number, means)))
-        rows.append([*cells, *(_better({task: methods}, ours, name).partition(" ")[0] for name in others)])
-    rows.append(["all", *[""] * (1 + len(others)), *(_better(by_task, ours, name) for name in others)])
-    return markdown(["task", ours, *others, *(f"P(HAEPO better than {name})" for name in others)], rows)
+        rows.append([*cells, *(_better({task: methods}, *pair).partition(" ")[0] for pair in pairs)])
+    rows.append(["all", *[""] * (1 + len(others)), *(_better(by_task, *pair) for pair in pairs)])
+    return markdown(["task", ours, *others, *(f"P({one} better than {other})" for one, other in pairs)], rows)
 
 
 def larger_table(results: list[Result]) -> str:
@@ -418,6 +428,7 @@ def alignment_table(results: list[Result]) -> str:
 
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "comparison": (("methods", "held_out"), comparison_table),
+    "by task": (("methods",), by_task_table),
     "episodes": (("methods",), episodes_table),
     "baselines": (("methods",), baselines_table),
     "thresholds": (("methods",), threshold_table),

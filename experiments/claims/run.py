@@ -238,12 +238,15 @@ def trained(
 
 
 def choose(task_name: str, method: str) -> dict[str, Any]:
-    """Scores, on other seeds, of the default, the method's other finalists and the three configurations that its search
-    finds best on the development tasks together: two seeds are few."""
+    """Scores, on other seeds, of the method's finalists and the three configurations that its search finds best on the
+    development tasks together, and of the four best of a widened one: two seeds are few."""
     paths = {name: RESULTS / "methods" / f"{name}.{method}.json" for name in catalogue.DEVELOPMENT}
     sweeps = {name: json.loads(path.read_text())["sweep"] for name, path in paths.items()}
     searched = {name: _score(TASKS[name], sweep["area"]) for name, sweep in sweeps.items()}
-    best = np.argsort(-np.mean([*searched.values()], axis=0))[:3]
+    means, first = np.mean([*searched.values()], axis=0), SIZES["full"].num_configs
+    best = dict.fromkeys(
+        [*np.argsort(-means[:first])[:3], *(np.argsort(-means)[:4] if METHODS[method].widened else ())]
+    )
     configs = {str(i): {**_fixed(METHODS[method]), **_own(sweeps[task_name]["configs"][i])} for i in best}
     configs |= METHODS[method].finalists
     task, algo = TASKS[task_name], METHODS[method].algo

@@ -20,6 +20,10 @@ Held-out reward of greedy completions before, during and after fine-tuning, by m
 batches, `_2e-5` has twice the learning rate. `python experiments/smollm2/report.py` writes this page from the results of
 `run.py`, which describes the runs; [docs/language.md](../../../docs/language.md) says what they show.
 """
+PAIRS_TEXT = """\
+Nothing is sampled: every step learns from 16 pairs of a right and a wrong answer, and tokens are those of the pairs. `beta` is
+that of DPO (0.1 where nothing is said), `temperature` that of HAEPO's softmax (1).
+"""
 SPEED_TEXT = """\
 A step of our GRPO learner against one of Tunix's own, on the same prompts and shapes: 4 prompts with 8 completions each, one
 update of all weights in float32, and a KL penalty. The table shows medians over the steps after the second, in seconds.
@@ -28,7 +32,7 @@ TARGETS = {"sums": 0.5, "json": 0.9}
 """The held-out reward whose price in tokens is compared."""
 COLOURS = {"haepo": "red", "haepo_paper": "orange", "grpo": "blue", "gspo": "green", "dpo": "purple"}
 STYLES = {"4": ":", "replay": "-", "lora": "-.", "": "--"}
-"""By loss, and by what is updated. Runs of another learning rate are in the table only."""
+"""By loss, and by what is updated. Runs of another learning rate and those on pairs are in a table only."""
 
 Results = dict[tuple[str, str], list[dict[str, Any]]]
 
@@ -116,7 +120,7 @@ def draw(results: Results, out: Path) -> None:
     for row, task in zip(panels, names, strict=True):
         for panel, axis in zip(row, ("tokens", "kl"), strict=True):
             for (name, method), runs in results.items():
-                if name == task and "e-" not in method:
+                if name == task and "e-" not in method and "_pairs" not in method:
                     curves = list(zip(*(run["eval"] for run in runs), strict=False))
                     x, y = (
                         [sum(p[key] for p in points) / len(points) for points in curves] for key in (axis, "reward")
@@ -135,8 +139,12 @@ def report(results: Results) -> str:
     parts = ["# SmolLM2-135M: HAEPO, GRPO, GSPO and DPO, with and without replay\n"]
     parts.append(INTRODUCTION)
     parts.append("![Held-out reward against tokens and KL](curves.png)\n")
-    for task in sorted({task for task, _ in results}):
-        parts += [f"## {task}\n", table(results, task), "", completions(results, task), ""]
+    pairs = {key: runs for key, runs in results.items() if "_pairs" in key[1]}
+    sampled = {key: runs for key, runs in results.items() if key not in pairs}
+    for task in sorted({task for task, _ in sampled}):
+        parts += [f"## {task}\n", table(sampled, task), "", completions(sampled, task), ""]
+    for task in sorted({task for task, _ in pairs}):
+        parts += [f"## {task}, preference pairs\n", PAIRS_TEXT, table(pairs, task), "", completions(pairs, task), ""]
     if SPEED.exists():
         measured = json.loads(SPEED.read_text())
         parts += ["## Speed\n", SPEED_TEXT.format(**measured), "", speed(measured), ""]

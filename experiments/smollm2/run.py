@@ -50,14 +50,20 @@ METHODS = {
     for end, updates in UPDATES.items()
     for rate, rates in RATES.items()
 }
-METHODS |= {f"{loss}_pairs": [*LOSSES[loss], UPDATES[""], RATES[""]] for loss in ("dpo", "haepo")}
+OF_PAIRS = {
+    "dpo_pairs": ["algo=dpo", "beta=0.1"],
+    "dpo_pairs_beta_1": ["algo=dpo", "beta=1"],
+    "haepo_pairs": ["algo=haepo"],
+    "haepo_pairs_temperature_3": ["algo=haepo", "temperature=3"],
+}
+METHODS |= {name: [*settings, UPDATES[""], RATES[""]] for name, settings in OF_PAIRS.items()}
 METHODS["haepo_replay_lora"] = [*LOSSES["haepo"], UPDATES["_replay"], "lora_rank=16", "learning_rate=2e-4"]
 REWARDS = {"sums": "tasks:right_sum", "json": "tasks:right_json"}
 KINDS = {
     f"{task}-{method}": (task, method)
     for task in tasks.TASKS
     for method in METHODS
-    if task == "sums" or not method.endswith("_pairs")
+    if task == "sums" or method not in OF_PAIRS
 }
 SEEDS = (0, 1, 2)
 SHARED = [
@@ -95,7 +101,7 @@ class Job(NamedTuple):
     @property
     def has_pairs(self) -> bool:
         """Whether completions are given, two for each prompt."""
-        return self.method.endswith("_pairs")
+        return self.method in OF_PAIRS
 
 
 def run(job: Job, model: Path, runs: Path) -> dict[str, Any]:

@@ -68,11 +68,11 @@ def test_every_run_can_be_run_and_is_reported(
         texts = {kind: [{"completion": "25", "reward": 1.0}] for kind in ("worst", "best")}
         result = {**job._asdict(), "eval": points, "completions": texts}
         (tmp_path / f"{job.name}.json").write_text(json.dumps(result))
-    assert len(names) == len(set(names)) == 64 * 3
+    assert len(names) == len(set(names)) == 66 * 3
     results = report.read(tmp_path)
-    assert len(results) == 64 and all(len(runs) == 3 for runs in results.values())
+    assert len(results) == 66 and all(len(runs) == 3 for runs in results.values())
     text = report.report(results)
-    assert text.count("| 0.925 | 0.950 (0.950 to 0.950) | 1,200 (3 of 3) |") == 64 and '`"25"`' in text
+    assert text.count("| 0.925 | 0.950 (0.950 to 0.950) | 1,200 (3 of 3) |") == 66 and '`"25"`' in text
     report.draw(results, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
