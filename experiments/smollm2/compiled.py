@@ -48,7 +48,8 @@ def compiled(model: str, target: str, dtype: str) -> tuple[Any, float]:
     def placed(tree: Any, shardings: Any, kind: Any = None) -> Any:
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, kind or x.dtype, sharding=s), tree, shardings)
 
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    graph, *parts = nnx.split(module, nnx.Param, ...)
+    params, rest = parts
     dtypes = jax.tree.map(lambda x: x.dtype, params)
     params = placed(params, nnx.get_named_sharding(params, mesh), np.float32)
     rest = placed(rest, nnx.get_named_sharding(rest, mesh))
