@@ -9,6 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import haepo_jax as hx
@@ -90,6 +93,35 @@ def test_the_tuned_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (script.SETTINGS / file).read_text() == content
             assert train.main(["--config", str(script.SETTINGS / file), "--cfg", "job"]) == 0
     assert {path.name for path in script.SETTINGS.iterdir()} == names
+
+
+def test_regimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is made of the stored results, the best of equally many configurations was chosen, and late rewards are the same
+    rewards."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    script, tables = importlib.import_module("replay.regimes"), importlib.import_module("tables")
+    results = json.loads(script.RESULTS.read_text())
+    text = script.DOCUMENT.read_text()
+    assert tables.filled_in(text, "regimes", script.table(results)) == text and "<!-- table: regimes -->" in text
+    for name, found in results["runs"].items():
+        line, method = name.split(", ", 1)
+        assert line in script.LINES and len(found["configs"]) == len(found["scores"]) == 8
+        best = found["configs"][found["scores"].index(max(found["scores"]))]
+        assert best == [found["learning_rate"], found[script.METHODS[method][1]]]
+        assert np.shape(found["eval_return"]) == (20, len(found["env_steps"]))
+    env = hx.make_env("haepo/random_walk", length=4, horizon=9)
+    late = script.LateReward(env)
+    (state, _), (owing, _) = env.reset(jax.random.key(0)), late.reset(jax.random.key(0))
+    total = 0.0
+    for step in range(9):
+        key = jax.random.key(step)
+        now, then = env.step(key, state, jnp.int32(step % 2)), late.step(key, owing, jnp.int32(step % 2))
+        total += float(now.reward)
+        if now.terminated | now.truncated:
+            break
+        assert then.reward == 0
+        state, owing = now.state, then.state
+    assert then.reward == pytest.approx(total) and (then.terminated, then.truncated) == (now.terminated, now.truncated)
 
 
 def test_other_libraries_results(monkeypatch: pytest.MonkeyPatch) -> None:
