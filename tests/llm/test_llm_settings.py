@@ -98,7 +98,8 @@ def test_pairs_take_the_place_of_data(files: Path, capsys: pytest.CaptureFixture
     assert "reward= is missing" in refusal(capsys, *alone, "eval_data=prompts.jsonl")
     assert "pairs='pairs.jsonl', line 3: it has no text \"rejected\"" in refusal(capsys, *alone)
     (files / "pairs.jsonl").write_text(json.dumps(pair))
-    assert "model='m' is no folder" in refusal(capsys, *alone)
+    (row,) = settings.read_data("pairs.jsonl", "pairs")
+    assert row.columns == {"chosen": "b", "rejected": "c"}
 
 
 def test_algo_is_a_setting_here_and_a_group_of_them_in_training() -> None:
