@@ -279,11 +279,13 @@ def comparison_table(results: list[Result], held_out: list[Result]) -> str:
 
 
 def by_task_table(results: list[Result]) -> str:
-    """P(HAEPO better) on every task, of the pairings of `COMPARISONS` on them."""
+    """P(HAEPO better) on every task, of the pairings of `COMPARISONS` on them; bold where its interval excludes 0.5."""
     by_task, pairs = _by(results, "method"), [(ours, other) for ours, other, tasks in COMPARISONS if not tasks]
     rows = [[COMPARED[ours], COMPARED[other]] for ours, other in pairs]
     for row, pair in zip(rows, pairs, strict=True):
-        row += [_better({task: methods}, *pair).partition(" ")[0] for task, methods in by_task.items()]
+        for methods in by_task.values():
+            chance, low, high = probability_of_improvement(*([areas(methods[name])] for name in pair))
+            row.append(f"{chance:.2f}" if low <= 0.5 <= high else f"**{chance:.2f}**")
     return markdown(["HAEPO", "PPO", *by_task], rows)
 
 

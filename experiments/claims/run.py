@@ -141,21 +141,16 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
                     size.folder / "episodic" / f"{task}.{_file(name)}.json",
                     lambda task=task, name=name, changes=changes: ablate(size, task, "haepo_episodic", name, changes),
                 )
-    if "held_out" in parts and size.folder == RESULTS:
-        for env, (total_steps, seeds) in catalogue.HELD_OUT.items():
-            for name, own in catalogue.HELD_OUT_METHODS.items():
+    for part, envs, own, evaluation in (
+        ("held_out", catalogue.HELD_OUT, catalogue.HELD_OUT_METHODS, {}),
+        ("larger", catalogue.LARGER, catalogue.LARGER_METHODS, catalogue.LARGER_EVALUATION),
+    ):
+        for env, (total_steps, seeds) in envs.items() if part in parts and size.folder == RESULTS else ():
+            for name, setting in own.items():
                 task = Task(env, total_steps, 0, 0, 1)
                 yield (
-                    size.folder / "held_out" / f"{env}.{_file(name)}.json",
-                    functools.partial(one_setting, task, seeds, name, *own),
-                )
-    if "larger" in parts and size.folder == RESULTS:
-        for env, (total_steps, seeds) in catalogue.LARGER.items():
-            for name, own in catalogue.LARGER_METHODS.items():
-                task = Task(env, total_steps, 0, 0, 1)
-                yield (
-                    size.folder / "larger" / f"{_file(env)}.{_file(name)}.json",
-                    functools.partial(one_setting, task, seeds, name, *own, **catalogue.LARGER_EVALUATION),
+                    size.folder / part / f"{env.replace('/', '_')}.{_file(name)}.json",
+                    functools.partial(one_setting, task, seeds, name, *setting, **evaluation),
                 )
     if "deep_sea" in parts:
         for name in catalogue.DEEP_SEA:

@@ -94,7 +94,8 @@ def test_pairs_take_the_place_of_data(files: Path, capsys: pytest.CaptureFixture
     (files / "pairs.jsonl").write_text(json.dumps(pair) + "\n\n" + json.dumps(pair | {"rejected": 3}) + "\n")
     assert "leave out data=" in refusal(capsys, *ARGUMENTS, "pairs=pairs.jsonl")
     alone = ["model=m", "run_dir=r", "pairs=pairs.jsonl"]
-    assert "leave out data= and replay_batches=" in refusal(capsys, *alone, "replay_batches=2")
+    for unused in ("replay_batches=2", "reward=judge:right"):
+        assert "leave out data=, replay_batches= and, without eval_data=, reward=" in refusal(capsys, *alone, unused)
     assert "reward= is missing" in refusal(capsys, *alone, "eval_data=prompts.jsonl")
     assert "pairs='pairs.jsonl', line 3: it has no text \"rejected\"" in refusal(capsys, *alone)
     (files / "pairs.jsonl").write_text(json.dumps(pair))
