@@ -86,7 +86,7 @@ class Job(NamedTuple):
         return f"{self.task}-{self.method}-{self.seed}"
 
     def arguments(self) -> list[str]:
-        """Of the command, without those that name files of this machine."""
+        """Of the command, without those that name files."""
         return [
             *METHODS[self.method],
             f"reward={REWARDS[self.task]}",
@@ -98,6 +98,11 @@ class Job(NamedTuple):
             *SHARED,
         ]
 
+    def data(self, runs: Path) -> list[str]:
+        """Arguments that name the files of `tasks.write`."""
+        train = f"pairs={runs / self.task}_pairs.jsonl" if self.has_pairs else f"data={runs / self.task}.jsonl"
+        return [train, f"eval_data={runs / self.task}_held_out.jsonl"]
+
     @property
     def has_pairs(self) -> bool:
         """Whether completions are given, two for each prompt."""
@@ -107,9 +112,8 @@ class Job(NamedTuple):
 def run(job: Job, model: Path, runs: Path) -> dict[str, Any]:
     """Trains and returns what is reported."""
     directory = runs / job.name
-    data = f"pairs={runs / job.task}_pairs.jsonl" if job.has_pairs else f"data={runs / job.task}.jsonl"
-    paths = [f"model={model}", data, f"eval_data={runs / job.task}_held_out.jsonl"]
-    command = [sys.executable, "-m", "haepo_jax.llm", *paths, *job.arguments(), f"run_dir={directory}"]
+    paths = [f"model={model}", *job.data(runs), f"run_dir={directory}"]
+    command = [sys.executable, "-m", "haepo_jax.llm", *paths, *job.arguments()]
     path = os.pathsep.join(filter(None, (str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH"))))
     shutil.rmtree(directory, ignore_errors=True)  # of a run that did not end
     subprocess.run(

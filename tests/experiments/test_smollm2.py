@@ -58,8 +58,7 @@ def test_every_run_can_be_run_and_is_reported(
     names = []
     for (task, method), seed in itertools.product(run.KINDS.values(), run.SEEDS):
         job = run.Job(task, method, seed)
-        data = "pairs=p" if job.has_pairs else "data=d"
-        arguments = ["model=m", data, "run_dir=r", *job.arguments()]
+        arguments = ["model=m", *job.data(tmp_path), "run_dir=r", *job.arguments()]
         config = compose(read_arguments(arguments).overrides, LLMConfig)
         assert config.replay_batches * config.num_iterations == (4 if "_4" in method or "_replay" in method else 1)
         assert config.learning_rate == {"_2e-5": 2e-5, "_lora": 2e-4}.get(method[-5:], 1e-5)
