@@ -220,6 +220,8 @@ TUNING_SEEDS = range(1_000_000, 1_000_002)
 CHOICE_SEEDS = range(2_000_000, 2_000_008)
 REPORT_SEEDS = range(20)
 CURVE_POINTS = 40
+REPORTED_POINTS = 80
+"""Of the curves from which the time to the threshold is read."""
 EVAL_EPISODES = 16
 
 ABLATION_STEPS = {"cartpole": 30_000, "pendulum": 50_000, "acrobot": 30_000}

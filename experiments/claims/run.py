@@ -228,7 +228,8 @@ def trained(
         best = finalists[chosen]
     return {
         "task": dataclasses.asdict(task), "method": name, "algo": algo, "hyperparameters": best,
-        "sweep": swept, **_train(task, algo, best, size.report_seeds),
+        "sweep": swept,
+        **_train(task, algo, best, size.report_seeds, log_points=catalogue.REPORTED_POINTS),
     }  # fmt: skip
 
 
@@ -356,7 +357,7 @@ def _train(
     hyperparameters: dict[str, Any],
     seeds: Sequence[int],
     probe: Probe | None = None,
-    log_points: int | None = None,
+    log_points: int = catalogue.CURVE_POINTS,
     eval_episodes: int = catalogue.EVAL_EPISODES,
 ) -> dict[str, Any]:
     """Trains all seeds in one compiled program."""
@@ -365,7 +366,7 @@ def _train(
     kind = getattr(hx, algorithm_class(algo).__name__)
     algorithm: Algorithm = (with_probe(kind, probe) if probe else kind)(
         hx.make_env(task.env, **task.env_kwargs), total_steps=task.total_steps,
-        log_points=log_points or catalogue.CURVE_POINTS, eval_episodes=eval_episodes, **{**changed, **hyperparameters},
+        log_points=log_points, eval_episodes=eval_episodes, **{**changed, **hyperparameters},
     )  # fmt: skip
     keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
     begin = time.perf_counter()

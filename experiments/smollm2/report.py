@@ -1,8 +1,8 @@
 """The tables and the figure of what `run.py` has stored: `python experiments/smollm2/report.py`.
 
 Reward of the greedy completions of held-out prompts, against generated tokens and the KL to the start; which answers are
-distinct, so that collapse shows; and the best and the worst completions as text. The results hold seconds, too, but runs that share
-a machine, or are paused, do not show what a method costs.
+distinct, so that collapse shows; and the best and the worst completions as text. Runs that share a machine, or are paused, do not
+show what a method costs in seconds: those are the steps of a run times what `speed.py` measured for such a step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ SPEED = HERE / "speed.json"
 INTRODUCTION = """\
 Held-out reward of greedy completions before, during and after fine-tuning, by method. `_replay` learns from the last four
 batches, `_2e-5` has twice the learning rate. `python experiments/smollm2/report.py` writes this page from the results of
-`run.py`, which describes the runs; [docs/language.md](../../../docs/language.md) says what they show.
+`run.py`, which describes the runs; [docs/language.md](../../../docs/language.md) says what they show. Seconds are steps times
+the seconds of a step [below](#speed), on one CPU core, without compilation and evaluation.
 """
 PAIRS_TEXT = """\
 Nothing is sampled: every step learns from 16 pairs of a right and a wrong answer, and tokens are those of the pairs. `beta` is
@@ -26,8 +27,9 @@ that of DPO (0.1 where nothing is said), `temperature` that of HAEPO's softmax (
 """
 SPEED_TEXT = """\
 A step of our GRPO learner against one of Tunix's own, on the same prompts and shapes: 4 prompts with 8 completions each, one
-update of all weights in float32, and a KL penalty. The table shows medians over the steps after the second, in seconds.
-`compiling` is the time that the first two steps take in addition. Measured with `{command}` on {device}, jax {jax}, {date}."""
+update of all weights in float32, and a KL penalty; ours also with four updates a batch, and with one for each of four batches.
+The table shows medians over the steps after the second, in seconds. `compiling` is the time that the first two steps take in
+addition. Measured with `{command}` on {device}, jax {jax}, {date}."""
 TARGETS = {"sums": 0.5, "json": 0.9}
 """The held-out reward whose price in tokens is compared."""
 COLOURS = {"haepo": "red", "haepo_paper": "orange", "grpo": "blue", "gspo": "green", "dpo": "purple"}
@@ -46,24 +48,38 @@ def read(folder: Path = HERE / "results") -> Results:
     return dict(found)
 
 
-def tokens_to(result: dict[str, Any], target: float) -> float | None:
-    """Generated tokens at the first evaluation that reached the target; None: none did."""
-    return next((point["tokens"] for point in result["eval"] if point["reward"] >= target), None)
+def arrival(result: dict[str, Any], target: float) -> dict[str, Any] | None:
+    """The first evaluation that reached the target; None: none did."""
+    return next((point for point in result["eval"] if point["reward"] >= target), None)
+
+
+def seconds_of_steps(task: str) -> dict[str, float]:
+    """Seconds that `speed.py` measured for a step, by the end of a method's name that says what is updated."""
+    sides = json.loads(SPEED.read_text())["tasks"][task] if SPEED.exists() else {}
+    names = {"4": "haepo_jax, 4 updates", "replay": "haepo_jax, 4 batches", "": "haepo_jax"}
+    return {end: sides[name]["seconds"]["steps"] for end, name in names.items() if name in sides}
+
+
+def update_of(method: str) -> str:
+    """The end of a method's name that says what is updated, one of `STYLES`."""
+    return next(end for end in STYLES if method.removesuffix("_2e-5").endswith(end))
 
 
 def table(results: Results, task: str) -> str:
     """One row a method, means over its seeds."""
     head = ["method", "seeds", "reward before", "mean over the evaluations", "after (worst to best seed)"]
-    head += [f"tokens to {TARGETS[task]:g} (of those that reach it)", "KL", "entropy", "distinct"]
+    head += [f"tokens to {TARGETS[task]:g} (of those that reach it)", "seconds", "KL", "entropy", "distinct"]
+    of_step = seconds_of_steps(task)
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for (name, method), runs in results.items():
         if name != task:
             continue
         last = [run["eval"][-1] for run in runs]
         ends = [point["reward"] for point in last]
-        reached = [tokens for tokens in (tokens_to(run, TARGETS[task]) for run in runs) if tokens is not None]
+        reached = [point for point in (arrival(run, TARGETS[task]) for run in runs) if point is not None]
         mean = {key: sum(point[key] for point in last) / len(last) for key in ("kl", "entropy", "distinct")}
-        price = f"{sum(reached) / len(reached):,.0f} ({len(reached)} of {len(runs)})" if reached else "never"
+        tokens, steps = (sum(point[key] for point in reached) / max(len(reached), 1) for key in ("tokens", "step"))
+        is_timed = reached and update_of(method) in of_step and "_pairs" not in method
         curve = [point["reward"] for run in runs for point in run["eval"][1:]]
         cells = [
             method,
@@ -73,7 +89,8 @@ def table(results: Results, task: str) -> str:
             f"{sum(ends) / len(ends):.3f} ({min(ends):.3f} to {max(ends):.3f})",
         ]
         cells += [
-            price,
+            f"{tokens:,.0f} ({len(reached)} of {len(runs)})" if reached else "never",
+            f"{steps * of_step[update_of(method)]:.0f}" if is_timed else "",
             f"{mean['kl']:.3f}",
             f"{mean['entropy']:.2f}",
             f"{mean['distinct']:.2f}",
@@ -125,9 +142,8 @@ def draw(results: Results, out: Path) -> None:
                     x, y = (
                         [sum(p[key] for p in points) / len(points) for points in curves] for key in (axis, "reward")
                     )
-                    update = next(end for end in STYLES if method.endswith(end))
                     loss = max((loss for loss in COLOURS if method.startswith(loss)), key=len)
-                    panel.plot(x, y, STYLES[update], color=f"tab:{COLOURS[loss]}", label=method)
+                    panel.plot(x, y, STYLES[update_of(method)], color=f"tab:{COLOURS[loss]}", label=method)
             panel.set(xlabel=axis, ylabel="held-out reward", title=task)
         row[0].legend(fontsize=7)
     figure.savefig(out, dpi=120)

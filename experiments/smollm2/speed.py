@@ -2,15 +2,17 @@
 
     python experiments/smollm2/speed.py --model SmolLM2-135M [--tasks sums json] [--steps 5]
 
-Both train all weights with GRPO: 4 prompts of 8 completions, one update, a KL penalty to the initial model, Adam, float32. Each
-is a process of its own, in turns, twice; the first two steps, in which programs are compiled, are apart. Nothing else should
-run. Writes speed.json beside this file, which report.py shows.
+Both train all weights with GRPO: 4 prompts of 8 completions, one update, a KL penalty to the initial model, Adam, float32; ours
+also with four updates a batch, and from four batches, as some runs of `run.py`. Each is a process of its own, in turns, twice;
+the first two steps, in which programs are compiled, are apart. Nothing else should run. Writes speed.json beside this file,
+which report.py shows.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import itertools
 import json
 import platform
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +42,8 @@ def batches(task: str, steps: int) -> list[dict[str, list[Any]]]:
     return [{name: [row[name] for row in some] for name in ("prompt", "answer")} for some in groups]
 
 
-def ours(model: str, task: str, steps: int) -> dict[str, Any]:
-    """Seconds of each step, and of its parts."""
+def ours(model: str, task: str, steps: int, updates: int = 1, replayed: int = 1) -> dict[str, Any]:
+    """Seconds of each step, and of its parts, with some updates a batch and from so many batches: here the same one again."""
     import jax
     import numpy as np
 
@@ -50,7 +53,7 @@ def ours(model: str, task: str, steps: int) -> dict[str, Any]:
     tokenizer = llm.load_tokenizer(folder)
     config = llm.LearnerConfig(
         algo="grpo", prompts_per_step=PROMPTS, group_size=GROUP, max_new_tokens=tasks.MAX_NEW_TOKENS[task],
-        kl_coef=KL, learning_rate=LEARNING_RATE,
+        kl_coef=KL, learning_rate=LEARNING_RATE, num_iterations=updates,
     )  # fmt: skip
     data = batches(task, steps)
     learner = llm.Learner(config, folder, tokenizer, prompt_length(tokenizer, data))
@@ -63,7 +66,7 @@ def ours(model: str, task: str, steps: int) -> dict[str, Any]:
         rewards = np.array(REWARDS[task](prompts, completions.texts, answers))
         made = jax.block_until_ready(learner.batch(completions, rewards))
         times.append(time.perf_counter())
-        learner.learn([made])
+        learner.learn([made] * replayed)
         jax.block_until_ready(learner.state)
         times.append(time.perf_counter())
         for part, begin, end in zip(parts.values(), times, times[1:], strict=False):
@@ -118,7 +121,12 @@ def prompt_length(tokenizer: Any, data: list[dict[str, list[Any]]]) -> int:
     return max(len(tokenizer.encode(prompt)) for batch in data for prompt in batch["prompt"])
 
 
-SIDES = {"haepo_jax": ours, "tunix": tunix}
+SIDES: dict[str, Callable[[str, str, int], dict[str, Any]]] = {
+    "haepo_jax": ours,
+    "haepo_jax, 4 updates": functools.partial(ours, updates=4),
+    "haepo_jax, 4 batches": functools.partial(ours, replayed=4),
+    "tunix": tunix,
+}
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -70,8 +70,18 @@ def test_every_run_can_be_run_and_is_reported(
     assert len(names) == len(set(names)) == 66 * 3
     results = report.read(tmp_path)
     assert len(results) == 66 and all(len(runs) == 3 for runs in results.values())
+    measured = json.loads(report.SPEED.read_text())
+    for sides in measured["tasks"].values():
+        for name, seconds in (("haepo_jax", 2), ("haepo_jax, 4 updates", 5), ("haepo_jax, 4 batches", 7)):
+            sides[name] = {**sides["haepo_jax"], "seconds": {"steps": seconds}}
+    monkeypatch.setattr(report, "SPEED", tmp_path / "speed" / "speed.json")
+    report.SPEED.parent.mkdir()
+    report.SPEED.write_text(json.dumps(measured))
     text = report.report(results)
     assert text.count("| 0.925 | 0.950 (0.950 to 0.950) | 1,200 (3 of 3) |") == 66 and '`"25"`' in text
+    rows = {line.split(" | ")[0]: line.split(" | ")[6] for line in text.splitlines() if "1,200 (3 of 3)" in line}
+    seconds = {"| grpo": "24", "| grpo_2e-5": "24", "| gspo_4": "60", "| haepo_replay_2e-5": "84"}
+    assert rows == rows | seconds | {"| haepo_replay_lora": "", "| dpo_pairs": ""}  # twelve steps each
     report.draw(results, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 

@@ -47,7 +47,7 @@ ARGUMENTS = ["model=m", "data=prompts.jsonl", "reward=judge:right", "run_dir=r"]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["data=''"], "data= is missing"),
+        (["data=''"], "data= or pairs= is missing"),
         (["algo=ppo"], "algo='ppo' must be one of haepo, grpo, gspo, dpo"),
         (["scores=likelihood"], "unknown key 'scores'; did you mean 'score'?"),
         (["group_size=1"], "group_size=1 is out of range"),
