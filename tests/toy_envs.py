@@ -22,7 +22,7 @@ class Drift:
       horizon: the time limit; an episode's own length is uniform on 1 to horizon + 2, so some are truncated.
       nan_after_end: what is asked of an episode that is over is NaN.
       broken: "reward" or "observation": not finite from the second step on, in the episodes that start above 0; "reset": nor is
-        their first observation.
+        their first observation; "huge reward" or "huge observation": finite, but with a square that is not.
       on_step: called on the host at every step.
     """
 
@@ -54,10 +54,11 @@ class Drift:
             x, reward = (jnp.where(over, jnp.nan, value) for value in (x, reward))
         new = {**state, "x": x, "time": time}
         observation = self._observe(new)
-        if self.broken == "reward":
-            reward = jnp.where(state["broken"] & (time >= 2), jnp.nan, reward)
-        if self.broken == "observation":
-            observation = jnp.where(state["broken"] & (time >= 2), jnp.inf, observation)
+        is_broken, huge = state["broken"] & (time >= 2), self.broken.startswith("huge")
+        if self.broken.endswith("reward"):
+            reward = jnp.where(is_broken, 1e20 if huge else jnp.nan, reward)
+        if self.broken.endswith("observation"):
+            observation = jnp.where(is_broken, 1e20 if huge else jnp.inf, observation)
         return TimeStep(new, observation, reward, time >= state["length"], time >= self.horizon)
 
     def _observe(self, state: Any) -> jax.Array:

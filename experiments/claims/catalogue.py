@@ -13,6 +13,8 @@ class Task:
     Attributes:
       floor: a return as low as doing nothing; stands in where no episode has ended yet.
       top: the best return there is, or the best published; figures put floor and top at 0 and 1.
+      noise: what the episodes of the evaluation, the same for every seed and method, pay above the mean whatever is done: the
+        noise of a bandit's rewards.
     """
 
     env: str
@@ -21,6 +23,7 @@ class Task:
     floor: float
     top: float
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    noise: float = 0.0
 
 
 TASKS: dict[str, Task] = {
@@ -29,9 +32,9 @@ TASKS: dict[str, Task] = {
     "pendulum": Task("Pendulum-v1", 80_000, -250, -1400, -130),
     "catch": Task("Catch-bsuite", 24_000, 0.9, -1, 1),
     "four_rooms": Task("FourRooms-misc", 60_000, 0.9, 0, 1),
-    "bandit": Task("haepo/bandit", 16_000, 19.2, 0, 20.25),  # the best arm pays 2.025 a pull, ten pulls
+    "bandit": Task("haepo/bandit", 16_000, 19.2, 0, 20.25, noise=-0.613),  # the best arm pays 2.025 a pull, ten pulls
     "random_walk": Task("haepo/random_walk", 24_000, 0.95, 0, 1, {"length": 20, "horizon": 200}),
-    "bandit_100": Task("haepo/bandit", 24_000, 25.1, 0, 26.42, {"num_arms": 100}),
+    "bandit_100": Task("haepo/bandit", 24_000, 25.1, 0, 26.42, {"num_arms": 100}, noise=-0.613),
     "random_walk_50": Task("haepo/random_walk", 100_000, 0.95, 0, 1, {"length": 50, "horizon": 500}),
     "mountain_car": Task("MountainCar-v0", 100_000, -130, -200, -110),
     "mountain_car_continuous": Task("MountainCarContinuous-v0", 100_000, 85, -50, 94),

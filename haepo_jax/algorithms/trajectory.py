@@ -21,7 +21,7 @@ from haepo_jax.algorithms.learning import next_state, run_epochs, update_metrics
 from haepo_jax.algorithms.state import Metrics, TrainState
 from haepo_jax.distributions import Distribution
 from haepo_jax.networks import each_step
-from haepo_jax.rollout import Trajectory, collect_episodes, environment_keys, finite_observations
+from haepo_jax.rollout import Trajectory, all_finite, collect_episodes, environment_keys
 from haepo_jax.unbatched import any_in_batch, max_in_batch
 
 
@@ -190,7 +190,7 @@ def on_valid_steps(function: Callable[[Any], Any], tree: Any, mask: jax.Array) -
 
 def drop_invalid(steps: Trajectory) -> tuple[Trajectory, jax.Array]:
     """Masks out whole episodes (T, B) with a non-finite observation or reward; also returns which ones, (B,)."""
-    finite = jnp.isfinite(steps.reward) & finite_observations(steps.observation, 2)
+    finite = all_finite((steps.reward, steps.observation), 2)
     invalid = ~jnp.all(finite, axis=0)
 
     def drop(x: jax.Array) -> jax.Array:

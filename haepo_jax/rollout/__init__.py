@@ -7,17 +7,17 @@ on the number of parallel environments nor on how a run is split into calls.
 
 from haepo_jax.rollout.episodes import collect_episodes
 from haepo_jax.rollout.segment import RolloutState, Segment, collect_segment, start_environments
-from haepo_jax.rollout.stepping import Act, Trajectory, environment_keys, finite_observations, to_env_action
+from haepo_jax.rollout.stepping import Act, Trajectory, all_finite, environment_keys, to_env_action
 
 __all__ = [
     "Act",
     "RolloutState",
     "Segment",
     "Trajectory",
+    "all_finite",
     "collect_episodes",
     "collect_segment",
     "environment_keys",
-    "finite_observations",
     "start_environments",
     "to_env_action",
 ]

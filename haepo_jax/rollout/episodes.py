@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from haepo_jax.rollout.stepping import Act, Trajectory, finite_observations, step_environment
+from haepo_jax.rollout.stepping import Act, Trajectory, all_finite, step_environment
 from haepo_jax.sharding import shard_environments
 from haepo_jax.unbatched import any_in_batch
 
@@ -56,7 +56,7 @@ def collect_episodes(
         )
         reward = stepped.transition.reward
         if not record:
-            reward = jnp.where(finite_observations(stepped.transition.observation, 1), reward, jnp.nan)
+            reward = jnp.where(all_finite(stepped.transition.observation, 1), reward, jnp.nan)
         return _Loop(
             time=loop.time + 1,
             state=stepped.state,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax.rollout.packing import packed_scan
-from haepo_jax.rollout.stepping import Act, Trajectory, environment_keys, finite_observations, step_environment
+from haepo_jax.rollout.stepping import Act, Trajectory, all_finite, environment_keys, step_environment
 from haepo_jax.sharding import shard_environments
 from haepo_jax.unbatched import any_in_batch
 
@@ -105,7 +105,7 @@ def collect_segment(
 
     Returns:
       The segment, with leading axes (T, B), and the state that the next one starts from. Every step is valid
-      but those with a reward, an observation or a next observation that is not finite.
+      but those with a reward, an observation or a next observation that is not finite, or not below 1e15.
     """
     chex.assert_shape([state.is_first, step_keys], state.episodes.shape)
     one_step = jax.vmap(lambda *args: step_environment(env, act, *args))
@@ -116,9 +116,9 @@ def collect_segment(
     def step(before: RolloutState, time: jax.Array) -> tuple[RolloutState, Segment]:
         keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, time)
         # False only for what a reset gave; any other such observation has ended its episode.
-        seen = every & finite_observations(before.observation, 1)
+        seen = every & all_finite(before.observation, 1)
         stepped = one_step(before.state, before.observation, before.carry, before.is_first, seen, keys)
-        invalid = ~(seen & jnp.isfinite(stepped.transition.reward) & finite_observations(stepped.observation, 1))
+        invalid = ~(seen & all_finite((stepped.transition.reward, stepped.observation), 1))
         transition = dataclasses.replace(
             stepped.transition, reward=jnp.where(invalid, 0, stepped.transition.reward), mask=~invalid
         )

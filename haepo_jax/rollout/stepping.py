@@ -96,11 +96,15 @@ def to_env_action(env: Any, action: Any) -> Any:
     return map_space(convert, env.action_space, action)
 
 
-def finite_observations(observations: Any, num_leading: int) -> jax.Array:
-    """Whether all entries of an observation are finite: leaves (*leading, *shape) -> (*leading)."""
+LARGEST = 1e15
+"""Larger numbers from an environment count as not finite: their squares would overflow in running statistics, for good."""
+
+
+def all_finite(tree: Any, num_leading: int) -> jax.Array:
+    """Whether all entries of observations or rewards are finite and below `LARGEST`: leaves (*leading, *shape) -> (*leading)."""
     flags = [
-        jnp.all(jnp.isfinite(x), axis=tuple(range(num_leading, x.ndim)))
-        for x in jax.tree.leaves(observations)
+        jnp.all(jnp.abs(x) < LARGEST, axis=tuple(range(num_leading, x.ndim)))
+        for x in jax.tree.leaves(tree)
         if jnp.issubdtype(x.dtype, jnp.inexact)
     ]
     return jnp.all(jnp.stack(flags), axis=0) if flags else jnp.bool_(True)

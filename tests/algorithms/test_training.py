@@ -160,7 +160,7 @@ def test_an_update_that_is_not_finite_stops_the_run(run: Run) -> None:
     assert trees_equal(run.step(run.algo, after)[0], after)
 
 
-@pytest.mark.parametrize("broken", ["reward", "observation", "reset"])
+@pytest.mark.parametrize("broken", ["reward", "observation", "reset", "huge reward", "huge observation"])
 @pytest.mark.parametrize("name", ["haepo", "ppo", "ppo_gru"])
 def test_what_is_not_finite_of_an_environment_is_not_learned_from(name: str, broken: str) -> None:
     env = Drift(horizon=3, broken=broken)
@@ -172,6 +172,8 @@ def test_what_is_not_finite_of_an_environment_is_not_learned_from(name: str, bro
     assert not state.status.diverged and np.isfinite(metrics["loss"]).all()
     assert 0 < metrics["invalid_episodes"].sum() == state.status.invalid_episodes
     assert (metrics["episodes"] > 0).all()
+    statistics = state.normalizer, getattr(state.extra, "reward_scale", None)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(statistics))
 
 
 # Seeds and hyperparameters side by side.

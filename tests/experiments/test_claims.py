@@ -10,8 +10,14 @@ import types
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import haepo_jax as hx
+from haepo_jax.algorithms.running import EVALUATION_SEED
+from haepo_jax.rollout import collect_episodes, environment_keys
 
 ROOT = Path(__file__).parents[2]
 CLAIMS = ROOT / "experiments" / "claims"
@@ -53,6 +59,20 @@ def test_a_number_that_was_written_by_hand_is_noticed(claims: Any) -> None:
     digit = next(i for i in range(start + 400, len(text)) if text[i].isdigit())
     forged = text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :]
     assert claims("report").filled_in(forged, CLAIMS / "results") == text
+
+
+@pytest.mark.parametrize("name", ["bandit", "bandit_100"])
+@pytest.mark.parametrize("rank", [0, -1], ids=["worst", "best"])
+def test_the_noise_of_a_bandits_evaluation_does_not_depend_on_the_arm(claims: Any, name: str, rank: int) -> None:
+    catalogue, report = claims("catalogue"), claims("report")
+    task = catalogue.TASKS[name]
+    env = hx.make_env(task.env, **task.env_kwargs)
+    arm = jnp.argsort(env.params.means)[rank].astype(jnp.int32)
+    keys = [environment_keys(key, catalogue.EVAL_EPISODES) for key in jax.random.split(jax.random.key(EVALUATION_SEED))]
+    _, returns, lengths = collect_episodes(env, lambda carry, *_: (carry, arm, None), (), *keys, record=False)
+    mean = float(lengths[0]) * float(env.params.means[arm])
+    (row,) = report.without_noise(name, [[float(returns.mean()), None]])
+    assert row == [pytest.approx(mean, abs=2e-3), None] and abs(task.noise) > 0.5
 
 
 def test_steps_to_the_threshold(claims: Any) -> None:

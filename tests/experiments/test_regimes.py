@@ -67,7 +67,13 @@ def test_all_have_the_slope_of_the_softmax_where_scores_are_equal(regimes: Any) 
 
 
 def test_the_clip_stops_gradients_beyond_its_range_alone(regimes: Any) -> None:
-    settings: dict[str, Any] = {"num_envs": 4, "num_steps": 8, "replay_batches": 2, "num_epochs": 1, "num_minibatches": 2}
+    settings: dict[str, Any] = {
+        "num_envs": 4,
+        "num_steps": 8,
+        "replay_batches": 2,
+        "num_epochs": 1,
+        "num_minibatches": 2,
+    }
     step = jax.jit(lambda algo, state: algo.train_step(state)[0])
     after = {}
     for name, kind, own in (
