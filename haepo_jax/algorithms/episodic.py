@@ -89,6 +89,8 @@ class EpisodicHAEPO(TrajectoryAlgorithm):
             raise HyperparameterError(
                 f"score={self.score!r} requires credit=trajectory; credit=prefix requires score=log_ratio"
             )
+        if self.credit == "prefix" and self.normalize != type(self).normalize:
+            raise HyperparameterError(f"normalize={self.normalize!r} requires credit=trajectory; remove normalize=")
 
     def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
         """The per-decision or the trajectory loss of a batch (T, G, K)."""

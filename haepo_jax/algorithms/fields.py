@@ -112,10 +112,10 @@ def _objection(
     if kind is not float:
         if type(value).__name__.endswith("Tracer"):  # by name: this module does not import JAX
             return "is traced, but static: it determines shapes or code, so each value needs an algorithm of its own"
-        if not (_is_int(value) if kind is int else isinstance(value, kind)):
-            return f"must be {_KIND_NAMES[kind]}"
         if choices and value not in choices:
             return f"must be one of {', '.join(choices)}{did_you_mean(value, choices)}"
+        if not (_is_int(value) if kind is int else isinstance(value, kind)):
+            return f"must be {_KIND_NAMES[kind]}"
     elif word is not None and isinstance(value, str) and value == word:
         return ""
     elif any(

@@ -91,7 +91,8 @@ def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
 
 def adapt_gymnax(name: str, inner: Any, params: Any = None) -> GymnaxEnv:
     """Adapts an instance of gymnax's `Environment`, with its params or the default ones."""
-    return _adapt(name, inner, _parameters(inner.default_params if params is None else params, {}))
+    with jax.ensure_compile_time_eval():  # the time limit is a Python integer in a traced function, too
+        return _adapt(name, inner, _parameters(inner.default_params if params is None else params, {}))
 
 
 def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnv:

@@ -167,6 +167,10 @@ def _adapt(obj: Any, **settings: Any) -> Any:
         arguments = inspect.signature(adapter).parameters
         if params and "params" not in arguments:
             raise TypeError(f"{name} has no params; pass the environment alone")
+        if settings and "params" in arguments:
+            raise ValueError(
+                f"{name} is an object: pass its params beside it, (env, params.replace({next(iter(settings))}=...))"
+            )
         # The adapters check the values themselves, since some may have several types.
         check_settings(name, settings, {key: None for key, x in arguments.items() if x.kind is x.KEYWORD_ONLY})
         with in_32_bits(), usual_promotion():

@@ -96,7 +96,7 @@ def read_folder(name: str, dtype: str = "float32") -> ModelFolder:
     """
     path, where = Path(name), f"model={short(name)}"
     if not os.path.isdir(name):
-        raise ConfigError(f"{where} is no folder: name one with config.json, *.safetensors, tokenizer.json")
+        raise ConfigError(f"{where} is not a directory: name one with config.json, *.safetensors, tokenizer.json")
     try:
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except OSError as error:

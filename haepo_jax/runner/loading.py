@@ -13,11 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from haepo_jax.algorithms.base import Algorithm
+from haepo_jax.algorithms.declared import ALGORITHMS, PRESETS
 from haepo_jax.algorithms.state import InitialPolicy, TrainState
+from haepo_jax.envs.base import has_action_mask
 from haepo_jax.messages import short
 from haepo_jax.rollout import to_env_action
 from haepo_jax.runner.checkpoints import CheckpointError, Checkpoints
 from haepo_jax.runner.config import ConfigError, CustomConfig, RunConfig
+from haepo_jax.runner.describe import fingerprint
 from haepo_jax.runner.devices import describe_device
 from haepo_jax.runner.errors import warn
 from haepo_jax.runner.program import build
@@ -105,6 +108,8 @@ def _act(
 ) -> tuple[Any, jax.Array]:
     algorithm = policy.algorithm
     _check_shapes(algorithm.env, observation)
+    if action_mask is None and has_action_mask(algorithm.env):
+        raise TypeError(f"{algorithm.env.name} has action masks: pass action_mask=env.action_mask(state)")
     carry, distribution = algorithm.act_distribution(policy.state, carry, observation, is_first, action_mask)
     action = distribution.mode() if key is None else distribution.sample(key)
     return carry, to_env_action(algorithm.env, action)
@@ -204,7 +209,17 @@ def load_run(
     several, key, init = config.num_seeds > 1, jax.random.key(0), algorithm.init
     if several:
         key, init = jax.random.split(key, config.num_seeds), jax.vmap(init)
-    states = found.restore(jax.eval_shape(init, key))
+    if isinstance(config, CustomConfig) and config.objects["env"] != fingerprint(algorithm.env):
+        warn(f"{algorithm.env.name} has other code or numbers than the environment of the run in {directory.path}")
+    try:
+        states = found.restore(jax.eval_shape(init, key))
+    except CheckpointError as error:
+        name = PRESETS.get(config.algo.name, (config.algo.name,))[0]
+        kind = ALGORITHMS.get(name, name).rpartition(":")[2]
+        given, trained = f"{type(algorithm).__name__} on {algorithm.env.name}", f"{kind} on {config.env}"
+        if given != trained:
+            raise ConfigError(f"algorithm is {given}, but the run in {directory.path} trained {trained}") from error
+        raise
     return algorithm, config, jax.tree.map(lambda x: jnp.asarray(x if several else x[None]), states)
 
 

@@ -81,10 +81,16 @@ class RunDir:
     def _read(self, file: Path, parse: Callable[[str], Any]) -> Any:
         # Unlike `Path.is_dir`, this says no to a name that is too long.
         if not os.path.isdir(self.path):
-            raise ConfigError(f"run_dir={short(str(self.path))} is no directory")
+            raise ConfigError(f"run_dir={short(str(self.path))} is not a directory")
         try:
             return parse(file.read_text(encoding="utf-8"))
         except OSError as error:
+            for other, kind in (
+                ("sweep.json", "a sweep: train its best configuration with the command in summary.json"),
+                ("comparison.json", "a comparison: name one of the runs in it"),
+            ):
+                if (self.path / other).is_file():
+                    raise ConfigError(f"run_dir={str(self.path)!r} is the directory of {kind}") from None
             raise ConfigError(f"run_dir={str(self.path)!r} holds no readable {file.name}: {error.strerror}") from None
         except (ValueError, RecursionError, yaml.YAMLError) as error:
             raise ConfigError(f"cannot read {str(file)!r}: {one_line(str(error), 120)}") from None

@@ -74,6 +74,7 @@ DECLARED = {cls.__name__: cls for cls in map(declared.declaration, declared.ALGO
         ("HAEPO", {"temperature": 0.0}, "temperature=0.0 is out of range"),
         ("EpisodicHAEPO", {"score": "log_rato"}, "score='log_rato' must be one of .*did you mean 'log_ratio'"),
         ("EpisodicHAEPO", {"score": "likelihood"}, "score='likelihood' requires credit=trajectory"),
+        ("EpisodicHAEPO", {"normalize": "rank"}, "normalize='rank' requires credit=trajectory"),
         ("EpisodicHAEPO", {"normalize": "standardise"}, "did you mean 'standardize'"),
         ("EpisodicHAEPO", {"reference": "last"}, "reference='last' must be one of previous, initial"),
         ("HAEPO", {"activation": "gelu"}, "activation='gelu' must be one of tanh, relu, swish"),

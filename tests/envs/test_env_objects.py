@@ -168,6 +168,28 @@ def test_wrappers_of_gymnax_are_not_needed() -> None:
             hx.make_env(obj)
 
 
+def test_params_of_gymnax_may_be_traced() -> None:
+    """Algorithms are built inside a compiled function, as PureJaxRL does, with the same steps as outside."""
+    env, params = pytest.importorskip("gymnax").make("CartPole-v1")
+
+    def rewards(force: jax.Array) -> jax.Array:
+        made = hx.PPO((env, params.replace(force_mag=force)), total_steps=64).env
+        assert made.horizon == 500
+        state, _ = made.reset(jax.random.key(0))
+        return made.step(jax.random.key(1), state, jnp.int32(1)).observation
+
+    forces = jnp.array([5.0, 20.0])
+    found = jax.jit(jax.vmap(rewards))(forces)
+    np.testing.assert_allclose(found, jnp.stack([rewards(force) for force in forces]), rtol=1e-6)
+    assert found[0, 1] < found[1, 1]
+
+
+def test_an_object_with_params_takes_its_settings_from_them() -> None:
+    env, _ = pytest.importorskip("gymnax").make("CartPole-v1")
+    with pytest.raises(ValueError, match=r"pass its params beside it, \(env, params.replace\(force_mag=...\)\)"):
+        hx.make_env(env, force_mag=5.0)
+
+
 def test_an_object_of_the_protocol_takes_no_settings() -> None:
     with pytest.raises(ValueError, match="takes no settings"):
         hx.make_env(hx.make_env("haepo/bandit"), num_arms=3)

@@ -169,7 +169,7 @@ def truncate(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: shutil.rmtree(path), "is no folder"),
+        (lambda path: shutil.rmtree(path), "is not a directory"),
         (lambda path: (path / "config.json").unlink(), "has no readable config.json: No such file"),
         (lambda path: (path / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda path: (path / "model.safetensors").unlink(), "has no weights: there is no *.safetensors in it"),

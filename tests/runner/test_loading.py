@@ -21,7 +21,9 @@ import haepo_jax as hx
 from haepo_jax.runner.checkpoints import CheckpointError
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.run_dir import RunDir
+from tests.toy_envs import Drift, Lock
 
+SMALL: dict[str, Any] = {"total_steps": 64, "num_envs": 4, "num_steps": 8, "num_minibatches": 2, "num_epochs": 1}
 CASES = [("cartpole", 3), ("cartpole", 4), ("pendulum", 0)]
 
 
@@ -125,6 +127,30 @@ def test_a_policy_with_a_memory_acts_step_by_step() -> None:
     assert actions == [0, 0, 1, 0, 0, 1]
 
 
+def test_a_policy_asks_for_the_mask_of_its_environment() -> None:
+    algo = hx.PPO(Lock(), total_steps=64)
+    policy = hx.TrainedPolicy(algo, jax.jit(algo.init)(jax.random.key(0)))
+    for seed in range(8):
+        state, observation = algo.env.reset(jax.random.key(seed))
+        mask = algo.env.action_mask(state)
+        assert mask[policy(observation, action_mask=mask)]
+    with pytest.raises(TypeError, match=r"toy/lock has action masks: pass action_mask=env\.action_mask\(state\)"):
+        policy(observation)
+
+
+def test_another_algorithm_or_environment_than_the_runs(finished_runs: dict[str, Path], tmp_path: Path) -> None:
+    trained = r"but the run in .* trained HAEPO on CartPole-v1"
+    for algo, given in (
+        (hx.PPO("CartPole-v1", hidden_sizes=(8,)), "PPO on CartPole-v1"),
+        (hx.HAEPO("Acrobot-v1", hidden_sizes=(8,)), "HAEPO on Acrobot-v1"),
+    ):
+        with pytest.raises(ConfigError, match=f"algorithm is {given}, {trained}"):
+            hx.load(finished_runs["cartpole"], algorithm=algo)
+    hx.train(hx.PPO(Drift(horizon=5), **SMALL), run_dir=tmp_path / "drift", progress=False)
+    with pytest.warns(UserWarning, match="toy/drift has other code or numbers than the environment of the run in"):
+        hx.load(tmp_path / "drift", algorithm=hx.PPO(Drift(horizon=6), **SMALL))
+
+
 def test_what_cannot_be_loaded(finished_runs: dict[str, Path], tmp_path: Path) -> None:
     run = finished_runs["cartpole"]
     for arguments, message in [
@@ -133,8 +159,16 @@ def test_what_cannot_be_loaded(finished_runs: dict[str, Path], tmp_path: Path) -
     ]:
         with pytest.raises(ConfigError, match=message):
             hx.load(run, **arguments)
-    with pytest.raises(ValueError, match="is no directory"):
+    with pytest.raises(ValueError, match="is not a directory"):
         hx.load(tmp_path / "nowhere")
+    for file, message in (
+        ("sweep.json", "the directory of a sweep"),
+        ("comparison.json", "the directory of a comparison"),
+    ):
+        (tmp_path / file).write_text("{}")
+        with pytest.raises(ConfigError, match=message):
+            hx.load(tmp_path)
+        (tmp_path / file).unlink()
     shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoints"))
     with pytest.raises(ConfigError, match="has no checkpoint yet"):
         hx.load(tmp_path / "bare")

@@ -89,7 +89,7 @@ def test_config_is_read_back(config: RunConfig, tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as refusal:
             directory.read_config()
         assert "\n" not in str(refusal.value)
-    with pytest.raises(ConfigError, match="is no directory"):
+    with pytest.raises(ConfigError, match="is not a directory"):
         RunDir(tmp_path / "nowhere").read_config()
 
 

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     for name in config.run_dir:
         found = [path.resolve() for path in find(Path(name))]
         if not found:
-            what = "holds no run" if os.path.isdir(name) else "is no folder"
+            what = "holds no run" if os.path.isdir(name) else "is not a directory"
             raise ConfigError(f"{short(name)} {what}: a run has metrics.jsonl, a sweep has trials.csv")
         folders |= dict.fromkeys(found)
     page, runs, unreadable = board_page(list(folders), out)

@@ -120,7 +120,8 @@ def checked_value(key: str, field: dataclasses.Field[Any], value: Any) -> Any:
     try:
         check_value(field, value)
     except HyperparameterError as error:
-        word = value_text(value) if kind is str and (value is None or isinstance(value, bool | float)) else None
+        is_free = kind is str and not field.metadata["choices"]
+        word = value_text(value) if is_free and (value is None or isinstance(value, bool | float)) else None
         quoted = f"; for the word, quote it: '{key}=\"{word}\"'" if word else ""
         # check_value names the bare field; the key says where it stands on the command line.
         raise ConfigError(f"{key.removesuffix(field.name)}{error}{quoted}") from None

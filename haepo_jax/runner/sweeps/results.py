@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from haepo_jax.algorithms.base import Algorithm
     from haepo_jax.runner.sweeps.study import Study
 
-ROUNDING = "rounding differs between one run and many in a batch, so a repeated run drifts apart after a few updates"
+ROUNDING = "rounding differs between a single run and a batch, so training it alone gives slightly different numbers"
 """Why the best trial, trained again by its command, does not end at the same return."""
 
 

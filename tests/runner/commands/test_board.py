@@ -176,9 +176,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert board.main(["--help"]) == 0 and "out" in capsys.readouterr().out
     for arguments, message in [
         ([], "no folder is named"),
-        (["nowhere"], "'nowhere' is no folder"),
-        (["runs/b/config.yaml"], "is no folder"),
-        (["x" * 5000], "is no folder"),
+        (["nowhere"], "'nowhere' is not a directory"),
+        (["runs/b/config.yaml"], "is not a directory"),
+        (["x" * 5000], "is not a directory"),
         (["nothing"], "'nothing' holds no run"),
         (["runs", "out=page.pdf"], "must end in .html"),
         (["runs", "out=no/page.html"], "there is no directory 'no'"),

@@ -76,8 +76,8 @@ def test_statistics_leave_out_what_is_not_finite() -> None:
 def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in [
         ([], "run_dir= is missing"),
-        ([f"run_dir={tmp_path}/nowhere"], "is no directory"),
-        ([f"run_dir={'x' * 5000}"], "is no directory"),
+        ([f"run_dir={tmp_path}/nowhere"], "is not a directory"),
+        ([f"run_dir={'x' * 5000}"], "is not a directory"),
         ([f"run_dir={tmp_path}"], "holds no readable config.yaml"),
         ([f"run_dir={run}", "seed=9"], "seed=9 is not in this run, which has seeds=[3, 4]"),
         ([f"run_dir={run}", "episodes=0"], "episodes=0 is out of range"),

@@ -181,7 +181,7 @@ def test_from_demonstrations_to_another_training(tmp_path: Path, capsys: pytest.
 
     capsys.readouterr()
     for wrong, message in (
-        ([*grouped, f"init_from={first}"], "is no directory"),
+        ([*grouped, f"init_from={first}"], "is not a directory"),
         (["algo.network=lstm", f"init_from={tmp_path / 'gone'}"], "has a different network"),
         (["algo=supervised", f"init_from={tmp_path}"], "init_from="),
     ):

@@ -60,6 +60,10 @@ REFUSED = {
         ["run_dir=inf"],
         """run_dir=inf must be a string; for the word, quote it: 'run_dir="inf"'""",
     ),
+    "boolean for one of several words": (
+        ["algo=ppo", "algo.network=true"],
+        "algo.network=True must be one of mlp, gru",
+    ),
     "key like nothing": (["zzzzzz=1"], "unknown key 'zzzzzz' (see --help)"),
     "endless key": (["x" * 10_000 + "=1"], "unknown key"),
     "part of a value": (["algo.hidden_sizes.0=1"], "unknown key"),
@@ -103,7 +107,7 @@ REFUSED = {
     "options that do not fit": (["algo=haepo_episodic", "algo.score=likelihood"], "requires credit=trajectory"),
     "null for a choice": (
         ["algo=haepo_episodic", "algo.normalize=null"],
-        "algo.normalize=None must be a string",
+        "algo.normalize=None must be one of standardize, center, rank, none",
     ),
     "unknown choice": (
         ["algo=haepo_episodic", "algo.credit=prefx"],
