@@ -147,8 +147,8 @@ def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ([f"run_dir={bandit}"], "haepo/bandit cannot be rendered"),
         ([f"run_dir={run}", "seed=1"], "seed=1 is not in this run"),
         ([f"run_dir={run}", "out=film.html"], "must end in .gif"),
-        ([f"run_dir={run}", f"out={tmp_path}/no/film.gif"], "there is not a directory"),
-        ([f"run_dir={run}", f"out={'x' * 5000}/film.gif"], "there is not a directory"),
+        ([f"run_dir={run}", f"out={tmp_path}/no/film.gif"], "there is no directory"),
+        ([f"run_dir={run}", f"out={'x' * 5000}/film.gif"], "there is no directory"),
         ([f"run_dir={run}", "max_steps=0"], "max_steps=0 is out of range"),
     ]:
         assert render.main(arguments) == 2, arguments

@@ -116,7 +116,7 @@ def test_plot_overlays_runs(finished: Run, tmp_path: Path, capsys: pytest.Captur
         ([], "run_dir= is missing"),
         ([f"run_dir={tmp_path}/nowhere"], "is not a directory"),
         ([f"run_dir={tmp_path}"], "holds no readable metrics.jsonl"),
-        ([f"run_dir='{path}'", f"out={tmp_path}/nowhere/x.png"], "there is not a directory"),
+        ([f"run_dir='{path}'", f"out={tmp_path}/nowhere/x.png"], "there is no directory"),
         ([f"run_dir='{path}'", "out=curves.doc"], "must end in .png"),
     ]:
         capsys.readouterr()
