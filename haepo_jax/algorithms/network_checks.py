@@ -16,7 +16,13 @@ from haepo_jax.spaces import Box, Discrete, Leaf, MultiDiscrete, Space, frozen_s
 
 
 def check_networks(env: Any, policy: Any, value: Any) -> None:
-    """Raises ValueError, with a one-line message, if the output of a network does not match the spaces of `env`."""
+    """Raises ValueError, with a one-line message, if the output of a network does not match the spaces of `env`, and TypeError
+    if a network is not hashable."""
+    for name, network in (("policy", policy), ("value", value)):
+        if type(network).__hash__ is None:
+            raise TypeError(
+                f"{name}={type(network).__name__} must be hashable, for instance by @dataclass(frozen=True)"
+            )
     spaces = frozen_space(env.observation_space), frozen_space(env.action_space)
     fault = policy and _policy_fault(policy, *spaces)
     if fault:

@@ -106,3 +106,13 @@ def test_the_parts_of_a_dictionary_of_actions(policy: Constant, wanted: str) -> 
 def test_a_policy_that_fits_a_dictionary_of_actions_is_accepted() -> None:
     algo = hx.HAEPO(Controls(), policy=controls(), num_envs=4, num_steps=2, group_size=4, num_minibatches=1)
     jax.eval_shape(algo.train_step, jax.eval_shape(algo.init, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("name", ["policy", "value"])
+def test_a_network_that_cannot_be_hashed(name: str) -> None:
+    @dataclasses.dataclass
+    class Mutable:
+        init, apply = Constant.init, Constant.apply
+
+    with pytest.raises(TypeError, match=f"{name}=Mutable must be hashable, for instance by @dataclass"):
+        hx.PPO("CartPole-v1", **{name: Mutable()})
