@@ -15,6 +15,7 @@ import datetime
 import functools
 import itertools
 import json
+import os
 import platform
 import resource
 import statistics
@@ -168,9 +169,11 @@ def main() -> None:
         print(json.dumps(results[task], indent=1))
     import jax
 
+    kind, cores = jax.devices()[0].device_kind, len(os.sched_getaffinity(0))
     about = {
-        "command": "python experiments/smollm2/speed.py", "date": datetime.date.today().isoformat(),
-        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}", "machine": platform.machine(), "jax": jax.__version__,
+        "command": f"python experiments/smollm2/speed.py --steps {options.steps}", "date": datetime.date.today().isoformat(),
+        "device": f"{cores} CPU {'core' if cores == 1 else 'cores'}" if kind == "cpu" else f"{len(jax.devices())} x {kind}",
+        "machine": platform.machine(), "jax": jax.__version__,
     }  # fmt: skip
     RESULT.write_text(json.dumps({**about, "tasks": results}, indent=1) + "\n")
 
