@@ -130,8 +130,10 @@ def test_a_stored_result_is_what_its_command_makes(claims: Any) -> None:
     run, catalogue = claims("run"), claims("catalogue")
     stored = json.loads((CLAIMS / "results" / "methods" / "bandit.ppo.json").read_text())
     task = catalogue.TASKS["bandit"]
-    assert stored["task"] == json.loads(json.dumps(task.__dict__))
-    made = run._train(task, stored["algo"], stored["hyperparameters"], stored["seeds"][:4])
+    now = json.loads(json.dumps(task.__dict__))
+    assert now | stored["task"] == now
+    points = catalogue.REPORTED_POINTS
+    made = run._train(task, stored["algo"], stored["hyperparameters"], stored["seeds"][:4], log_points=points)
     old, new = np.array(stored["eval_return"]), np.asarray(made["eval_return"])
     np.testing.assert_array_equal(np.array(stored["env_steps"])[:4], made["env_steps"])
     np.testing.assert_allclose(new[:, 0], old[:4, 0], rtol=0.05)
@@ -145,8 +147,10 @@ def test_of_three_finalists_and_the_default_the_best_on_other_seeds_is_taken(
     run, catalogue = claims("run"), claims("catalogue")
     asked = []
 
-    def made_up(task: Any, algo: str, settings: dict[str, Any], seeds: range) -> dict[str, Any]:
-        asked.append((settings.get("clip_eps"), seeds))
+    def made_up(
+        task: Any, algo: str, settings: dict[str, Any], seeds: range, log_points: int = catalogue.CURVE_POINTS
+    ) -> dict[str, Any]:
+        asked.append((settings.get("clip_eps"), seeds, log_points))
         return {"eval_return": np.full((2, 3), {0.1: 5.0, 0.2: 7.0, 0.3: 6.0, None: 4.0}[settings.get("clip_eps")])}
 
     monkeypatch.setattr(run, "_train", made_up)
@@ -155,8 +159,8 @@ def test_of_three_finalists_and_the_default_the_best_on_other_seeds_is_taken(
     found = run.trained(run.SIZES["full"], catalogue.TASKS["bandit"], "ppo", {"num_envs": 8}, swept, {})
     assert found["hyperparameters"] == {"num_envs": 8, "clip_eps": 0.2}
     assert found["sweep"]["area_again"] == {"0": 5.0, "2": 6.0, "1": 7.0, "default": 4.0}
-    others = [(eps, catalogue.CHOICE_SEEDS) for eps in (0.1, 0.3, 0.2, None)]
-    assert asked == [*others, (0.2, catalogue.REPORT_SEEDS)]
+    others = [(eps, catalogue.CHOICE_SEEDS, 40) for eps in (0.1, 0.3, 0.2, None)]
+    assert asked == [*others, (0.2, catalogue.REPORT_SEEDS, 80)]
 
     # What the catalogue names takes part, too, in the place of the default or beside it.
     swept, earlier = {"configs": configs[:1], "area": [9.0]}, {"earlier search": {"clip_eps": 0.3}}

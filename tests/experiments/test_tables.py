@@ -103,11 +103,12 @@ def test_regimes(monkeypatch: pytest.MonkeyPatch) -> None:
     results = json.loads(script.RESULTS.read_text())
     text = script.DOCUMENT.read_text()
     assert tables.filled_in(text, "regimes", script.table(results)) == text and "<!-- table: regimes -->" in text
+    assert tables.filled_in(text, "variants", script.variants(results)) == text and "<!-- table: variants -->" in text
     for name, found in results["runs"].items():
         line, method = name.split(", ", 1)
         assert line in script.LINES and len(found["configs"]) == len(found["scores"]) == 8
         best = found["configs"][found["scores"].index(max(found["scores"]))]
-        assert best == [found["learning_rate"], found[script.METHODS[method][1]]]
+        assert best == [found["learning_rate"], found[script.EVERY[method][1]]]
         assert np.shape(found["eval_return"]) == (20, len(found["env_steps"]))
     env = hx.make_env("haepo/random_walk", length=4, horizon=9)
     late = script.LateReward(env)
