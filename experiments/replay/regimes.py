@@ -36,7 +36,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from claims.catalogue import TASKS  # noqa: E402
 from claims.report import mean_scores  # noqa: E402
-from replay.run import CLIP, DOCUMENT, SEEDS, SHARED, earlier, stored, summarised  # noqa: E402
+from replay.run import CLIP, DOCUMENT, SEEDS, SHARED, as_result, earlier, stored, summarised  # noqa: E402
 from tables import fill_in, markdown  # noqa: E402
 
 from haepo_jax.statistics import probability_of_improvement  # noqa: E402
@@ -225,17 +225,15 @@ def train(regime: Regime, task_name: str, method: str, configs: list[tuple[float
     return returns, steps.to_int()[0, 0].tolist()
 
 
-def as_result(task: str, returns: Any, steps: list[int]) -> dict[str, Any]:
-    """In the form that the functions of `claims/report.py` take."""
-    return {"task": vars(TASKS[task]), "eval_return": returns, "env_steps": [steps] * len(returns)}
-
-
 def chosen_and_trained(line: str, method: str) -> dict[str, Any]:
     """The best configuration of a method on a line, and its runs with the reported seeds."""
     (regime, task), begin = LINES[line], time.perf_counter()
     configs = list(itertools.product(regime.rates, EVERY[method][2]))
     returns, steps = train(regime, task, method, configs, TUNING_SEEDS)
-    tuned = [round(float(mean_scores(as_result(task, some, steps)).mean()), 4) for some in returns]
+    tuned = [
+        round(float(mean_scores(as_result(task, {"eval_return": some, "env_steps": steps})).mean()), 4)
+        for some in returns
+    ]
     best = configs[int(np.argmax(tuned))]
     returns, steps = train(regime, task, method, [best], SEEDS)
     return {
@@ -252,7 +250,7 @@ def table(results: dict[str, Any]) -> str:
         runs = {method: results["runs"].get(f"{line}, {method}") for method in METHODS}
         if None in runs.values():
             continue
-        found = {method: as_result(task, run["eval_return"], run["env_steps"]) for method, run in runs.items()}
+        found = {method: as_result(task, run) for method, run in runs.items()}
         cells = {method: summarised(result) for method, result in found.items()}
         steps = {method: cell[0] for method, cell in cells.items()}
         means = {method: mean_scores(result) for method, result in found.items()}
@@ -279,7 +277,7 @@ def variants(results: dict[str, Any]) -> str:
         runs = [results["runs"].get(f"{line}, {method}") for method in (variant, *rivals)]
         if None in runs:
             continue
-        found = [as_result(LINES[line][1], run["eval_return"], run["env_steps"]) for run in runs]
+        found = [as_result(LINES[line][1], run) for run in runs]
         own, *others = map(mean_scores, found)
         better = [probability_of_improvement([own], [other]) for other in others]
         rows.append(

@@ -204,7 +204,7 @@ def load_run(
     if found is None:
         what = "no checkpoint with a return" if checkpoints.all() else "no checkpoint yet"
         raise ConfigError(f"run_dir={str(directory.path)!r} has {what}")
-    algorithm = build(config) if algorithm is None else algorithm
+    is_given, algorithm = algorithm is not None, build(config) if algorithm is None else algorithm
     # The run of one seed has no axis for it.
     several, key, init = config.num_seeds > 1, jax.random.key(0), algorithm.init
     if several:
@@ -217,8 +217,10 @@ def load_run(
         name = PRESETS.get(config.algo.name, (config.algo.name,))[0]
         kind = ALGORITHMS.get(name, name).rpartition(":")[2]
         given, trained = f"{type(algorithm).__name__} on {algorithm.env.name}", f"{kind} on {config.env}"
-        if given != trained:
-            raise ConfigError(f"algorithm is {given}, but the run in {directory.path} trained {trained}") from error
+        if is_given and given != trained:
+            raise ConfigError(
+                f"algorithm is {given}, but the run in {directory.path} trained {trained} ({error})"
+            ) from None
         raise
     return algorithm, config, jax.tree.map(lambda x: jnp.asarray(x if several else x[None]), states)
 
