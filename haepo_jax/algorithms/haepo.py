@@ -33,7 +33,7 @@ class HAEPO(SegmentAlgorithm):
     the stored log-probabilities of the behaviour policies; see `haepo_advantage_loss`. The softmax over a group weights
     a segment by how much more likely it has become under the current policy, and its saturation bounds the change,
     which makes many epochs over old data safe. Every update recomputes the advantages with the current value function;
-    only the final observation of a truncated episode keeps the value that it had when it was collected.
+    docs/mathematics.md says how where an episode is truncated.
 
     `surprisal_bonus` adds the entropy of whole trajectories to the return, as in maximum-entropy reinforcement learning
     (Ziebart 2010), which keeps exploration alive when rewards are sparse. The preset `haepo_explore` uses it.

@@ -19,9 +19,8 @@ class PPO(SegmentAlgorithm):
     """Proximal Policy Optimization (arXiv 1707.06347); with a replay buffer, GePPO (arXiv 2111.00072).
 
     The clipped surrogate on fixed-length segments; see `ppo_loss`. With `replay_batches` above 1 every update also
-    learns from the segments of previous updates, with advantages recomputed by the current value function (only the
-    final observation of a truncated episode keeps its former value); together with `clip_around="current"` this is
-    GePPO (Queeney et al. 2021).
+    learns from the segments of previous updates, with advantages recomputed by the current value function; together with
+    `clip_around="current"` this is GePPO (Queeney et al. 2021).
 
     The defaults learn from few environment steps; they are the best single setting found on six small tasks
     (`experiments/claims`). The presets `ppo_continuous` and `ppo_minatar` have larger batches and fewer epochs.

@@ -64,8 +64,7 @@ class Sequences:
       log_prob: log-probabilities of the actions under the behaviour policy.
       carry: (N,), carry of policy and value function before the first step.
       next_observation, next_is_first: (N,), the observation after the last step, and whether it starts an episode.
-      values: value estimates of each step, and (N,) of `next_observation`, from when the segments were collected; None
-        if they are recomputed.
+      values: value estimates of each step, and (N,) of `next_observation`, from when the segments were collected.
     """
 
     segment: Segment
@@ -73,7 +72,7 @@ class Sequences:
     carry: Any
     next_observation: Any
     next_is_first: jax.Array
-    values: tuple[jax.Array, jax.Array] | None
+    values: tuple[jax.Array, jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -244,16 +243,14 @@ class SegmentAlgorithm(Algorithm):
     def sequences(self, state: TrainState, segment: Segment, envs: RolloutState) -> Sequences:
         """A segment (T, B) as B sequences (B, T); `envs` are the environments after it."""
         log_prob, value = segment.steps.extras
-        values = None
-        if self.keeps_values:
-            ends = envs.carry, envs.observation, envs.is_first
-            if jax.tree.leaves(envs.carry):
-                values = value.T, jax.vmap(functools.partial(self.value_of, state))(*ends)
-            else:
-                steps = segment.steps.observation, segment.is_first
-                joined = jax.tree.map(lambda x, last: jnp.concatenate([x, last[None]]), steps, ends[1:])
-                every = each_step(lambda step: self.value_of(state, envs.carry, *step), joined, 2)
-                values = every[:-1].T, every[-1]
+        ends = envs.carry, envs.observation, envs.is_first
+        if jax.tree.leaves(envs.carry):
+            values = value.T, jax.vmap(functools.partial(self.value_of, state))(*ends)
+        else:
+            steps = segment.steps.observation, segment.is_first
+            joined = jax.tree.map(lambda x, last: jnp.concatenate([x, last[None]]), steps, ends[1:])
+            every = each_step(lambda step: self.value_of(state, envs.carry, *step), joined, 2)
+            values = every[:-1].T, every[-1]
         kept = dataclasses.replace(
             segment,
             steps=dataclasses.replace(segment.steps, extras=None),
@@ -274,19 +271,20 @@ class SegmentAlgorithm(Algorithm):
     def batch(self, state: TrainState, sequences: Sequences, reward_scale: RewardScale | None) -> Batch:
         """The batch to learn from, with advantages and value targets from the value function before the update.
 
-        Only the final observation of a truncated episode keeps its value from when it was collected.
+        The final observation of a truncated episode is not kept: since it was collected, its value is taken to have
+        changed by as much as that of the step before it.
         """
         segment, steps, log_prob = sequences.segment, sequences.segment.steps, sequences.log_prob
         decisions = steps.decisions
         observation = self.normalized(state.normalizer, steps.observation)
-        if sequences.values is None:
+        reference, final_value, (values, next_value) = None, segment.final_value, sequences.values
+        if not self.keeps_values:
             inputs = observation, segment.is_first, steps.action_mask, sequences.carry
-            reference, values = self.outputs(state.params, *inputs)
-            next_value = self._next_value(state, observation, sequences)
-        else:
-            reference, (values, next_value) = None, sequences.values
+            reference, recomputed = self.outputs(state.params, *inputs)
+            final_value = final_value + recomputed - values
+            values, next_value = recomputed, self._next_value(state, observation, sequences)
         following = jnp.concatenate([values[:, 1:], next_value[:, None]], axis=1)
-        bootstrap = jnp.where(segment.truncated, segment.final_value, following)
+        bootstrap = jnp.where(segment.truncated, final_value, following)
         rewards = steps.reward if reward_scale is None else reward_scale.apply(steps.reward)
         rewards = rewards - self.surprisal_bonus * jnp.where(decisions, log_prob, 0)
         # The TD error of an invalid step is then 0, so it affects neither its own target nor those of earlier steps.

@@ -123,8 +123,9 @@ def test_every_epoch_is_of_all_pieces_that_there_are(states: list[Any], batch: B
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_advantages_are_of_todays_values(states: list[Any], batch: Batch, scaled: bool) -> None:
-    """V is linear, so every value follows from the observations. What an episode was cut off at has the value that
-    it had then, for its observation is not kept. Rewards are kept as they came and scaled as of today."""
+    """V is linear, so every value follows from the observations. The observation that an episode was cut off at is not
+    kept: its value is the one of then, changed by as much as that of the step before. Rewards are kept as they came and
+    scaled as of today."""
     history, weights = states[5].extra.replay, np.float64(states[5].params["value"])
     deviation = 1.0
     if scaled:
@@ -143,10 +144,10 @@ def test_advantages_are_of_todays_values(states: list[Any], batch: Batch, scaled
         values = observation @ weights
         following = np.concatenate([values[:, 1:], (np.float64(old.next_observation) @ weights)[:, None]], 1)
         # The walk when it was cut off: the reward is x + action; the clock stands at its end.
-        final = np.stack([raw - old.segment.steps.action, np.ones_like(raw)], -1) @ np.float64(
-            states[update].params["value"]
-        )
-        following = np.where(truncated, final, following)
+        final = np.stack([raw - old.segment.steps.action, np.ones_like(raw)], -1)
+        weights_then = np.float64(states[update].params["value"])
+        cut_off_at = final @ weights_then + observation @ (weights - weights_then)
+        following = np.where(truncated, cut_off_at, following)
         expected = np.zeros((ENVS, STEPS))
         for i in range(ENVS):
             advantage = 0.0
@@ -158,6 +159,37 @@ def test_advantages_are_of_todays_values(states: list[Any], batch: Batch, scaled
         np.testing.assert_allclose(batch.value_target[rows], expected + values, rtol=1e-4, atol=1e-5)
         truncations += int(truncated.sum())
     assert truncations > 0
+
+
+def test_advantages_where_episodes_are_truncated_are_nearly_those_of_the_exact_value() -> None:
+    """On Pendulum, where the final observation follows from the one before it and the action. The value of then gives a
+    correlation of 0.92."""
+    algo = hx.HAEPO("Pendulum-v1", total_steps=80_000)
+    step = jax.jit(algo.train_step)
+    state = jax.jit(algo.init)(jax.random.key(0))
+    for _ in range(22):
+        state, _ = step(state)
+    replay = state.extra.replay
+    steps, truncated = replay.segment.steps, np.asarray(replay.segment.truncated)
+    assert truncated.sum() == 8
+    cosine, sine, speed = np.moveaxis(np.float64(steps.observation), -1, 0)
+    speed = np.clip(speed + (15.0 * sine + 3.0 * np.clip(np.float64(steps.action)[..., 0], -2, 2)) * 0.05, -8, 8)
+    angle = np.arctan2(sine, cosine) + 0.05 * speed
+    final = np.stack([np.cos(angle), np.sin(angle), speed], -1).astype(np.float32)
+
+    @jax.jit
+    def advantages(state: Any, final: jax.Array) -> tuple[jax.Array, jax.Array]:
+        carry = jax.tree.map(lambda x: x[0], replay.carry)
+        values = jax.vmap(jax.vmap(lambda x: algo.value_of(state, carry, x, jnp.bool_(False))))
+        kept, _ = replay.values
+        # `batch` adds to the final value what the value of the step before it has changed by.
+        undone = values(final) - jnp.where(truncated, values(steps.observation) - kept, 0)
+        segment = dataclasses.replace(replay.segment, final_value=undone)
+        exact = algo.batch(state, dataclasses.replace(replay, segment=segment), state.extra.reward_scale)
+        return exact.advantage, algo.batch(state, replay, state.extra.reward_scale).advantage
+
+    exact, found = (np.asarray(x).ravel() for x in advantages(state, final))
+    assert np.corrcoef(exact, found)[0, 1] > 0.999
 
 
 def test_the_loss_is_of_groups_of_consecutive_pieces(states: list[Any], batch: Batch) -> None:
