@@ -32,11 +32,11 @@ def cell(task: str, runs: list[dict[str, Any]]) -> str:
 
 
 def table() -> str:
-    """A row for each task; nothing where a method was not run."""
+    """A row for each task; nothing where a method was not run. In parentheses, ours with greedy actions."""
     stored = {name: json.loads((HERE / file).read_text())["runs"] for name, (file, _) in OTHERS.items()}
     rows = []
     for task in ("cartpole", "acrobot", "pendulum", "mountain_car", "mountain_car_continuous"):
-        cells = [cell(task, ours(task, method)) for method in OURS]
+        cells = [f"{cell(task, ours(task, method))} ({cell(task, ours(task, method, '_greedy'))})" for method in OURS]
         for name, (_, methods) in OTHERS.items():
             for method in methods:
                 runs = [run for key, run in stored[name].items() if key.rpartition("-")[0] == f"{task}-{method}"]
@@ -46,10 +46,10 @@ def table() -> str:
     return markdown(["task", *OURS.values(), *others], rows)
 
 
-def ours(task: str, method: str) -> list[dict[str, Any]]:
-    """The runs of a method of experiments/claims."""
+def ours(task: str, method: str, actions: str = "") -> list[dict[str, Any]]:
+    """The runs of a method of experiments/claims, evaluated with sampled or with `_greedy` actions."""
     found = json.loads((HERE.parent / "claims" / "results" / "methods" / f"{task}.{method}.json").read_text())
-    curves = zip(found["eval_return"], found["env_steps"], strict=True)
+    curves = zip(found[f"eval_return{actions}"], found["env_steps"], strict=True)
     return [{"eval_return": curve, "env_steps": steps} for curve, steps in curves]
 
 
