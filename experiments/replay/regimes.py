@@ -1,5 +1,5 @@
-"""Where might the history help? Softmax and clips where replayed data is stale, steps are large or rewards late; and other
-weights of histories in the place of the softmax.
+"""Where might the history help? Softmax and clips where replayed data is stale, steps are large, rewards late or observations
+partial; and other weights of histories in the place of the softmax.
 
     python experiments/replay/regimes.py [only="stale: cartpole,late rewards: cartpole"]
 
@@ -82,12 +82,13 @@ class LateReward(Replaceable):
 
 @dataclasses.dataclass(frozen=True)
 class Regime:
-    """What all methods share on a task, and the learning rates that they choose from."""
+    """What all methods share on a task, and the learning rates that they choose from; `env` stands in for the task's own."""
 
     tasks: tuple[str, ...]
     shared: dict[str, Any] = dataclasses.field(default_factory=dict)
     rates: tuple[float, float] = (1e-3, 3e-3)
     late: bool = False
+    env: str = ""
 
 
 REGIMES: dict[str, Regime] = {
@@ -95,6 +96,9 @@ REGIMES: dict[str, Regime] = {
     "stale": Regime(("cartpole", "pendulum"), {"replay_batches": 32, "num_epochs": 1, "num_minibatches": 64}),
     "large steps": Regime(("pendulum",), rates=(1e-2, 3e-2)),
     "late rewards": Regime(("cartpole", "pendulum"), late=True),
+    "hidden velocities": Regime(
+        ("cartpole",), {"network": "gru", "hidden_sizes": (32, 32)}, env="haepo/hidden_cartpole"
+    ),
 }
 """All make 64 gradient steps an update and use every step 32 times, of a replay buffer of 8 batches of 256 steps where nothing
 else is said."""
@@ -206,7 +210,7 @@ LINES = {name_of(name, task): (regime, task) for name, regime in REGIMES.items()
 def train(regime: Regime, task_name: str, method: str, configs: list[tuple[float, float]], seeds: range) -> Any:
     """Evaluation returns (configurations, seeds, points) and steps (points,), from one compiled program."""
     task, (kind, bound, _, own) = TASKS[task_name], EVERY[method]
-    env = hx.make_env(task.env, **task.env_kwargs)
+    env = hx.make_env(regime.env or task.env, **task.env_kwargs)
     settings = {**SHARED, **own, **regime.shared}
     algo = kind(
         LateReward(env) if regime.late else env, total_steps=task.total_steps, log_points=POINTS, eval_episodes=16,
