@@ -14,6 +14,7 @@ from typing import Any
 import catalogue
 import numpy as np
 import numpy.typing as npt
+import scipy.stats
 from catalogue import (
     ABLATION_STEPS,
     ABLATIONS,
@@ -30,7 +31,7 @@ from catalogue import (
     WEIGHTS,
 )
 
-from haepo_jax.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+from haepo_jax.statistics import bootstrap_interval, interquartile_mean, mean_of_known, probability_of_improvement
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
@@ -48,10 +49,12 @@ COMPARISONS = [
     ("haepo_default", "ppo_replay_tuned", ""),
     ("haepo_default", "ppo_replay", ""),
     ("haepo_default", "ppo_replay_searched", ""),
+    ("haepo_searched", "ppo_default", ""),
     ("haepo_searched", "ppo_replay_searched", ""),
     ("haepo_default", "ppo_default", "held out"),
     ("haepo_default", CLIP, "held out"),
     ("haepo_default", "ppo_replay_searched", "held out"),
+    ("haepo_searched", "ppo_default", "held out"),
     ("haepo_searched", "ppo_replay_searched", "held out"),
 ]
 COMPARED = {
@@ -277,23 +280,42 @@ def comparison_table(results: list[Result], held_out: list[Result]) -> str:
     """How often a run of HAEPO has a better curve than one of PPO, in each pairing, and on how many tasks it reaches the
     threshold earlier and later."""
     rows = []
-    foreign = _by([result for result in results if not TASKS[task_of(result)].env.startswith("haepo/")], "method")
+    parts = {
+        "of other libraries": [r for r in results if not TASKS[task_of(r)].env.startswith("haepo/")],
+        "that are not development tasks": [r for r in results if task_of(r) not in DEVELOPMENT],
+    }
+    some = {
+        f"on the {len(by_task)} {name}": by_task for name, part in parts.items() for by_task in [_by(part, "method")]
+    }
     for ours, other, tasks in COMPARISONS:
         count, seeds, better, places = _pairing(held_out if tasks == "held out" else results, ours, other)
-        part = "" if tasks == "held out" else _better(foreign, ours, other)
-        rows.append([COMPARED[ours], COMPARED[other], f"{count} {tasks}".strip(), seeds, better, part, places])
-    head = ["HAEPO", "PPO", "tasks", "seeds", "P(HAEPO better)", f"on the {len(foreign)} tasks of other libraries"]
+        split = ["" if tasks == "held out" else _better(by_task, ours, other) for by_task in some.values()]
+        rows.append([COMPARED[ours], COMPARED[other], f"{count} {tasks}".strip(), seeds, better, *split, places])
+    head = ["HAEPO", "PPO", "tasks", "seeds", "P(HAEPO better)", *some]
     return markdown([*head, "earlier / undecided / later"], rows)
 
 
+def _probabilities(pairs: list[tuple[Result, Result]]) -> list[str]:
+    """P(the first better) of each pair of results, of their curves; bold where they differ by a two-sided Mann-Whitney test at 5%,
+    corrected for the number of pairs (Holm)."""
+    curves = [(areas(one), areas(other)) for one, other in pairs]
+    p_values = [scipy.stats.mannwhitneyu(*both, alternative="two-sided").pvalue for both in curves]
+    chances = [f"{probability_of_improvement([one], [other])[0]:.2f}" for one, other in curves]
+    for rank, i in enumerate(np.argsort(p_values)):
+        if p_values[i] * (len(pairs) - rank) > 0.05:
+            break
+        chances[i] = f"**{chances[i]}**"
+    return chances
+
+
 def by_task_table(results: list[Result]) -> str:
-    """P(HAEPO better) on every task, of the pairings of `COMPARISONS` on them; bold where its interval excludes 0.5."""
-    by_task, pairs = _by(results, "method"), [(ours, other) for ours, other, tasks in COMPARISONS if not tasks]
-    rows = [[COMPARED[ours], COMPARED[other]] for ours, other in pairs]
-    for row, pair in zip(rows, pairs, strict=True):
-        for methods in by_task.values():
-            chance, low, high = probability_of_improvement(*([areas(methods[name])] for name in pair))
-            row.append(f"{chance:.2f}" if low <= 0.5 <= high else f"**{chance:.2f}**")
+    """P(HAEPO better) on every task, of the pairings of `COMPARISONS` on them; see `_probabilities`."""
+    by_task = _by(results, "method")
+    rows = [
+        [COMPARED[ours], COMPARED[other], *_probabilities([(known[ours], known[other]) for known in by_task.values()])]
+        for ours, other, tasks in COMPARISONS
+        if not tasks
+    ]
     return markdown(["HAEPO", "PPO", *by_task], rows)
 
 
@@ -322,6 +344,31 @@ def _earlier(ours: Result, other: Result) -> int:
     return int(high < 0) - int(low > 0)
 
 
+def seconds_to_threshold(result: Result, update: dict[str, float]) -> Array:
+    """Seconds (seeds,) that the updates up to the threshold take; inf where a seed never reaches it."""
+    return steps_to_threshold(result) * update["seconds"] / update["steps"]
+
+
+def seconds_table(results: list[Result], times: list[Result]) -> str:
+    """Seconds to the threshold, median over seeds with its interval, and milliseconds of an update; whether HAEPO is earlier or
+    later than tuned PPO, by the interval of the difference of medians."""
+    by_task, rows = _by(results, "method"), []
+    for updates in times:
+        found = {
+            name: seconds_to_threshold(by_task[task_of(updates)][name], update)
+            for name, update in updates["updates"].items()
+        }
+        cells = [task_of(updates)]
+        for name, seconds in found.items():
+            middle, low, high = (f"{x:.2f}" if np.isfinite(x) else "never" for x in median_interval(seconds))
+            cells.append(f"{middle} ({low} to {high}), {1e3 * updates['updates'][name]['seconds']:.1f} ms")
+        for ours in ("haepo_default", "haepo"):
+            earliest, latest = difference_of_medians(found[ours], found["ppo"])
+            cells.append("earlier" if latest < 0 else "later" if earliest > 0 else "undecided")
+        rows.append(cells)
+    return markdown(["task", *times[0]["updates"], "haepo_default against ppo", "haepo against ppo"], rows)
+
+
 def choice_table(results: list[Result]) -> str:
     """The default of a method beside the best of its search: mean scores over the development tasks, of the search's two
     seeds and of others, the latter by task too."""
@@ -338,26 +385,34 @@ def choice_table(results: list[Result]) -> str:
     return markdown(["method", "setting", "search", "again", *dict.fromkeys(map(task_of, results))], rows)
 
 
-def held_out_table(results: list[Result], known: Iterable[str] = HELD_OUT_METHODS) -> str:
-    """Mean of the curve and the last evaluation, means over seeds; and how often a run of HAEPO's default has the better
-    curve, and one of the setting that a search found than PPO's."""
-    by_task, rows = _by(results, "method"), []
-    ours, *others = known
-    pairs = [*((ours, other) for other in others), ("haepo_searched", "ppo_replay_searched")]
-    for task, methods in by_task.items():
-        cells = [task]
-        for name in known:
-            returns = array(methods[name], "eval_return") if name in methods else None
-            means = () if returns is None else (float(areas(methods[name]).mean()), float(returns[:, -1].mean()))
-            cells.append(", ".join(map(_number, means)))
-        rows.append([*cells, *(_better({task: methods}, *pair).partition(" ")[0] for pair in pairs)])
-    rows.append(["all", *[""] * (1 + len(others)), *(_better(by_task, *pair) for pair in pairs)])
-    return markdown(["task", ours, *others, *(f"P({one} better than {other})" for one, other in pairs)], rows)
+def held_out_table(results: list[Result]) -> str:
+    """`_settings_table` of the held-out tasks, and the probabilities over all of them."""
+    return _settings_table(results, HELD_OUT_METHODS, summed=True)
 
 
 def larger_table(results: list[Result]) -> str:
-    """The same of the larger tasks."""
-    return held_out_table(results, LARGER_METHODS)
+    """`_settings_table` of the larger tasks."""
+    return _settings_table(results, LARGER_METHODS, summed=False)
+
+
+def _settings_table(results: list[Result], known: Iterable[str], summed: bool) -> str:
+    """Mean of the curve and the last evaluation, means over seeds; and how often a run of HAEPO's default has the better
+    curve, and one of the setting that a search found than PPO's; see `_probabilities`."""
+    by_task = {task: methods for task, methods in _by(results, "method").items() if methods.keys() >= set(known)}
+    ours, *others = known
+    pairs = [*((ours, other) for other in others), ("haepo_searched", "ppo_replay_searched")]
+    rows = [[task] for task in by_task]
+    for row, methods in zip(rows, by_task.values(), strict=True):
+        for name in known:
+            last = array(methods[name], "eval_return")[:, -1]
+            row.append(", ".join(map(_number, (float(areas(methods[name]).mean()), float(last.mean())))))
+    for one, other in pairs:
+        chances = _probabilities([(methods[one], methods[other]) for methods in by_task.values()])
+        for row, chance in zip(rows, chances, strict=True):
+            row.append(chance)
+    if summed:
+        rows.append(["all", *[""] * (1 + len(others)), *(_better(by_task, *pair) for pair in pairs)])
+    return markdown(["task", ours, *others, *(f"P({one} better than {other})" for one, other in pairs)], rows)
 
 
 def stratified_interval(values: Array, resamples: int = 2000) -> tuple[float, float]:
@@ -423,15 +478,17 @@ def deep_sea_table(results: list[Result]) -> str:
 
 
 def alignment_table(results: list[Result]) -> str:
-    """Rank correlations with the return of fresh episodes, means over a run and seeds: of what an update adds to their
-    log-likelihood, and of the log-likelihood itself."""
+    """Rank correlations with the return of fresh episodes, means over a run, then over seeds: of what an update adds to their
+    log-likelihood, with the lowest and the highest seed, and of the log-likelihood itself."""
     known = sorted({result["method"] for result in results})
     rows = []
     for task, methods in _by(results, "method").items():
         cells = [task]
         for name in known:
-            kinds = ("alignment_update", "alignment_likelihood") if name in methods else ()
-            cells.append(" / ".join(f"{float(np.nanmean(array(methods[name], kind))):+.2f}" for kind in kinds))
+            kinds = ("alignment_update", "alignment_likelihood")
+            added, itself = (mean_of_known(array(methods[name], kind)) for kind in kinds)
+            spread = f"{np.nanmin(added):+.2f} to {np.nanmax(added):+.2f}"
+            cells.append(f"{mean_of_known(added):+.2f} ({spread}) / {mean_of_known(itself):+.2f}")
         rows.append(cells)
     return markdown(["task", *known], rows)
 
@@ -444,6 +501,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "thresholds": (("methods",), threshold_table),
     "final": (("methods",), final_table),
     "summary": (("methods",), summary_table),
+    "seconds": (("methods", "seconds"), seconds_table),
     "choice": (("choice",), choice_table),
     "held out": (("held_out",), held_out_table),
     "larger": (("larger",), larger_table),
@@ -472,18 +530,21 @@ def filled_in(text: str, folder: Path) -> str:
 
 
 def draw(folder: Path, to: Path) -> list[Path]:
-    """Draws whatever there are results for; returns the files."""
+    """Draws what there are results for; returns the files."""
     import matplotlib
 
     matplotlib.use("agg")
     to.mkdir(exist_ok=True)
-    makers = {"methods": (_curves, _forms, _entropy, _profile), "ablations": (_ablation_bars,)}
+    makers: dict[tuple[str, ...], tuple[Callable[..., Any], ...]] = {
+        ("methods",): (_curves, _forms, _entropy, _profile), ("methods", "seconds"): (_seconds,),
+        ("ablations",): (_ablation_bars,),
+    }  # fmt: skip
     written = []
-    for kind, drawers in makers.items():
-        results = load(folder / kind)
-        for drawer in drawers if results else ():
+    for kinds, drawers in makers.items():
+        results = [load(folder / kind) for kind in kinds]
+        for drawer in drawers if all(results) else ():
             path = to / f"{drawer.__name__.strip('_')}.png"
-            drawer(results).savefig(path, dpi=110, bbox_inches="tight")
+            drawer(*results).savefig(path, dpi=110, bbox_inches="tight")
             written.append(path)
     return written
 
@@ -522,6 +583,27 @@ def _by_task(results: list[Result], measure: str, label: str) -> Any:
     if figure.axes:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
+def _seconds(results: list[Result], times: list[Result]) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes, by_task = figure.add_subplot(), _by(results, "method")
+    for updates, marker in zip(times, "os^Dv*Pp<>Xh", strict=False):
+        axes.plot([], [], marker, color="black", label=task_of(updates))
+        for name, update in updates["updates"].items():
+            result = by_task[task_of(updates)][name]
+            measures = steps_to_threshold(result), seconds_to_threshold(result, update)
+            axes.plot(*(median_interval(values)[0] for values in measures), marker, color=METHODS[name].colour)
+    for name in times[0]["updates"]:
+        axes.plot([], [], color=METHODS[name].colour, linewidth=4, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="environment steps to the threshold", ylabel="seconds on two CPU cores")
+    axes.set_xticks([2000, 5000, 10_000, 20_000], ["2k", "5k", "10k", "20k"])
+    axes.set_yticks([0.05, 0.1, 0.2, 0.5, 1], ["0.05", "0.1", "0.2", "0.5", "1"])
+    axes.minorticks_off()
+    figure.legend(loc="outside right center")
     return figure
 
 

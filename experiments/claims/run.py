@@ -351,29 +351,39 @@ def coverage(algorithm: Algorithm, state: TrainState) -> dict[str, jax.Array]:
     return {"cells": jnp.any(steps.observation != 0, axis=(0, 1)).reshape(-1)}
 
 
+def build(
+    task: Task, algo: str, hyperparameters: dict[str, Any], probe: Probe | None = None, **evaluation: Any
+) -> Algorithm:
+    """The algorithm of a method on a task."""
+    defaults = hyperparameter_defaults(algo) | {
+        "log_points": catalogue.CURVE_POINTS,
+        "eval_episodes": catalogue.EVAL_EPISODES,
+    }
+    kind = getattr(hx, algorithm_class(algo).__name__)
+    made: Algorithm = (with_probe(kind, probe) if probe else kind)(
+        hx.make_env(task.env, **task.env_kwargs),
+        total_steps=task.total_steps,
+        **defaults | evaluation | hyperparameters,
+    )
+    return made
+
+
 def _train(
     task: Task,
     algo: str,
     hyperparameters: dict[str, Any],
     seeds: Sequence[int],
     probe: Probe | None = None,
-    log_points: int = catalogue.CURVE_POINTS,
-    eval_episodes: int = catalogue.EVAL_EPISODES,
+    **evaluation: Any,
 ) -> dict[str, Any]:
     """Trains all seeds in one compiled program."""
-    defaults = hyperparameter_defaults(algo)
-    changed = {key: value for key, value in defaults.items() if key not in ("log_points", "eval_episodes")}
-    kind = getattr(hx, algorithm_class(algo).__name__)
-    algorithm: Algorithm = (with_probe(kind, probe) if probe else kind)(
-        hx.make_env(task.env, **task.env_kwargs), total_steps=task.total_steps,
-        log_points=log_points, eval_episodes=eval_episodes, **{**changed, **hyperparameters},
-    )  # fmt: skip
+    made = build(task, algo, hyperparameters, probe, **evaluation)
     keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
     begin = time.perf_counter()
     # The numbers are arguments, so variants that differ in nothing else are the same program for jax's compilation cache.
-    train = jax.jit(jax.vmap(lambda algorithm, key: algorithm.train(key), (None, 0))).lower(algorithm, keys).compile()
+    train = jax.jit(jax.vmap(lambda algorithm, key: algorithm.train(key), (None, 0))).lower(made, keys).compile()
     compiled = time.perf_counter()
-    state, history = jax.block_until_ready(train(algorithm, keys))
+    state, history = jax.block_until_ready(train(made, keys))
     done = time.perf_counter()
     history = jax.device_get(history)
     side = task.env_kwargs.get("size", 0)

@@ -75,6 +75,48 @@ def test_the_noise_of_a_bandits_evaluation_does_not_depend_on_the_arm(claims: An
     assert row == [pytest.approx(mean, abs=2e-3), None] and abs(task.noise) > 0.5
 
 
+def test_a_probability_is_bold_where_the_corrected_test_finds_a_difference(claims: Any) -> None:
+    """Of five against five seeds no order is rarer than 2 in 252, or p = 0.0079, which six pairs times that still pass, and seven
+    do not."""
+    report = claims("report")
+
+    def result(first: int) -> dict[str, Any]:
+        return {"task": {"floor": 0.0}, "env_steps": [[1]] * 5, "eval_return": [[float(first + i)] for i in range(5)]}
+
+    ahead, behind, within = (result(10), result(0)), (result(0), result(10)), (result(0), result(1))
+    assert report._probabilities([ahead, within, behind]) == ["**1.00**", "0.32", "**0.00**"]
+    assert report._probabilities([ahead] + [within] * 5) == ["**1.00**"] + ["0.32"] * 5
+    assert report._probabilities([ahead] + [within] * 6) == ["1.00"] + ["0.32"] * 6
+
+
+def test_seconds_to_the_threshold(claims: Any) -> None:
+    """An update's time and steps are those of the stored settings; a seed that never arrives has no time."""
+    report, seconds = claims("report"), claims("seconds")
+    replay = {"num_envs": 4, "num_steps": 8, "num_minibatches": 4, "replay_batches": 2}
+    settings = {"haepo_default": ("haepo", {}), "ppo": ("ppo", replay), "haepo": ("haepo", {"num_minibatches": 4})}
+    found = seconds.measure("bandit", settings, rounds=2)
+    assert {name: update["steps"] for name, update in found.items()} == {"haepo_default": 256, "ppo": 32, "haepo": 256}
+    assert all(update["seconds"] > 0 for update in found.values())
+    curves = {"haepo_default": [19.5, 19.5], "haepo": [0.0, 19.5], "ppo": [0.0, 0.0]}
+    task = {"threshold": 19.2}
+    results = [
+        {
+            "file": f"bandit.{name}.json",
+            "method": name,
+            "task": task,
+            "env_steps": [[512, 1024]] * 3,
+            "eval_return": [curve] * 3,
+        }
+        for name, curve in curves.items()
+    ]
+    updates = {name: {"seconds": 0.5, "steps": 256} for name in curves}
+    row = report.seconds_table(results, [{"file": "bandit.json", "updates": updates}]).splitlines()[-1]
+    assert row == (
+        "| bandit | 1.00 (1.00 to 1.00), 500.0 ms | 2.00 (2.00 to 2.00), 500.0 ms | never (never to never), 500.0 ms "
+        "| earlier | earlier |"
+    )
+
+
 def test_steps_to_the_threshold(claims: Any) -> None:
     report = claims("report")
     result = {

@@ -63,9 +63,7 @@ def test_the_tuned_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     script, tables = importlib.import_module("replay.tuned"), importlib.import_module("tables")
     results = json.loads(script.RESULTS.read_text())
     text = script.DOCUMENT.read_text()
-    seconds = importlib.import_module("replay.seconds")
-    times = json.loads(seconds.RESULTS.read_text())["update_seconds"]
-    for name, table in (script.tables(results) | {"seconds": seconds.table(times, results["runs"])}).items():
+    for name, table in script.tables(results).items():
         assert f"<!-- table: {name} -->\n{table}\n" in text + "\n"
         assert tables.filled_in(text, name, table) == text
     softmax, clip = (script.draws(bound) for bound in ("temperature", "clip_eps"))
