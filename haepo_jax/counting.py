@@ -24,9 +24,9 @@ class StepCount:
         """Of a number, or of an array of numbers."""
         return cls(jnp.uint32(value >> 32), jnp.uint32(value & 0xFFFFFFFF))
 
-    def __add__(self, increment: jax.Array) -> StepCount:
+    def __add__(self, increment: jax.Array | int) -> StepCount:
         """Adds a non-negative integer below 2^32."""
-        low = self.low + increment.astype(jnp.uint32)
+        low = self.low + jnp.asarray(increment).astype(jnp.uint32)
         return StepCount(self.high + (low < self.low).astype(jnp.uint32), low)
 
     def __lt__(self, other: StepCount) -> jax.Array:

@@ -193,6 +193,7 @@ class Algorithm(abc.ABC):
         new, metrics = self.update(state)
         chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
         check_metrics(metrics)
+        metrics = {name: jnp.asarray(value) for name, value in metrics.items()}
         return keep_finite(state, new, self.discarded(state, new), metrics, self.on_nan), metrics
 
     def discarded(self, state: TrainState, new: TrainState) -> TrainState:

@@ -15,6 +15,7 @@ from haepo_jax.algorithms.fields import (
     UNIT_OPEN_LOW,
     HyperparameterError,
     Scheduled,
+    check_function,
     leaf,
     static,
 )
@@ -85,6 +86,7 @@ class EpisodicHAEPO(TrajectoryAlgorithm):
 
     def check(self) -> None:
         super().check()
+        check_function("weight_function", self.weight_function)
         if self.credit == "prefix" and self.score != "log_ratio":
             raise HyperparameterError(
                 f"score={self.score!r} requires credit=trajectory; credit=prefix requires score=log_ratio"

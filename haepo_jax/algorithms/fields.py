@@ -137,6 +137,12 @@ _NO_NUMBER = (str, bool, list, tuple, dict, set)
 _OR_PAIR = " or a pair [start, end]"
 
 
+def check_function(name: str, value: Any) -> None:
+    """Raises HyperparameterError unless the value is a function or None."""
+    if value is not None and not callable(value):
+        raise HyperparameterError(f"{name}={value!r} is not a function")
+
+
 def check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
     """Raises HyperparameterError, naming the nearest multiples, if `whole` is not a multiple of `part`."""
     if whole % part:

@@ -16,6 +16,7 @@ from haepo_jax.algorithms.fields import (
     Range,
     Scheduled,
     check_divides,
+    check_function,
     leaf,
     static,
 )
@@ -73,6 +74,7 @@ class HAEPO(SegmentAlgorithm):
 
     def check(self) -> None:
         super().check()
+        check_function("weight_function", self.weight_function)
         sequences, part = self.num_envs * self.replay_batches, self.num_minibatches * self.group_size
         check_divides("num_envs * replay_batches", sequences, "num_minibatches * group_size", part)
 

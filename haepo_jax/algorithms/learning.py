@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax.algorithms.optimizers import global_norm
-from haepo_jax.algorithms.state import Metrics, TrainState, check_metrics
+from haepo_jax.algorithms.state import ADDED, COUNTERS, Metrics, TrainState, check_metrics
 from haepo_jax.rollout import Trajectory
 from haepo_jax.unbatched import any_in_batch
 
@@ -60,7 +60,7 @@ def run_epochs(
     chex.assert_shape(orders, (algorithm.num_epochs, None))
     gradients_of = jax.jit(gradients_of)  # traced once
     minibatches = orders.reshape(algorithm.num_epochs * algorithm.num_minibatches, -1)
-    check_metrics(jax.eval_shape(gradients_of, state.params, minibatches[0])[1])
+    check_metrics(jax.eval_shape(gradients_of, state.params, minibatches[0])[1], COUNTERS | ADDED)
 
     def step(learner: tuple[Any, Any], indices: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
         params, opt_state = learner

@@ -89,17 +89,19 @@ COUNTERS = frozenset({
     "env_steps_per_second", "skipped_updates",
 })  # fmt: skip
 """What a run adds to the metrics of an update."""
+ADDED = frozenset({"grad_norm", "learning_rate", "episode_return", "episode_length", "episodes", "invalid_episodes"})
+"""What `run_epochs` and `update_metrics` add to those of a loss."""
 
 
-def check_metrics(metrics: Metrics) -> None:
+def check_metrics(metrics: Metrics, taken: frozenset[str] = COUNTERS) -> None:
     """Raises ValueError, with a one-line message, for metrics that an update cannot report; shapes will do as values."""
     if "loss" not in metrics:
         raise ValueError(f"the metrics of an update must include 'loss'; there are only {', '.join(metrics) or 'none'}")
     for name, value in metrics.items():
-        if name in COUNTERS:
-            raise ValueError(f"the metric {name!r} has the name of a counter or evaluation of the run: rename it")
-        if value.shape:
-            raise ValueError(f"the metric {name!r} has the shape {value.shape}: it must be a scalar")
+        if name in taken:
+            raise ValueError(f"the metric {name!r} has the name of one that every run has: rename it")
+        if shape := getattr(value, "shape", ()):
+            raise ValueError(f"the metric {name!r} has the shape {shape}: it must be a scalar")
 
 
 def keep_finite(state: TrainState, new: TrainState, frozen: TrainState, metrics: Metrics, on_nan: str) -> TrainState:

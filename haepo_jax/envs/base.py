@@ -4,6 +4,7 @@ Every function is for one environment; the library vmaps. Environments do not au
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 import jax
@@ -107,6 +108,8 @@ def check_environment(env: Environment) -> None:
     if env.horizon < 1:
         raise ValueError(f"{name}: horizon must be at least 1, got {env.horizon}")
     _check_space(f"{name}: action_space", env.action_space)
+    if not _is_plainly_nested(env.action_space):
+        raise TypeError(f"{name}: action_space may nest dicts and tuples only, got {short(env.action_space)}")
     for part in jax.tree.leaves(env.action_space):
         if isinstance(part, Box) and not np.issubdtype(part.dtype, np.floating):
             raise TypeError(
@@ -211,6 +214,12 @@ def _check_space(what: str, space: Any) -> None:
     spaces = jax.tree.leaves(space)
     if not spaces or not all(isinstance(part, Discrete | MultiDiscrete | Box) for part in spaces):
         raise TypeError(f"{what} must consist of Discrete, MultiDiscrete and Box, got {short(space)}")
+
+
+def _is_plainly_nested(space: Any) -> bool:
+    if isinstance(space, Mapping):
+        return all(map(_is_plainly_nested, space.values()))
+    return not isinstance(space, list | tuple) or (type(space) is tuple and all(map(_is_plainly_nested, space)))
 
 
 def _check_mask(what: str, space: Any, mask: Any) -> None:

@@ -118,7 +118,8 @@ def resolve_temperature(
         temperature = AUTO
     if isinstance(temperature, Auto):
         scores = jax.lax.stop_gradient(scores)
-        spread = -lowest(-scores, valid) - lowest(scores, valid)
+        finite = valid & jnp.isfinite(scores)
+        spread = -lowest(-scores, finite) - lowest(scores, finite)
         return jnp.maximum(spread / 2, 1)
     tau = check.number("temperature", temperature, low=0, open_low=True, shape=groups)
     return jnp.expand_dims(tau, (*range(scores.ndim - 1 - tau.ndim), -1))

@@ -294,3 +294,9 @@ def test_a_class_without_a_loss_or_update_cannot_be_made() -> None:
     for cls, missing in ((Algorithm, "update"), (TrajectoryAlgorithm, "loss"), (SegmentAlgorithm, "loss")):
         with pytest.raises(TypeError, match=f"abstract class {cls.__name__} .*{missing}"):
             cls(ENV)
+
+
+@pytest.mark.parametrize("name", ["HAEPO", "EpisodicHAEPO"])
+def test_weights_that_are_no_function(name: str) -> None:
+    with pytest.raises(hx.HyperparameterError, match="weight_function='softmax' is not a function"):
+        getattr(hx, name)("CartPole-v1", weight_function="softmax")

@@ -364,8 +364,14 @@ def test_advance_past_what_an_int32_holds() -> None:
     ("update", "message"),
     [
         (lambda new, metrics: (new, {**metrics, "returns": jnp.zeros(3)}), r"'returns' has the shape \(3,\)"),
-        (lambda new, metrics: (new, {**metrics, "env_steps": jnp.float32(0)}), "'env_steps' has the name of a counter"),
-        (lambda new, metrics: (new, {**metrics, "row": jnp.float32(0)}), "'row' has the name of a counter"),
+        (
+            lambda new, metrics: (new, {**metrics, "env_steps": jnp.float32(0)}),
+            "'env_steps' has the name of one that every run has",
+        ),
+        (
+            lambda new, metrics: (new, {**metrics, "row": jnp.float32(0)}),
+            "'row' has the name of one that every run has",
+        ),
         (lambda new, metrics: (new, {"return": metrics["loss"]}), "must include 'loss'; there are only return"),
         (lambda new, metrics: (dataclasses.replace(new, update=jnp.float32(1)), metrics), "float32"),
         (lambda new, metrics: (dataclasses.replace(new, params=None), metrics), "tree"),
@@ -385,16 +391,34 @@ def test_an_update_that_changes_the_structure_of_the_state_or_has_other_metrics_
 
 
 @pytest.mark.parametrize("base", [hx.PPO, hx.GRPO])
-def test_a_loss_whose_metric_is_no_scalar_is_refused_by_name(base: Any) -> None:
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"ratios": jnp.ones((2, 3))}, r"the metric 'ratios' has the shape \(2, 3\): it must be a scalar"),
+        ({"grad_norm": jnp.ones(())}, "the metric 'grad_norm' has the name of one that every run has: rename it"),
+    ],
+)
+def test_a_metric_of_a_loss_that_cannot_be_reported_is_refused_by_name(base: Any, own: Any, message: str) -> None:
     class Wrong(base):  # type: ignore[misc]
         def loss(self, params: Any, batch: Any) -> Any:
             loss, metrics = super().loss(params, batch)
-            return loss, metrics | {"ratios": jnp.ones((2, 3))}
+            return loss, metrics | own
 
     jax.tree_util.register_dataclass(Wrong)
     algo = Wrong(BANDIT, **SMALL)
-    with pytest.raises(ValueError, match=r"the metric 'ratios' has the shape \(2, 3\): it must be a scalar"):
+    with pytest.raises(ValueError, match=message):
         jax.eval_shape(algo.train_step, jax.eval_shape(algo.init, jax.random.key(0)))
+
+
+def test_an_update_may_count_steps_and_report_its_loss_with_python_numbers() -> None:
+    class Counted(hx.PPO):
+        def update(self, state: Any) -> Any:
+            return dataclasses.replace(state, update=state.update + 1, env_steps=state.env_steps + 100), {"loss": 0.0}
+
+    jax.tree_util.register_dataclass(Counted)
+    algo = Counted(BANDIT, **{**SMALL, "total_steps": 300, "log_points": 3, "eval_episodes": 0})
+    state, metrics = jax.jit(algo.train)(jax.random.key(0))
+    assert state.env_steps.to_int() == 300 and metrics["loss"].tolist() == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "haepo/bandit", "brax/inverted_pendulum"])

@@ -90,6 +90,7 @@ def step_with(**changes):
         (spoilt(horizon=0), ValueError, "horizon must be at least 1"),
         (spoilt(horizon="7"), TypeError, "horizon must be an integer, got '7'"),
         (spoilt(action_space=3), TypeError, "action_space must consist of Discrete, MultiDiscrete and Box, got 3"),
+        (spoilt(action_space=[Discrete(2)]), TypeError, "action_space may nest dicts and tuples only"),
         (spoilt(observation_space=Box(0, 1, (2,))), TypeError, "a different structure than observation_space"),
         (spoilt(observation_space=SimpleNamespace(n=2)), TypeError, "must consist of Discrete, MultiDiscrete and Box"),
         (

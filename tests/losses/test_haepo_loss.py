@@ -162,6 +162,13 @@ def test_auto_temperature_keeps_the_effective_sample_size(scores: list[float], m
     assert 1 / np.sum(weights**2) >= BOUND * members * (1 - 1e-5)
 
 
+def test_auto_temperature_of_an_impossible_trajectory() -> None:
+    """A score of -inf has no weight, and the others have the temperature that they have without it."""
+    weights = losses.plackett_luce_weights(jnp.array([-jnp.inf, -1.0, -9.0]), temperature="auto")
+    np.testing.assert_allclose(weights[1:], losses.plackett_luce_weights(jnp.array([-1.0, -9.0]), temperature="auto"))
+    assert weights[0] == 0
+
+
 def test_auto_temperature_reaches_its_bound_and_its_name_is_a_static_pytree() -> None:
     # Kantorovich is tight where a share 1/(1 + e^2) of the members, here 3 of 25, holds the large weight.
     scores = jnp.array([1e6] * 3 + [0.0] * 22)

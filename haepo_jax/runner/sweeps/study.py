@@ -52,13 +52,13 @@ class Study:
     def __init__(self, plan: SweepPlan, directory: Path | None) -> None:
         """Opens or creates the study in the plan's storage; raises ConfigError if it holds another sweep."""
         self.plan, self._storage = plan, open_storage(plan.settings.storage, directory, plan.settings.worker_timeout)
-        name = "sweep" if directory is None else directory.resolve().name
+        # A directory's own storage holds one study, which keeps its name where the directory is renamed.
+        names = [] if plan.settings.storage else optuna.get_all_study_names(self._storage)
+        name = names[0] if names else "sweep" if directory is None else directory.resolve().name
         self._running: dict[int, Trial] = {}  # this worker's trials
-        # With several workers the same seed gives other suggestions: a search repeats with one worker only.
+        # What a search suggests depends on which trials have ended: it repeats with one worker only.
         sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler()
-        if plan.search == "tpe":
-            sampler = optuna.samplers.TPESampler(seed=plan.settings.search_seed, constant_liar=True)
-        elif plan.search == "cmaes":
+        if plan.search == "cmaes":
             sampler = optuna.samplers.CmaEsSampler(seed=plan.settings.search_seed, warn_independent_sampling=False)
         self.optuna = optuna.create_study(
             study_name=name, storage=self._storage, sampler=sampler, direction="maximize", load_if_exists=True
@@ -144,6 +144,10 @@ class Study:
         if self.plan.search in ("grid", "random"):
             planned = {key: as_stored(value) for key, value in self.plan.planned(index).items()}
             self.optuna.sampler = optuna.samplers.PartialFixedSampler(planned, optuna.samplers.RandomSampler())
+        elif self.plan.search == "tpe":
+            # Its own draws for each trial: other workers, and this one when it resumes, would repeat those of one seed.
+            seeds = np.random.SeedSequence([self.plan.settings.search_seed, trial.number])
+            self.optuna.sampler = optuna.samplers.TPESampler(seed=int(seeds.generate_state(1)[0]), constant_liar=True)
         for dimension in self.plan.dimensions:
             if isinstance(dimension, Choice):
                 trial.suggest_categorical(dimension.key, [*dimension.categories])

@@ -219,6 +219,26 @@ def test_optuna_chooses(search: str) -> None:
     assert sum(abs(study.values(trial)["algo.history_decay"] - 0.9) < 0.15 for _, trial in best) >= 4
 
 
+def test_tpe_draws_nothing_twice_whoever_asks(tmp_path: Path) -> None:
+    """Neither another worker nor one that resumes begins again with the first draws; and they are the same in another study."""
+    plan = plan_of("algo.history_decay=interval(0.5,1)", "search=tpe", "num_configs=8")
+    rates = [
+        values["algo.learning_rate"] for _ in range(4) for values in worker(tmp_path, plan).claim(2).values()
+    ]  # fmt: skip
+    assert len(set(rates)) == 8
+    assert [values["algo.learning_rate"] for values in worker(None, plan).claim(2).values()] == rates[:2]
+
+
+def test_a_renamed_directory_holds_the_same_study(tmp_path: Path) -> None:
+    (before := tmp_path / "before").mkdir()
+    plan = plan_of("num_configs=3")
+    finish(first := worker(before, plan), first.claim(2))
+    after = before.rename(tmp_path / "after")
+    assert claimed_indices(worker(after, plan), 10) == [2]
+    with pytest.raises(ConfigError, match="of another sweep"):
+        worker(after, plan_of("num_configs=3", "algo.kl_coef=0,1"))
+
+
 def test_optunas_own_tools_read_the_study(tmp_path: Path) -> None:
     study = worker(tmp_path, plan_of("algo.hidden_sizes=[8],[16]", "num_configs=3"))
     claimed = study.claim(3)
