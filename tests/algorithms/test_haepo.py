@@ -181,11 +181,10 @@ def test_advantages_where_episodes_are_truncated_are_nearly_those_of_the_exact_v
     def advantages(state: Any, final: jax.Array) -> tuple[jax.Array, jax.Array]:
         carry = jax.tree.map(lambda x: x[0], replay.carry)
         values = jax.vmap(jax.vmap(lambda x: algo.value_of(state, carry, x, jnp.bool_(False))))
-        kept, _ = replay.values
-        # `batch` adds to the final value what the value of the step before it has changed by.
-        undone = values(final) - jnp.where(truncated, values(steps.observation) - kept, 0)
-        segment = dataclasses.replace(replay.segment, final_value=undone)
-        exact = algo.batch(state, dataclasses.replace(replay, segment=segment), state.extra.reward_scale)
+        segment = dataclasses.replace(replay.segment, final_value=jnp.where(truncated, values(final), 0))
+        # With the values of today in the place of those of then, nothing has changed since.
+        today = dataclasses.replace(replay, segment=segment, values=(values(steps.observation), replay.values[1]))
+        exact = algo.batch(state, today, state.extra.reward_scale)
         return exact.advantage, algo.batch(state, replay, state.extra.reward_scale).advantage
 
     exact, found = (np.asarray(x).ravel() for x in advantages(state, final))
