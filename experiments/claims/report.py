@@ -314,7 +314,7 @@ def by_task_table(results: list[Result]) -> str:
     rows = [
         [COMPARED[ours], COMPARED[other], *_probabilities([(known[ours], known[other]) for known in by_task.values()])]
         for ours, other, tasks in COMPARISONS
-        if not tasks
+        if not tasks and {ours, other} <= {*_known(results)}
     ]
     return markdown(["HAEPO", "PPO", *by_task], rows)
 
@@ -485,6 +485,9 @@ def alignment_table(results: list[Result]) -> str:
     for task, methods in _by(results, "method").items():
         cells = [task]
         for name in known:
+            if name not in methods:
+                cells.append("")
+                continue
             kinds = ("alignment_update", "alignment_likelihood")
             added, itself = (mean_of_known(array(methods[name], kind)) for kind in kinds)
             spread = f"{np.nanmin(added):+.2f} to {np.nanmax(added):+.2f}"

@@ -37,7 +37,8 @@ def test_the_small_suite_prints_the_tables_that_it_has(
 ) -> None:
     report, folder = claims("report"), tmp_path / "results" / "small" / "methods"
     folder.mkdir(parents=True)
-    for file in (CLAIMS / "results" / "methods").glob("cartpole.*.json"):
+    for method in claims("run").SIZES["small"].methods:
+        file = CLAIMS / "results" / "methods" / f"cartpole.{method}.json"
         (folder / file.name).write_bytes(file.read_bytes())
     monkeypatch.setattr(report, "HERE", tmp_path)
     monkeypatch.setattr(report, "draw", lambda *_: [])
