@@ -140,31 +140,46 @@ def train_cohort(
     settings: SweepConfig,
     *,
     on_call: Callable[[int], None],
+    on_rung: Callable[[int, dict[int, float]], set[int]],
     on_end: Callable[[int, str, dict[str, Any]], None],
 ) -> None:
     """Trains every trial of a cohort, given by shape, until it ends, is stopped by halving, or fails: a seed diverges, or its
     return is not finite.
 
-    `on_call` is given the valid steps of every compiled call; `on_end`, as soon as they are known, a trial's number, its state
+    `on_call` is given the valid steps of every compiled call; `on_rung`, at each rung of halving, its number and the mean
+    return of every trial that reached it, and returns the trials that continue; `on_end` a trial's number, its state
     (`complete`, `stopped` or `failed`) and what `Group.end` gives.
     """
-    for share in run_shares(settings):
+    *rungs, _ = shares = run_shares(settings)
+    for rung, share in enumerate(shares):
         values: dict[int, float] = {}
         for group in groups:
             group.train(math.ceil(settings.total_steps * share - 1e-9), on_call)
             group.evaluate()
-            for place in [*group.active]:
-                number, value = group.trials[place], float(group.returns[place].mean())
-                values[number] = value
-                if not math.isfinite(value):
-                    on_end(number, "failed", group.end(place))
-                elif share == 1:
-                    on_end(number, "complete", group.end(place))
-        # Those that failed count among the trials of which 1 in `halving` survives.
-        kept = survivors(values, settings.halving or 1)
-        for group in groups:
-            for place in [place for place in group.active if group.trials[place] not in kept]:
-                on_end(group.trials[place], "stopped", group.end(place))
+            values |= {group.trials[place]: float(group.returns[place].mean()) for place in group.active}
+            if share == 1:  # known now, whatever becomes of the other groups
+                _end(group, values, set(), on_end)
+        if rung < len(rungs):
+            # Those that fail end here, too: they count among the trials of which 1 in `halving` survives.
+            kept = on_rung(rung, values)
+            for group in groups:
+                _end(group, values, kept, on_end, stopped=True)
+
+
+def _end(
+    group: Group,
+    values: Mapping[int, float],
+    kept: set[int],
+    on_end: Callable[[int, str, dict[str, Any]], None],
+    *,
+    stopped: bool = False,
+) -> None:
+    for place in [*group.active]:
+        number = group.trials[place]
+        if not math.isfinite(values[number]):
+            on_end(number, "failed", group.end(place))
+        elif number not in kept:
+            on_end(number, "stopped" if stopped else "complete", group.end(place))
 
 
 def run_shares(settings: SweepConfig) -> list[float]:

@@ -71,7 +71,10 @@ class SweepConfig:
         None, int, "configurations in one compiled call; null: as many as pay off", within=hp.COUNT
     )
     cohort: int | None = setting(
-        None, int, "configurations a worker takes at once; null: all for halving, else a few batches", within=hp.COUNT
+        None,
+        int,
+        "configurations a worker takes at once; null: a few batches, all for halving, an eighth for tpe and cmaes",
+        within=hp.COUNT,
     )
     curve_points: int = setting(
         20, int, "points of each trial's learning curve, evenly spaced in steps", within=hp.Range(1, 10_000)

@@ -15,10 +15,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import math
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from haepo_jax.messages import one_line, short
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.run_dir import json_text
+from haepo_jax.runner.sweeps.cohort import survivors
 from haepo_jax.runner.sweeps.plan import SweepPlan
 from haepo_jax.runner.sweeps.space import Choice, Values, as_stored
 
@@ -65,9 +67,8 @@ class Study:
         )
         identity = json_text(plan.identity())
         if self.optuna.user_attrs.get("sweep", identity) != identity:
-            raise ConfigError(
-                f"the study {name!r} is of another sweep: its space or settings differ; choose another run_dir"
-            )
+            where = f"run_dir={short(str(directory))}" if plan.settings.storage is None else f"the study {name!r}"
+            raise ConfigError(f"{where} holds another sweep: its space or settings differ; choose another run_dir")
         self.optuna.set_user_attr("sweep", identity)
 
     def trials(self) -> list[FrozenTrial]:
@@ -78,7 +79,7 @@ class Study:
         """The trial that counts for each index that has one: the first that was not lost."""
         found: dict[int, FrozenTrial] = {}
         for trial in self.trials():
-            index = trial.user_attrs.get("index", trial.number)
+            index = _index(trial)
             if index < self.plan.num_configs and not _lost(trial):
                 found.setdefault(index, trial)
         return found
@@ -165,13 +166,35 @@ class Study:
             if unheard and trial.datetime_start is not None and trial.datetime_start < oldest:
                 self._tell(trial.number, "failed")
 
+    def survivors(self, rung: int, values: Mapping[int, float]) -> set[int]:
+        """The trials that continue from a rung of halving, given the value of each that reached it.
+
+        The values are kept before any trial is stopped. A trial that repeats one of an interrupted worker continues or
+        stops as that one did: compared again, with fewer, most of the survivors would be stopped.
+        """
+        eta, indices = self.plan.settings.halving or 1, {number: _index(self._running[number]) for number in values}
+        known, kept = set[int](), set[int]()
+        for key, earlier in self.optuna.user_attrs.items():
+            if key.startswith(f"rung {rung} from "):
+                compared = {int(index): math.nan if value is None else value for index, value in earlier.items()}
+                known, kept = known | {*compared}, kept | survivors(compared, eta)
+        if new := {indices[number]: value for number, value in values.items() if indices[number] not in known}:
+            plain = {str(index): value if math.isfinite(value) else None for index, value in new.items()}
+            self.optuna.set_user_attr(f"rung {rung} from {min(new)}", plain)
+            kept |= survivors(new, eta)
+        return {number for number, index in indices.items() if index in kept}
+
     def finish(self, number: int, state: str, result: dict[str, Any]) -> None:
-        """Records how one of this worker's trials ended: `complete`, `stopped` by halving, or `failed`, of which Optuna is
-        told no value. The result is as `Group.end` gives it. If this worker was taken for dead, others repeat the trial."""
+        """Records how one of this worker's trials ended: `complete`; `stopped` by halving, of which Optuna is told an
+        intermediate value; or `failed`, which has none. The result is as `Group.end` gives it. If this worker was taken for
+        dead, others repeat the trial."""
         plain = json.loads(json.dumps(result, default=np.ndarray.tolist), parse_constant=lambda _: None)
+        value = None if state == "failed" else float(np.mean(plain["return_per_seed"]))
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._running[number].set_user_attr("result", plain)
-        self._tell(number, state, float(np.mean(plain["return_per_seed"])) if state == "complete" else None)
+            if state == "stopped" and value is not None:  # TPE learns from it
+                self._running[number].report(value, int(np.mean(plain["env_steps_per_seed"])))
+        self._tell(number, state, value if state == "complete" else None)
 
     def _tell(self, number: int, state: str, value: float | None = None) -> None:
         self._running.pop(number, None)
@@ -203,6 +226,11 @@ class Study:
             study = self._storage.get_study_id_from_name(self.optuna.study_name)
             for number in numbers:
                 self._storage.record_heartbeat(self._storage.get_trial_id_from_study_id_trial_number(study, number))
+
+
+def _index(trial: FrozenTrial | Trial) -> int:
+    index: int = trial.user_attrs.get("index", trial.number)
+    return index
 
 
 def _lost(trial: FrozenTrial) -> bool:

@@ -230,10 +230,10 @@ class _Worker:
         settings, configs = self._settings, self._plan.num_configs
         if settings.cohort is not None:
             return settings.cohort
+        if self._plan.search in ("tpe", "cmaes"):  # the search learns between cohorts, so it needs several
+            return max(configs // 8, 4 if settings.halving is None else settings.halving**settings.halving_rungs)
         if settings.halving is not None:
             return configs
-        if self._plan.search in ("tpe", "cmaes"):
-            return max(4, configs // 8)  # the search learns between cohorts, so it needs several
         runs = CPU_COHORT if self._on_cpu else ACCELERATOR_COHORT
         return max(1, runs // settings.num_seeds, settings.batch_size or 0)
 
@@ -254,7 +254,7 @@ class _Worker:
             share = max(ended, ended_before + min(trained, len(claimed))) / configs
             self._display.show(f"{ended}/{configs} trials", best, share, self._steps)
 
-        train_cohort(groups, settings, on_call=on_call, on_end=self._study.finish)
+        train_cohort(groups, settings, on_call=on_call, on_rung=self._study.survivors, on_end=self._study.finish)
         on_call(0)
 
     def _group(self, shape: Any, algorithms: dict[int, Algorithm]) -> Group:

@@ -47,10 +47,12 @@ class Ended:
 
 def train(groups: list[Group], **settings: Any) -> dict[int, Ended]:
     ended: dict[int, Ended] = {}
+    config = SweepConfig(total_steps=100, **settings)
     train_cohort(
         groups,
-        SweepConfig(total_steps=100, **settings),
+        config,
         on_call=lambda steps: None,
+        on_rung=lambda rung, values: cohorts.survivors(values, config.halving or 1),
         on_end=lambda number, state, result: ended.update({number: Ended(state, result)}),
     )
     return ended

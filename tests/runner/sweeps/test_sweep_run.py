@@ -220,7 +220,7 @@ def test_the_command_leaves_tables_figures_and_the_best(
     assert toy == trained and "9 trials: 9 complete" in capsys.readouterr().out
     assert command_line.main([*ARGUMENTS, f"run_dir={tmp_path}/a", "algo.kl_coef=1"]) == 2
     error = capsys.readouterr().err
-    assert "another sweep" in error and error.count("\n") == 1
+    assert f"run_dir='{tmp_path}/a' holds another sweep" in error and error.count("\n") == 1
 
 
 def test_an_interrupted_sweep_runs_nothing_twice(
@@ -252,6 +252,45 @@ def test_halving_from_the_command(toy: list[int], tmp_path: Path, capsys: pytest
     assert "9 trials: 1 complete, 8 stopped" in capsys.readouterr().out
     rows = read_table(tmp_path / "h")
     assert sorted(row["state"] for row in rows) == ["complete"] + ["stopped"] * 8
+
+
+@pytest.mark.parametrize("at", ["before the first rung", "before trials are stopped", "after the first rung"])
+def test_an_interrupted_halving_compares_no_trial_twice(
+    at: str, toy: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever it is interrupted, as many survive as if it had not been, and the same ones."""
+    arguments = [*(a for a in ARGUMENTS if not a.startswith(("cohort", "num_configs"))), "num_configs=18", "halving=3"]
+    assert command_line.main([*arguments, f"run_dir={tmp_path}/whole"]) == 0
+    name = "train" if at == "after the first rung" else "evaluate" if at == "before the first rung" else "end"
+    original, calls = getattr(cohorts.Group, name), []
+
+    def interrupt(self: Any, *rest: Any) -> Any:
+        calls.append(rest)
+        if name != "train" or len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cohorts.Group, name, interrupt)
+        assert command_line.main([*arguments, f"run_dir={tmp_path}/a"]) == 130
+    ended = [row["state"] for row in read_table(tmp_path / "a")]
+    assert ended.count("stopped") == (12 if name == "train" else 0)
+    toy.clear()
+    assert command_line.main([*arguments, f"run_dir={tmp_path}/a"]) == 0
+    assert len(toy) == (6 if name == "train" else 18)
+    whole, again = ([row["state"] for row in read_table(tmp_path / name)] for name in ("whole", "a"))
+    assert again == whole and [whole.count(state) for state in ("complete", "stopped")] == [2, 16]
+
+
+@pytest.mark.parametrize("halving", [None, 2])
+def test_a_search_that_learns_takes_several_cohorts(
+    halving: int | None, toy: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    monkeypatch.setattr(workers, "train_cohort", lambda groups, *_, **__: sizes.append(len(groups[0].trials)))
+    monkeypatch.setattr(workers._Worker, "_ended", lambda self: (0, np.nan))
+    hx.sweep("CartPole-v1", "haepo", SPACE, search="tpe", num_configs=40, halving=halving, **TOY)
+    assert sizes == [5] * 8
 
 
 def test_tpe_learns_between_cohorts(toy: list[int]) -> None:
@@ -415,7 +454,7 @@ def test_two_custom_environments_are_two_sweeps(toy: list[int], tmp_path: Path) 
     hx.sweep(Corridor(), **arguments)
     hx.sweep(Corridor(), **arguments)
     assert len(toy) == 2, "the same environment, so the same sweep: resumed"
-    with pytest.raises(ConfigError, match="of another sweep"):
+    with pytest.raises(ConfigError, match="holds another sweep"):
         hx.sweep(Corridor(reward=2.0), **arguments)
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert summary["best"]["command"].startswith("# no command line")

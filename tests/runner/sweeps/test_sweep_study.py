@@ -199,7 +199,7 @@ def test_only_the_missing_are_run_when_a_sweep_is_resumed_or_extended(tmp_path: 
 
 def test_another_sweep_is_refused(tmp_path: Path) -> None:
     worker(tmp_path, plan_of("num_configs=3"))
-    with pytest.raises(ConfigError, match="of another sweep"):
+    with pytest.raises(ConfigError, match="holds another sweep"):
         worker(tmp_path, plan_of("num_configs=3", "algo.kl_coef=0,1"))
 
 
@@ -235,7 +235,7 @@ def test_a_renamed_directory_holds_the_same_study(tmp_path: Path) -> None:
     finish(first := worker(before, plan), first.claim(2))
     after = before.rename(tmp_path / "after")
     assert claimed_indices(worker(after, plan), 10) == [2]
-    with pytest.raises(ConfigError, match="of another sweep"):
+    with pytest.raises(ConfigError, match="holds another sweep"):
         worker(after, plan_of("num_configs=3", "algo.kl_coef=0,1"))
 
 
