@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -104,13 +105,20 @@ class LinenPolicy:
 class NNXPolicy:
     """A Flax NNX module class or factory, `create(rngs) -> module`; the module maps an observation to an output."""
 
-    create: Callable[[nnx.Rngs], nnx.Module]
+    create: Callable[..., nnx.Module]
+
+    def _create(self, rngs: nnx.Rngs) -> nnx.Module:
+        create: Any = self.create.func if isinstance(self.create, functools.partial) else self.create
+        # The metaclass of NNX hides the signature of a class. The argument is often keyword-only.
+        called = create.__init__ if isinstance(create, type) else create  # type: ignore[misc]
+        parameters = inspect.signature(called).parameters
+        return self.create(rngs=rngs) if "rngs" in parameters else self.create(rngs)
 
     def init(self, key: jax.Array, observation: Any) -> tuple[Any, Any]:
-        return nnx.state(self.create(nnx.Rngs(key)), nnx.Param), ()
+        return nnx.state(self._create(nnx.Rngs(key)), nnx.Param), ()
 
     def apply(self, params: Any, carry: Any, observation: Any, is_first: jax.Array) -> tuple[Any, Any]:
-        abstract = nnx.eval_shape(lambda: self.create(nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
         graph, state = nnx.split(abstract)
         if len(jax.tree.leaves(state)) != len(jax.tree.leaves(params)):
             raise TypeError(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -181,6 +182,19 @@ class DropoutNNX(LinearNNX):
     def __init__(self, rngs: nnx.Rngs) -> None:
         super().__init__(rngs)
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+
+class KeywordNNX(LinearNNX):
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        super().__init__(rngs)
+
+
+def test_an_nnx_policy_takes_rngs_by_position_or_by_name() -> None:
+    for create in (LinearNNX, KeywordNNX, lambda r: LinearNNX(r), functools.partial(KeywordNNX)):
+        policy = as_policy(create)
+        params, carry = policy.init(jax.random.key(0), jnp.zeros(2))
+        _, output = policy.apply(params, carry, jnp.ones(2), jnp.bool_(True))
+        np.testing.assert_allclose(output, LinearNNX(nnx.Rngs(jax.random.key(0)))(jnp.ones(2)), rtol=1e-6)
 
 
 def test_what_may_be_passed_as_a_policy() -> None:

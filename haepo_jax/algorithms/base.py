@@ -27,6 +27,7 @@ from haepo_jax.algorithms.fields import (
     Range,
     Scheduled,
     check_divides,
+    check_redeclared,
     check_value,
     leaf,
     short,
@@ -131,6 +132,7 @@ class Algorithm(abc.ABC):
     )
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        check_redeclared(cls)
         check_keywords(cls, keywords)
         return super().__new__(cls)
 

@@ -9,6 +9,7 @@ only use names from this module.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -135,6 +136,24 @@ def _is_int(value: Any) -> bool:
 _KIND_NAMES = {int: "an integer", bool: "true or false", str: "a string"}
 _NO_NUMBER = (str, bool, list, tuple, dict, set)
 _OR_PAIR = " or a pair [start, end]"
+
+
+@functools.cache
+def check_redeclared(cls: type) -> None:
+    """Raises TypeError for a subclass of an algorithm whose new values of hyperparameters dataclasses would ignore."""
+    for owner in cls.__mro__:
+        own = vars(owner)
+        inherited = {name: x for base in owner.__mro__[:0:-1] for name, x in vars(base).get(_FIELDS, {}).items()}
+        fields = own.get(_FIELDS, inherited)
+        for name, value in own.items():
+            if isinstance(value, dataclasses.Field) or (name in inherited and fields[name] is inherited[name]):
+                raise TypeError(
+                    f"{owner.__name__}.{name} has no effect: write it as {name}: <type> = static(...) or leaf(...), with "
+                    "@jax.tree_util.register_dataclass and @dataclasses.dataclass(frozen=True, kw_only=True) above the class"
+                )
+
+
+_FIELDS = "__dataclass_fields__"
 
 
 def check_function(name: str, value: Any) -> None:

@@ -103,6 +103,13 @@ def check_environment(env: Environment) -> None:
     """
     check_members(env)
     name = env.name
+    for path, value in jax.tree_util.tree_leaves_with_path(env):
+        if not isinstance(value, bool | int | float | np.ndarray | np.generic | jax.Array):
+            raise TypeError(f"{name}: {_field(path)} is no number, so it must be a static field of the environment")
+    constant: list[Any] = []
+    jax.eval_shape(lambda traced: constant.append(traced.horizon), env)
+    if isinstance(constant[0], jax.core.Tracer):
+        raise TypeError(f"{name}: horizon must be a static field of the environment, and not one that JAX traces")
     if isinstance(env.horizon, bool) or not isinstance(env.horizon, int | np.integer):
         raise TypeError(f"{name}: horizon must be an integer, got {env.horizon!r}")
     if env.horizon < 1:
@@ -204,6 +211,10 @@ def _describe(value: Any) -> str:
         return type(value).__name__
     weak = ", weakly typed" if getattr(value, "weak_type", False) else ""
     return f"{value.dtype} {tuple(value.shape)}{weak}"
+
+
+def _field(path: Any) -> str:
+    return jax.tree_util.keystr(path).lstrip(".")
 
 
 def _describe_tree(tree: Any) -> str:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from haepo_jax.algorithms import declared
@@ -22,6 +19,7 @@ from haepo_jax.losses.weights import Auto
 from haepo_jax.networks import LinenPolicy, NNXPolicy
 from haepo_jax.runner.config import AlgoConfig, CustomConfig, RunConfig
 from haepo_jax.runner.config.values import from_dict
+from haepo_jax.runner.fingerprints import fingerprint
 
 
 def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
@@ -29,15 +27,7 @@ def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
     of the run, such as `seed` and `run_dir`. Raises ConfigError where they cannot be used, TypeError where `env` is no environment."""
     check_members(algo.env)
     names = {where: name for name, where in declared.ALGORITHMS.items()}
-    numbers, objects = {}, {"algorithm": _qualified(type(algo)), "env": fingerprint(algo.env)}
-    for field in dataclasses.fields(algo):
-        value = getattr(algo, field.name)
-        if field.name in ("env", "total_steps") or (value is None and "kind" not in field.metadata):
-            continue
-        try:
-            numbers[field.name] = _plain(value)
-        except TypeError:
-            objects[field.name] = _qualified(_unwrapped(value))
+    numbers, objects = parts(algo)
     name = names.get(f"{type(algo).__module__}:{type(algo).__qualname__}")
     common = {"total_steps": algo.total_steps, **settings}
     env = str(algo.env.name)
@@ -59,6 +49,21 @@ def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
     return config
 
 
+def parts(algo: Algorithm) -> tuple[dict[str, Any], dict[str, str]]:
+    """The hyperparameters of an algorithm that a file can hold, and the fingerprints of its class, its environment and its
+    other objects, such as networks and schedules."""
+    numbers, objects = {}, {"algorithm": fingerprint(type(algo)), "env": fingerprint(unwrapped(algo.env))}
+    for field in dataclasses.fields(algo):
+        value = getattr(algo, field.name)
+        if field.name in ("env", "total_steps") or (value is None and "kind" not in field.metadata):
+            continue
+        try:
+            numbers[field.name] = _plain(value)
+        except TypeError:
+            objects[field.name] = fingerprint(unwrapped(value))
+    return numbers, objects
+
+
 def _numbers(env: Any) -> dict[str, Any]:
     """The numbers and switches among the attributes of a task, or of the params of a library's environment."""
     owner = env.params if isinstance(env, LibraryEnvironment) else env
@@ -68,20 +73,6 @@ def _numbers(env: Any) -> dict[str, Any]:
             if isinstance(number := _plain(value), int | float):
                 found[name] = number
     return found
-
-
-def fingerprint(value: Any) -> str:
-    """Text that tells one object from another and is the same in every process: its class, structure and numbers."""
-    leaves, structure = jax.tree.flatten(_unwrapped(value))
-    # Of arrays the bytes, which may be a whole data set.
-    parts = [
-        hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
-        if isinstance(leaf, np.ndarray | jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        else getattr(leaf, "__dict__", leaf)
-        for leaf in leaves
-    ]
-    text = re.sub(r" at 0x[0-9a-f]+", "", f"{structure} {parts}")
-    return f"{_qualified(_unwrapped(value))} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _plain(value: Any) -> Any:
@@ -97,7 +88,7 @@ def _plain(value: Any) -> Any:
     raise TypeError
 
 
-def _unwrapped(value: Any) -> Any:
+def unwrapped(value: Any) -> Any:
     """What the user gave, in place of what has been put around it."""
     if isinstance(value, PlainEnvironment):
         return value.holder.value
@@ -106,8 +97,3 @@ def _unwrapped(value: Any) -> Any:
     if isinstance(value, LinenPolicy):
         return value.module
     return value.create if isinstance(value, NNXPolicy) else value
-
-
-def _qualified(value: Any) -> str:
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"

@@ -20,7 +20,7 @@ from haepo_jax.messages import short
 from haepo_jax.rollout import to_env_action
 from haepo_jax.runner.checkpoints import CheckpointError, Checkpoints
 from haepo_jax.runner.config import ConfigError, CustomConfig, RunConfig
-from haepo_jax.runner.describe import fingerprint
+from haepo_jax.runner.describe import parts
 from haepo_jax.runner.devices import describe_device
 from haepo_jax.runner.errors import warn
 from haepo_jax.runner.program import build
@@ -209,8 +209,11 @@ def load_run(
     several, key, init = config.num_seeds > 1, jax.random.key(0), algorithm.init
     if several:
         key, init = jax.random.split(key, config.num_seeds), jax.vmap(init)
-    if isinstance(config, CustomConfig) and config.objects["env"] != fingerprint(algorithm.env):
-        warn(f"{algorithm.env.name} has other code or numbers than the environment of the run in {directory.path}")
+    if isinstance(config, CustomConfig):
+        objects = parts(algorithm)[1]
+        for part in ("env", "policy", "value"):
+            if (now := objects.get(part)) != (before := config.objects.get(part)):
+                warn(f"algorithm has {part}={now}, but the run in {directory.path} has {part}={before}")
     try:
         states = found.restore(jax.eval_shape(init, key))
     except CheckpointError as error:

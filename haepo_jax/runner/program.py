@@ -41,6 +41,13 @@ def build(config: RunConfig, env: Any = None) -> Algorithm:
         raise ConfigError(one_line(f"cannot set up {config.algo.name} on {config.env}{detail}: {reason}")) from error
 
 
+def check_registered(algorithm: Algorithm) -> None:
+    """Raises ConfigError for an algorithm of a class that JAX does not know as a pytree."""
+    if jax.tree_util.all_leaves([algorithm]):
+        name = type(algorithm).__name__
+        raise ConfigError(f"{name} is not a pytree: put @jax.tree_util.register_dataclass above the class")
+
+
 def mesh_of(config: RunConfig, algorithm: Algorithm) -> Mesh | None:
     """The devices of this process over which a run shards its environments, if it does; raises ConfigError where it
     cannot."""

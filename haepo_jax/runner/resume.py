@@ -67,7 +67,7 @@ def allowed(
         if key == grows:
             raise ConfigError(f"{key}={new} is less than the {old} of the run in {name}, which can only be extended")
         raise ConfigError(
-            f"{key}={short(new)}, but the run in {name} has {key}={short(old)}: a resumed run keeps its settings "
+            f"{key}={short(new, 160)}, but the run in {name} has {key}={short(old, 160)}: a resumed run keeps its settings "
             "(another run_dir starts another run)"
         )
 

@@ -26,6 +26,7 @@ from haepo_jax.runner.errors import Interrupted, warn
 from haepo_jax.runner.loading import TrainedPolicy, load_run, seed_index
 from haepo_jax.runner.loop import run
 from haepo_jax.runner.observers import Observer, Row, divergence_text
+from haepo_jax.runner.program import check_registered
 from haepo_jax.runner.progress import Progress
 from haepo_jax.runner.session import ended_text, run_in_directory
 
@@ -122,6 +123,7 @@ def train(
     """
     if not isinstance(algo, Algorithm):
         raise ConfigError(f"train takes an algorithm, such as hx.HAEPO('CartPole-v1'), not {short(algo)}")
+    check_registered(algo)
     if not isinstance(callbacks, Sequence):
         raise ConfigError(f"callbacks={short(callbacks)} must be a list, such as [callback]")
     numbers = _seeds(seeds)

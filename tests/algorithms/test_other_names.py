@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 
+import jax
 import pytest
 
 import haepo_jax as hx
 from haepo_jax.algorithms import other_names
+from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, leaf, static
 from haepo_jax.algorithms.other_names import ELSEWHERE, RENAMED, check_keywords, hint
 from haepo_jax.runner.config import ALGORITHM_NAMES, RunConfig, hyperparameter_fields
 
@@ -50,6 +52,34 @@ def test_a_subclass_may_have_a_constructor_of_its_own() -> None:
     assert Mine(size=8).num_envs == 8
     with pytest.raises(TypeError, match="Mine has no hyperparameter 'sise'; did you mean 'size'"):
         Mine(sise=8)  # type: ignore[call-arg]
+
+
+def test_a_subclass_without_decorators_cannot_have_other_values() -> None:
+    class Assigned(hx.PPO):
+        num_epochs = 4
+
+    class Annotated(hx.PPO):
+        warmth: float = leaf(0.5, "how warm it is", within=NOT_NEGATIVE)
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Unannotated(hx.PPO):
+        num_epochs = 4
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Right(hx.PPO):
+        num_epochs: int = static(4, int, "epochs", within=COUNT)
+
+    class Inherits(Right):
+        """With another method at most."""
+
+    for wrong, name in ((Assigned, "num_epochs"), (Annotated, "warmth"), (Unannotated, "num_epochs")):
+        with pytest.raises(
+            TypeError, match=rf"^{wrong.__name__}\.{name} has no effect: write it as {name}: <type> = st"
+        ):
+            wrong("CartPole-v1")
+    assert Right("CartPole-v1").num_epochs == Inherits("CartPole-v1").num_epochs == 4
 
 
 def test_a_renamed_setting_gives_its_new_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,24 @@ def test_check_of_a_registered_environment():
         check_environment(Weak(jnp.float32(1)))
 
 
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        ("horizon", "moving: horizon must be a static field"),
+        ("name", "moving: name is no number, so it must be a static"),
+    ],
+)
+def test_what_must_not_be_traced_is_a_static_field(leaf, message):
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Moving(Countdown):
+        name: str = dataclasses.field(default="moving", metadata={"static": leaf != "name"})
+        horizon: int = dataclasses.field(default=7, metadata={"static": leaf != "horizon"})
+
+    with pytest.raises(TypeError, match=message):
+        make_env(Moving())
+
+
 def test_spaces_hash_equal_and_refuse_nonsense():
     a = Box(np.array([-1.0, -2.0]), jnp.array([1.0, 2.0]), [2], "float32")
     assert a == Box([-1, -2], [1, 2], (2,)) and hash(a) == hash(Box([-1, -2], [1, 2], (2,)))

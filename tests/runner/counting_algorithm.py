@@ -31,6 +31,7 @@ class Horizon(NamedTuple):
     step: Any = None
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Counting:
     """An update takes `stride` live steps in a run of seed 0, `stride + 1` in one of seed 1 and so on.

@@ -170,7 +170,8 @@ class SweepPlan:
 
     def identity(self) -> dict[str, Any]:
         """What two commands must share to work on the same sweep."""
-        from haepo_jax.runner.describe import fingerprint
+        from haepo_jax.runner.describe import unwrapped
+        from haepo_jax.runner.fingerprints import fingerprint
 
         settings = self.settings
         return {
@@ -178,7 +179,7 @@ class SweepPlan:
             **{name: getattr(settings, name) for name in ("search_seed", "halving", "halving_rungs", "curve_points")},
             "space": [vars(dimension) for dimension in self.dimensions],
             "trial": self._trial_settings(),
-            "objects": [fingerprint(thing) for thing in (self.env, self.algorithm) if thing is not None],
+            "objects": [fingerprint(unwrapped(thing)) for thing in (self.env, self.algorithm) if thing is not None],
         }
 
 

@@ -17,7 +17,7 @@ from haepo_jax.messages import duration, number, short
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.config.arguments import read_arguments, value_text
 from haepo_jax.runner.devices import describe_device, device_errors
-from haepo_jax.runner.program import final_size
+from haepo_jax.runner.program import check_registered, final_size
 from haepo_jax.runner.progress import PLAIN_LINES, live_line
 from haepo_jax.runner.run_dir import as_config_error, check_sweep_dir, json_text, write_atomically
 from haepo_jax.runner.sweeps.batch import Programs, shape_of
@@ -72,9 +72,7 @@ def sweep(
     if env is None and base is None:
         raise ConfigError("env=None needs an algorithm that is an object, and stands for its environment; name one")
     if base is not None:
-        if jax.tree_util.all_leaves([base]):
-            name = type(base).__name__
-            raise ConfigError(f"{name} is not a pytree: put @jax.tree_util.register_dataclass above the class")
+        check_registered(base)
         base = base if env is None else base.replace(env=env)
         env = base.env
     arguments = {"algo": str(algo)} if base is None else {"total_steps": value_text(base.total_steps)}
@@ -83,6 +81,8 @@ def sweep(
         if custom and key.startswith("env"):
             raise ConfigError(f"{key}= cannot be set beside an environment or algorithm that is an object: change that")
         whole = "." in key or key in SweepConfig.__dataclass_fields__
+        if any(map(callable, value if isinstance(value, list | tuple) else [value])):
+            raise ConfigError(f"{key}={short(value)} cannot be swept: give numbers, and set functions in the algorithm")
         arguments[key if whole else f"algo.{key}"] = _argument(value)
     # An object stands in the settings under a name that can be checked; it is never looked up.
     arguments["env"] = "haepo/bandit" if custom else env

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import haepo_jax as hx
@@ -32,7 +33,6 @@ from haepo_jax.envs.base import TimeStep
 from haepo_jax.runner.commands import sweep as command_line
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
-from haepo_jax.runner.describe import fingerprint
 from haepo_jax.runner.program import final_size
 from haepo_jax.runner.sweeps import cohort as cohorts
 from haepo_jax.runner.sweeps import worker as workers
@@ -460,16 +460,6 @@ def test_two_custom_environments_are_two_sweeps(toy: list[int], tmp_path: Path) 
     assert summary["best"]["command"].startswith("# no command line")
 
 
-def test_fingerprints_are_of_what_an_object_is() -> None:
-    class Plain:
-        def __init__(self, size: int) -> None:
-            self.size, self.function = size, lambda: size
-
-    assert fingerprint(Plain(1)) == fingerprint(Plain(1)) != fingerprint(Plain(2))
-    short, long = (hx.make_env("haepo/random_walk", length=length) for length in (3, 5))
-    assert fingerprint(short) != fingerprint(long) == fingerprint(hx.make_env("haepo/random_walk", length=5))
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Warm(hx.PPO):
@@ -499,6 +489,11 @@ def test_a_custom_algorithm() -> None:
             hx.sweep(None, algorithm, space)
     with pytest.raises(ConfigError, match="Unregistered is not a pytree: put @jax.tree_util.register_dataclass"):
         hx.sweep(None, Unregistered(env, **small), {"learning_rate": [1e-3, 1e-2]})
+    with pytest.raises(ConfigError, match="Unregistered is not a pytree: put @jax.tree_util.register_dataclass"):
+        hx.train(Unregistered(env, **small))
+    for schedule in (optax.linear_schedule(1e-3, 0.0, 1), [1e-3, optax.linear_schedule(1e-3, 0.0, 1)]):
+        with pytest.raises(ConfigError, match="^learning_rate=.* cannot be swept: give numbers, and set functions in"):
+            hx.sweep(None, algorithm, {"learning_rate": schedule})
 
 
 def test_the_toy_is_an_algorithm_that_vmaps() -> None:
