@@ -334,6 +334,7 @@ HELD_OUT_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 LARGER: dict[str, tuple[int, int]] = {
     "brax/reacher": (300_000, 5), "brax/hopper": (300_000, 5), "brax/halfcheetah": (300_000, 5),
+    "playground/CartpoleBalance": (300_000, 5), "playground/CartpoleSwingup": (300_000, 5),
 }  # fmt: skip
 """Tasks with episodes of 1,000 steps: steps and seeds. Nothing was chosen on them."""
 LARGER_EVALUATION = {"log_points": 20, "eval_episodes": 8}

@@ -41,6 +41,7 @@ from haepo_jax.runner.config import algorithm_class, hyperparameter_defaults
 from haepo_jax.runner.run_dir import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
+LIBRARIES = ("jax", "flax", "optax", "gymnax", "brax", "playground")
 PARTS = ("methods", "choice", "ablations", "episodic", "deep_sea", "probes", "held_out", "larger")
 
 
@@ -91,6 +92,7 @@ def main(argv: list[str]) -> int:
     tasks = [task for task in pick["tasks"] if task in size.tasks or "tasks" in chosen]
     methods = [method for method in pick["methods"] if method in size.methods or "methods" in chosen]
     missing = [job for job in _jobs(size, tasks, methods, pick["parts"]) if not job[0].exists()]
+    installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
     begin = time.perf_counter()
     for number, (path, work) in enumerate(missing, start=1):
         left = (time.perf_counter() - begin) / max(number - 1, 1) * (len(missing) - number + 1)
@@ -104,7 +106,7 @@ def main(argv: list[str]) -> int:
             "command": shlex.join(["python", "experiments/claims/run.py", *argv]),
             "date": datetime.date.today().isoformat(),
             "machine": machine(),
-            "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "gymnax", "brax")},
+            "versions": {name: installed[name] for name in LIBRARIES if name in installed},
             "wall_seconds": round(time.perf_counter() - start, 1),
         }
         path.parent.mkdir(parents=True, exist_ok=True)

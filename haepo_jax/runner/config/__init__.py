@@ -99,7 +99,10 @@ class RunConfig:
     def check(self) -> None:
         """Raises ConfigError where settings do not go together."""
         if not self.env:
-            raise ConfigError("env= is missing: name an environment, such as env=CartPole-v1 (--list-envs lists them)")
+            other = "" if self.run_dir is None else f"; to resume the run in {short(self.run_dir)}, add resume=true"
+            raise ConfigError(
+                f"env= is missing: name an environment, such as env=CartPole-v1 (--list-envs lists them){other}"
+            )
         if not self.seeds and self.seed + self.num_seeds > 2**31:
             raise ConfigError(
                 f"seed={self.seed} with num_seeds={self.num_seeds} goes past the largest seed, {SEEDS.high}"
@@ -119,7 +122,7 @@ class CustomConfig(RunConfig):
     """The settings of a run of custom objects, which only the user's program can build; they are recorded by name.
 
     Attributes:
-      objects: the class names of the algorithm, its environment and its networks; of the environment with a hash of what it is.
+      objects: the class names of the algorithm, its environment, networks and schedules, each with a hash of its contents.
     """
 
     objects: dict[str, str] = dataclasses.field(default_factory=dict)
