@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses.numerics import masked_mean, select
+from haepo_jax.losses.numerics import masked_mean, rounding, select
 
 
 def dpo_loss(
@@ -22,7 +22,7 @@ def dpo_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Direct Preference Optimization on all pairs within each group (Rafailov 2023, arXiv 2305.18290, eq. 7).
 
-    Every pair (i, j) of valid members with R[i] > R[j] is one preference; ties are ignored:
+    Every pair (i, j) of valid members with R[i] > R[j], by more than rounding, is one preference; ties are ignored:
 
         margin[i,j] = beta ((L[i] - L_ref[i]) - (L[j] - L_ref[j]))      J = mean over pairs of log sigmoid(margin)
         loss = -J - entropy_coef * H
@@ -77,7 +77,8 @@ def dpo_loss(
         select(valid, likelihood) - jax.lax.stop_gradient(select(valid, reference))
     )
     margins = implicit[..., :, None] - implicit[..., None, :]
-    preferred = valid[..., :, None] & valid[..., None, :] & (rewards[..., :, None] > rewards[..., None, :])
+    better = rewards[..., :, None] - rewards[..., None, :] > rounding(rewards, valid)[..., None]
+    preferred = valid[..., :, None] & valid[..., None, :] & better
     paired = jnp.any(preferred, axis=(-2, -1))
 
     def over_pairs(x: jax.Array) -> jax.Array:

@@ -45,7 +45,7 @@ def grpo_loss(
     - Dr. GRPO (Liu 2025, arXiv 2503.20783): ``normalize="center"``, A = R - mean R, and ``average="constant"``, 1 /
       max_length instead of 1/n, which removes the bias towards easy groups and short wrong answers.
     - DAPO (Yu 2025, arXiv 2503.14476): ``clip_eps_high`` above ``clip_eps``, and ``average="step"``, J = sum_k sum_t /
-      sum_k n[k]. Its dynamic sampling is not implemented: groups with equal returns contribute no gradient.
+      sum_k n[k]. Its dynamic sampling is not implemented: groups of returns that are equal up to rounding give no gradient.
     - GSPO (Zheng 2025, arXiv 2507.18071): ``ratio="trajectory"``, rho[k] = exp((1/n[k]) sum_t (l - l_behaviour)) at
       every step. HAEPO (``haepo_loss``) is closely related: if all n are equal and tau = n, its weights with the score
       ``log_ratio`` are these ratios divided by their sum over the group; the softmax bounds them where GSPO clips.

@@ -123,6 +123,12 @@ def _sum_by_doubling(x: jax.Array, decay: jax.Array, start: jax.Array, *, revers
     return x
 
 
+def rounding(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """The difference up to which valid entries of the last axis count as equal, (..., K) -> (..., 1): 16 units in the last
+    place of the largest. The same rewards, added in another order, give sums that differ by about as much."""
+    return 16 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(select(valid, x)), axis=-1, keepdims=True)
+
+
 def lowest(x: jax.Array, valid: jax.Array) -> jax.Array:
     """The smallest valid entry along the last axis, (..., K) -> (..., 1); 0 if none is valid."""
     chex.assert_equal_shape([x, valid])
@@ -130,16 +136,17 @@ def lowest(x: jax.Array, valid: jax.Array) -> jax.Array:
     return select(jnp.any(valid, axis=-1, keepdims=True), least)
 
 
-def centred_ranks(x: jax.Array, valid: jax.Array) -> jax.Array:
+def centred_ranks(x: jax.Array, valid: jax.Array, tolerance: jax.Array | float = 0.0) -> jax.Array:
     """Ranks of the valid entries along the last axis, scaled to [-0.5, 0.5]; (..., K) -> (..., K).
 
-    Ties get their mean rank; masked entries and a single valid entry get 0. Comparing all pairs is faster than sorting
-    for up to thousands of entries.
+    Ties, entries that differ by no more than ``tolerance`` (..., 1), get their mean rank; masked entries and a single
+    valid entry get 0. Comparing all pairs is faster than sorting for up to thousands of entries.
     """
     chex.assert_equal_shape([x, valid])
     left, right = x[..., :, None], x[..., None, :]
+    margin = jnp.broadcast_to(jnp.asarray(tolerance, x.dtype), (*x.shape[:-1], 1))[..., None]
     # Integers: with floats XLA's CPU compiler materialises all pairs before summing.
-    order = (right < left).astype(jnp.int32) - (right > left).astype(jnp.int32)
+    order = (left - right > margin).astype(jnp.int32) - (right - left > margin).astype(jnp.int32)
     ahead = jnp.sum(valid[..., None, :].astype(jnp.int32) * order, axis=-1, dtype=jnp.int32)
     count = jnp.sum(valid, axis=-1, keepdims=True, dtype=x.dtype)
     return select(valid & (count > 1), ahead.astype(x.dtype) / (2 * jnp.maximum(count - 1, 1)))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from haepo_jax.losses._checks import Checks
-from haepo_jax.losses.numerics import centre, centred_ranks, select, standardize
+from haepo_jax.losses.numerics import centre, centred_ranks, lowest, rounding, select, standardize
 
 NORMALIZATIONS = ("none", "center", "standardize", "rank")
 
@@ -25,7 +25,8 @@ def normalize_returns(
       mask: (..., K), bool or 0/1: which members are valid; default all.
 
     Returns:
-      (..., K), at least float32, 0 where masked. Except with "none", equal returns, or a single one, give exactly 0.
+      (..., K), at least float32, 0 where masked. Except with "none", a single return, or several that are equal up to
+      rounding (see `numerics.rounding`), give exactly 0.
 
     Raises:
       TypeError: ``returns`` or ``mask`` is not numeric.
@@ -47,5 +48,8 @@ def normalize_returns(
     if normalize == "none":
         return values
     if normalize == "rank":
-        return centred_ranks(values, valid)
+        return centred_ranks(values, valid, rounding(values, valid))
+    spread = jnp.max(select(valid, values - lowest(values, valid)), axis=-1, keepdims=True)
+    is_equal = (spread <= rounding(values, valid)) & jnp.isfinite(spread)
+    values = jnp.where(is_equal, jnp.zeros_like(values), values)
     return centre(values, valid) if normalize == "center" else standardize(values, valid)

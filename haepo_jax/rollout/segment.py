@@ -105,7 +105,7 @@ def collect_segment(
 
     Returns:
       The segment, with leading axes (T, B), and the state that the next one starts from. Every step is valid
-      but those with a reward, an observation or a next observation that is not finite, or not below 1e15.
+      but those with a reward, an observation or a next observation that is not finite, or not below 1e12.
     """
     chex.assert_shape([state.is_first, step_keys], state.episodes.shape)
     one_step = jax.vmap(lambda *args: step_environment(env, act, *args))
@@ -117,7 +117,9 @@ def collect_segment(
         keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, time)
         # False only for what a reset gave; any other such observation has ended its episode.
         seen = every & all_finite(before.observation, 1)
-        stepped = one_step(before.state, before.observation, before.carry, before.is_first, seen, keys)
+        # A carry that had seen NaN would keep it, even where its weight is 0.
+        observation = _select(seen, before.observation, jax.tree.map(jnp.zeros_like, before.observation))
+        stepped = one_step(before.state, observation, before.carry, before.is_first, seen, keys)
         invalid = ~(seen & all_finite((stepped.transition.reward, stepped.observation), 1))
         transition = dataclasses.replace(
             stepped.transition, reward=jnp.where(invalid, 0, stepped.transition.reward), mask=~invalid

@@ -96,8 +96,9 @@ def to_env_action(env: Any, action: Any) -> Any:
     return map_space(convert, env.action_space, action)
 
 
-LARGEST = 1e15
-"""Larger numbers from an environment count as not finite: their squares would overflow in running statistics, for good."""
+LARGEST = 1e12
+"""Larger numbers from an environment count as not finite: the squares of observations and of discounted returns, which may be
+1 / (1 - discount) times as large as rewards, would overflow in running statistics, for good."""
 
 
 def all_finite(tree: Any, num_leading: int) -> jax.Array:

@@ -27,9 +27,19 @@ def test_every_index_comes_equally_often_at_every_place() -> None:
         assert stats.chisquare(np.bincount(orders[:, place], minlength=6)).pvalue > 1e-3
 
 
-def test_neighbours_part_where_words_tie() -> None:
-    """Of 2**17 indices few words differ in their 15 random bits; which minibatch of four an index is in stays random."""
-    size = 2**17
+@pytest.mark.parametrize("size", [2**15, 2**17, 2**20])
+def test_four_in_a_row_come_in_any_order(size: int) -> None:
+    """As HAEPO's groups are formed; a tie would keep two neighbours in theirs."""
+    order = np.asarray(epoch_orders(jax.random.key(3), 1, size))[0].reshape(-1, 4)
+    ascending = np.mean(np.all(np.diff(order, axis=1) > 0, axis=1))
+    assert abs(ascending - 1 / 24) < 0.02 + 4 * np.sqrt(1 / 24 / len(order))
+    nearby = np.mean(np.all(np.abs(np.diff(order, axis=1)) < size // 64, axis=1))
+    assert nearby < 1e-3
+
+
+@pytest.mark.parametrize("size", [2**15, 2**17])
+def test_neighbours_part(size: int) -> None:
+    """Which minibatch of four an index is in does not depend on its neighbour's."""
     order = np.asarray(epoch_orders(jax.random.key(2), 1, size))[0]
     minibatch = np.empty(size, int)
     minibatch[order] = np.arange(size) // (size // 4)

@@ -109,6 +109,12 @@ def test_without_a_pair_loss_and_gradient_are_zero(returns: list[float]) -> None
     assert loss == 0 and np.all(np.asarray(grad) == 0)
 
 
+def test_returns_that_differ_by_rounding_are_no_pair() -> None:
+    returns = jnp.array([1.0, 1.0 + 2**-23, 1.0 - 2**-22, 1.001])
+    metrics = losses.dpo_loss(jnp.zeros(4), returns, reference_log_likelihood=jnp.zeros(4))[1]
+    assert metrics["pairs"] == 3
+
+
 def test_gradient_equals_finite_differences() -> None:
     with jax.enable_x64(True):
         data = batch(5, (3, 4), np.float64) | {"mask": np.arange(12).reshape(3, 4) < 11}

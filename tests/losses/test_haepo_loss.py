@@ -136,6 +136,17 @@ def test_equal_returns_are_exactly_zero(normalize: str, value: float) -> None:
     assert np.all(np.asarray(losses.normalize_returns(jnp.full((2, 7), value), normalize=normalize)) == 0)
 
 
+@pytest.mark.parametrize("normalize", ["standardize", "rank"])
+def test_returns_that_differ_by_rounding_are_equal(normalize: str) -> None:
+    """The same rewards, summed in another order."""
+    rewards = np.array([*itertools.permutations([0.1, 0.2, 0.3, 0.4])], np.float32)
+    returns = np.sum(rewards, axis=1, dtype=np.float32)
+    assert len({*returns.tolist()}) > 1
+    assert np.all(np.asarray(losses.normalize_returns(returns, normalize=normalize)) == 0)
+    mixed = losses.normalize_returns(np.append(returns, np.float32(1.001)), normalize=normalize)
+    assert len({*np.asarray(mixed).round(2).tolist()}) == 2
+
+
 def test_trajectory_log_likelihood_sums_live_steps_over_the_first_axis() -> None:
     rng = np.random.default_rng(0)
     log_probs, mask = rng.normal(size=(6, 2, 3)).astype(np.float32), rng.random((6, 2, 3)) < 0.5
