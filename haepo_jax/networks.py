@@ -112,7 +112,8 @@ class NNXPolicy:
         # The metaclass of NNX hides the signature of a class. The argument is often keyword-only.
         called = create.__init__ if isinstance(create, type) else create  # type: ignore[misc]
         parameters = inspect.signature(called).parameters
-        return self.create(rngs=rngs) if "rngs" in parameters else self.create(rngs)
+        by_name = "rngs" in parameters and parameters["rngs"].kind is not inspect.Parameter.POSITIONAL_ONLY
+        return self.create(rngs=rngs) if by_name else self.create(rngs)
 
     def init(self, key: jax.Array, observation: Any) -> tuple[Any, Any]:
         return nnx.state(self._create(nnx.Rngs(key)), nnx.Param), ()

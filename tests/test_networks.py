@@ -190,7 +190,10 @@ class KeywordNNX(LinearNNX):
 
 
 def test_an_nnx_policy_takes_rngs_by_position_or_by_name() -> None:
-    for create in (LinearNNX, KeywordNNX, lambda r: LinearNNX(r), functools.partial(KeywordNNX)):
+    def by_position(rngs: nnx.Rngs, /) -> nnx.Module:
+        return LinearNNX(rngs)
+
+    for create in (LinearNNX, KeywordNNX, lambda r: LinearNNX(r), by_position, functools.partial(KeywordNNX)):
         policy = as_policy(create)
         params, carry = policy.init(jax.random.key(0), jnp.zeros(2))
         _, output = policy.apply(params, carry, jnp.ones(2), jnp.bool_(True))

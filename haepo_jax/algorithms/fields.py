@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import types
 from typing import Any
 
 from haepo_jax.messages import did_you_mean, short
@@ -146,7 +147,8 @@ def check_redeclared(cls: type) -> None:
         inherited = {name: x for base in owner.__mro__[:0:-1] for name, x in vars(base).get(_FIELDS, {}).items()}
         fields = own.get(_FIELDS, inherited)
         for name, value in own.items():
-            if isinstance(value, dataclasses.Field) or (name in inherited and fields[name] is inherited[name]):
+            is_ignored = name in inherited and fields[name] is inherited[name] and not _is_slot(value)
+            if isinstance(value, dataclasses.Field) or is_ignored:
                 raise TypeError(
                     f"{owner.__name__}.{name} has no effect: write it as {name}: <type> = static(...) or leaf(...), with "
                     "@jax.tree_util.register_dataclass and @dataclasses.dataclass(frozen=True, kw_only=True) above the class"
@@ -154,6 +156,11 @@ def check_redeclared(cls: type) -> None:
 
 
 _FIELDS = "__dataclass_fields__"
+
+
+def _is_slot(value: Any) -> bool:
+    """Whether `dataclass(slots=True)` has put a class attribute there."""
+    return isinstance(value, types.MemberDescriptorType)
 
 
 def check_function(name: str, value: Any) -> None:

@@ -106,10 +106,10 @@ def check_environment(env: Environment) -> None:
     for path, value in jax.tree_util.tree_leaves_with_path(env):
         if not isinstance(value, bool | int | float | np.ndarray | np.generic | jax.Array):
             raise TypeError(f"{name}: {_field(path)} is no number, so it must be a static field of the environment")
-    constant: list[Any] = []
-    jax.eval_shape(lambda traced: constant.append(traced.horizon), env)
-    if isinstance(constant[0], jax.core.Tracer):
-        raise TypeError(f"{name}: horizon must be a static field of the environment, and not one that JAX traces")
+    if _is_traced(env, "horizon"):
+        raise TypeError(
+            f"{name}: horizon must depend on static fields of the environment only, which JAX does not trace"
+        )
     if isinstance(env.horizon, bool) or not isinstance(env.horizon, int | np.integer):
         raise TypeError(f"{name}: horizon must be an integer, got {env.horizon!r}")
     if env.horizon < 1:
@@ -211,6 +211,16 @@ def _describe(value: Any) -> str:
         return type(value).__name__
     weak = ", weakly typed" if getattr(value, "weak_type", False) else ""
     return f"{value.dtype} {tuple(value.shape)}{weak}"
+
+
+def _is_traced(env: Any, name: str) -> bool:
+    """Whether an attribute depends on the arrays of an environment."""
+    found: list[Any] = []
+    try:
+        jax.eval_shape(lambda traced: found.append(getattr(traced, name)), env)
+    except jax.errors.JAXTypeError:  # it is made a Python number
+        return True
+    return isinstance(found[0], jax.core.Tracer)
 
 
 def _field(path: Any) -> str:

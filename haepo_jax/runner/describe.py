@@ -92,7 +92,7 @@ def unwrapped(value: Any) -> Any:
     """What the user gave, in place of what has been put around it."""
     if isinstance(value, PlainEnvironment):
         return value.holder.value
-    if isinstance(value, jax.tree_util.Partial):  # a schedule
+    if isinstance(value, jax.tree_util.Partial) and not (value.args or value.keywords):  # a schedule
         return value.func
     if isinstance(value, LinenPolicy):
         return value.module

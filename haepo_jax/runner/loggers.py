@@ -69,8 +69,8 @@ class FileLogger(Observer):
 
     def on_end(self, summary: dict[str, Any]) -> None:
         summary = summary | {"command": shlex.join(sys.orig_argv)}
-        write_atomically(self._directory.summary, json_text(summary, indent=2) + "\n")
         write_curve(self._directory, summary)
+        write_atomically(self._directory.summary, json_text(summary, indent=2) + "\n")
 
 
 def write_curve(directory: RunDir, summary: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,10 @@ def check_sweep_dir(name: str) -> None:
 def check_writable(name: str) -> None:
     """Raises ConfigError if a directory of that name cannot be created or written, as far as can be told without."""
     path = Path(name)
+    try:
+        str(path.absolute()).encode()  # Orbax needs it
+    except UnicodeEncodeError:
+        raise ConfigError(f"run_dir={short(name)} is not valid Unicode: choose another directory") from None
     with as_config_error(name):
         nearest = next(parent for parent in (path, *path.absolute().parents) if os.access(parent, os.F_OK))
         if not nearest.is_dir():
@@ -219,7 +224,9 @@ def write_output(out: Path, content: str | bytes) -> None:
 def write_atomically(file: Path, content: str | bytes) -> None:
     """Replaces a file in one step: a reader, or a crash, meets the old content or the new."""
     data = content.encode() if isinstance(content, str) else content
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(
+        f".{file.name}.{secrets.token_hex(4)}"
+    )  # processes of two containers may share their number
     try:
         temporary.write_bytes(data)
         flush_to_disk(temporary)

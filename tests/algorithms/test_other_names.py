@@ -71,6 +71,11 @@ def test_a_subclass_without_decorators_cannot_have_other_values() -> None:
     class Right(hx.PPO):
         num_epochs: int = static(4, int, "epochs", within=COUNT)
 
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+    class Slotted(hx.PPO):
+        num_epochs: int = static(4, int, "epochs", within=COUNT)
+
     class Inherits(Right):
         """With another method at most."""
 
@@ -79,7 +84,7 @@ def test_a_subclass_without_decorators_cannot_have_other_values() -> None:
             TypeError, match=rf"^{wrong.__name__}\.{name} has no effect: write it as {name}: <type> = st"
         ):
             wrong("CartPole-v1")
-    assert Right("CartPole-v1").num_epochs == Inherits("CartPole-v1").num_epochs == 4
+    assert all(right("CartPole-v1").num_epochs == 4 for right in (Right, Slotted, Inherits))
 
 
 def test_a_renamed_setting_gives_its_new_name(monkeypatch: pytest.MonkeyPatch) -> None:

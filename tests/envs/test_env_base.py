@@ -146,7 +146,7 @@ def test_check_of_a_registered_environment():
 @pytest.mark.parametrize(
     ("leaf", "message"),
     [
-        ("horizon", "moving: horizon must be a static field"),
+        ("horizon", "moving: horizon must depend on static fields"),
         ("name", "moving: name is no number, so it must be a static"),
     ],
 )
@@ -158,6 +158,20 @@ def test_what_must_not_be_traced_is_a_static_field(leaf, message):
         horizon: int = dataclasses.field(default=7, metadata={"static": leaf != "horizon"})
 
     with pytest.raises(TypeError, match=message):
+        make_env(Moving())
+
+
+def test_a_horizon_that_is_computed_from_an_array():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Moving(Countdown):
+        steps: int = 3
+
+        @property
+        def horizon(self):
+            return int(self.steps)
+
+    with pytest.raises(TypeError, match="countdown: horizon must depend on static fields"):
         make_env(Moving())
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
+import itertools
+import logging
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,6 +38,32 @@ class Holder:
     @functools.cached_property
     def total(self) -> int:
         return 3
+
+
+Tile = enum.Enum("Tile", [f"TILE_{number}" for number in range(40)])
+
+
+class Row(NamedTuple):
+    size: int
+
+
+def row_with_attribute(number: int) -> Any:
+    """A tuple of a class that has an attribute of its own."""
+    return type("Scaled", (Row,), {"scale": number, "__module__": __name__})(1)
+
+
+def cells() -> Any:
+    """A grid of objects that know their neighbours, so that there are very many paths through it."""
+    grid = [[Holder(x=x, y=y) for x in range(8)] for y in range(8)]
+    for x, y in itertools.product(range(8), repeat=2):
+        grid[y][x].next = [grid[(y + 1) % 8][x], grid[y][(x + 1) % 8]]
+    return grid[0][0]
+
+
+def jitted(factor: int) -> Any:
+    """An object whose method is compiled."""
+    step = functools.partial(jax.jit, static_argnums=0)(lambda self, x: factor * x)
+    return type("Jitted", (), {"step": step, "__module__": __name__})()
 
 
 class Slotted:
@@ -77,6 +107,18 @@ def default(number: int) -> Callable[..., int]:
     return add
 
 
+class Table(np.lib.mixins.NDArrayOperatorsMixin):
+    """What numpy can read."""
+
+    __module__ = "numpy.of.a.library"
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return np.full(3, self.number)
+
+
 ONES = np.ones(5000)
 CHANGED = np.where(np.arange(5000) == 2500, 2.0, ONES)  # in the part that repr leaves out
 
@@ -102,7 +144,14 @@ PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "a schedule": (lambda: optax.linear_schedule(1.0, 0.0, 10), lambda: optax.linear_schedule(1.0, 0.0, 11)),
     "a jitted function": (lambda: jax.jit(adder(1)), lambda: jax.jit(adder(2))),
     "an argument": (lambda: functools.partial(max, 1), lambda: functools.partial(max, 2)),
-    "a method's object": (lambda: Holder(a=adder(1)).a.__get__(1), lambda: Holder(a=adder(1)).a.__get__(2)),
+    "a schedule's argument": (lambda: jax.tree_util.Partial(max, 1), lambda: jax.tree_util.Partial(max, 2)),
+    "a tuple's class": (lambda: row_with_attribute(1), lambda: row_with_attribute(2)),
+    "a member of an enum": (lambda: Holder(a=Tile(1)), lambda: Holder(a=Tile(2))),
+    "a path": (lambda: Path("a"), lambda: Path("b")),
+    "a private number": (lambda: Holder(_a=1), lambda: Holder(_a=2)),
+    "a table": (lambda: Holder(a=Table(1)), lambda: Holder(a=Table(2))),
+    "a distant object": (lambda: Holder(a=cells()), lambda: Holder(a=cells().next[0])),
+    "a method's object": (lambda: types.MethodType(max, 1), lambda: types.MethodType(max, 2)),
     "a network's field": (lambda: Net(2), lambda: Net(3)),
     "a network's initialiser": (lambda: Net(2, nn.initializers.normal(0.1)), lambda: Net(2, nn.initializers.normal(0.2))),
     "an environment's setting": (
@@ -116,6 +165,47 @@ PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 @pytest.mark.parametrize("one,other", PAIRS.values(), ids=PAIRS)
 def test_a_fingerprint_is_of_what_an_object_holds(one: Any, other: Any) -> None:
     assert fingerprint(one()) == fingerprint(one()) != fingerprint(other()) == fingerprint(other())
+
+
+def draw(held: Any) -> None:
+    held.random.normal()
+    held.logger.setLevel(logging.ERROR)
+    hash(held.path), str(held.path)
+    held._viewer, held._cache[1], held.iterator = logging.Formatter(), 2, iter([1])
+
+
+@pytest.mark.parametrize(
+    ("make", "use"),
+    [
+        (
+            lambda: Holder(
+                random=np.random.default_rng(0), logger=logging.getLogger("a"), path=Path("a"), iterator=iter([]),
+                _viewer=None, _cache={}, lower=str.lower, get={}.get, kind=list[int], old=np.random.RandomState(0),
+            ),
+            draw,
+        ),
+        (lambda: Holder(a=jnp.linspace(1, 2, 1000)), lambda held: setattr(held, "a", held.a * (1 + 1e-6))),
+        (lambda: jitted(2), lambda held: setattr(type(held), "step", type(jitted(3)).step)),
+    ],
+    ids=["what is a library's or a cache", "the last digits of a computed array", "the code of a jitted method"],
+)  # fmt: skip
+def test_what_is_not_part_of_a_fingerprint(make: Any, use: Any) -> None:
+    held = make()
+    before = fingerprint(held)
+    use(held)
+    assert fingerprint(held) == before == fingerprint(make()) and "(contents" in before
+
+
+def test_of_what_cannot_be_read_the_name_counts() -> None:
+    class Odd:
+        @property
+        def __dict__(self) -> Any:  # type: ignore[override]
+            raise RuntimeError
+
+    deep: Any = ()
+    for _ in range(100_000):
+        deep = (deep,)
+    assert fingerprint(Odd()).endswith("Odd") and fingerprint(deep) == "builtins.tuple"
 
 
 def test_a_fingerprint_is_not_of_what_changes_by_use() -> None:
