@@ -30,7 +30,7 @@ REFUSED = {
     # what is wrong: (arguments, what the message must say)
     "no environment": ([], "env= is missing"),
     "empty environment": (["env="], "env= is missing"),
-    "the directory of a run": (["run_dir=a"], "env= is missing.*to resume the run in .a., add resume=true"),
+    "the directory of a run": (["env=", "run_dir=a"], "; to resume the run in 'a', add resume=true"),
     "null environment": (["env=null"], "env=None must be a string"),
     "unknown environment": (["env=CartPol-v1"], "unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'?"),
     "number for environment": (["env=5"], "unknown environment '5'"),
