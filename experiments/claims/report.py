@@ -395,6 +395,20 @@ def larger_table(results: list[Result]) -> str:
     return _settings_table(results, LARGER_METHODS, summed=False)
 
 
+def falls_table(results: list[Result]) -> str:
+    """How many seeds forget: an evaluation is below the best one before it by more than half of all that was gained."""
+    rows = []
+    for task, methods in _by(results, "method").items():
+        cells = [task]
+        for name in LARGER_METHODS:
+            curves = array(methods[name], "eval_return")
+            best = np.maximum.accumulate(curves, axis=1)
+            falls = (best - curves) > 0.5 * (best[:, -1:] - curves[:, :1])
+            cells.append(f"{np.sum(falls.any(axis=1))}, {np.sum(falls[:, -1])}")
+        rows.append(cells)
+    return markdown(["task", *LARGER_METHODS], rows)
+
+
 def _settings_table(results: list[Result], known: Iterable[str], summed: bool) -> str:
     """Mean of the curve and the last evaluation, means over seeds; and how often a run of HAEPO's default has the better
     curve, and one of the setting that a search found than PPO's; see `_probabilities`."""
@@ -411,7 +425,11 @@ def _settings_table(results: list[Result], known: Iterable[str], summed: bool) -
         for row, chance in zip(rows, chances, strict=True):
             row.append(chance)
     if summed:
-        rows.append(["all", *[""] * (1 + len(others)), *(_better(by_task, *pair) for pair in pairs)])
+        without = {task: {t: methods for t, methods in by_task.items() if t != task} for task in by_task}
+        lowest = (min((_better(rest, *pair), task) for task, rest in without.items()) for pair in pairs)
+        nothing = [""] * (1 + len(others))
+        rows.append(["all", *nothing, *(_better(by_task, *pair) for pair in pairs)])
+        rows.append(["all but the most favourable", *nothing, *(f"{chance} ({task})" for chance, task in lowest)])
     return markdown(["task", ours, *others, *(f"P({one} better than {other})" for one, other in pairs)], rows)
 
 
@@ -508,6 +526,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "choice": (("choice",), choice_table),
     "held out": (("held_out",), held_out_table),
     "larger": (("larger",), larger_table),
+    "falls": (("larger",), falls_table),
     "alignment": (("probes",), alignment_table),
     "weights": (("ablations",), weights_table),
     "ablations": (("ablations",), ablation_table),

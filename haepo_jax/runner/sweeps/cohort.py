@@ -150,36 +150,35 @@ def train_cohort(
     return of every trial that reached it, and returns the trials that continue; `on_end` a trial's number, its state
     (`complete`, `stopped` or `failed`) and what `Group.end` gives.
     """
-    *rungs, _ = shares = run_shares(settings)
-    for rung, share in enumerate(shares):
+    for rung, share in enumerate(run_shares(settings)):
         values: dict[int, float] = {}
         for group in groups:
             group.train(math.ceil(settings.total_steps * share - 1e-9), on_call)
             group.evaluate()
             values |= {group.trials[place]: float(group.returns[place].mean()) for place in group.active}
             if share == 1:  # known now, whatever becomes of the other groups
-                _end(group, values, set(), on_end)
-        if rung < len(rungs):
+                _end(group, values, set(), "complete", on_end)
+        if share < 1:
             # Those that fail end here, too: they count among the trials of which 1 in `halving` survives.
             kept = on_rung(rung, values)
             for group in groups:
-                _end(group, values, kept, on_end, stopped=True)
+                _end(group, values, kept, "stopped", on_end)
 
 
 def _end(
     group: Group,
     values: Mapping[int, float],
     kept: set[int],
+    state: str,
     on_end: Callable[[int, str, dict[str, Any]], None],
-    *,
-    stopped: bool = False,
 ) -> None:
+    """Ends the trials of a group that are not kept, in this state, and those without a finite value as failed."""
     for place in [*group.active]:
         number = group.trials[place]
         if not math.isfinite(values[number]):
             on_end(number, "failed", group.end(place))
         elif number not in kept:
-            on_end(number, "stopped" if stopped else "complete", group.end(place))
+            on_end(number, state, group.end(place))
 
 
 def run_shares(settings: SweepConfig) -> list[float]:
