@@ -335,8 +335,10 @@ HELD_OUT_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 LARGER: dict[str, tuple[int, int]] = {
     "brax/reacher": (300_000, 5), "brax/hopper": (300_000, 5), "brax/halfcheetah": (300_000, 5),
     "playground/CartpoleBalance": (300_000, 5), "playground/CartpoleSwingup": (300_000, 5),
+    "Breakout-MinAtar": (500_000, 5), "Asterix-MinAtar": (500_000, 5), "SpaceInvaders-MinAtar": (500_000, 5),
+    "Freeway-MinAtar": (500_000, 5),
 }  # fmt: skip
-"""Tasks with episodes of 1,000 steps: steps and seeds. Nothing was chosen on them."""
+"""Tasks with episodes of 1,000 steps, and games of MinAtar: steps and seeds. Nothing was chosen on them."""
 LARGER_EVALUATION = {"log_points": 20, "eval_episodes": 8}
 LARGER_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: HELD_OUT_METHODS[name] for name in ("haepo_default", "ppo_default", "haepo_searched", "ppo_replay_searched")},
@@ -349,3 +351,5 @@ LARGER_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """The last one has the settings for MuJoCo of PPO's paper (arXiv 1707.06347, table 3)."""
+MINATAR_METHODS = LARGER_METHODS | {"ppo, published": ("ppo_minatar", {})}
+"""On MinAtar it has PureJaxRL's settings for these games."""
