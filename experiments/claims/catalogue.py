@@ -249,6 +249,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "KL 0.1": {"kl_coef": 0.1},
     "KL 1": {"kl_coef": 1.0},
     "no entropy": {"entropy_coef": 0.0},
+    "advantages divided by at least 0.03": {"min_advantage_std": 0.03},
     "raw observations": {"normalize_observations": False},
     "1 batch": ONE_BATCH,
     "1 batch, uniform weights": {**ONE_BATCH, "temperature": 1000.0},
@@ -351,5 +352,12 @@ LARGER_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """The last one has the settings for MuJoCo of PPO's paper (arXiv 1707.06347, table 3)."""
+SMALL_ADVANTAGES_TASKS = ("playground/CartpoleBalance", "playground/CartpoleSwingup", "brax/hopper", "brax/halfcheetah")
+SMALL_ADVANTAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "haepo_default, 0.01": ("haepo", {"min_advantage_std": 0.01}),
+    "haepo_default, 0.03": ("haepo", {"min_advantage_std": 0.03}),
+    "ppo_replay_searched, 0.03": ("ppo", {**SEARCHED["ppo"], "min_advantage_std": 0.03}),
+}
+"""Settings of `LARGER_METHODS` with advantages divided by at least this."""
 MINATAR_METHODS = LARGER_METHODS | {"ppo, published": ("ppo_minatar", {})}
 """On MinAtar it has PureJaxRL's settings for these games."""

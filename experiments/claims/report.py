@@ -27,6 +27,7 @@ from catalogue import (
     HELD_OUT_METHODS,
     LARGER_METHODS,
     METHODS,
+    SMALL_ADVANTAGES,
     TASKS,
     WEIGHTS,
 )
@@ -396,30 +397,53 @@ def larger_table(results: list[Result]) -> str:
 
 
 def falls_table(results: list[Result]) -> str:
-    """How many seeds forget: an evaluation is below the best one before it by more than half of all that was gained."""
+    """How many seeds forget, see `_falls`, and how many have at the end."""
     rows = []
-    for task, methods in _by(results, "method").items():
-        cells = [task]
-        for name in LARGER_METHODS:
-            curves = array(methods[name], "eval_return")
-            best = np.maximum.accumulate(curves, axis=1)
-            falls = (best - curves) > 0.5 * (best[:, -1:] - curves[:, :1])
-            cells.append(f"{np.sum(falls.any(axis=1))}, {np.sum(falls[:, -1])}")
-        rows.append(cells)
+    for task, methods in _complete(results, LARGER_METHODS).items():
+        falls = [_falls(methods[name]) for name in LARGER_METHODS]
+        rows.append([task, *(f"{np.sum(x.any(axis=1))}, {np.sum(x[:, -1])}" for x in falls)])
     return markdown(["task", *LARGER_METHODS], rows)
+
+
+def small_advantages_table(larger: list[Result], results: list[Result]) -> str:
+    """Mean of the curve and the last evaluation, means over seeds, and how many seeds forget, with and without a smallest number
+    that advantages are divided by."""
+    names = sorted(("haepo_default", "ppo_replay_searched", *SMALL_ADVANTAGES))
+    rows = [
+        [task, *(f"{_middle(methods[name])}; {np.sum(_falls(methods[name]).any(axis=1))}" for name in names)]
+        for task, methods in _complete([*larger, *results], names).items()
+    ]
+    return markdown(["task", *names], rows)
+
+
+def _complete(results: list[Result], names: Iterable[str]) -> dict[str, dict[str, Result]]:
+    """`_by` method, of the tasks that all of the named ones have results of."""
+    return {task: methods for task, methods in _by(results, "method").items() if methods.keys() >= set(names)}
+
+
+def _falls(result: Result) -> npt.NDArray[np.bool_]:
+    """Evaluations (seeds, rows) that are below the best one before them by more than half of all that was gained."""
+    curves = array(result, "eval_return")
+    best = np.maximum.accumulate(curves, axis=1)
+    fallen: npt.NDArray[np.bool_] = (best - curves) > 0.5 * (best[:, -1:] - curves[:, :1])
+    return fallen
+
+
+def _middle(result: Result) -> str:
+    """Mean of the curve and the last evaluation, means over seeds."""
+    last = array(result, "eval_return")[:, -1]
+    return ", ".join(map(_number, (float(areas(result).mean()), float(last.mean()))))
 
 
 def _settings_table(results: list[Result], known: Iterable[str], summed: bool) -> str:
     """Mean of the curve and the last evaluation, means over seeds; and how often a run of HAEPO's default has the better
     curve, and one of the setting that a search found than PPO's; see `_probabilities`."""
-    by_task = {task: methods for task, methods in _by(results, "method").items() if methods.keys() >= set(known)}
+    by_task = _complete(results, known)
     ours, *others = known
     pairs = [*((ours, other) for other in others), ("haepo_searched", "ppo_replay_searched")]
     rows = [[task] for task in by_task]
     for row, methods in zip(rows, by_task.values(), strict=True):
-        for name in known:
-            last = array(methods[name], "eval_return")[:, -1]
-            row.append(", ".join(map(_number, (float(areas(methods[name]).mean()), float(last.mean())))))
+        row.extend(_middle(methods[name]) for name in known)
     for one, other in pairs:
         chances = _probabilities([(methods[one], methods[other]) for methods in by_task.values()])
         for row, chance in zip(rows, chances, strict=True):
@@ -527,6 +551,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "held out": (("held_out",), held_out_table),
     "larger": (("larger",), larger_table),
     "falls": (("larger",), falls_table),
+    "small advantages": (("larger", "small_advantages"), small_advantages_table),
     "alignment": (("probes",), alignment_table),
     "weights": (("ablations",), weights_table),
     "ablations": (("ablations",), ablation_table),

@@ -42,7 +42,7 @@ from haepo_jax.runner.run_dir import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("jax", "flax", "optax", "gymnax", "brax", "playground")
-PARTS = ("methods", "choice", "ablations", "episodic", "deep_sea", "probes", "held_out", "larger")
+PARTS = ("methods", "choice", "ablations", "episodic", "deep_sea", "probes", "held_out", "larger", "small_advantages")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +152,10 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
         yield from _settings(folder, others, catalogue.LARGER_METHODS, **evaluation)
         # Replay buffers of five seeds with their large observations do not fit the caches of a CPU: 1.4 times as long at once.
         yield from _settings(folder, games, catalogue.MINATAR_METHODS, **evaluation, one_by_one=True)
+    if "small_advantages" in parts and size.folder == RESULTS:
+        envs = {env: catalogue.LARGER[env] for env in catalogue.SMALL_ADVANTAGES_TASKS}
+        folder, evaluation = size.folder / "small_advantages", catalogue.LARGER_EVALUATION
+        yield from _settings(folder, envs, catalogue.SMALL_ADVANTAGES, **evaluation)
     if "deep_sea" in parts:
         for name in catalogue.DEEP_SEA:
             for side in size.deep_sea_sizes:

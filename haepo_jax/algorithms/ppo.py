@@ -59,10 +59,12 @@ class PPO(SegmentAlgorithm):
         centre = None
         if self.clip_around == "current" and batch.reference is not None:
             centre = batch.reference.log_prob(batch.action)
+        least_std = self.min_advantage_std if self.normalize_rewards else 0.0
         return losses.ppo_loss(
             current.log_prob(batch.action), batch.log_prob, batch.advantage, values=values,
             value_targets=batch.value_target, behaviour_values=batch.value, clip_eps=self.clip_eps,
             clip_around_log_probs=centre, value_coef=self.value_coef, value_clip_eps=self.value_clip_eps,
             entropy_coef=self.entropy_coef, policy_entropy=current.entropy(), mask=batch.mask,
             value_mask=batch.value_mask, normalize_advantages=self.normalize_advantages,
+            min_advantage_std=least_std,
         )  # fmt: skip

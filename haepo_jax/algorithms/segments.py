@@ -158,6 +158,12 @@ class SegmentAlgorithm(Algorithm):
     normalize_rewards: bool = static(
         True, bool, "divide rewards by the running standard deviation of the discounted return"
     )
+    min_advantage_std: float = leaf(
+        0.0,
+        "smallest standard deviation that the advantages of a minibatch are divided by, 1 being that of the discounted"
+        " return; has no effect without normalize_rewards",
+        within=NOT_NEGATIVE,
+    )
     shared_trunk: bool = static(
         False,
         bool,

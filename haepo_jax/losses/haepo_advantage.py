@@ -18,6 +18,7 @@ def haepo_advantage_loss(
     is_first: ArrayLike,
     *,
     mask: ArrayLike | None = None,
+    min_advantage_std: ArrayLike = 0.0,
     history_decay: ArrayLike = 0.95,
     temperature: ArrayLike = 1.0,
     entropy_coef: ArrayLike = 0.0,
@@ -52,6 +53,7 @@ def haepo_advantage_loss(
       is_first: (T, ..., K), bool or 0/1: first steps of episodes, where the history is reset.
       mask: (T, ..., K), bool or 0/1: steps to learn from; default all. Masked steps, even NaN, add nothing to the
         history; their A^ is 0, and their log-probability receives no gradient.
+      min_advantage_std: scalar >= 0; advantages are divided by it if their standard deviation is smaller.
       history_decay: scalar h in [0, 1]; 0 weights every step on its own.
       temperature: scalar tau > 0.
       weight_function: a replacement for the softmax; see ``weights.WeightFunction``. ``None``: the softmax.
@@ -96,7 +98,7 @@ def haepo_advantage_loss(
     scores = decayed_sum(select(valid, current) - behaviour, kept)
     weights, _ = weigh(weight_function, scores, jnp.ones_like(valid), tau)
 
-    standard = standardize_all(advantage, valid)
+    standard = standardize_all(advantage, valid, check.number("min_advantage_std", min_advantage_std, low=0))
     following = jnp.concatenate([kept[1:] * standard[1:], jnp.zeros_like(standard[:1])])
     credit = centre(standard - following, jnp.ones_like(valid))
     num_valid = jnp.maximum(jnp.sum(valid, dtype=weights.dtype), 1)

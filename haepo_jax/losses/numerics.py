@@ -7,6 +7,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 # exp(20) = 5e8 is far beyond any useful ratio, and times a return of 1e12 is still finite in float32.
 LOG_RATIO_LIMIT = 20.0
@@ -65,16 +66,17 @@ def centre(x: jax.Array, valid: jax.Array) -> jax.Array:
     return select(valid, shifted - masked_mean(shifted, valid, -1)[..., None])
 
 
-def standardize(x: jax.Array, valid: jax.Array) -> jax.Array:
-    """``centre`` divided by the population standard deviation of the valid entries of the last axis + 1e-8."""
+def standardize(x: jax.Array, valid: jax.Array, least: ArrayLike = 0.0) -> jax.Array:
+    """``centre`` divided by the population standard deviation of the valid entries of the last axis + 1e-8, or by ``least`` if
+    that is larger."""
     centred = centre(x, valid)
     deviation = jnp.sqrt(masked_mean(centred**2, valid, -1))
-    return centred / (deviation[..., None] + 1e-8)
+    return centred / jnp.maximum(deviation[..., None] + 1e-8, least)
 
 
-def standardize_all(x: jax.Array, valid: jax.Array) -> jax.Array:
+def standardize_all(x: jax.Array, valid: jax.Array, least: ArrayLike = 0.0) -> jax.Array:
     """``standardize`` over all valid entries of all axes."""
-    return standardize(x.reshape(-1), valid.reshape(-1)).reshape(x.shape)
+    return standardize(x.reshape(-1), valid.reshape(-1), least).reshape(x.shape)
 
 
 def decayed_sum(x: jax.Array, decay: jax.Array, *, start: jax.Array | None = None, reverse: bool = False) -> jax.Array:

@@ -35,6 +35,7 @@ def ppo_loss(
     entropy_coef: ArrayLike = 0.0,
     policy_entropy: ArrayLike = 0.0,
     normalize_advantages: bool = True,
+    min_advantage_std: ArrayLike = 0.0,
     mask: ArrayLike | None = None,
     value_mask: ArrayLike | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -66,6 +67,7 @@ def ppo_loss(
       policy_entropy: policy entropy: a scalar (the mean over valid steps), or (...), averaged over valid steps.
       normalize_advantages: whether to standardise the advantages over the valid steps of this minibatch (population std
         + 1e-8).
+      min_advantage_std: scalar >= 0; if the standard deviation is smaller, they are divided by this instead.
       mask: (...), bool or 0/1: which steps are valid; default all.
       value_mask: (...), bool or 0/1: which steps count in the value loss and "explained_variance"; default ``mask``.
 
@@ -107,7 +109,7 @@ def ppo_loss(
     value = select(fitted, check.floats("values", values, shape, like=like))
     target = check.constant("value_targets", value_targets, fitted, like=like, integers=current.dtype)
     if normalize_advantages:
-        advantage = standardize_all(advantage, valid)
+        advantage = standardize_all(advantage, valid, check.number("min_advantage_std", min_advantage_std, low=0))
 
     eps, around = check.number("clip_eps", clip_eps, low=0), behaviour
     if clip_around_log_probs is None:

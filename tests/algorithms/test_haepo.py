@@ -224,6 +224,21 @@ def test_the_loss_is_of_groups_of_consecutive_pieces(states: list[Any], batch: B
     np.testing.assert_allclose(metrics["value_loss"], value_loss, rtol=1e-4)
 
 
+def test_small_advantages_are_not_amplified(states: list[Any], batch: Batch) -> None:
+    """In units of scaled rewards only, and with PPO alike."""
+    params = jax.tree.map(lambda x: 1.5 * x + 0.1, states[5].params)
+    least = 10 * np.asarray(batch.advantage).std()
+    for algo in (BASE, hx.PPO(BASE.env, policy=BASE.policy, value=BASE.value)):
+        scaled, raw = (algo.replace(normalize_rewards=scaled) for scaled in (True, False))
+        plain, small, unscaled = (
+            jax.jit(one.loss)(params, batch)[1]["objective"]
+            for one in (scaled, scaled.replace(min_advantage_std=least), raw.replace(min_advantage_std=least))
+        )
+        assert abs(plain) > 1e-3
+        np.testing.assert_allclose(small, plain / 10, rtol=1e-4)
+        np.testing.assert_array_equal(unscaled, plain)
+
+
 # Recurrent networks.
 
 

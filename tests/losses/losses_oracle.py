@@ -68,7 +68,7 @@ def auto_tau(scores: list[float]) -> float:
     return max(1.0, (max(scores) - min(scores)) / 2)
 
 
-def normalized(returns: list[float], how: str) -> list[float]:
+def normalized(returns: list[float], how: str, least: float = 0.0) -> list[float]:
     mean = math.fsum(returns) / len(returns)
     centred = [r - mean for r in returns]
     if how == "none":
@@ -77,7 +77,7 @@ def normalized(returns: list[float], how: str) -> list[float]:
         return centred
     if how == "standardize":
         std = math.sqrt(math.fsum(c * c for c in centred) / len(returns))
-        return [c / (std + 1e-8) for c in centred]
+        return [c / max(std + 1e-8, least) for c in centred]
     if len(returns) == 1:
         return [0.0]
     return [(rank - 1) / (len(returns) - 1) - 0.5 for rank in scipy.stats.rankdata(returns, method="average")]
@@ -214,6 +214,7 @@ def haepo_advantage(
     is_first: Array,
     mask: Array,
     *,
+    min_advantage_std: float,
     history_decay: float,
     temperature: float,
     entropy_coef: float,
@@ -226,7 +227,7 @@ def haepo_advantage(
     ratio = np.where(m, f64(log_probs) - f64(behaviour), 0.0)
     live = list(f64(advantages)[m])
     standard = np.zeros(m.shape)
-    standard[m] = normalized(live, "standardize") if live else []
+    standard[m] = normalized(live, "standardize", min_advantage_std) if live else []
     T, K, tau = m.shape[0], m.shape[-1], float(temperature)
 
     def score(t: int, g: tuple[int, ...], k: int) -> float:
@@ -294,6 +295,7 @@ def ppo(
     entropy_coef: float,
     policy_entropy: Array,
     normalize_advantages: bool,
+    min_advantage_std: float,
 ) -> dict[str, float]:
     live = np.asarray(mask, bool)
     lp, lb, a, v, y, vb, h = (
@@ -301,7 +303,7 @@ def ppo(
         for x in (log_probs, behaviour, advantages, values, targets, behaviour_values, policy_entropy)
     )
     if normalize_advantages and a:
-        a = normalized(a, "standardize")
+        a = normalized(a, "standardize", min_advantage_std)
     ratios = [math.exp(p - q) for p, q in zip(lp, lb, strict=True)]
     squares = []
     for now, target, before in zip(v, y, vb, strict=True):

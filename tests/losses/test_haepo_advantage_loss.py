@@ -33,6 +33,7 @@ def batch(seed: int, shape: tuple[int, ...], dtype: Any = np.float32) -> dict[st
         "mask": rng.random(shape) < rng.choice([0.0, 0.8, 1.0], p=[0.05, 0.45, 0.5]),
         "policy_entropy": rng.random(shape).astype(dtype),
         "policy_kl": rng.random(shape).astype(dtype),
+        "min_advantage_std": dtype(rng.choice([0.0, 0.1])),
         "history_decay": dtype(rng.choice([0.0, 0.6, 0.9, 1.0])),
         "temperature": dtype(rng.choice([0.3, 1.0, 5.0])),
     }

@@ -93,6 +93,7 @@ def batch(seed: int, shape: tuple[int, ...], dtype: Any = np.float32) -> dict[st
         "clip_eps": dtype(rng.choice([0.1, 0.3])),
         "value_coef": dtype(rng.random()),
         "entropy_coef": dtype(rng.random()),
+        "min_advantage_std": dtype(rng.choice([0.0, 0.3])),
     }
 
 
@@ -109,6 +110,7 @@ def call(data: dict[str, Any], **options: Any) -> tuple[jax.Array, dict[str, jax
         clip_eps=data["clip_eps"],
         value_coef=data["value_coef"],
         entropy_coef=data["entropy_coef"],
+        min_advantage_std=data["min_advantage_std"],
         **options,
     )
 
