@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haepo_jax.envs.base import Array, Box, Discrete, PyTree, first_observation
-from haepo_jax.envs.kwargs import check_settings, constructor_settings, freeze
+from haepo_jax.envs.kwargs import check_range, check_settings, constructor_settings, freeze
 from haepo_jax.envs.libraries import LibraryEnvironment, check_horizon, library_errors, load
 
 # Tasks that terminate long before their declared limit. Rollout buffers are as long as the horizon, and the declared
@@ -76,8 +76,7 @@ def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
     # A few tasks store this integer as a float.
     steps = {"max_steps_in_episode": int(fields["max_steps_in_episode"])}
     check_settings(name, kwargs, {**constructor, **fields, **steps})
-    if kwargs.get("max_steps_in_episode", 1) < 1:
-        raise ValueError(f"{name}: max_steps_in_episode must be at least 1, got {kwargs['max_steps_in_episode']}")
+    check_range(f"{name}: max_steps_in_episode", kwargs.get("max_steps_in_episode", 1), 1)
     for key, value in kwargs.items():
         if isinstance(constructor.get(key), int) and not key.endswith("seed") and value > LARGEST_SIZE:
             raise ValueError(f"{name}: {key} must be at most {LARGEST_SIZE:,}, got {value}")

@@ -57,6 +57,14 @@ def check_type(what: str, value: Any, default: Any) -> None:
         raise TypeError(f"{what} must be {expected}, got {short(value)}")
 
 
+def check_range(what: str, value: float, lowest: float, highest: float = math.inf) -> None:
+    """Raises ValueError if `value` is below `lowest` or above `highest`."""
+    if not value >= lowest:  # or NaN
+        raise ValueError(f"{what} must be at least {lowest}, got {value}")
+    if value > highest:
+        raise ValueError(f"{what} must be at most {highest:,}, got {value}")
+
+
 def freeze(kwargs: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """Settings by name, with tuples in the place of lists, as in config files, so that equal settings hash equal."""
     return tuple(sorted((name, _frozen(value)) for name, value in kwargs.items()))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax.envs.base import Array, PyTree, Replaceable, TimeStep, finish_step, static_field, strongly_typed
-from haepo_jax.envs.kwargs import check_type
+from haepo_jax.envs.kwargs import check_range, check_type
 from haepo_jax.envs.names import LIBRARIES
 from haepo_jax.messages import first_line, short
 
@@ -93,8 +93,7 @@ def library_errors(name: str, settings: dict[str, Any]) -> Iterator[None]:
 def check_horizon(name: str, setting: str, value: Any) -> int:
     """Returns `value` if it is a valid time limit; raises ValueError or TypeError otherwise."""
     check_type(f"{name}: {setting}", value, 1)
-    if value < 1:
-        raise ValueError(f"{name}: {setting} must be at least 1, got {value}")
+    check_range(f"{name}: {setting}", value, 1)
     return int(value)
 
 

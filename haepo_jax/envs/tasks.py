@@ -1,7 +1,6 @@
 """The built-in tasks by name, and two of them: the bandit and random walk of the HAEPO paper (arXiv 2508.18884)."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from haepo_jax.envs.base import Array, Box, Discrete, Replaceable, TimeStep, static_field
-from haepo_jax.envs.kwargs import check_settings, constructor_settings
+from haepo_jax.envs.kwargs import check_range, check_settings, constructor_settings
 from haepo_jax.envs.partial import make_hidden_cartpole
 from haepo_jax.envs.tokens import make_addition, make_countdown, make_reverse
 
@@ -84,13 +83,10 @@ def make_bandit(*, num_arms: int = 10, num_pulls: int = 10, noise_std: float = 1
     Raises:
         ValueError: fewer than one arm or pull, more arms than `LARGEST`, or a negative noise_std.
     """
-    _within(
-        "haepo/bandit",
-        num_arms=(num_arms, 1, LARGEST),
-        num_pulls=(num_pulls, 1, math.inf),
-        noise_std=(noise_std, 0, math.inf),
-        seed=(seed, 0, math.inf),
-    )
+    check_range("haepo/bandit: num_arms", num_arms, 1, LARGEST)
+    check_range("haepo/bandit: num_pulls", num_pulls, 1)
+    check_range("haepo/bandit: noise_std", noise_std, 0)
+    check_range("haepo/bandit: seed", seed, 0)
     means = jax.random.normal(jax.random.key(seed), (num_arms,), jnp.float32)
     return Bandit(BanditParams(means, jnp.asarray(noise_std, jnp.float32)), num_arms, num_pulls)
 
@@ -166,7 +162,9 @@ def make_random_walk(*, length: int = 10, horizon: int = 100, reward: float = 1.
     Raises:
         ValueError: a value is out of range, or the right end cannot be reached.
     """
-    _within("haepo/random_walk", length=(length, 2, LARGEST), horizon=(horizon, 1, math.inf), slip=(slip, 0, 1))
+    check_range("haepo/random_walk: length", length, 2, LARGEST)
+    check_range("haepo/random_walk: horizon", horizon, 1)
+    check_range("haepo/random_walk: slip", slip, 0, 1)
     if horizon < length - 1:
         raise ValueError(
             f"haepo/random_walk: the right end of length={length} cannot be reached in horizon={horizon} steps"
@@ -196,11 +194,3 @@ def make_task(task: str, **kwargs: Any) -> Any:
     if factory is not make_hidden_cartpole:  # its settings are checked by CartPole
         check_settings(f"haepo/{task}", kwargs, constructor_settings(factory))
     return factory(**kwargs)
-
-
-def _within(name: str, **limits: tuple[float, float, float]) -> None:
-    for setting, (value, lowest, highest) in limits.items():
-        if not value >= lowest:
-            raise ValueError(f"{name}: {setting} must be at least {lowest}, got {value}")
-        if not value <= highest:
-            raise ValueError(f"{name}: {setting} must be at most {highest:,}, got {value}")

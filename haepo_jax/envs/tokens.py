@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haepo_jax.envs.base import Array, Discrete, Replaceable, TimeStep, static_field
+from haepo_jax.envs.kwargs import check_range
 
 END = 0
 """The token that ends a completion, and pads prompts, answers and completions."""
@@ -174,7 +175,7 @@ def make_addition(*, digits: int = 2) -> TokenTask:
     Raises:
         ValueError: out of range.
     """
-    _between("haepo/addition", "digits", digits, 1, 8)
+    check_range("haepo/addition: digits", digits, 1, 8)
     alphabet = "0123456789+="
     plus, equals = 11, 12
     longest = 2 * digits + 2
@@ -198,8 +199,8 @@ def make_reverse(*, letters: int = 10, length: int = 6) -> TokenTask:
     Raises:
         ValueError: out of range.
     """
-    _between("haepo/reverse", "letters", letters, 2, 26)
-    _between("haepo/reverse", "length", length, 1, 1000)
+    check_range("haepo/reverse: letters", letters, 2, 26)
+    check_range("haepo/reverse: length", length, 1, 1000)
     equals = letters + 1
 
     def sample(key: Array) -> tuple[Array, Array]:
@@ -225,7 +226,7 @@ def make_countdown(*, numbers: int = 3) -> TokenTask:
     Raises:
         ValueError: out of range.
     """
-    _between("haepo/countdown", "numbers", numbers, 2, 6)
+    check_range("haepo/countdown: numbers", numbers, 2, 6)
     alphabet = "0123456789+-*=:"
     first_operator, minus, equals, colon = 11, 12, 14, 15
     longest, completed = 2 * numbers + 3, 2 * numbers
@@ -255,9 +256,3 @@ def make_countdown(*, numbers: int = 3) -> TokenTask:
         return (valid & right).astype(jnp.float32)
 
     return TokenTask("haepo/countdown", alphabet, longest, completed, sample, reward)
-
-
-def _between(task: str, setting: str, value: int, lowest: int, highest: int) -> None:
-    if not lowest <= value <= highest:
-        what = f"at least {lowest}" if value < lowest else f"at most {highest:,}"
-        raise ValueError(f"{task}: {setting} must be {what}, got {value}")
