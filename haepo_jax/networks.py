@@ -29,7 +29,7 @@ from flax import nnx
 
 from haepo_jax.action_outputs import action_output, action_size
 from haepo_jax.sharding import environments_are_sharded
-from haepo_jax.spaces import Box, Discrete, Leaf, MultiDiscrete, Space, frozen_space, space_leaves
+from haepo_jax.spaces import Box, Discrete, Leaf, MultiDiscrete, Space, frozen_space, space_leaves, with_axes
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
 
@@ -204,14 +204,12 @@ def _scale_integers(space: Box, x: jax.Array) -> jax.Array:
     if not bounded.any():
         return x.astype(jnp.float32)
 
-    def constant(values: Any) -> jax.Array:
-        array = np.broadcast_to(np.asarray(values), space.shape) if np.ndim(values) else np.asarray(values)
-        return jnp.asarray(array.reshape(*(1,) * (x.ndim - array.ndim), *array.shape) if array.ndim else array)
-
-    low, high = (constant(np.where(bounded, bound, 0.0).astype(np.float32)) for bound in (space.low, space.high))
+    low, high = (
+        with_axes(np.where(bounded, bound, 0.0).astype(np.float32), x.ndim) for bound in (space.low, space.high)
+    )
     raw = x.astype(jnp.float32)
     scaled = 2 * (raw - low) / jnp.maximum(high - low, 1) - 1
-    return scaled if bounded.all() else jnp.where(constant(bounded), scaled, raw)
+    return scaled if bounded.all() else jnp.where(with_axes(bounded, x.ndim), scaled, raw)
 
 
 def _windows(x: jax.Array, stride: int) -> jax.Array:

@@ -76,13 +76,9 @@ class Box:
         bound are clipped to it; the others stay unchanged.
         """
         scaled = self.bounded_elements
-        lead = (1,) * (action.ndim - len(self.shape))
 
         def constant(bound: Any) -> jax.Array:
-            # With as many axes as the action, to avoid rank promotion; scalars are exempt.
-            array = np.asarray(bound)
-            shape = (*lead, *(1,) * (len(self.shape) - array.ndim), *array.shape)
-            return jnp.asarray(array.reshape(shape) if array.ndim else array, dtype=action.dtype)
+            return jnp.asarray(with_axes(bound, action.ndim), dtype=action.dtype)
 
         if not scaled.any():
             clipped = jnp.clip(action, constant(self.low), constant(self.high)) if self._half_bounded else action
@@ -92,8 +88,9 @@ class Box:
         fraction = (jnp.clip(action, -1.0, 1.0) + 1.0) / 2.0
         result = (1.0 - fraction) * low + fraction * high
         if not scaled.all():
-            mask = scaled.reshape((*lead, *(1,) * (len(self.shape) - scaled.ndim), *scaled.shape))
-            result = jnp.where(mask, result, jnp.clip(action, constant(self.low), constant(self.high)))
+            result = jnp.where(
+                with_axes(scaled, action.ndim), result, jnp.clip(action, constant(self.low), constant(self.high))
+            )
         return result.astype(self.dtype)
 
     @property
@@ -148,6 +145,12 @@ def map_space(function: Callable[..., Any], space: Space, *rest: Any) -> Any:
     if isinstance(space, tuple):
         return tuple(map_space(function, *parts) for parts in zip(space, *rest, strict=True))
     return function(space, *rest)
+
+
+def with_axes(values: Any, ndim: int) -> np.ndarray[Any, Any]:
+    """An array with leading axes of 1 up to `ndim`, to avoid rank promotion, from which scalars are exempt."""
+    array = np.asarray(values)
+    return array.reshape((1,) * (ndim - array.ndim) + array.shape) if array.ndim else array
 
 
 def frozen_space(space: Any) -> Any:
