@@ -17,14 +17,14 @@ from haepo_jax.distributions import (
     action_distribution,
     is_distribution,
 )
-from haepo_jax.spaces import Box, Discrete, MultiDiscrete, Space, map_space, space_leaves
+from haepo_jax.spaces import Box, Discrete, Leaf, Space, map_space, space_leaves
 
 
 def action_size(action_space: Space, state_dependent_std: bool = False) -> int:
     """The number of outputs that a network needs for an action space."""
-    continuous = sum(math.prod(part.shape) for part in space_leaves(action_space) if isinstance(part, Box))
-    choices = sum(_size(part) for part in space_leaves(action_space)) - continuous
-    return choices + continuous * (2 if state_dependent_std else 1)
+    parts = space_leaves(action_space)
+    stds = [_size(part) for part in parts if isinstance(part, Box)] if state_dependent_std else []
+    return sum(map(_size, parts)) + sum(stds)
 
 
 def action_output(module: nn.Module, action_space: Space, output: jax.Array, state_dependent_std: bool = False) -> Any:
@@ -61,7 +61,7 @@ def action_output(module: nn.Module, action_space: Space, output: jax.Array, sta
     return map_space(lambda part: next(remaining), action_space)
 
 
-def _size(part: Discrete | MultiDiscrete | Box) -> int:
+def _size(part: Leaf) -> int:
     if isinstance(part, Box):
         return math.prod(part.shape)
     return part.n if isinstance(part, Discrete) else sum(part.sizes)
@@ -72,7 +72,7 @@ def squashed(action_space: Space, output: Any) -> Any:
     return map_space(_squash, action_space, output)
 
 
-def _squash(part: Discrete | MultiDiscrete | Box, output: Any) -> Any:
+def _squash(part: Leaf, output: Any) -> Any:
     if not isinstance(part, Box) or is_distribution(output):
         return output
     gaussian = action_distribution(part, output)
