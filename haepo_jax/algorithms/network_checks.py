@@ -24,11 +24,9 @@ def check_networks(env: Any, policy: Any, value: Any) -> None:
                 f"{name}={type(network).__name__} must be hashable, for instance by @dataclass(frozen=True)"
             )
     spaces = frozen_space(env.observation_space), frozen_space(env.action_space)
-    fault = policy and _policy_fault(policy, *spaces)
-    if fault:
+    if policy and (fault := _policy_fault(policy, *spaces)):
         raise ValueError(f"policy= does not fit {env.name}: {fault}")
-    fault = value and _value_fault(value, spaces[0])
-    if fault:
+    if value and (fault := _value_fault(value, spaces[0])):
         raise ValueError(f"value= does not fit {env.name}: {fault}")
 
 
@@ -82,16 +80,14 @@ def _output(network: Policy, observation_space: Space) -> Any:
 
 def _part_fault(part: Leaf, output: Any) -> str:
     if is_distribution(output):
-        return ""
-    if isinstance(part, Box):
-        if isinstance(output, tuple | list) and len(output) == 2:
-            mean, log_std = output
-            if mean.shape == part.shape and log_std.shape in (part.shape, (1,) * len(part.shape)):
-                return ""
-        return f"for {_named(part)} its output must be {_wanted(part)}, but is {_shapes(output)}"
-    if getattr(output, "shape", None) == (action_size(part),):
-        return ""
-    return f"for {_named(part)} its output must be {_wanted(part)}, but is {_shapes(output)}"
+        fits = True
+    elif not isinstance(part, Box):
+        fits = getattr(output, "shape", None) == (action_size(part),)
+    elif isinstance(output, tuple | list) and len(output) == 2:
+        fits = output[0].shape == part.shape and output[1].shape in (part.shape, (1,) * len(part.shape))
+    else:
+        fits = False
+    return "" if fits else f"for {_named(part)} its output must be {_wanted(part)}, but is {_shapes(output)}"
 
 
 def _wanted(part: Leaf) -> str:
