@@ -43,7 +43,6 @@ class RewardScale:
 
     def update(self, segment: Segment, discount: jax.Array) -> RewardScale:
         """Adds the rewards (T, B) of a segment."""
-
         decay = jnp.where(segment.is_first, 0, discount)
         totals = decayed_sum(segment.steps.reward, decay, start=self.discounted_return)
         return RewardScale(self.statistics.update(totals, segment.steps.mask), totals[-1])
@@ -178,12 +177,11 @@ class SegmentAlgorithm(Algorithm):
     def check(self) -> None:
         super().check()
         if self.single_steps:
-            steps = self.num_envs * self.num_steps * self.replay_batches
-            names = "num_envs * num_steps" + (" * replay_batches" if self.replay_batches > 1 else "")
-            check_divides(names, steps, "num_minibatches", self.num_minibatches)
+            sequences, minibatches = self.num_envs * self.replay_batches, ("num_minibatches", self.num_minibatches)
+            replay = " * replay_batches" if self.replay_batches > 1 else ""
+            check_divides(f"num_envs * num_steps{replay}", sequences * self.num_steps, *minibatches)
             if self.network != "mlp":  # minibatches then consist of whole sequences
-                names = "num_envs" + (" * replay_batches" if self.replay_batches > 1 else "")
-                check_divides(names, self.num_envs * self.replay_batches, "num_minibatches", self.num_minibatches)
+                check_divides(f"num_envs{replay}", sequences, *minibatches)
 
     def __post_init__(self) -> None:
         super().__post_init__()
