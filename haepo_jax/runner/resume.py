@@ -76,11 +76,6 @@ def flat(config: RunConfig) -> dict[str, Any]:
     """The settings under the keys that the command line has for them, such as `algo.learning_rate` and `env_kwargs.gravity`;
     custom objects as `objects.network`."""
     values = config.to_dict()
-    algo, nested = values.pop("algo"), {key: values.pop(key, {}) for key in ("env_kwargs", "objects")}
-    nested["algo"] = algo
-    name = algo.pop("name")
-    return (
-        values
-        | {"algo": name}
-        | {f"{key}.{part}": value for key, parts in nested.items() for part, value in parts.items()}
-    )
+    nested = {key: values.pop(key, {}) for key in ("env_kwargs", "objects", "algo")}
+    values["algo"] = nested["algo"].pop("name")
+    return values | {f"{key}.{part}": value for key, parts in nested.items() for part, value in parts.items()}
