@@ -6,7 +6,6 @@ import abc
 import dataclasses
 import inspect
 import math
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,11 +99,6 @@ def test_what_cannot_be_used_is_refused_in_one_line(method: str, settings: dict[
         DECLARED[method](**settings).check()
     with pytest.raises(hx.HyperparameterError, match=message):
         getattr(hx, method)(ENV).replace(**settings)
-
-
-def test_a_misspelt_name_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="learning_rat"):
-        hx.HAEPO(ENV, learning_rat=1e-3)
 
 
 def test_an_environment_that_does_not_exist_or_fit() -> None:
@@ -210,19 +204,6 @@ def test_a_custom_class_is_read_by_module_and_class(tmp_path: Path, monkeypatch:
     for name in ("my_algorithms:None", "no_such_module:Mine", "no.such:Mine"):
         with pytest.raises(ImportError, match="there is no "):
             declared.declaration(name)
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [("history_batches", "it is now named 'replay_batches'"), ("lr", "did you mean 'learning_rate'?"),
-     ("gamma", "did you mean 'discount'?"), ("num_step", "did you mean 'num_steps'?")],
-)  # fmt: skip
-def test_other_names_are_told_the_one_here(given: str, said: str) -> None:
-    line = re.escape(f"HAEPO has no hyperparameter '{given}'; {said}")
-    with pytest.raises(TypeError, match=line):
-        hx.HAEPO(ENV, **{given: 1})
-    with pytest.raises(TypeError, match=line):
-        hx.HAEPO(ENV).replace(**{given: 1})
 
 
 def test_no_class_is_more_than_two_above_an_algorithm() -> None:
