@@ -16,6 +16,7 @@ import pytest
 
 from haepo_jax.runner import checkpoints
 from haepo_jax.runner.checkpoints import Checkpoint, CheckpointError, Checkpoints, Saver, from_arrays, to_arrays
+from tests.runner.surviving import flip
 
 
 class State(NamedTuple):
@@ -97,14 +98,6 @@ def empty(file: Path) -> None:
 
 def remove(file: Path) -> None:
     file.unlink()
-
-
-def flip(file: Path) -> None:
-    if file.is_dir():
-        file /= "progress.json"
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 4
-    file.write_bytes(data)
 
 
 def lengthen(file: Path) -> None:

@@ -21,6 +21,7 @@ import haepo_jax as hx
 from haepo_jax.runner.checkpoints import CheckpointError
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.run_dir import RunDir
+from tests.runner.surviving import flip
 from tests.toy_envs import Drift, Lock
 
 SMALL: dict[str, Any] = {"total_steps": 64, "num_envs": 4, "num_steps": 8, "num_minibatches": 2, "num_epochs": 1}
@@ -183,18 +184,15 @@ def test_arrays_are_held_against_their_hashes(finished_runs: dict[str, Path], tm
     checkpoints.append(run / "checkpoints" / checkpoints[-1].name.replace(checkpoints[-1].name[:6], "000099", 1))
     shutil.copytree(checkpoints[-2], checkpoints[-1])
 
-    def flip(checkpoint: Path) -> None:
-        file = max((file for file in checkpoint.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
-        data = bytearray(file.read_bytes())
-        data[len(data) // 2] ^= 1
-        file.write_bytes(data)
+    def damage(checkpoint: Path) -> None:
+        flip(max((file for file in checkpoint.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size))
 
-    flip(checkpoints.pop())
+    damage(checkpoints.pop())
     with pytest.warns(UserWarning, match="000099.* has changed since it was written") as warned:
         hx.load(run)
     assert warned[0].filename == __file__, "the line of the caller"
     for checkpoint in checkpoints:
-        flip(checkpoint)
+        damage(checkpoint)
     with pytest.raises(CheckpointError, match="is intact"):
         hx.load(run)
 
