@@ -183,30 +183,23 @@ def test_what_is_not_finite_of_an_environment_is_not_learned_from(name: str, bro
 PENDULUM = hx.make_env("Pendulum-v1", max_steps_in_episode=2)
 
 
-def three_haepo(learning_rate: Any, entropy_coef: Any, history_decay: Any, gravity: Any, key: Any) -> Any:
-    algo = hx.HAEPO(PENDULUM.replace(params=PENDULUM.params.replace(g=gravity)), **{**PIECES, "total_steps": 10_000})
-    algo = algo.replace(learning_rate=learning_rate, entropy_coef=entropy_coef, history_decay=history_decay)
-    return jax.lax.scan(lambda state, _: algo.train_step(state), algo.init(key), length=3)
-
-
-def three_episodic(learning_rate: Any, entropy_coef: Any, history_decay: Any, gravity: Any, key: Any) -> Any:
-    env = PENDULUM.replace(params=PENDULUM.params.replace(g=gravity))
-    algo = hx.EpisodicHAEPO(env, **{**GROUPS, "total_steps": 10_000})
-    algo = algo.replace(learning_rate=learning_rate, entropy_coef=entropy_coef, history_decay=history_decay)
-    return jax.lax.scan(lambda state, _: algo.train_step(state), algo.init(key), length=3)
-
-
-def three_ppo(learning_rate: Any, entropy_coef: Any, discount: Any, gravity: Any, key: Any) -> Any:
-    algo = hx.PPO(PENDULUM.replace(params=PENDULUM.params.replace(g=gravity)), num_steps=4, total_steps=10_000, **SMALL)
-    algo = algo.replace(learning_rate=learning_rate, entropy_coef=entropy_coef, discount=discount)
-    return jax.lax.scan(lambda state, _: algo.train_step(state), algo.init(key), length=3)
-
-
 @pytest.mark.parametrize(
-    "three", [three_haepo, *(pytest.param(three, marks=pytest.mark.slow) for three in (three_episodic, three_ppo))]
+    ("name", "decay"),
+    [
+        ("haepo", "history_decay"),
+        pytest.param("haepo_episodic", "history_decay", marks=pytest.mark.slow),
+        pytest.param("ppo", "discount", marks=pytest.mark.slow),
+    ],
 )
-def test_lanes_of_a_vmap_are_the_runs_alone(three: Any) -> None:
+def test_lanes_of_a_vmap_are_the_runs_alone(name: str, decay: str) -> None:
     """Seeds, hyperparameters and an environment's parameters, for the first three updates."""
+
+    def three(learning_rate: Any, entropy_coef: Any, value: Any, gravity: Any, key: Any) -> Any:
+        numbers = {"learning_rate": learning_rate, "entropy_coef": entropy_coef, decay: value}
+        env = PENDULUM.replace(params=PENDULUM.params.replace(g=gravity))
+        algo = ALGORITHMS[name].replace(env=env, total_steps=10_000, **numbers)
+        return jax.lax.scan(lambda state, _: algo.train_step(state), algo.init(key), length=3)
+
     lanes = [  # one difference at a time from the first
         (0.01, 0.0, 0.9, 10.0, 0), (0.01, 0.0, 0.9, 10.0, 1), (0.02, 0.0, 0.9, 10.0, 0),
         (0.01, 0.5, 0.9, 10.0, 0), (0.01, 0.0, 0.3, 10.0, 0), (0.01, 0.0, 0.9, 5.0, 0),
