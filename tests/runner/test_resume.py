@@ -60,17 +60,9 @@ def test_any_place_to_break_off_is_as_good(counting: Runs, tmp_path: Path, capsy
         assert counting(broken, *COUNTING, calls=calls) == 143
         assert f"to resume: python -m haepo_jax.train run_dir={broken} resume=true" in capsys.readouterr().err
         assert counting(broken, "resume=true") == 0
-        assert_same_counting(broken, whole)
+        assert_same_end(broken, whole)
         assert len(RunDir(broken).read_summary()["resumed_from"]) == 1
     assert RunDir(broken).read_summary()["resumed_from"] == [403], "after the last update, in the final evaluation"
-
-
-def assert_same_counting(directory: Path, whole: Path) -> None:
-    assert (
-        rows(directory) == rows(whole)
-        and outcome(directory) == outcome(whole)
-        and final_bits(directory) == final_bits(whole)
-    )
 
 
 def test_a_row_does_not_depend_on_where_the_run_was_cut(
@@ -86,7 +78,7 @@ def test_a_row_does_not_depend_on_where_the_run_was_cut(
             broken = tmp_path / f"{points}-{calls}"
             assert counting(broken, *COUNTING, "num_seeds=4", calls=calls) == 143
             assert counting(broken, "resume=true") == 0
-            assert_same_counting(broken, whole)
+            assert_same_end(broken, whole)
 
 
 def test_resume_without_a_run(counting: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +180,7 @@ def test_a_damaged_checkpoint_falls_back(counting: Runs, tmp_path: Path, capsys:
     assert counting(run, "resume=true") == 0
     error = capsys.readouterr().err
     assert error.startswith("warning: ") and error.count("\n") == 1 and newest.name in error
-    assert_same_counting(run, whole)
+    assert_same_end(run, whole)
 
 
 def test_a_run_without_an_intact_checkpoint_is_refused(
