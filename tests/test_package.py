@@ -190,6 +190,7 @@ def test_train_and_sweep_are_functions() -> None:
         "for function in (hx.train, hx.sweep):\n"
         "    assert inspect.isfunction(function), function\n"
         "    assert 'function ' + function.__name__ in pydoc.render_doc(function)\n"
+        "assert {'train', 'sweep'} <= {*dir(hx)} & {*hx.__all__}\n"
         "assert 'run_dir' in inspect.signature(hx.train).parameters\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -137,11 +137,6 @@ def test_a_signal_during_an_evaluation_ends_the_run(monkeypatch: pytest.MonkeyPa
     assert told == [what == "final_evaluation"]
 
 
-def test_a_mean_over_no_episodes_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, recorder = run_counting(monkeypatch, Counting(total_steps=20, log_points=2))
-    assert [row.metrics["episode_return"][0] for row in recorder.rows] == pytest.approx([np.nan, 1.0], nan_ok=True)
-
-
 def test_a_run_without_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = run_counting(monkeypatch, Counting(total_steps=30), "num_seeds=2")[1]
     jax.config.update("jax_disable_jit", True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import inspect
 import json
 import math
 import signal
@@ -451,9 +450,3 @@ def test_own_everything_as_the_site_shows_it(tmp_path: Path, monkeypatch: pytest
         "algorithm": "Mine", "env": "Recall", "policy": "Cell"
     }  # fmt: skip
     assert json.loads(Path("runs/own/summary.json").read_text())["algo"] == "Mine"
-
-
-def test_the_function_is_public() -> None:
-    assert inspect.isfunction(hx.train)
-    assert {"seeds", "run_dir", "callbacks"} <= {*inspect.signature(hx.train).parameters}
-    assert {"train", "sweep"} <= {*dir(hx)} & {*hx.__all__}
