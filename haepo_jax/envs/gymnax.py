@@ -81,10 +81,9 @@ def make_gymnax(name: str, **kwargs: Any) -> GymnaxEnv:
         if isinstance(constructor.get(key), int) and not key.endswith("seed") and value > LARGEST_SIZE:
             raise ValueError(f"{name}: {key} must be at most {LARGEST_SIZE:,}, got {value}")
 
-    arguments = freeze({key: value for key, value in kwargs.items() if key in constructor})
+    overrides = {key: value for key, value in kwargs.items() if key not in constructor}
     with library_errors(name, kwargs):
-        inner = default if not arguments else _build(name, arguments)
-        overrides = {key: kwargs[key] for key in kwargs if key not in constructor}
+        inner = _build(name, freeze({key: value for key, value in kwargs.items() if key in constructor}))
         return _adapt(name, inner, _parameters(inner.default_params, overrides))
 
 
