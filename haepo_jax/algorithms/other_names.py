@@ -69,12 +69,12 @@ def hint(name: str, known: Iterable[str]) -> str:
 
 def check_keywords(cls: type, names: Iterable[str]) -> None:
     """Raises TypeError, with a hint, for an unknown keyword argument of a class."""
-    unknown = [name for name in names if name not in getattr(cls, "__dataclass_fields__", ())]
-    if unknown:
+    fields = getattr(cls, "__dataclass_fields__", ())
+    for name in (name for name in names if name not in fields):
         parameters = inspect.signature(cls).parameters
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-            for name in (name for name in unknown if name not in parameters):
-                raise TypeError(f"{cls.__name__} has no hyperparameter {name!r}{hint(name, parameters)}")
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        if name not in parameters and not takes_any:
+            raise TypeError(f"{cls.__name__} has no hyperparameter {name!r}{hint(name, parameters)}")
 
 
 class SignatureOfInit:
