@@ -142,9 +142,8 @@ class Counters:
     @classmethod
     def read(cls, state: TrainState) -> Counters:
         """Waits for the device."""
-        status = (getattr(state.status, field.name) for field in dataclasses.fields(cls)[2:])
-        values = (state.update, state.env_steps.to_int(), *status)
-        return cls(*(np.atleast_1d(np.asarray(value)).tolist() for value in values))
+        counts = {"update": state.update, "env_steps": state.env_steps.to_int(), **vars(state.status)}
+        return cls(**{name: np.atleast_1d(np.asarray(value)).tolist() for name, value in counts.items()})
 
     @property
     def behind(self) -> int | None:
