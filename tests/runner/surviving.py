@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from typing import Any, Self
@@ -109,8 +108,8 @@ def flip(path: Path) -> None:
 
 def rows(directory: Path) -> list[dict[str, Any]]:
     """The rows of the metrics without what the clock says."""
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in lines]
+    every = RunDir(directory).read_metrics()
+    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in every]
 
 
 def outcome(directory: Path) -> dict[str, Any]:
@@ -126,13 +125,19 @@ def outcome(directory: Path) -> dict[str, Any]:
     return {name: summary[name] for name in names}
 
 
-def final_bits(directory: Path) -> dict[str, bytes]:
+def final_arrays(directory: Path) -> dict[str, Any]:
     """Every array of the newest checkpoint: parameters, optimiser, reference, environments, normaliser, counters."""
     from orbax.checkpoint import PyTreeCheckpointer
 
     newest = Checkpoints(directory / "checkpoints").all()[-1]
     newest.verify()
-    arrays = PyTreeCheckpointer().restore(newest.path.absolute() / "arrays")
+    arrays: dict[str, Any] = PyTreeCheckpointer().restore(newest.path.absolute() / "arrays")
+    return arrays
+
+
+def final_bits(directory: Path) -> dict[str, bytes]:
+    """The same as bytes, with their types and shapes."""
+    arrays = final_arrays(directory)
     return {name: repr((array.dtype, array.shape)).encode() + array.tobytes() for name, array in arrays.items()}
 
 

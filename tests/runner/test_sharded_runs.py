@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from haepo_jax.runner.checkpoints import Checkpoints
 from tests.jobs import run
+from tests.runner.surviving import final_arrays, rows
 
 COMMON = [
     "-m", "haepo_jax.train", "tensorboard=false", "algo.hidden_sizes=[8]", "algo.eval_episodes=0",
@@ -32,30 +30,17 @@ STEPS = {"haepo": 384, "haepo_episodic": 300, "ppo": 384}
 HAEPO = ALGORITHMS["haepo"]
 
 
-def rows(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-
-
-def parameters(directory: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Of the newest checkpoint, which must be intact."""
-    from orbax.checkpoint import PyTreeCheckpointer
-
-    newest = Checkpoints(directory / "checkpoints").all()[-1]
-    newest.verify()
-    arrays = PyTreeCheckpointer().restore(newest.path.absolute() / "arrays")
-    return {name: np.asarray(array) for name, array in arrays.items() if name.startswith("params")}
-
-
 def assert_close(one: Path, other: Path) -> None:
     """The runs came to the same numbers, up to rounding."""
     ours, theirs = rows(one), rows(other)
     assert [row["env_steps"] for row in ours] == [row["env_steps"] for row in theirs]
     for mine, row in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine["loss"], row["loss"], rtol=1e-3, atol=1e-5)
-    mine, other_parameters = parameters(one), parameters(other)
-    assert mine.keys() == other_parameters.keys() and mine
-    for name, array in mine.items():
-        np.testing.assert_allclose(array, other_parameters[name], rtol=1e-3, atol=1e-5, err_msg=name)
+    arrays, expected = final_arrays(one), final_arrays(other)
+    parameters = [name for name in expected if name.startswith("params")]
+    assert arrays.keys() == expected.keys() and parameters
+    for name in parameters:
+        np.testing.assert_allclose(arrays[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow
