@@ -7,11 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from haepo_jax.messages import did_you_mean, short
-from haepo_jax.runner.commands import COMMANDS
+from haepo_jax.runner.commands import ALL, COMMANDS
 from haepo_jax.runner.config import ConfigError
 from haepo_jax.runner.entry import entry_point
-
-ALL = (*COMMANDS, "llm", "completion")
 
 HELP = """\
 Functional reinforcement learning around HAEPO, in JAX.

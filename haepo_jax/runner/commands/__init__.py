@@ -10,3 +10,6 @@ COMMANDS = {
     "board": "write one HTML page about runs and sweeps",
 }
 """The commands by name, with what each does: `python -m haepo_jax <name>`, and the modules of this package."""
+
+ALL = (*COMMANDS, "llm", "completion")
+"""What `python -m haepo_jax` takes as its first argument."""

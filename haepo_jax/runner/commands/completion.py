@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from haepo_jax.envs import list_envs
 from haepo_jax.messages import short
-from haepo_jax.runner.commands import COMMANDS
+from haepo_jax.runner.commands import ALL
 from haepo_jax.runner.commands.board import BoardConfig
 from haepo_jax.runner.commands.compare import CompareConfig
 from haepo_jax.runner.commands.evaluate import EvaluateConfig
@@ -31,12 +31,7 @@ def completion(argv: Sequence[str]) -> str:
         f"haepo-{command}": [*dict.fromkeys(word for schema in schemas for word in _words(schema, shell)), "--help"]
         for command, schemas in SCHEMAS.items()
     }
-    of_command["haepo"] = [
-        *COMMANDS,
-        "llm",
-        "completion",
-        *dict.fromkeys(word for words in of_command.values() for word in words),
-    ]
+    of_command["haepo"] = [*ALL, *dict.fromkeys(word for words in of_command.values() for word in words)]
     lines = [f"# Load it in the current shell with: source <(python -m haepo_jax completion {shell})"]
     for program, words in of_command.items():
         if shell == "bash":
