@@ -65,8 +65,8 @@ class TrainResult:
 
     def policy(self, seed: int | None = None) -> TrainedPolicy:
         """The trained policy of a seed, as `hx.load` gives it; None: of the first. Raises ValueError for another seed."""
-        lane = seed_index(self.seeds, seed)
-        return TrainedPolicy(self.algorithm, jax.tree.map(lambda x: x[lane], self.state))
+        index = seed_index(self.seeds, seed)
+        return TrainedPolicy(self.algorithm, jax.tree.map(lambda x: x[index], self.state))
 
     def to_pandas(self) -> pandas.DataFrame:
         """The metrics as a table: a row for each seed and logged row, in columns `seed`, `row` and one a metric."""
