@@ -1,12 +1,13 @@
-"""Interquartile means and bootstrap intervals."""
+"""Interquartile means, bootstrap intervals and the probability of improvement."""
 
 from __future__ import annotations
 
 import warnings
 
 import numpy as np
+import pytest
 
-from haepo_jax.statistics import bootstrap_interval, interquartile_mean, mean_of_known
+from haepo_jax.statistics import bootstrap_interval, interquartile_mean, mean_of_known, probability_of_improvement
 
 
 def test_interquartile_mean_leaves_out_the_outer_quarters() -> None:
@@ -38,3 +39,18 @@ def test_bootstrap_interval_of_few_seeds() -> None:
         low, high = bootstrap_interval([[5.0, 5.0, 5.0], [np.nan, np.nan, 1.0], [np.nan, 2.0, 2.0]])
         np.testing.assert_array_equal(low, [5.0, np.nan, 2.0])
         np.testing.assert_array_equal(high, [5.0, np.nan, 2.0])
+
+
+def test_probability_of_improvement() -> None:
+    value, low, high = probability_of_improvement([[3.0, 4.0]], [[1.0, 2.0]])
+    assert (value, low, high) == (1.0, 1.0, 1.0)
+    value, low, high = probability_of_improvement([[1.0, 2.0], [5.0]], [[1.0, 2.0], [9.0]])
+    assert value == pytest.approx((0.5 + 0.0) / 2) and 0 <= low <= value <= high <= 1
+    generator = np.random.default_rng(0)
+    ours, theirs = generator.normal(1.0, 1, 40), generator.normal(0, 1, 50)
+    value, low, high = probability_of_improvement([ours], [theirs])
+    assert low < 0.7602 < high, "the probability that one of N(1, 1) exceeds one of N(0, 1) is Phi(1 / sqrt 2)"
+    assert value == pytest.approx(np.mean(ours[:, None] > theirs)) and low < value < high
+    assert probability_of_improvement([[1.0]], [[0.0]])[0] == 1.0
+    assert np.isnan(probability_of_improvement([[1.0]], [[0.0]])[1:]).all()
+    assert np.isnan(probability_of_improvement([[]], [[0.0]])).all()
