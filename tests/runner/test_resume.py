@@ -13,21 +13,6 @@ from haepo_jax.runner.run_dir import RunDir
 from tests.runner.counting_algorithm import Counting
 from tests.runner.surviving import ALGORITHMS, ALWAYS, COMMON, Runs, assert_same_end, final_bits, flip, outcome, rows
 
-
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
-    return Runs(monkeypatch)
-
-
-@pytest.fixture
-def counting(monkeypatch: pytest.MonkeyPatch, runs: Runs) -> Runs:
-    """Runs of an algorithm that compiles in no time: 40 updates of 10 steps, a row every 50."""
-    monkeypatch.setattr(
-        "haepo_jax.runner.loop.build", lambda config: Counting(total_steps=config.total_steps, log_points=8)
-    )
-    return runs
-
-
 COUNTING = ["env=CartPole-v1", "total_steps=400", "final_eval_episodes=2", "tensorboard=false", "num_seeds=2"]
 
 

@@ -26,7 +26,6 @@ from haepo_jax.runner.config.arguments import peek, read_arguments
 from haepo_jax.runner.program import EvaluationSize, Program, build
 from haepo_jax.runner.resume import resume_command
 from haepo_jax.runner.run_dir import RunDir
-from tests.runner.counting_algorithm import Counting
 from tests.runner.surviving import (
     ALGORITHMS,
     ALWAYS,
@@ -35,25 +34,11 @@ from tests.runner.surviving import (
     StopAfter,
     assert_same_end,
     final_bits,
-    outcome,
     rows,
 )
 from tests.toy_envs import Drift
 
 COUNTING = ["env=CartPole-v1", "total_steps=400", "final_eval_episodes=2", "num_seeds=2", ALWAYS]
-
-
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
-    return Runs(monkeypatch)
-
-
-@pytest.fixture
-def counting(monkeypatch: pytest.MonkeyPatch, runs: Runs) -> Runs:
-    monkeypatch.setattr(
-        "haepo_jax.runner.loop.build", lambda config: Counting(total_steps=config.total_steps, log_points=8)
-    )
-    return runs
 
 
 # --- Signals ----------------------------------------------------------------------------------------------------------
@@ -327,7 +312,7 @@ def test_a_disk_that_fills_is_one_line(
     assert found and str(found[-1].path) in error and "resume=true" in error
     assert (run / "metrics.jsonl").read_bytes().endswith(b"\n")
     assert counting(run, "resume=true") == 0
-    assert rows(run) == rows(whole) and final_bits(run) == final_bits(whole) and outcome(run) == outcome(whole)
+    assert_same_end(run, whole)
 
 
 @pytest.fixture
