@@ -164,7 +164,7 @@ def train(
 
 
 def _seeds(seeds: int | Sequence[int]) -> list[int]:
-    numbers = list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    numbers = list(range(seeds)) if isinstance(seeds, int | np.integer) and not isinstance(seeds, bool) else seeds
     try:
         numbers = [operator.index(number) for number in numbers]  # type: ignore[union-attr]
     except (TypeError, ValueError):

@@ -136,6 +136,7 @@ def test_seeds_by_number(tmp_path: Path) -> None:
     for lane, seed in enumerate(listed.seeds):
         alone = hx.train(Counting(total_steps=50), seeds=[seed], progress=False)
         assert alone.metrics["env_steps"][0].max() == listed.metrics["env_steps"][lane].max()
+    assert hx.train(Counting(total_steps=50), seeds=np.int64(2), progress=False).seeds == [0, 1]  # type: ignore[arg-type]
     config = RunDir(tmp_path / "run").read_config(custom=True)
     assert (config.seed, config.num_seeds, config.seed_numbers) == (3, 3, [3, 5, 8])
     again = hx.train(Counting(total_steps=50), seeds=[3, 5, 8], run_dir=tmp_path / "run", resume=True)
