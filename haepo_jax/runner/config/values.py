@@ -143,6 +143,7 @@ def _converted(kind: type, choices: tuple[str, ...], value: Any) -> Any:
 
 def value_text(value: Any) -> str:
     """A value as the command line takes it: `arguments.read_arguments` reads it back."""
+    value = value.tolist() if hasattr(value, "tolist") else value  # of NumPy or JAX
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):

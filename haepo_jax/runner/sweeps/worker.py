@@ -102,7 +102,6 @@ def sweep(
 def _argument(value: Any) -> str:
     value = value.tolist() if hasattr(value, "tolist") else value  # an array
     if isinstance(value, list):
-        value = [item.tolist() if hasattr(item, "tolist") else item for item in value]
         texts = ",".join(map(value_text, value))
         return texts if len(value) > 1 else f"choice({texts})"
     return value if isinstance(value, str) else value_text(value)

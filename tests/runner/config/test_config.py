@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -272,6 +273,7 @@ def test_other_commands_share_the_parser(capsys: pytest.CaptureFixture[str]) -> 
     [
         None, True, 3, 0.1, 1e-5, "word", "runs/a-b.c", "", "null", "True", "1e3", "a b", "a,b", "it's", 'say "no"', "a\\",
         'a\\"b', "[x]", "k=v", "ü", [1, "x y", None], [[8, 4], []], {"a": [1, "x"], "b": {"c": None}},
+        np.float32(0.5), [[np.int64(3), 0.0], np.bool_(True)],
     ],
 )  # fmt: skip
 def test_a_value_is_written_as_it_is_read(value: object) -> None:
