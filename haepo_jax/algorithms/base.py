@@ -53,7 +53,7 @@ from haepo_jax.losses import AUTO
 from haepo_jax.networks import Policy, as_policy, default_network
 from haepo_jax.normalization import RunningStatistics
 from haepo_jax.sequence_networks import sequence_policy
-from haepo_jax.spaces import Box, Space, is_unscaled_vector
+from haepo_jax.spaces import Box, Space, is_unscaled_vector, space_leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,8 +347,14 @@ class Algorithm(abc.ABC):
         """The normalised observation, as the networks see it; discrete parts stay integers (networks use one-hot)."""
         if normalizer is None:
             return observation
-        chosen = lambda space, raw, seen: seen if isinstance(space, Box) else raw  # noqa: E731
-        return jax.tree.map(chosen, self.env.observation_space, observation, normalizer.normalize(observation))
+        leaves, structure = jax.tree.flatten(observation)
+        parts = zip(
+            space_leaves(self.env.observation_space),
+            leaves,
+            jax.tree.leaves(normalizer.normalize(observation)),
+            strict=True,
+        )
+        return jax.tree.unflatten(structure, [seen if isinstance(space, Box) else raw for space, raw, seen in parts])
 
     @staticmethod
     def policy_params(params: Any) -> Any:
