@@ -148,12 +148,16 @@ def _report(directory: Path, runs: Mapping[str, RunConfig], argv: Sequence[str])
         "probability_of_improvement": improvement,
     }
     text = table(results, improvement)
+    print(text)
+    drawn = [
+        (algo, env, run) for algo, env, run in named if run.read_metrics()
+    ]  # not what diverged before its first row
     with disk_errors(directory, "comparison"):
         write_atomically(directory / "comparison.json", json_text(document, indent=2) + "\n")
         write_atomically(directory / "comparison.md", f"`{document['command']}`\n\n{text}")
-        write_atomically(directory / "comparison.png", figure_png(comparison_figure(named)))
-    print(text)
-    print(f"comparison.json, comparison.md and comparison.png in {directory}")
+        if drawn:
+            write_atomically(directory / "comparison.png", figure_png(comparison_figure(drawn)))
+    print(f"comparison.json, comparison.md{' and comparison.png' if drawn else ''} in {directory}")
 
 
 def read_result(directory: RunDir) -> dict[str, Any]:

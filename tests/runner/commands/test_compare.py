@@ -233,6 +233,21 @@ def test_two_algorithms_really_train(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "[2/2] ppo on haepo/bandit" in capsys.readouterr().out
 
 
+def test_an_algorithm_that_diverges_at_once_is_told_and_not_drawn(
+    counting: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, kept = ["env=CartPole-v1", "algo=ppo,dpo", "num_seeds=2", *QUICK], RunDir.read_metrics
+    undrawn: set[str] = set()
+    monkeypatch.setattr(RunDir, "read_metrics", lambda run: [] if run.path.name in undrawn else kept(run))
+    for name in ("ppo", "dpo"):
+        undrawn.add(name)
+        folder = tmp_path / str(len(undrawn))
+        assert compare.main([*arguments, f"run_dir={folder}"]) == 0
+        output = capsys.readouterr().out
+        assert "| ppo " in output and "| dpo " in output
+        assert (folder / "comparison.png").exists() == ("comparison.png" in output) == (len(undrawn) == 1)
+
+
 def test_results_without_a_return_or_a_second_seed() -> None:
     def result(algo: str, returns: list[float]) -> dict[str, Any]:
         known = [value for value in returns if not math.isnan(value)]
