@@ -33,9 +33,7 @@ def describe(algo: Algorithm, settings: dict[str, Any]) -> RunConfig:
     env = str(algo.env.name)
     if name is not None and len(objects) == 2:
         try:
-            usual = _numbers(make_env(env))
-            changed = {key: value for key, value in _numbers(algo.env).items() if value != usual.get(key)}
-            settings = {"env": env, "env_kwargs": changed, "algo": {"name": name, **numbers}, **common}
+            settings = {"env": env, "env_kwargs": _env_kwargs(algo.env), "algo": {"name": name, **numbers}, **common}
             config = from_dict(settings, RunConfig)
             if jax.tree.all(jax.tree.map(np.array_equal, make_env(config.env, **config.env_kwargs), algo.env)):
                 return config
@@ -62,6 +60,14 @@ def parts(algo: Algorithm) -> tuple[dict[str, Any], dict[str, str]]:
         except TypeError:
             objects[field.name] = fingerprint(unwrapped(value))
     return numbers, objects
+
+
+def _env_kwargs(env: Any) -> dict[str, Any]:
+    """What `make_env` was given with its name, or if that is not known, the numbers that are not those of the named environment."""
+    if (given := vars(env).get("_settings")) is not None:
+        return {key: _plain(value) for key, value in given.items()}
+    usual = _numbers(make_env(str(env.name)))
+    return {key: value for key, value in _numbers(env).items() if value != usual.get(key)}
 
 
 def _numbers(env: Any) -> dict[str, Any]:

@@ -20,8 +20,9 @@ import pytest
 import haepo_jax as hx
 from haepo_jax.runner.checkpoints import CheckpointError
 from haepo_jax.runner.commands import evaluate, train
-from haepo_jax.runner.config import ConfigError, RunConfig
+from haepo_jax.runner.config import ConfigError, CustomConfig, RunConfig
 from haepo_jax.runner.config.arguments import compose, read_arguments
+from haepo_jax.runner.describe import describe
 from haepo_jax.runner.observers import Observer, Row
 from haepo_jax.runner.run_dir import RunDir
 from tests.runner.counting_algorithm import Counting
@@ -358,6 +359,26 @@ def tensorboard_events(run: Path) -> list[list[Any]]:
             found[-1].append(Event.FromString(data[at + 12 : at + 12 + length]))
             at += length + 16
     return found
+
+
+@pytest.mark.parametrize(
+    ("name", "env_kwargs"),
+    [
+        ("CartPole-v1", {}),
+        ("CartPole-v1", {"gravity": 9.0}),
+        ("DeepSea-bsuite", {"size": 6}),
+        ("haepo/addition", {"digits": 1}),
+        ("brax/inverted_pendulum", {"episode_length": 50, "backend": "positional"}),
+    ],
+)
+def test_an_environment_made_by_name_is_told_by_its_settings(name: str, env_kwargs: dict[str, Any]) -> None:
+    settings = {"seed": 0, "num_seeds": 1, "run_dir": None, "resume": "false"}
+    found = describe(hx.PPO(hx.make_env(name, **env_kwargs)), settings)
+    assert isinstance(found, RunConfig) and (found.env, found.env_kwargs) == (name, env_kwargs)
+    changed = hx.make_env("CartPole-v1", gravity=9.0)
+    changed = changed.replace(params=changed.params.replace(length=2.0))  # type: ignore[attr-defined]
+    found = describe(hx.PPO(changed), settings)
+    assert found.env_kwargs == {"gravity": 9.0, "length": 2.0} and not isinstance(found, CustomConfig)
 
 
 def test_own_objects_are_logged_described_and_resumed(
