@@ -114,7 +114,10 @@ class _Digests:
         if array.dtype == object:
             yield from map(self.of, array.reshape(-1).tolist())
         elif is_computed:
-            flat = np.nan_to_num(array.reshape(-1).astype(np.float64))
+            flat = array.reshape(-1).astype(np.float64)
+            if not (finite := np.isfinite(flat)).all():
+                yield np.where(finite, 0, flat).tobytes()
+                flat = np.where(finite, flat, 0)
             size = np.linalg.norm(flat)
             # Any other array of this size has another projection onto a random direction, by more than rounding.
             projection = flat @ np.random.default_rng(0).standard_normal(flat.size) / (size or 1)

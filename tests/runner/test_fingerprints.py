@@ -133,6 +133,8 @@ PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "a nested object": (lambda: Holder(a=Holder(b=1)), lambda: Holder(a=Holder(b=2))),
     "a large array": (lambda: Holder(a=ONES), lambda: Holder(a=CHANGED)),
     "a large array of jax": (lambda: [jnp.asarray(ONES)], lambda: [jnp.asarray(CHANGED)]),
+    "an array beside infinity": (lambda: jnp.array([1.0, jnp.inf]), lambda: jnp.array([2.0, jnp.inf])),
+    "the sign of infinity": (lambda: jnp.array([1.0, jnp.inf]), lambda: jnp.array([1.0, -jnp.inf])),
     "a key": (lambda: jax.random.key(0), lambda: jax.random.key(1)),
     "an array's shape": (lambda: np.ones((2, 3)), lambda: np.ones((3, 2))),
     "an array of objects": (lambda: np.array([1, "a"], object), lambda: np.array([1, "b"], object)),
