@@ -55,7 +55,12 @@ def bootstrap_interval(
 
     Returns:
       The ends of the interval, low (...) and high (...); NaN where fewer than two seeds have a value.
+
+    Raises:
+      ValueError: `confidence` is not between 0 and 1.
     """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be above 0 and below 1, got {confidence}")
     values = np.asarray(values, np.float64)
     rows = values.reshape(-1, values.shape[-1])
     limits = np.full((2, len(rows)), np.nan)
@@ -109,7 +114,8 @@ def probability_of_improvement(
     """The probability that a run of ours has a higher return than one of theirs (Agarwal et al. 2021).
 
     Args:
-      ours, theirs: for each task the returns of the seeds, (N,); both sides may have different numbers of seeds.
+      ours, theirs: for each task the returns of the seeds, (N,); NaN: the seed has no return and is left out. Both sides may
+        have different numbers of seeds.
       resamples: the number of bootstrap samples.
       seed: of the random numbers.
 
@@ -120,7 +126,7 @@ def probability_of_improvement(
     generator = np.random.default_rng(seed)
     shares, resampled, most = [], [], 1
     for our, their in zip(ours, theirs, strict=True):
-        x, y = np.asarray(our, np.float64), np.asarray(their, np.float64)
+        x, y = (side[~np.isnan(side)] for side in (np.asarray(our, np.float64), np.asarray(their, np.float64)))
         if not len(x) or not len(y):
             return np.nan, np.nan, np.nan
         wins = (x[:, None] > y) + 0.5 * (x[:, None] == y)

@@ -53,4 +53,7 @@ def test_probability_of_improvement() -> None:
     assert value == pytest.approx(np.mean(ours[:, None] > theirs)) and low < value < high
     assert probability_of_improvement([[1.0]], [[0.0]])[0] == 1.0
     assert np.isnan(probability_of_improvement([[1.0]], [[0.0]])[1:]).all()
-    assert np.isnan(probability_of_improvement([[]], [[0.0]])).all()
+    for nothing in ([], [np.nan]):
+        assert np.isnan(probability_of_improvement([nothing], [[0.0]])).all()
+        assert np.isnan(probability_of_improvement([[0.0]], [nothing])).all()
+    assert probability_of_improvement([[1.0, np.nan]], [[np.nan, 0.0]])[0] == 1.0
