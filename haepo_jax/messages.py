@@ -35,7 +35,8 @@ def number(value: float) -> str:
     """A number with at most four significant digits; a dash if it is not finite."""
     if not math.isfinite(value):
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    text = f"{value:.4g}"
+    return f"{value:,.0f}" if abs(float(text)) >= 1000 else text
 
 
 def duration(seconds: float) -> str:

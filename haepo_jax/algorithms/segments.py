@@ -281,7 +281,8 @@ class SegmentAlgorithm(Algorithm):
         segment, steps, log_prob = sequences.segment, sequences.segment.steps, sequences.log_prob
         decisions = steps.decisions
         observation = self.normalized(state.normalizer, steps.observation)
-        reference, final_value, (values, next_value) = None, segment.final_value, sequences.values
+        values, next_value = sequences.values
+        final_value, reference = segment.final_value, None
         if not self.keeps_values:
             inputs = observation, segment.is_first, steps.action_mask, sequences.carry
             reference, recomputed = self.outputs(state.params, *inputs)

@@ -102,12 +102,12 @@ class LLMConfig(LearnerConfig, RunSettings):
 
     def check(self) -> None:
         """Raises ConfigError where settings do not go together."""
+        if self.pairs and (self.data or self.replay_batches > 1 or (self.reward and not self.eval_data)):
+            raise ConfigError("with pairs= leave out data=, replay_batches= and, without eval_data=, reward=")
         needed = {"model": True, "data": not self.pairs, "reward": self.data or self.eval_data, "run_dir": True}
         for key, is_needed in needed.items():
             if is_needed and not getattr(self, key):
                 raise ConfigError(f"{'data= or pairs' if key == 'data' else key}= is missing (see --help)")
-        if self.pairs and (self.data or self.replay_batches > 1 or (self.reward and not self.eval_data)):
-            raise ConfigError("with pairs= leave out data=, replay_batches= and, without eval_data=, reward=")
         if self.micro_batch is not None and self.prompts_per_step % self.micro_batch:
             raise ConfigError(
                 f"prompts_per_step={self.prompts_per_step} is not a multiple of micro_batch={self.micro_batch}"

@@ -83,7 +83,9 @@ def draw_curve(axes: Axes, curve: Curve, colour: str | None = None) -> Line2D:
     steps, returns = curve.steps[known], returns[known]
     middle = interquartile_mean_of_known(returns)
     # Marked, because through one point there is no line.
-    (line,) = axes.plot(steps, middle, label=curve.label, color=colour, linewidth=1.8, marker="o", markersize=3)
+    (line,) = axes.plot(
+        steps, middle, label=_verbatim(curve.label), color=colour, linewidth=1.8, marker="o", markersize=3
+    )
     if returns.shape[1] > 1 and len(steps):
         low, high = bootstrap_interval(returns)
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
@@ -118,21 +120,26 @@ def _panels(panels: Mapping[str, Sequence[Curve]], title: str = "") -> Figure:
         per_seed = " per seed" if any(curve.returns.shape[1] > 1 for curve in curves) else ""
         quantity = " or ".join(dict.fromkeys(curve.quantity for curve in curves))
         axes.set(xlabel=f"environment steps{per_seed}", ylabel=quantity)
-        axes.set_title(name, fontsize=11)
+        axes.set_title(_verbatim(name), fontsize=11)
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
     if len(labels) > 1:
         figure.legend(handles=[*handles.values()], loc="outside lower center", ncols=2 * columns, frameon=False)
     seeds = over_seeds(curve.returns.shape[1] for curve in every)
-    figure.suptitle(f"{title}\n({seeds})" if title else seeds, fontsize=11, wrap=True)
+    figure.suptitle(f"{_verbatim(title)}\n({seeds})" if title else seeds, fontsize=11, wrap=True)
     return figure
+
+
+def _verbatim(text: str) -> str:
+    """Names and paths may contain dollar signs, between which matplotlib expects TeX."""
+    return text.replace("$", r"\$")
 
 
 def histogram_figure(returns: Mapping[str, npt.ArrayLike], title: str) -> Figure:
     """How the returns of episodes, of any shape, are spread: for each kind of action an axes, all on one scale."""
     known = {kind: array[np.isfinite(array)] for kind, values in returns.items() for array in [np.asarray(values)]}
     figure = Figure(figsize=(7, 0.8 + 2 * len(known)), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(_verbatim(title), fontsize=11)
     every = np.concatenate(list(known.values())).astype(np.float64)
     low, high = (float(every.min()), float(every.max())) if len(every) else (0.0, 0.0)
     # Returns that are equal but for rounding stand as one bar, on an axis as wide as they are large.

@@ -47,12 +47,17 @@ class RunDir:
         """The settings of the run; raises ConfigError, also for those of custom objects, unless `custom`:
         nothing can be built from them."""
         values = self.read_settings()
+        if "model" in values:
+            raise ConfigError(f"run_dir={short(str(self.path))} is a run of haepo_jax.llm")
         if "objects" in values and not custom:
             raise ConfigError(
                 f"run_dir={short(str(self.path))} is a run of custom objects ({short(values['objects'], 200)}): load it "
                 "in Python with hx.load(run_dir, algorithm=...), resume it with hx.train(..., resume=True)"
             )
-        return custom_from_dict(values) if "objects" in values else from_dict(values, RunConfig)
+        try:
+            return custom_from_dict(values) if "objects" in values else from_dict(values, RunConfig)
+        except ConfigError as error:
+            raise ConfigError(f"cannot use {str(self.config)!r}: {error}") from None
 
     def read_settings(self) -> dict[str, Any]:
         """The settings as they stand in the file, not checked; raises ConfigError."""

@@ -94,6 +94,7 @@ def test_pairs_take_the_place_of_data(files: Path, capsys: pytest.CaptureFixture
     (files / "pairs.jsonl").write_text(json.dumps(pair) + "\n\n" + json.dumps(pair | {"rejected": 3}) + "\n")
     assert "leave out data=" in refusal(capsys, *ARGUMENTS, "pairs=pairs.jsonl")
     alone = ["model=m", "run_dir=r", "pairs=pairs.jsonl"]
+    assert "leave out data=" in refusal(capsys, *alone, "data=pairs.jsonl")
     for unused in ("replay_batches=2", "reward=judge:right"):
         assert "leave out data=, replay_batches= and, without eval_data=, reward=" in refusal(capsys, *alone, unused)
     assert "reward= is missing" in refusal(capsys, *alone, "eval_data=prompts.jsonl")

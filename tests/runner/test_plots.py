@@ -46,6 +46,12 @@ def test_a_curve_without_a_return_is_drawn() -> None:
     assert figure_png(curves_figure([curve([[np.nan, np.nan]])])).startswith(b"\x89PNG")
 
 
+def test_dollars_in_names_are_no_mathematics() -> None:
+    figure = curves_figure([curve([[1]], r"a $\frac$ b"), curve([[2]], "c $x^$")], r"title $\frac$")
+    assert figure_png(figure).startswith(b"\x89PNG")
+    assert figure_png(histogram_figure({"greedy": [1.0]}, r"$\frac$")).startswith(b"\x89PNG")
+
+
 def test_what_a_title_says_of_the_seeds() -> None:
     assert over_seeds([1, 1]) == "one seed"
     assert over_seeds([2]) == "mean and 95% interval over 2 seeds"

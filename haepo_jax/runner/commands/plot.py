@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from pathlib import Path
 
@@ -41,6 +42,11 @@ def main(argv: list[str]) -> int:
     from haepo_jax.runner.plots import curves_figure, figure_png, read_curve
 
     curves = [read_curve(RunDir(Path(path))) for path in config.run_dir]
+    times = collections.Counter(curve.label for curve in curves)
+    curves = [
+        dataclasses.replace(curve, label=path) if times[curve.label] > 1 else curve
+        for path, curve in zip(config.run_dir, curves, strict=True)
+    ]
     write_output(out, figure_png(curves_figure(curves, title=config.title)))
     print(f"wrote {out}")
     return 0

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     physics.prefer_headless()
     import jax
 
-    from haepo_jax.runner.loading import load
+    from haepo_jax.runner.loading import TrainedPolicy, load_run, seed_index
     from haepo_jax.runner.program import build
     from haepo_jax.runner.rendering import film
     from haepo_jax.runner.rendering.drawing import drawing_of
@@ -69,7 +69,9 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"{run.env} cannot be rendered (--help lists the tasks that can)")
     out = output_file(config.out or str(directory.path / "episode.gif"), ".gif")
 
-    _, policy = load(directory.path, seed=config.seed, checkpoint=config.checkpoint, algorithm=algorithm)
+    _, _, states = load_run(directory, config.checkpoint, algorithm)
+    index = seed_index(run.seed_numbers, config.seed)
+    policy = TrainedPolicy(algorithm, jax.tree.map(lambda x: x[index], states))
     moments, rewards, ended = film.record(
         policy, config.episode, drawing.seen, greedy=config.greedy, max_steps=config.max_steps
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 import haepo_jax
-from haepo_jax.runner.commands import plot, train
+from haepo_jax.runner.commands import evaluate, plot, train
 from haepo_jax.runner.run_dir import RunDir
 
 ARGUMENTS = [
@@ -108,10 +110,28 @@ def test_a_used_directory_is_refused(finished: Run, capsys: pytest.CaptureFixtur
     assert finished.directory.metrics.read_bytes() == before
 
 
-def test_plot_overlays_runs(finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plot_overlays_runs(
+    finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, out = str(finished.directory.path), tmp_path / "curves.png"
     assert plot.main([f"run_dir='{path}','{path}'", f"out={out}"]) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
+    # Runs with the same last name are told apart by their paths.
+    other = str(shutil.copytree(path, tmp_path / "other" / finished.directory.path.name))
+    drawn: list[Any] = []
+    monkeypatch.setattr("haepo_jax.runner.plots.curves_figure", lambda curves, title: drawn.append(curves) or Figure())
+    assert plot.main([path, other, f"out={out}"]) == 0
+    assert [curve.label for curve in drawn[0]] == [path, other]
+    monkeypatch.undo()
+    for name, changes, message in [
+        ("llm", {"model": "m"}, "is a run of haepo_jax.llm"),
+        ("later", {"colour": 1}, "/later/config.yaml': unknown key 'colour'"),
+    ]:
+        folder = RunDir(Path(shutil.copytree(path, tmp_path / name)))
+        folder.write_settings(folder.read_settings() | changes)
+        for main in (plot.main, evaluate.main):
+            assert main([str(folder.path)]) == 2
+            assert message in capsys.readouterr().err
     for arguments, message in [
         ([], "run_dir= is missing"),
         ([f"run_dir={tmp_path}/nowhere"], "is not a directory"),
