@@ -61,11 +61,12 @@ def test_a_seed_that_diverged_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_numbers_and_durations() -> None:
-    assert [number(x) for x in (float("nan"), 0.12345, 12.3456, -181.27, 12345.6)] == [
+    assert [number(x) for x in (float("nan"), 0.12345, 12.3456, -181.27, 999.96, 12345.6)] == [
         "-",
         "0.1235",
         "12.35",
         "-181.3",
+        "1,000",
         "12,346",
     ]
     assert [duration(x) for x in (0.4, 59, 200, 7500)] == ["0s", "59s", "3m20s", "2h05m"]
