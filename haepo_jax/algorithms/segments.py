@@ -191,23 +191,23 @@ class SegmentAlgorithm(Algorithm):
 
     def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """One update: collect segments, update the replay buffer, compute targets, run the epochs."""
-        now = self.scheduled(state.env_steps.fraction_of(self.total_steps))
+        scheduled = self.scheduled(state.env_steps.fraction_of(self.total_steps))
         collect_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.update))
 
         # Collect num_steps steps of every environment with the current policy, the behaviour policy of this segment.
-        segment, envs = now.collect(state, collect_key)
+        segment, envs = scheduled.collect(state, collect_key)
         reward_scale = state.extra.reward_scale
         if reward_scale is not None:
-            reward_scale = reward_scale.update(segment, now.discount)
+            reward_scale = reward_scale.update(segment, scheduled.discount)
 
         # The new segment replaces the oldest one in the replay buffer.
-        replay = now.replayed(state, now.sequences(state, segment, envs))
+        replay = scheduled.replayed(state, scheduled.sequences(state, segment, envs))
 
         # Compute advantages and value targets with the value function before the update.
-        batch = now.batch(state, replay, reward_scale)
+        batch = scheduled.batch(state, replay, reward_scale)
 
         # Run the epochs, one optimiser step per minibatch.
-        params, opt_state, learning = now.learn(state, batch, learn_key)
+        params, opt_state, learning = scheduled.learn(state, batch, learn_key)
 
         # The next state, and metrics.
         kept = SegmentState(envs, reward_scale, None if self.replay_batches == 1 else replay)
@@ -215,7 +215,7 @@ class SegmentAlgorithm(Algorithm):
         new_state = next_state(state, params, opt_state, segment.steps, num_steps, extra=kept)
         ended = (segment.terminated | segment.truncated) & segment.steps.mask
         episodes = segment.episode_return, segment.episode_length, ended, ~segment.steps.mask
-        return new_state, update_metrics(now, learning, *episodes)
+        return new_state, update_metrics(scheduled, learning, *episodes)
 
     def collect(self, state: TrainState, key: jax.Array) -> tuple[Segment, RolloutState]:
         """Steps every environment num_steps times with the current policy.

@@ -65,19 +65,19 @@ class TrajectoryAlgorithm(Algorithm):
 
     def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """One update: collect complete episodes, run the epochs."""
-        now = self.scheduled(state.env_steps.fraction_of(self.total_steps))
+        scheduled = self.scheduled(state.env_steps.fraction_of(self.total_steps))
         rollout_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.update))
 
         # Collect num_envs episodes with the current policy, the behaviour policy of this update.
-        steps, returns, lengths, invalid = now.collect(state, rollout_key)
+        steps, returns, lengths, invalid = scheduled.collect(state, rollout_key)
 
         # Run the epochs, one optimiser step per minibatch of whole groups.
-        params, opt_state, learning = now.learn(state, steps, learn_key)
+        params, opt_state, learning = scheduled.learn(state, steps, learn_key)
 
         # The next state, and metrics.
-        reference = now.next_reference(state, params)
+        reference = scheduled.next_reference(state, params)
         new_state = next_state(state, params, opt_state, steps, jnp.sum(lengths), reference=reference)
-        return new_state, update_metrics(now, learning, returns, lengths, ~invalid, invalid)
+        return new_state, update_metrics(scheduled, learning, returns, lengths, ~invalid, invalid)
 
     def collect(self, state: TrainState, key: jax.Array) -> tuple[Trajectory, jax.Array, jax.Array, jax.Array]:
         """Collects num_envs episodes with the current policy, the behaviour policy of this update.

@@ -28,7 +28,7 @@ from haepo_jax.runner.run_dir import RunDir
 from haepo_jax.spaces import space_leaves
 
 CHECKPOINTS = ("last", "best")
-OF_A_POLICY = {
+POLICY_HYPERPARAMETERS = {
     "network", "hidden_sizes", "activation", "layer_norm", "num_heads", "context", "squash_actions", "state_dependent_std",
 }  # fmt: skip
 """Hyperparameters without which a checkpoint would be read as another policy."""
@@ -194,7 +194,7 @@ def load_run(
     if algorithm is not None and not isinstance(algorithm, Algorithm):
         raise ConfigError(f"algorithm={short(algorithm)} is not an algorithm, such as hx.HAEPO('CartPole-v1')")
     recorded = {} if algorithm is None else config.algo.hyperparameters
-    for name in recorded.keys() & OF_A_POLICY:
+    for name in recorded.keys() & POLICY_HYPERPARAMETERS:
         if not np.array_equal(has := getattr(algorithm, name), had := recorded[name]):
             raise ConfigError(
                 f"algorithm has {name}={short(has)}, but the run in {directory.path} has {name}={short(had)}"

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 Callback = Callable[[Row, TrainState], bool | None] | Observer
 
-OF_A_DIRECTORY = ("checkpoint_minutes", "keep_checkpoints", "tensorboard", "wandb", "completions")
-SETTINGS = ("final_eval_episodes", "init_from", "shard", *OF_A_DIRECTORY)
+NEEDS_RUN_DIR = ("checkpoint_minutes", "keep_checkpoints", "tensorboard", "wandb", "completions")
+SETTINGS = ("final_eval_episodes", "init_from", "shard", *NEEDS_RUN_DIR)
 """Settings of the command line that a program may give as they are."""
 
 
@@ -138,7 +138,7 @@ def train(
     if config.run_dir is None:
         if config.resume != "false":
             raise ConfigError(f"resume={resume!r} needs run_dir=<the directory of the run>")
-        if unused := [f"{name}={short(value)}" for name, value in settings.items() if name in OF_A_DIRECTORY]:
+        if unused := [f"{name}={short(value)}" for name, value in settings.items() if name in NEEDS_RUN_DIR]:
             raise ConfigError(f"{', '.join(unused)} needs run_dir=<where the files of the run go>")
         logged = _Rows()
         summary, state = run(config, None, [logged, *observers], algorithm=algo, start=start)
