@@ -24,6 +24,10 @@ commands:
 All but completion also run as python -m haepo_jax.<command>, and <command> --help lists their settings. To train a policy:
 
   python -m haepo_jax train env=CartPole-v1
+
+To complete the settings of haepo and haepo-<command> in this shell (bash or zsh):
+
+  source <(haepo completion bash)
 """
 
 

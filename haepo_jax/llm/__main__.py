@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 HELP = """\
-Fine-tunes a language model with HAEPO, GRPO, GSPO or DPO on the rewards that your functions give to completions, or on
+Fine-tunes a language model with HAEPO, GRPO, GSPO or DPO, on the rewards that your functions give to completions or on
 pairs of a chosen and a rejected completion.
 
 usage: python -m haepo_jax.llm model=<folder> data=<file.jsonl> reward=<module:function> run_dir=<folder> [key=value]
@@ -31,8 +31,8 @@ usage: python -m haepo_jax.llm model=<folder> data=<file.jsonl> reward=<module:f
   python -m haepo_jax.llm run_dir=runs/sums resume=true steps=200
   python -m haepo_jax.llm model=SmolLM2-135M pairs=preferences.jsonl algo=dpo run_dir=runs/preferences
 
-A reward function takes a list of prompts and one of completions, and columns of the data by the names of its other
-arguments. It returns a number for each completion:
+A reward function takes a list of prompts, a list of completions and, by name, columns of the data. It returns a number
+for each completion:
 
   def correct(prompts, completions, answer):
       return [float(completion.strip() == right) for completion, right in zip(completions, answer)]

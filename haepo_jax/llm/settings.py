@@ -31,34 +31,40 @@ class LearnerConfig:
     prompts_per_step: int = setting(8, int, "prompts per batch", within=COUNT)
     group_size: int = setting(8, int, "completions per prompt", within=Range(2, 2**31 - 1))
     num_iterations: int = setting(
-        1, int, "updates on each of them per step; in a batch's first a log_ratio weighs all equally", within=COUNT
+        1,
+        int,
+        "updates per step on each batch; in the first, score=log_ratio weights all completions equally",
+        within=COUNT,
     )
     micro_batch: int | None = setting(
         None, int, "prompts whose groups are computed at once, to save memory; null: all", within=COUNT
     )
-    max_new_tokens: int = setting(256, int, "length of the longest completion", within=COUNT)
+    max_new_tokens: int = setting(256, int, "maximum tokens of a completion", within=COUNT)
     sampling_temperature: float = leaf(1.0, "temperature at which tokens are sampled", within=POSITIVE)
-    learning_rate: float = leaf(1e-6, "Adam's step size", within=NOT_NEGATIVE)
-    max_grad_norm: float = leaf(1.0, "gradients are scaled down to this global norm", within=POSITIVE)
+    learning_rate: float = leaf(1e-6, "learning rate of Adam", within=NOT_NEGATIVE)
+    max_grad_norm: float = leaf(1.0, "maximum global norm of the gradients", within=POSITIVE)
     kl_coef: float = leaf(
         0.04, "haepo, grpo, gspo: weight of the KL penalty to the initial model; 0: none", within=NOT_NEGATIVE
     )
     score: str = setting(
-        "log_ratio", str, "haepo: score in the softmax over a group, summed over tokens or (mean_) averaged",
+        "log_ratio", str, "haepo: score in the softmax over a group, a sum over tokens or (mean_) their mean",
         choices=("log_ratio", "mean_log_ratio", "likelihood", "mean_likelihood")
     )  # fmt: skip
     temperature: Any = leaf(
-        1.0, "haepo: of that softmax; 'auto' raises it where the weights would collapse", within=POSITIVE, word="auto"
+        1.0,
+        "haepo: temperature of that softmax; 'auto' raises it where the weights would collapse",
+        within=POSITIVE,
+        word="auto",
     )
     normalize: str = setting(
         "standardize", str, "haepo: how rewards are normalised within their group",
         choices=("standardize", "center", "rank", "none")
     )  # fmt: skip
-    entropy_coef: float = leaf(0.0, "weight of the mean entropy over tokens", within=NOT_NEGATIVE)
-    clip_eps: float = leaf(0.2, "grpo, gspo: the ratio's clip range", within=NOT_NEGATIVE)
+    entropy_coef: float = leaf(0.0, "weight of the entropy bonus, a mean over tokens", within=NOT_NEGATIVE)
+    clip_eps: float = leaf(0.2, "grpo, gspo: clip range of the ratio; for gspo choose about 0.02", within=NOT_NEGATIVE)
     beta: float = leaf(0.1, "dpo: strength of the implicit KL constraint to the initial model", within=POSITIVE)
     lora_rank: int | None = setting(
-        None, int, "rank of the LoRA parameters that are trained, of scale 1; null: train every weight", within=COUNT
+        None, int, "rank of the LoRA adapters to train (scale 1); null: train every weight", within=COUNT
     )
 
 
@@ -73,10 +79,10 @@ class RunSettings:
     pairs: str = setting(
         "",
         str,
-        'in place of data, preferences to learn: JSON lines, each {"prompt": ..., "chosen": text, "rejected": text}',
+        'preference pairs, in place of data: JSON lines, each {"prompt": ..., "chosen": text, "rejected": text}',
     )
     reward: str = setting(
-        "", str, "module:function, or a weighted sum such as 'rewards:right + 0.1*rewards:short'; of data and eval_data"
+        "", str, "reward of data and eval_data: module:function, or a sum such as 'rewards:right + 0.1*rewards:short'"
     )
     eval_data: str = setting("", str, "held-out prompts, as in data, whose greedy completions are evaluated")
     eval_steps: int = setting(10, int, "steps between evaluations", within=COUNT)
@@ -86,9 +92,7 @@ class RunSettings:
         choices=("false", "true", "auto")
     )  # fmt: skip
     steps: int = setting(100, int, "training steps: each samples one batch and learns from it", within=COUNT)
-    replay_batches: int = setting(
-        1, int, "batches that a step learns from: the newest, and those kept from earlier steps", within=COUNT
-    )
+    replay_batches: int = setting(1, int, "size of the replay buffer in batches, including the newest", within=COUNT)
     dtype: str = setting("float32", str, "dtype of weights and computation", choices=("float32", "bfloat16"))
     checkpoint_steps: int = setting(10, int, "steps between checkpoints", within=COUNT)
     keep_checkpoints: int = setting(3, int, "number of most recent checkpoints kept", within=COUNT)

@@ -7,7 +7,7 @@ COMMANDS = {
     "evaluate": "play many episodes with a run's policies",
     "render": "record one episode of a run's policy as a GIF",
     "plot": "draw the learning curves of runs",
-    "board": "write one HTML page about runs and sweeps",
+    "board": "write one HTML page with the curves and settings of runs and sweeps",
 }
 """The commands by name, with what each does: `python -m haepo_jax <name>`, and the modules of this package."""
 

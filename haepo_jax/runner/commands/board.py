@@ -23,7 +23,7 @@ usage: python -m haepo_jax.board <folder> [<folder> ...] [out=board.html]
   python -m haepo_jax.board runs/
   python -m haepo_jax.board runs/cartpole runs/sweep out=two.html
 
-A folder is a run or a sweep, or contains some. Runs may be unfinished.
+A folder is a run or a sweep, finished or not, or contains some at any depth.
 
 settings (key, default, meaning):
 {settings}
@@ -34,7 +34,7 @@ settings (key, default, meaning):
 class BoardConfig:
     """The settings of `python -m haepo_jax.board`."""
 
-    run_dir: tuple[str, ...] = setting((), list, "the folders (required)")
+    run_dir: tuple[str, ...] = setting((), list, "folders of runs and sweeps (required)")
     out: str = setting("board.html", str, "the HTML file to write; its links are relative to it")
 
 

@@ -1,4 +1,4 @@
-"""Completion of settings, algorithms and environments in bash and zsh: `python -m haepo_jax completion bash`."""
+"""Completion of settings, algorithms and environments in bash and zsh: `source <(haepo completion bash)`."""
 
 from __future__ import annotations
 

@@ -31,12 +31,14 @@ evaluation.png. Invalid settings exit with a one-line error (status 2).
 class EvaluateConfig:
     """The settings of `python -m haepo_jax.evaluate`."""
 
-    run_dir: str = setting("", str, "the run's directory; the run may be unfinished (required)")
-    episodes: int = setting(1000, int, "episodes per seed, sampled and as many greedy", within=COUNT)
+    run_dir: str = setting("", str, "directory of the run, finished or not (required)")
+    episodes: int = setting(
+        1000, int, "episodes per seed with sampled actions, and as many with greedy ones", within=COUNT
+    )
     checkpoint: str = setting("last", str, "which checkpoint to load", choices=("last", "best"))
-    seed: int | None = setting(None, int, "which of the run's seeds; null: all", within=SEEDS)
+    seed: int | None = setting(None, int, "one of the run's seeds; null: all", within=SEEDS)
     episode_seed: int | None = setting(
-        None, int, "seed of the episodes; null: that of the evaluation at the end of a run", within=SEEDS
+        None, int, "seed of the episodes; null: that of a run's final evaluation", within=SEEDS
     )
 
 

@@ -1,4 +1,4 @@
-"""Draws the learning curves of runs in one figure: `python -m haepo_jax.plot run_dir=A,B out=curves.png`."""
+"""Draws the learning curves of runs in one figure: `python -m haepo_jax.plot runs/a runs/b out=curves.png`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from haepo_jax.runner.run_dir import RunDir, output_file, write_output
 HELP = """\
 Draws the learning curves of one or more runs in one figure: interquartile means, with bands over seeds.
 
-usage: python -m haepo_jax.plot run_dir=<directory>[,<directory>...] [out=curves.png]
+usage: python -m haepo_jax.plot <run directory> [<run directory> ...] [out=curves.png]
+
+  python -m haepo_jax.plot runs/haepo runs/ppo out=both.png title=CartPole
 
 settings (key, default, meaning):
 {settings}
@@ -26,9 +28,9 @@ settings (key, default, meaning):
 class PlotConfig:
     """The settings of `python -m haepo_jax.plot`."""
 
-    run_dir: tuple[str, ...] = setting((), list, "the directories of the runs, finished or not")
+    run_dir: tuple[str, ...] = setting((), list, "directories of the runs, finished or not (required)")
     out: str = setting("curves.png", str, "the PNG file to write")
-    title: str = setting("", str, "above the figure")
+    title: str = setting("", str, "title of the figure")
 
 
 @entry_point(lambda argv: help_text(HELP, PlotConfig))

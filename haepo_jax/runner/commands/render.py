@@ -24,8 +24,8 @@ usage: python -m haepo_jax.render <run directory> [key=value ...]
 settings (key, default, meaning):
 {settings}
 
-Tasks that can be rendered: those of Brax and MuJoCo Playground, which MuJoCo draws with OpenGL (EGL, or what MUJOCO_GL
-names), and gymnax's classic control and MinAtar. Invalid settings exit with a one-line error (status 2).
+Supported environments: Brax and MuJoCo Playground, drawn by MuJoCo with OpenGL (EGL, unless MUJOCO_GL names another
+backend), and gymnax's classic control and MinAtar. Invalid settings exit with a one-line error (status 2).
 """
 
 SHORTEST_MILLISECONDS = 25
@@ -36,8 +36,8 @@ SHORTEST_MILLISECONDS = 25
 class RenderConfig:
     """The settings of `python -m haepo_jax.render`."""
 
-    run_dir: str = setting("", str, "the directory of the run, finished or not (required)")
-    seed: int | None = setting(None, int, "which of the run's seeds, by number; null: the first", within=SEEDS)
+    run_dir: str = setting("", str, "directory of the run, finished or not (required)")
+    seed: int | None = setting(None, int, "one of the run's seeds; null: the first", within=SEEDS)
     checkpoint: str = setting("last", str, "which checkpoint to load", choices=("last", "best"))
     greedy: bool = setting(True, bool, "take the most likely action instead of a sampled one")
     episode: int = setting(0, int, "index among the episodes that haepo_jax.evaluate plays", within=SEEDS)

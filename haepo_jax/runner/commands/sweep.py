@@ -17,7 +17,7 @@ from haepo_jax.runner.run_dir import as_config_error, check_sweep_dir, unused_di
 from haepo_jax.runner.sweeps.plan import SweepConfig, SweepPlan, read_sweep
 
 HELP = """\
-Trains many configurations of an algorithm: all that share their shapes in one compiled program, on every device.
+Trains many configurations of an algorithm, those with the same shapes in one compiled program, on all devices.
 
 usage: python -m haepo_jax.sweep env=<environment> <key>=<values> [...] [key=value ...]
 
@@ -28,14 +28,14 @@ usage: python -m haepo_jax.sweep env=<environment> <key>=<values> [...] [key=val
 
 values, in Hydra's sweep language:
   a,b or choice(a,b)       these values
-  range(start,stop,step)   these numbers, without stop
-  interval(low,high)       any number between; tag(log,interval(...)): uniform in the logarithm; int(interval(...))
-What can be swept: algo.<key> and env_kwargs.<name>. Numbers are varied within one compiled program; each combination of
-other values is compiled separately. For several algorithms or environments, start a sweep for each.
+  range(start,stop,step)   numbers from start, excluding stop
+  interval(low,high)       any number between; tag(log,interval(...)): log-uniform; int(interval(...)): integers
+You can sweep algo.<key> and env_kwargs.<name>. Real numbers vary within one compiled program; each combination of other
+values is compiled separately. For several algorithms or environments, start a sweep for each.
 
 options:
-  --help        this text; with algo=<name>, that algorithm's hyperparameters
-  --list-envs   print the environments' names and stop
+  --help        show this text; with algo=<name>, the hyperparameters of that algorithm
+  --list-envs   list the environments and exit
 
 settings (key, default, meaning):
 {settings}
@@ -46,10 +46,10 @@ algorithms and presets (algo=<name>):
 hyperparameters of algo={algo}:
 {hyperparameters}
 
-A sweep leaves in its directory: trials.csv (one row per trial), study.db (Optuna's study), summary.json with the best
-configuration's command, and Optuna's figures. A trial in which a seed diverges has failed, and is never the best. Start
-the same command in the same run_dir again to resume a sweep, or several times to share its work.
-Invalid settings exit with status 2; a sweep whose trials all failed with status 1.
+A sweep writes to its directory: trials.csv (one row per trial), study.db (the Optuna study), summary.json with the
+command of the best configuration, and Optuna's figures. A trial fails if one of its seeds diverges; it is then never the
+best. Run the same command with the same run_dir again to resume a sweep, or several times at once for several workers.
+Invalid settings exit with a one-line error (status 2), a sweep whose trials all fail with status 1.
 """
 
 

@@ -27,8 +27,6 @@ options:
   --list-envs   list the environments and exit
   --version     print the version and exit
 
-multiple devices: shard=environments shards the environments of each update over all devices.
-
 settings (key, default, meaning):
 {settings}
 

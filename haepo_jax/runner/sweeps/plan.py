@@ -57,18 +57,18 @@ class SweepConfig:
         None, int, "configurations to try; null: all of a grid, 64 of any other search", within=hp.COUNT
     )
     search: str = setting(
-        "auto", str, "how they are chosen; auto: grid if all values are listed and num_configs is null, else random",
+        "auto", str, "search algorithm; auto: grid if all values are listed and num_configs is null, else random",
         choices=("auto", "grid", "random", "tpe", "cmaes"),
     )  # fmt: skip
     search_seed: int = setting(0, int, "seed of the search (the trials train with seed, seed + 1, ...)", within=SEEDS)
     halving: int | None = setting(
-        None, int, "successive halving: at each rung only the best 1 in this many trains on", within=hp.Range(2, 1000)
+        None, int, "successive halving: at each rung only the best 1 in this many continues", within=hp.Range(2, 1000)
     )
     halving_rungs: int = setting(
         2, int, "rungs before the end, each after `halving` times the steps of the previous one", within=hp.Range(1, 20)
     )
     batch_size: int | None = setting(
-        None, int, "configurations in one compiled call; null: as many as pay off", within=hp.COUNT
+        None, int, "configurations in one compiled call; null: chosen automatically", within=hp.COUNT
     )
     cohort: int | None = setting(
         None,
