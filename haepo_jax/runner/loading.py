@@ -37,7 +37,7 @@ POLICY_HYPERPARAMETERS = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TrainedPolicy:
-    """A trained policy as a pure function of one observation, observation normalization included.
+    """A trained policy as a pure function of one observation, including observation normalisation.
 
     Calls are compiled: the first one takes seconds, later ones well under a millisecond. `jax.jit(policy)` and
     `jax.jit(jax.vmap(policy))(observations, keys)` work, and since it is a pytree it may also be an argument of a jitted
@@ -46,7 +46,7 @@ class TrainedPolicy:
     Attributes:
       algorithm: the algorithm that trained it, on its environment.
       state: the train state of its seed; `algorithm.evaluate(state)` plays episodes, `algorithm.train_step(state)`
-        trains on.
+        continues training.
     """
 
     algorithm: Algorithm
@@ -61,7 +61,7 @@ class TrainedPolicy:
         """An action in the environment's own units, as `env.step` takes it.
 
         Args:
-          observation: of one environment, as `env.reset` and `env.step` return it; NumPy arrays will do.
+          observation: of one environment, as `env.reset` and `env.step` return it; NumPy arrays also work.
           key: a typed PRNG key to sample with; None: the greedy action, the mode of the distribution.
           action_mask: the valid actions (n,) bool, for environments that have action masks.
 
@@ -76,7 +76,7 @@ class TrainedPolicy:
         return InitialPolicy(self.algorithm.policy_params(self.state.params), self.state.normalizer)
 
     def initial_carry(self) -> Any:
-        """The recurrent state before the first step of an episode; an empty tuple for a feed-forward policy."""
+        """The carry (recurrent state) before the first step of an episode; an empty tuple for a feed-forward policy."""
         return _initial_carry(self.algorithm)
 
     def act(
@@ -148,7 +148,7 @@ def load(
 
     Args:
       run_dir: the directory of the run, finished or not.
-      seed: which of the run's seeds, by its own number; None: the first.
+      seed: one of the run's seeds; None: the first.
       checkpoint: `last`, or `best` by return.
       algorithm: the algorithm that the run trained, for a run of custom objects (an environment, network or algorithm
         class of your own), which cannot be built from the directory alone.

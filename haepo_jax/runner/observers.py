@@ -21,12 +21,12 @@ class Row:
     """A logged update. Lists hold one value per seed.
 
     Attributes:
-      index: of the row, counted from 0.
+      index: index of the row, from 0.
       update: updates done by each seed.
       env_steps: environment steps done by each seed.
-      wall_seconds: since training began, compilation left out.
-      env_steps_per_second: of all seeds together since the row before, evaluation included.
-      metrics: each metric's value per seed; NaN where there is none, such as a return before an episode has ended.
+      wall_seconds: seconds since training began, without compilation.
+      env_steps_per_second: of all seeds together since the previous row, including evaluation.
+      metrics: each metric's value per seed; NaN if it has none, such as a return before an episode has ended.
     """
 
     index: int
@@ -92,10 +92,10 @@ class RunInfo:
 
 
 class Observer:
-    """What watches a run: loggers, the progress display, callbacks. Every method may be left out.
+    """Observes a run, as loggers, the progress display and callbacks do. All methods are optional.
 
-    Observers are called in the order in which they were given. `on_slice` comes after every compiled call and may raise to
-    end the run; it and `on_row` see the train state, whose buffers are donated to the next call: copy what must stay.
+    Observers are called in the order in which they were given. `on_slice` is called after every compiled call and may raise
+    to end the run; it and `on_row` receive the train state, whose buffers are donated to the next call: copy what you keep.
     """
 
     def on_start(self, info: RunInfo) -> None:
@@ -108,17 +108,17 @@ class Observer:
         """After every compiled call; `env_steps` per seed."""
 
     def on_row(self, row: Row, state: TrainState) -> bool | None:
-        """After every logged update, with the state behind it. True ends the run here, in good order."""
+        """After every logged update, with the state behind it. True stops the run here."""
         return None
 
     def on_evaluation(self, final: bool) -> None:
         """Before an evaluation, which may take long; `final`: that of the trained policy."""
 
     def on_warning(self, text: str) -> None:
-        """Something that the user should know of, and that does not end the run; one line."""
+        """A warning for the user, in one line; the run continues."""
 
     def on_end(self, summary: dict[str, Any]) -> None:
         """After the final evaluation."""
 
     def close(self) -> None:
-        """Last, whether or not the run came to its end."""
+        """Called last, also if the run fails or is interrupted."""

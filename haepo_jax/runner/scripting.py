@@ -42,15 +42,15 @@ SETTINGS = ("final_eval_episodes", "init_from", "shard", *NEEDS_RUN_DIR)
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class TrainResult:
-    """What a training gave: S seeds, R logged rows.
+    """The result of a training run with S seeds and R logged rows.
 
     Attributes:
-      algorithm: that was trained.
-      seeds: (S,) their numbers.
+      algorithm: the trained algorithm.
+      seeds: (S,), the seeds.
       state: the final train state; every leaf has the seeds as its first axis, one seed included.
       metrics: an (S, R) array for each metric, NaN where a seed has no value; `update` and `env_steps` are int64, and
         `wall_seconds` is the same for every seed.
-      summary: how the run ended, as `summary.json` has it.
+      summary: how the run ended, as in `summary.json`.
     """
 
     algorithm: Algorithm
@@ -64,12 +64,12 @@ class TrainResult:
         return f"TrainResult({about}, final return {number(self.summary['final_return_mean'])})"
 
     def policy(self, seed: int | None = None) -> TrainedPolicy:
-        """The trained policy of a seed, as `hx.load` gives it; None: of the first. Raises ValueError for another seed."""
+        """The trained policy of a seed, as from `hx.load`; None: the first. Raises ValueError for an unknown seed."""
         index = seed_index(self.seeds, seed)
         return TrainedPolicy(self.algorithm, jax.tree.map(lambda x: x[index], self.state))
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The metrics as a table: a row for each seed and logged row, in columns `seed`, `row` and one a metric."""
+        """The metrics as a table: one row per seed and logged row; columns `seed`, `row` and one per metric."""
         import pandas
 
         count, rows = next(iter(self.metrics.values())).shape if self.metrics else (len(self.seeds), 0)
@@ -87,39 +87,39 @@ def train(
     progress: bool = True,
     **settings: Any,
 ) -> TrainResult:
-    """Trains an algorithm with the loop, the display, the files and the resuming of `python -m haepo_jax.train`.
+    """Trains an algorithm with the training loop of `python -m haepo_jax.train`: progress display, files and resuming.
 
     Examples:
       >>> result = hx.train(hx.PPO("CartPole-v1", total_steps=50_000), seeds=4, run_dir="runs/mine")
       >>> result.metrics["eval_return"].shape
       (4, 50)
 
-    The algorithm may be any `Algorithm`, of the user's own class, environment and networks; the metrics that its `update`
-    returns are logged with all others. A run of named parts alone, such as this one, is one of the command line's: `run_dir`
-    can be evaluated, rendered and resumed there.
+    The algorithm may be any `Algorithm`, also with a custom class, environment or networks; all metrics that its `update`
+    returns are logged. If everything in it is built in, as in this example, the run can also be evaluated, rendered and
+    resumed from the command line.
 
-    Training runs in a thread of its own, which keeps Ctrl-C prompt. jax's context managers, such as `jax.debug_nans(True)`,
-    do not reach it; `jax.config.update` does.
+    Training runs in a separate thread, so that Ctrl-C takes effect promptly. JAX's context managers, such as
+    `jax.debug_nans(True)`, do not apply there; `jax.config.update` does.
 
     Args:
-      algo: for instance `hx.HAEPO("CartPole-v1", total_steps=50_000)`; all seeds train in one compiled call.
-      seeds: how many, from 0; or their numbers, such as `[3, 5, 8]`. The random numbers of a seed do not
-        depend on the other seeds; rounding does, so that a run alone and one beside others drift apart.
-      run_dir: where the files go; None: there are none.
-      callbacks: called in turn after every logged row: functions `(row, state) -> bool | None`, of which one that
-        returns True ends the run in good order; or an `Observer`, which sees more of the run. `row` is a
+      algo: for example `hx.HAEPO("CartPole-v1", total_steps=50_000)`; all seeds train in one compiled call.
+      seeds: the number of seeds, counted from 0, or a list such as `[3, 5, 8]`. The random numbers of a seed do not
+        depend on the other seeds, but rounding does, so a seed trained alone and with others diverges after a while.
+      run_dir: directory for the files; None: no files are written.
+      callbacks: called in turn after every logged row: functions `(row, state) -> bool | None`, where True stops the
+        run (with the final evaluation); or an `Observer`, which sees more of the run. `row` is a
         `haepo_jax.runner.observers.Row`; in `state` every leaf has the seeds as its first axis.
-      resume: resume the run in `run_dir`, with the same algorithm. An interrupted run ends as if it had not been
-        interrupted. A run that has ended, by a callback too, is returned as it is, with a warning, unless
-        `algo.total_steps` has grown. "auto": resume, or start a run if there is none.
-      progress: show the display.
-      **settings: of the command line: final_eval_episodes, init_from (a run's directory, or a policy from `hx.load`),
+      resume: resume the run in `run_dir`, with the same algorithm. The results are the same as
+        without the interruption. A finished run, including one stopped by a callback, is returned unchanged, with a
+        warning, unless `algo.total_steps` has grown. "auto": resume, or start a run if there is none.
+      progress: show the progress display.
+      **settings: settings of the command line: final_eval_episodes, init_from (a run's directory, or a policy from `hx.load`),
         shard; with `run_dir` also checkpoint_minutes, keep_checkpoints, tensorboard, wandb, completions.
 
     Raises:
-      ConfigError (a ValueError): for a setting or a directory that cannot be used, in one line.
-      RunError (a RuntimeError): where the device or the disk gives up.
-      KeyboardInterrupt: at Ctrl-C; with `run_dir` after a checkpoint.
+      ConfigError (a ValueError): a setting or directory is invalid; the message is one line.
+      RunError (a RuntimeError): the device is out of memory, or the files cannot be written.
+      KeyboardInterrupt: at Ctrl-C; with `run_dir`, after saving a checkpoint.
     """
     if not isinstance(algo, Algorithm):
         raise ConfigError(f"train takes an algorithm, such as hx.HAEPO('CartPole-v1'), not {short(algo)}")

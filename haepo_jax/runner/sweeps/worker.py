@@ -56,14 +56,14 @@ def sweep(
       algo: the name of an algorithm or preset; or an algorithm, whose other hyperparameters and networks are kept.
       space: hyperparameters and other keys by name. A string is read in Hydra's sweep language, a list holds the values
         to try, anything else is one fixed value. The `algo.` of a hyperparameter's name may be left out.
-      run_dir: where the table, figures and the study are kept, so that the sweep can be resumed or shared; None: nowhere.
-      **settings: of `python -m haepo_jax.sweep`: num_configs, num_seeds, search, halving and so on.
+      run_dir: directory for the table, figures and study, needed to resume or share the sweep; None: none is written.
+      **settings: settings of `python -m haepo_jax.sweep`: num_configs, num_seeds, search, halving and so on.
 
     Returns:
       Arrays of every trial's values and returns. If every trial failed, `best()` is None.
 
     Raises:
-      ConfigError: for a setting or value that cannot be used.
+      ConfigError: a setting or value is invalid.
       RunError: the device runs out of memory.
     """
     base = algo if isinstance(algo, Algorithm) else None
