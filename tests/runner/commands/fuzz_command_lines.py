@@ -155,15 +155,15 @@ def good_values(field: dataclasses.Field[Any]) -> list[str]:
         "num_minibatches",
         "group_size",
         "num_steps",
-        "history_batches",
         "replay_batches",
         "score",
+        "normalize",
         "squash_actions",
         "state_dependent_std",
         "total_steps",
         "seed",
     ):
-        # Sizes must divide each other, a score needs its credit, some want continuous actions, and a seed leaves room
+        # Sizes must divide each other, score and normalize need their credit, some want continuous actions, and a seed leaves room
         # for the others.
         return {"seed": ["0", "17"], "total_steps": ["1e6", "123456"]}.get(field.name, [])
     if field.name in (
