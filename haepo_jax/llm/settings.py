@@ -31,10 +31,7 @@ class LearnerConfig:
     prompts_per_step: int = setting(8, int, "prompts per batch", within=COUNT)
     group_size: int = setting(8, int, "completions per prompt", within=Range(2, 2**31 - 1))
     num_iterations: int = setting(
-        1,
-        int,
-        "updates per step on each batch; in the first, score=log_ratio weights all completions equally",
-        within=COUNT,
+        1, int, "updates per step on each batch; in the first, score=log_ratio weights all equally", within=COUNT
     )
     micro_batch: int | None = setting(
         None, int, "prompts whose groups are computed at once, to save memory; null: all", within=COUNT
@@ -51,10 +48,7 @@ class LearnerConfig:
         choices=("log_ratio", "mean_log_ratio", "likelihood", "mean_likelihood")
     )  # fmt: skip
     temperature: Any = leaf(
-        1.0,
-        "haepo: temperature of that softmax; 'auto' raises it where the weights would collapse",
-        within=POSITIVE,
-        word="auto",
+        1.0, "haepo: temperature of it; 'auto' raises it before the weights collapse", within=POSITIVE, word="auto"
     )
     normalize: str = setting(
         "standardize", str, "haepo: how rewards are normalised within their group",
