@@ -336,10 +336,10 @@ HELD_OUT_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 LARGER: dict[str, tuple[int, int]] = {
     "brax/reacher": (300_000, 5), "brax/hopper": (300_000, 5), "brax/halfcheetah": (300_000, 5),
     "playground/CartpoleBalance": (300_000, 5), "playground/CartpoleSwingup": (300_000, 5),
-    "Breakout-MinAtar": (500_000, 5), "Asterix-MinAtar": (500_000, 5), "SpaceInvaders-MinAtar": (500_000, 5),
-    "Freeway-MinAtar": (500_000, 5),
 }  # fmt: skip
-"""Tasks with episodes of 1,000 steps, and games of MinAtar: steps and seeds. Nothing was chosen on them."""
+"""Tasks with episodes of 1,000 steps: steps and seeds. No setting was chosen on them."""
+GAMES = {f"{game}-MinAtar": (500_000, 5) for game in ("Breakout", "Asterix", "SpaceInvaders", "Freeway")}
+"""More larger tasks."""
 LARGER_EVALUATION = {"log_points": 20, "eval_episodes": 8}
 LARGER_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: HELD_OUT_METHODS[name] for name in ("haepo_default", "ppo_default", "haepo_searched", "ppo_replay_searched")},
@@ -352,12 +352,26 @@ LARGER_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """The last one has the settings for MuJoCo of PPO's paper (arXiv 1707.06347, table 3)."""
-SMALL_ADVANTAGES_TASKS = ("playground/CartpoleBalance", "playground/CartpoleSwingup", "brax/hopper", "brax/halfcheetah")
+GAMES_METHODS = LARGER_METHODS | {"ppo, published": ("ppo_minatar", {})}
+"""Here the last one has PureJaxRL's settings for these games."""
+
+SMALL_ADVANTAGES_TASKS = {env: number for env, number in LARGER.items() if env != "brax/reacher"}
 SMALL_ADVANTAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_default, 0.01": ("haepo", {"min_advantage_std": 0.01}),
     "haepo_default, 0.03": ("haepo", {"min_advantage_std": 0.03}),
     "ppo_replay_searched, 0.03": ("ppo", {**SEARCHED["ppo"], "min_advantage_std": 0.03}),
 }
 """Settings of `LARGER_METHODS` with advantages divided by at least this."""
-MINATAR_METHODS = LARGER_METHODS | {"ppo, published": ("ppo_minatar", {})}
-"""On MinAtar it has PureJaxRL's settings for these games."""
+
+LONG: dict[str, tuple[int, int]] = {"CartPole-v1": (300_000, 10)}
+"""Six times the steps of `TASKS`."""
+LONG_EVALUATION = {"log_points": 100, "eval_episodes": 8}
+LONG_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "haepo_default": ("haepo", {}),
+    **{f"haepo_default, advantages / {std}": ("haepo", {"min_advantage_std": std}) for std in (0.01, 0.1)},
+    "haepo_default, learning rate 5e-4": ("haepo", {"learning_rate": 5e-4}),
+    "ppo_default": ("ppo", {}),
+    "clip on HAEPO's replay": ("ppo", HAEPOS_REPLAY),
+    "clip on HAEPO's replay, learning rate 5e-4": ("ppo", {**HAEPOS_REPLAY, "learning_rate": 5e-4}),
+}
+"""Which of them keep what they have learned; PPO's default has a learning rate of 5e-4."""

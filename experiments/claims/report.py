@@ -416,6 +416,17 @@ def small_advantages_table(larger: list[Result], results: list[Result]) -> str:
     return markdown(["task", *names], rows)
 
 
+def long_table(results: list[Result]) -> str:
+    """Mean of the curve and the last evaluation, means over seeds; how many seeds forget, see `_falls`, and in which share of their
+    evaluations they have."""
+    rows = []
+    for result in results:
+        falls = _falls(result)
+        forget = f"{np.sum(falls.any(axis=1))} of {len(falls)}"
+        rows.append([result["method"], _middle(result), forget, f"{100 * falls.mean():.1f}%"])
+    return markdown(["method", "mean, last", "seeds that forget", "evaluations"], rows)
+
+
 def _complete(results: list[Result], names: Iterable[str]) -> dict[str, dict[str, Result]]:
     """`_by` method, of the tasks that all of the named ones have results of."""
     return {task: methods for task, methods in _by(results, "method").items() if methods.keys() >= set(names)}
@@ -552,6 +563,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "larger": (("larger",), larger_table),
     "falls": (("larger",), falls_table),
     "small advantages": (("larger", "small_advantages"), small_advantages_table),
+    "long": (("long",), long_table),
     "alignment": (("probes",), alignment_table),
     "weights": (("ablations",), weights_table),
     "ablations": (("ablations",), ablation_table),

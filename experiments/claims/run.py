@@ -42,7 +42,18 @@ from haepo_jax.runner.run_dir import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("jax", "flax", "optax", "gymnax", "brax", "playground")
-PARTS = ("methods", "choice", "ablations", "episodic", "deep_sea", "probes", "held_out", "larger", "small_advantages")
+PARTS = (
+    "methods",
+    "choice",
+    "ablations",
+    "episodic",
+    "deep_sea",
+    "probes",
+    "held_out",
+    "larger",
+    "small_advantages",
+    "long",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,19 +154,22 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
                     size.folder / "episodic" / f"{task}.{_file(name)}.json",
                     lambda task=task, name=name, changes=changes: ablate(size, task, "haepo_episodic", name, changes),
                 )
-    if "held_out" in parts and size.folder == RESULTS:
-        yield from _settings(size.folder / "held_out", catalogue.HELD_OUT, catalogue.HELD_OUT_METHODS)
-    if "larger" in parts and size.folder == RESULTS:
-        games = {env: number for env, number in catalogue.LARGER.items() if env.endswith("-MinAtar")}
-        others = {env: number for env, number in catalogue.LARGER.items() if env not in games}
-        folder, evaluation = size.folder / "larger", catalogue.LARGER_EVALUATION
-        yield from _settings(folder, others, catalogue.LARGER_METHODS, **evaluation)
-        # Replay buffers of five seeds with their large observations do not fit the caches of a CPU: 1.4 times as long at once.
-        yield from _settings(folder, games, catalogue.MINATAR_METHODS, **evaluation, one_by_one=True)
-    if "small_advantages" in parts and size.folder == RESULTS:
-        envs = {env: catalogue.LARGER[env] for env in catalogue.SMALL_ADVANTAGES_TASKS}
-        folder, evaluation = size.folder / "small_advantages", catalogue.LARGER_EVALUATION
-        yield from _settings(folder, envs, catalogue.SMALL_ADVANTAGES, **evaluation)
+    larger = catalogue.LARGER_EVALUATION
+    for part, envs, own, how in (
+        ("held_out", catalogue.HELD_OUT, catalogue.HELD_OUT_METHODS, {}),
+        ("larger", catalogue.LARGER, catalogue.LARGER_METHODS, larger),
+        # Replay buffers of five seeds with their large observations do not fit the caches of a CPU.
+        ("larger", catalogue.GAMES, catalogue.GAMES_METHODS, {**larger, "one_by_one": True}),
+        ("small_advantages", catalogue.SMALL_ADVANTAGES_TASKS, catalogue.SMALL_ADVANTAGES, larger),
+        ("long", catalogue.LONG, catalogue.LONG_METHODS, catalogue.LONG_EVALUATION),
+    ):
+        for env, (total_steps, seeds) in envs.items() if part in parts and size.folder == RESULTS else ():
+            for name, setting in own.items():
+                task = Task(env, total_steps, 0, 0, 1)
+                yield (
+                    size.folder / part / f"{env.replace('/', '_')}.{_file(name)}.json",
+                    functools.partial(one_setting, task, seeds, name, *setting, **how),
+                )
     if "deep_sea" in parts:
         for name in catalogue.DEEP_SEA:
             for side in size.deep_sea_sizes:
@@ -170,17 +184,6 @@ def _jobs(size: Size, tasks: Sequence[str], methods: Sequence[str], parts: Seque
                     size.folder / "probes" / f"{task}.{method}.json",
                     lambda task=task, method=method: probe(size, task, method),
                 )
-
-
-def _settings(
-    folder: Path, envs: dict[str, tuple[int, int]], methods: dict[str, tuple[str, dict[str, Any]]], **how: Any
-) -> Iterator[tuple[Path, Any]]:
-    for env, (total_steps, seeds) in envs.items():
-        for name, setting in methods.items():
-            yield (
-                folder / f"{env.replace('/', '_')}.{_file(name)}.json",
-                functools.partial(one_setting, Task(env, total_steps, 0, 0, 1), seeds, name, *setting, **how),
-            )
 
 
 def _file(name: str) -> str:

@@ -84,7 +84,7 @@ def make_env(env: Any, **kwargs: Any) -> "Environment":
     # Its numbers are constants, also where an algorithm is built within a jitted function, as PureJaxRL does.
     with in_32_bits(), usual_promotion(), jax.ensure_compile_time_eval():
         made = getattr(importlib.import_module(module), function)(task, **kwargs)
-    object.__setattr__(made, "_settings", kwargs)  # for the config file of a run; no part of its value
+    object.__setattr__(made, "_make_env_settings", kwargs)  # for the config file of a run; no part of its value
     return made
 
 

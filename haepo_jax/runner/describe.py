@@ -64,7 +64,7 @@ def parts(algo: Algorithm) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _env_kwargs(env: Any) -> dict[str, Any]:
     """What `make_env` was given with its name, or if that is not known, the numbers that are not those of the named environment."""
-    if (given := vars(env).get("_settings")) is not None:
+    if (given := vars(env).get("_make_env_settings")) is not None:
         return {key: _plain(value) for key, value in given.items()}
     usual = _numbers(make_env(str(env.name)))
     return {key: value for key, value in _numbers(env).items() if value != usual.get(key)}

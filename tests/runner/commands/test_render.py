@@ -23,6 +23,7 @@ from haepo_jax.runner.rendering import drawing
 from haepo_jax.runner.rendering import film as film_module
 from haepo_jax.runner.rendering.drawing import drawing_of
 from haepo_jax.runner.run_dir import RunDir
+from tests.runner.surviving import flip
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,20 @@ def test_without_opengl_one_line_says_what_to_install(monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match=r"without OpenGL \(an OpenGL .* loaded\): install EGL .*, or set MUJOCO_GL"):
         next(drawing.pictures([(np.zeros(4),)]))
     assert drawing_of(hx.make_env("brax/fast")) is None and drawing_of(hx.make_env("haepo/bandit")) is None
+
+
+def test_a_damaged_checkpoint_is_told_in_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run, damaged)
+    (intact,) = (damaged / "checkpoints").iterdir()
+    newest = intact.with_name(intact.name.replace("000000", "000001"))
+    shutil.copytree(intact, newest)
+    flip(newest)
+    assert render.main([f"run_dir={damaged}", "max_steps=2"]) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("warning: ") and newest.name in error and error.count("\n") == 1
 
 
 def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
