@@ -39,6 +39,13 @@ class PPO(SegmentAlgorithm):
         "centre of the clip range: the behaviour policy (a ratio of 1), or the policy before the update (GePPO)",
         choices=("behaviour", "current"),
     )
+    kl_coef: Scheduled | None = leaf(
+        None,
+        "weight of the KL penalty to the policy before the update; null: no penalty",
+        within=NOT_NEGATIVE,
+        scheduled=True,
+        optional=True,
+    )
     value_clip_eps: float | None = leaf(
         None,
         "clip range of the change of a value in an update; null: no clipping",
@@ -53,12 +60,19 @@ class PPO(SegmentAlgorithm):
         optional=True,
     )
 
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coef is not None
+
     def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
         """The loss to minimise, and metrics; see `ppo_loss`."""
         current, values = self.outputs(params, batch.observation, batch.is_first, batch.action_mask, batch.carry)
         centre = None
         if self.clip_around == "current" and batch.reference is not None:
             centre = batch.reference.log_prob(batch.action)
+        penalty: dict[str, Any] = {}
+        if self.kl_coef is not None:
+            penalty = {"kl_coef": self.kl_coef, "policy_kl": batch.reference.kl_to(current)}
         least_std = self.min_advantage_std if self.normalize_rewards else 0.0
         return losses.ppo_loss(
             current.log_prob(batch.action), batch.log_prob, batch.advantage, values=values,
@@ -66,5 +80,5 @@ class PPO(SegmentAlgorithm):
             clip_around_log_probs=centre, value_coef=self.value_coef, value_clip_eps=self.value_clip_eps,
             entropy_coef=self.entropy_coef, policy_entropy=current.entropy(), mask=batch.mask,
             value_mask=batch.value_mask, normalize_advantages=self.normalize_advantages,
-            min_advantage_std=least_std,
+            min_advantage_std=least_std, **penalty,
         )  # fmt: skip

@@ -169,10 +169,13 @@ class SegmentAlgorithm(Algorithm):
         "default networks: policy and value function share one network with two heads",
     )
 
-    # Set by subclasses: whether the loss takes single steps of feed-forward networks, and whether it uses
-    # `Batch.reference` even if that is the behaviour policy.
+    # Set by subclasses: whether the loss takes single steps of feed-forward networks.
     single_steps = True
-    needs_reference = False
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss uses `Batch.reference` even if that is the behaviour policy."""
+        return False
 
     def check(self) -> None:
         super().check()

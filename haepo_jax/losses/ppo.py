@@ -33,16 +33,18 @@ def ppo_loss(
     value_coef: ArrayLike = 0.5,
     value_clip_eps: ArrayLike | None = None,
     entropy_coef: ArrayLike = 0.0,
+    kl_coef: ArrayLike = 0.0,
     policy_entropy: ArrayLike = 0.0,
+    policy_kl: ArrayLike = 0.0,
     normalize_advantages: bool = True,
     min_advantage_std: ArrayLike = 0.0,
     mask: ArrayLike | None = None,
     value_mask: ArrayLike | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """PPO's loss on a minibatch of steps (Schulman 2017, arXiv 1707.06347, eq. 7 and 9).
+    """PPO's loss on a minibatch of steps (Schulman 2017, arXiv 1707.06347, eq. 7 to 9).
 
         J = mean min(rho A, clip(rho, 1 - eps, 1 + eps) A), rho = exp(l - l_behaviour)
-        loss = -J + value_coef * mean (v - target)^2 / 2 - entropy_coef * H
+        loss = -J + value_coef * mean (v - target)^2 / 2 - entropy_coef * H + kl_coef * KL
 
     With ``clip_around_log_probs``, l', the clip range is rho' - eps to rho' + eps with rho' = exp(l' - l_behaviour), as
     in GePPO, which reuses samples from earlier policies (Queeney 2021, arXiv 2111.00072, eq. 8).
@@ -64,7 +66,9 @@ def ppo_loss(
       value_clip_eps: scalar > 0; clips the change of the values from ``behaviour_values``, and the value loss is the
         larger of the clipped and the unclipped one. ``None``: no clipping.
       entropy_coef: scalar, weight of H.
+      kl_coef: scalar, weight of KL, the penalty of eq. 8.
       policy_entropy: policy entropy: a scalar (the mean over valid steps), or (...), averaged over valid steps.
+      policy_kl: KL(reference || theta), shaped like ``policy_entropy``; used only by ``kl_coef``.
       normalize_advantages: whether to standardise the advantages over the valid steps of this minibatch (population std
         + 1e-8).
       min_advantage_std: scalar >= 0; if the standard deviation is smaller, they are divided by this instead.
@@ -126,15 +130,16 @@ def ppo_loss(
         before = check.constant("behaviour_values", behaviour_values, fitted, like=like)
         near = before + jnp.clip(value - before, -limit, limit)
         squares = jnp.maximum(squares, (near - target) ** 2)
-    entropies = check.average("policy_entropy", policy_entropy, shape, current.dtype, whole=True, like=like)
+    averages = (("policy_entropy", policy_entropy), ("policy_kl", policy_kl))
+    entropies, divergences = (check.average(*one, shape, current.dtype, whole=True, like=like) for one in averages)
 
-    objective, value_loss, entropy, kl, clip_fraction = masked_means(
-        valid, surrogate, squares / 2, entropies, k3(current - around), clipped
+    objective, value_loss, entropy, divergence, kl, clip_fraction = masked_means(
+        valid, surrogate, squares / 2, entropies, divergences, k3(current - around), clipped
     )
     if value_mask is not None:
         value_loss = masked_mean(squares / 2, fitted)
-    weight = check.number("value_coef", value_coef)
-    loss = weight * value_loss - objective - check.number("entropy_coef", entropy_coef) * entropy
+    loss = check.number("value_coef", value_coef) * value_loss - objective
+    loss = loss - check.number("entropy_coef", entropy_coef) * entropy + check.number("kl_coef", kl_coef) * divergence
 
     total = _variance(target, fitted)
     explained = divide(total - _variance(target - value, fitted), total)

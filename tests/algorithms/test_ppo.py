@@ -138,6 +138,30 @@ def test_the_loss(state: Any, batch: Batch) -> None:
     assert plain < metrics["value_loss"]
 
 
+@pytest.mark.parametrize("replay_batches", [1, 2])
+def test_the_kl_penalty(replay_batches: int) -> None:
+    """It adds the KL from the policy before the update, not from the one that collected the data."""
+    plain = BASE.replace(replay_batches=replay_batches)
+    penalized = plain.replace(kl_coef=0.5)
+    state = jax.jit(lambda key: plain.train_step(plain.train_step(plain.init(key))[0])[0])(jax.random.key(0))
+    segment, envs = jax.jit(plain.collect)(state, jax.random.key(1))
+    replay = plain.replayed(state, plain.sequences(state, segment, envs))
+    batch = penalized._as_single_steps(penalized.batch(state, replay, None))
+    params = {**state.params, "policy": state.params["policy"].at[0].add(jnp.array([0.5, 0.0, -0.5]))}
+
+    def log_probs(weights: Any) -> np.ndarray:
+        logits = np.asarray(batch.observation, np.float64) @ np.asarray(weights, np.float64)
+        return np.asarray(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
+
+    before, after = log_probs(state.params["policy"]), log_probs(params["policy"])
+    kl = (np.exp(before) * (before - after)).sum(-1).mean()
+    assert kl > 0.01
+    added = penalized.loss(params, batch)[0] - plain.loss(params, batch)[0]
+    np.testing.assert_allclose(added, 0.5 * kl, rtol=1e-3)
+    trained, _ = jax.jit(penalized.train_step)(state)
+    assert not trees_equal(trained.params, jax.jit(plain.train_step)(state)[0].params)
+
+
 class Recorded:
     """`learn` of an algorithm, and the same minibatch by minibatch, with their indices seen on the way."""
 

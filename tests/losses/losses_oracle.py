@@ -293,7 +293,9 @@ def ppo(
     value_coef: float,
     value_clip_eps: float | None,
     entropy_coef: float,
+    kl_coef: float,
     policy_entropy: Array,
+    policy_kl: Array,
     normalize_advantages: bool,
     min_advantage_std: float,
 ) -> dict[str, float]:
@@ -320,7 +322,8 @@ def ppo(
         "clip_fraction": mean([float(abs(p - 1) > clip_eps) for p in ratios]),
         "explained_variance": 1 - float(np.var(f64(y) - f64(v)) / np.var(y)) if y and np.var(y) > 0 else 0.0,
     }
-    out["loss"] = -out["objective"] + value_coef * out["value_loss"] - entropy_coef * out["entropy"]
+    penalty = kl_coef * mean(list(f64(policy_kl)[live]))
+    out["loss"] = -out["objective"] + value_coef * out["value_loss"] - entropy_coef * out["entropy"] + penalty
     return out
 
 

@@ -89,10 +89,12 @@ def batch(seed: int, shape: tuple[int, ...], dtype: Any = np.float32) -> dict[st
         "targets": (values + rng.normal(size=shape)).astype(dtype),
         "behaviour_values": (values + 0.5 * rng.normal(size=shape)).astype(dtype),
         "policy_entropy": rng.random(shape).astype(dtype),
+        "policy_kl": rng.random(shape).astype(dtype),
         "mask": rng.random(shape) < rng.choice([0.0, 0.5, 1.0], p=[0.1, 0.4, 0.5]),
         "clip_eps": dtype(rng.choice([0.1, 0.3])),
         "value_coef": dtype(rng.random()),
         "entropy_coef": dtype(rng.random()),
+        "kl_coef": dtype(rng.random()),
         "min_advantage_std": dtype(rng.choice([0.0, 0.3])),
     }
 
@@ -106,10 +108,12 @@ def call(data: dict[str, Any], **options: Any) -> tuple[jax.Array, dict[str, jax
         value_targets=data["targets"],
         behaviour_values=data["behaviour_values"],
         policy_entropy=data["policy_entropy"],
+        policy_kl=data["policy_kl"],
         mask=data["mask"],
         clip_eps=data["clip_eps"],
         value_coef=data["value_coef"],
         entropy_coef=data["entropy_coef"],
+        kl_coef=data["kl_coef"],
         min_advantage_std=data["min_advantage_std"],
         **options,
     )
@@ -138,9 +142,10 @@ def test_gradient_equals_finite_differences(value_clip_eps: float | None) -> Non
     with jax.enable_x64(True):
         data = batch(3, (3, 4), np.float64) | {"mask": np.arange(12).reshape(3, 4) < 10}
         loss = lambda x: call(data | x, value_clip_eps=value_clip_eps)[0]  # noqa: E731
-        for name in ("log_probs", "values", "policy_entropy"):
+        for name in ("log_probs", "values", "policy_entropy", "policy_kl"):
             oracle.check_gradient(lambda x: loss({name: x}), data[name])  # noqa: B023
-        names = ("behaviour", "advantages", "targets", "behaviour_values", "clip_eps", "value_coef", "entropy_coef")
+        coefs = ("clip_eps", "value_coef", "entropy_coef", "kl_coef")
+        names = ("behaviour", "advantages", "targets", "behaviour_values", *coefs)
         oracle.check_constants(loss, {name: data[name] for name in names})
 
 
@@ -154,7 +159,8 @@ def test_clipped_surrogate_equals_rlax(seed: int) -> None:
 
     def ours_loss(log_probs: jax.Array) -> jax.Array:
         return call(
-            data | {"log_probs": log_probs, "value_coef": 0.0, "entropy_coef": 0.0}, normalize_advantages=False
+            data | {"log_probs": log_probs, "value_coef": 0.0, "entropy_coef": 0.0, "kl_coef": 0.0},
+            normalize_advantages=False,
         )[0]
 
     def theirs(log_probs: jax.Array) -> jax.Array:
@@ -173,7 +179,7 @@ def test_equal_advantages_give_no_policy_gradient() -> None:
 
 def test_hyperparameters_may_be_traced_and_vmapped() -> None:
     data = batch(5, (12,)) | {"mask": np.ones(12, bool)}
-    names = ("clip_eps", "value_coef", "entropy_coef")
+    names = ("clip_eps", "value_coef", "entropy_coef", "kl_coef")
     f = lambda x: call(data | dict.fromkeys(names, x), value_clip_eps=x)[0]  # noqa: E731
     values = [0.05, 0.2, 0.5]
     np.testing.assert_allclose(jax.jit(jax.vmap(f))(jnp.array(values)), [f(v) for v in values], rtol=1e-5)
