@@ -9,7 +9,6 @@ and started at any time.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import sys
@@ -22,9 +21,6 @@ import jax
 import numpy as np
 
 import haepo_jax as hx
-from haepo_jax.algorithms.fields import NOT_NEGATIVE, leaf
-from haepo_jax.algorithms.segments import Batch
-from haepo_jax.losses.numerics import masked_mean
 from haepo_jax.runner.comparison import machine
 from haepo_jax.runner.run_dir import write_atomically
 from haepo_jax.spaces import Box
@@ -51,7 +47,7 @@ BOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
     "softmax, no KL": ("HAEPO", {"group_size": 4, "kl_coef": 0.0}),
     "softmax, V-trace": ("HAEPO", {"group_size": 4, "advantage_estimator": "vtrace"}),
     "clip": ("PPO", CLIP),
-    "clip and KL": ("ClipAndKL", CLIP),
+    "clip and KL": ("PPO", {**CLIP, "kl_coef": 0.3}),
     "clip around current": ("PPO", {**CLIP, "clip_around": "current"}),
     "clip, V-trace": ("PPO", {**CLIP, "advantage_estimator": "vtrace"}),
 }
@@ -68,21 +64,6 @@ CLIPS = ("clip", "clip and KL")
 """Bounds that the table compares the softmax with."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ClipAndKL(hx.PPO):
-    """PPO with HAEPO's KL penalty to the policy before the update, so that softmax and clip can be compared with equal help."""
-
-    kl_coef: float = leaf(0.3, "weight of the KL penalty to the policy before the update", within=NOT_NEGATIVE)
-    needs_reference = True
-
-    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        loss, metrics = super().loss(params, batch)
-        inputs = batch.observation, batch.is_first, batch.action_mask, batch.carry
-        kl = masked_mean(batch.reference.kl_to(self.outputs(params, *inputs)[0]), batch.mask)
-        return loss + self.kl_coef * kl, {**metrics, "loss": loss + self.kl_coef * kl, "kl": kl}
-
-
 def name_of(task: str, bound: str) -> str:
     return f"{task}, 8 batches, {bound}"
 
@@ -96,7 +77,7 @@ def algorithm(task_name: str, bound: str) -> hx.Algorithm:
     """What is trained on a task with a bound."""
     task, (kind, own) = TASKS[task_name], BOUNDS[bound]
     env = hx.make_env(task.env, **task.env_kwargs)
-    made: hx.Algorithm = (ClipAndKL if kind == "ClipAndKL" else getattr(hx, kind))(
+    made: hx.Algorithm = getattr(hx, kind)(
         env, total_steps=task.total_steps, log_points=POINTS, eval_episodes=16, **SHARED, **observations(env) | own
     )
     return made

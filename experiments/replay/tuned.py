@@ -37,7 +37,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from claims.catalogue import TASKS  # noqa: E402
 from claims.report import mean_scores, scores, steps_to_threshold, stratified_interval  # noqa: E402
-from replay.run import DOCUMENT, POINTS, SEEDS, ClipAndKL, as_result, earlier, observations, stored, summarised  # noqa: E402
+from replay.run import DOCUMENT, POINTS, SEEDS, as_result, earlier, observations, stored, summarised  # noqa: E402
 from tables import fill_in, markdown  # noqa: E402
 
 RESULTS = Path(__file__).parent / "tuned.json"
@@ -78,10 +78,10 @@ FRESH: tuple[dict[str, Any], ...] = (
 METHODS: dict[str, dict[str, Method]] = {
     "8 batches": {
         "softmax": Method(hx.HAEPO, "temperature", ({**EIGHT, "group_size": 4},)),
-        "clip": Method(ClipAndKL, "clip_eps", (EIGHT,)),
-        "clip, V-trace": Method(ClipAndKL, "clip_eps", ({**EIGHT, "advantage_estimator": "vtrace"},)),
-        "clip around current": Method(ClipAndKL, "clip_eps", ({**EIGHT, "clip_around": "current"},)),
-        "no replay": Method(ClipAndKL, "clip_eps", FRESH, 64),
+        "clip": Method(hx.PPO, "clip_eps", (EIGHT,)),
+        "clip, V-trace": Method(hx.PPO, "clip_eps", ({**EIGHT, "advantage_estimator": "vtrace"},)),
+        "clip around current": Method(hx.PPO, "clip_eps", ({**EIGHT, "clip_around": "current"},)),
+        "no replay": Method(hx.PPO, "clip_eps", FRESH, 64),
     },
 }
 """By the table in which they are compared."""
@@ -192,10 +192,9 @@ def settings_file(task_name: str, table: str, method: str, found: dict[str, Any]
     """The name and the content of a file of settings that `--config` reads."""
     task, kind = TASKS[task_name], METHODS[table][method].kind
     values = dict(found["settings"])
-    if kind is ClipAndKL and not values["kl_coef"]:
+    if kind is hx.PPO and not values["kl_coef"]:
         del values["kl_coef"]
-        kind = hx.PPO
-    name = {hx.HAEPO: "haepo", hx.PPO: "ppo", ClipAndKL: "replay.run:ClipAndKL"}[kind]
+    name = {hx.HAEPO: "haepo", hx.PPO: "ppo"}[kind]
     content: dict[str, Any] = {"env": task.env, "total_steps": task.total_steps}
     content |= {"env_kwargs": task.env_kwargs} if task.env_kwargs else {}
     env = hx.make_env(task.env, **task.env_kwargs)
