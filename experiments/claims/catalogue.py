@@ -52,6 +52,18 @@ WIDE_CLIP = {
     "algo.discount": "choice(0.95,0.97,0.99)", "algo.gae_lambda": "choice(0.9,0.95,0.98)", "algo.num_envs": "8",
     "algo.num_steps": "32",
 }  # fmt: skip
+FRESH_CLIP = {**WIDE_CLIP, "algo.num_epochs": "16", "algo.num_minibatches": "8"}
+REPLAYED_CLIP = {
+    **WIDE_CLIP, "algo.clip_around": "choice(behaviour,current)", "algo.replay_batches": "8", "algo.num_epochs": "4",
+    "algo.num_minibatches": "16",
+}  # fmt: skip
+KL_PENALTY = "tag(log,interval(0.03,1))"
+SOFTMAX = {
+    "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": "choice(0.95,0.97,0.99)",
+    "algo.gae_lambda": "choice(0.9,0.95,0.98)", "algo.temperature": "tag(log,interval(0.1,1))",
+    "algo.history_decay": "choice(0.8,0.9,0.95)", "algo.kl_coef": KL_PENALTY, "algo.num_envs": "8", "algo.num_steps": "32",
+    "algo.num_minibatches": "16",
+}  # fmt: skip
 WIDENED_CONFIGS = 16
 GROUPS = {"algo.num_envs": "choice(8,32)", "algo.num_epochs": "choice(4,16)", "algo.num_minibatches": "1"}
 
@@ -91,14 +103,14 @@ class Method:
 
     Attributes:
       finalists: settings that are always among the finalists, by name; where nothing is said, the algorithm's default.
-      widened: a second space, where an interval of the first one was too narrow; `WIDENED_CONFIGS` are drawn from it.
+      widened: more spaces, where the first one was too narrow; `WIDENED_CONFIGS` are drawn from each.
     """
 
     algo: str
     space: dict[str, str]
     colour: str
     finalists: dict[str, dict[str, Any]] = dataclasses.field(default_factory=lambda: {"default": {}})
-    widened: dict[str, str] = dataclasses.field(default_factory=dict)
+    widened: tuple[dict[str, str], ...] = ()
 
 
 def _constant(settings: dict[str, Any]) -> dict[str, str]:
@@ -112,14 +124,8 @@ METHODS: dict[str, Method] = {
     "haepo_searched": Method("haepo", _constant(SEARCHED["haepo"]), "darkred"),
     "ppo_replay_searched": Method("ppo", _constant(SEARCHED["ppo"]), "darkblue"),
     "haepo": Method(
-        "haepo",
-        {
-            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": "choice(0.95,0.97,0.99)",
-            "algo.gae_lambda": "choice(0.9,0.95,0.98)", "algo.temperature": "tag(log,interval(0.1,1))",
-            "algo.history_decay": "choice(0.8,0.9,0.95)", "algo.kl_coef": "tag(log,interval(0.03,1))",
-            "algo.num_envs": "8", "algo.num_steps": "32", "algo.num_epochs": "4", "algo.num_minibatches": "16",
-        },
-        "tab:pink",
+        "haepo", {**SOFTMAX, "algo.num_epochs": "4"}, "tab:pink",
+        widened=({"algo.replay_batches": "choice(8,16)", "algo.num_epochs": "choice(4,8)", **SOFTMAX},),
     ),
     "ppo": Method(
         "ppo",
@@ -129,7 +135,7 @@ METHODS: dict[str, Method] = {
             "algo.num_steps": "choice(32,128)", "algo.num_epochs": "choice(4,16)",
             "algo.num_minibatches": "choice(4,8)",
         },
-        "tab:blue", widened={**WIDE_CLIP, "algo.num_epochs": "16", "algo.num_minibatches": "8"},
+        "tab:blue", widened=(FRESH_CLIP, {"algo.kl_coef": KL_PENALTY, **FRESH_CLIP}),
     ),
     "ppo_replay_tuned": Method(
         "ppo",
@@ -140,10 +146,7 @@ METHODS: dict[str, Method] = {
             "algo.replay_batches": "choice(4,8)", "algo.num_epochs": "choice(4,8)", "algo.num_minibatches": "16",
         },
         "tab:olive", finalists={"HAEPO's settings": HAEPOS_REPLAY},
-        widened={
-            **WIDE_CLIP, "algo.clip_around": "choice(behaviour,current)", "algo.replay_batches": "8", "algo.num_epochs": "4",
-            "algo.num_minibatches": "16",
-        },
+        widened=(REPLAYED_CLIP, {"algo.kl_coef": KL_PENALTY, **REPLAYED_CLIP}),
     ),
     "grpo": Method(
         "grpo",
@@ -370,8 +373,12 @@ LONG_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_default": ("haepo", {}),
     **{f"haepo_default, advantages / {std}": ("haepo", {"min_advantage_std": std}) for std in (0.01, 0.1)},
     "haepo_default, learning rate 5e-4": ("haepo", {"learning_rate": 5e-4}),
+    "haepo_default, KL 3": ("haepo", {"kl_coef": 3.0}),
+    "haepo_default, learning rate 1e-3, KL 1": ("haepo", {"learning_rate": 1e-3, "kl_coef": 1.0}),
     "ppo_default": ("ppo", {}),
     "clip on HAEPO's replay": ("ppo", HAEPOS_REPLAY),
     "clip on HAEPO's replay, learning rate 5e-4": ("ppo", {**HAEPOS_REPLAY, "learning_rate": 5e-4}),
+    "clip on HAEPO's replay, KL 3": ("ppo", {**HAEPOS_REPLAY, "kl_coef": 3.0}),
+    "clip on HAEPO's replay, learning rate 1e-3, KL 1": ("ppo", {**HAEPOS_REPLAY, "learning_rate": 1e-3, "kl_coef": 1.0}),
 }
 """Which of them keep what they have learned; PPO's default has a learning rate of 5e-4."""

@@ -201,12 +201,12 @@ def tune_and_train(size: Size, task_name: str, name: str) -> dict[str, Any]:
 
 
 def search(size: Size, task: Task, method: catalogue.Method) -> dict[str, Any]:
-    """What a sweep of a method's space, and a smaller one of its widened space, found."""
+    """What a sweep of a method's space, and a smaller one of each of its widened spaces, found."""
     found = swept(task, method.algo, method.space, size.num_configs)
-    if method.widened and size.folder == RESULTS:
-        more = swept(task, method.algo, method.widened, catalogue.WIDENED_CONFIGS)
+    for space in method.widened if size.folder == RESULTS else ():
+        more = swept(task, method.algo, space, catalogue.WIDENED_CONFIGS)
         found |= {key: found[key] + more[key] for key in ("seconds", "configs", "area", "returns", "solved")}
-        found["widened"] = method.widened
+        found["widened"] = [*found.get("widened", ()), space]
     return found
 
 
