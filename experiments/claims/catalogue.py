@@ -379,6 +379,9 @@ LONG_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "clip on HAEPO's replay": ("ppo", HAEPOS_REPLAY),
     "clip on HAEPO's replay, learning rate 5e-4": ("ppo", {**HAEPOS_REPLAY, "learning_rate": 5e-4}),
     "clip on HAEPO's replay, KL 3": ("ppo", {**HAEPOS_REPLAY, "kl_coef": 3.0}),
-    "clip on HAEPO's replay, learning rate 1e-3, KL 1": ("ppo", {**HAEPOS_REPLAY, "learning_rate": 1e-3, "kl_coef": 1.0}),
+    "clip on HAEPO's replay, learning rate 1e-3, KL 1": (
+        "ppo",
+        {**HAEPOS_REPLAY, "learning_rate": 1e-3, "kl_coef": 1.0},
+    ),
 }
 """Which of them keep what they have learned; PPO's default has a learning rate of 5e-4."""

@@ -214,7 +214,7 @@ def test_of_three_finalists_and_the_default_the_best_on_other_seeds_is_taken(
     assert len(set().union(*every)) == sum(map(len, every))
 
 
-def test_a_search_is_widened_with_the_numbers_of_the_second_space(claims: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_is_widened_with_the_numbers_of_each_space(claims: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run, catalogue = claims("run"), claims("catalogue")
 
     def made_up(env: str, algo: str, space: dict[str, str], *, num_configs: int, **_: Any) -> Any:
@@ -224,11 +224,11 @@ def test_a_search_is_widened_with_the_numbers_of_the_second_space(claims: Any, m
 
     monkeypatch.setattr(run.hx, "sweep", made_up)
     found = run.search(run.SIZES["full"], catalogue.TASKS["bandit"], catalogue.METHODS["ppo"])
-    assert len(found["configs"]) == len(found["area"]) == len(found["returns"]) == 32 + 16 and set(found["area"]) == {
-        5.0
-    }
+    assert len(found["configs"]) == len(found["area"]) == len(found["returns"]) == 32 + 2 * 16
+    assert set(found["area"]) == {5.0} and found["widened"] == list(catalogue.METHODS["ppo"].widened)
     assert "algo.num_epochs" not in found["configs"][31]  # drawn in the first search
-    assert found["configs"][32]["algo.num_epochs"] == 16 and found["configs"][47]["algo.clip_eps"] == 0.15
+    for first in (32, 48):
+        assert found["configs"][first]["algo.num_epochs"] == 16 and found["configs"][first + 15]["algo.clip_eps"] == 0.15
     small = run.search(run.SIZES["small"], catalogue.TASKS["bandit"], catalogue.METHODS["ppo"])
     assert len(small["configs"]) == run.SIZES["small"].num_configs
 
