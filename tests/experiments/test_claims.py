@@ -228,7 +228,8 @@ def test_a_search_is_widened_with_the_numbers_of_each_space(claims: Any, monkeyp
     assert set(found["area"]) == {5.0} and found["widened"] == list(catalogue.METHODS["ppo"].widened)
     assert "algo.num_epochs" not in found["configs"][31]  # drawn in the first search
     for first in (32, 48):
-        assert found["configs"][first]["algo.num_epochs"] == 16 and found["configs"][first + 15]["algo.clip_eps"] == 0.15
+        begin, end = found["configs"][first], found["configs"][first + 15]
+        assert begin["algo.num_epochs"] == 16 and end["algo.clip_eps"] == 0.15
     small = run.search(run.SIZES["small"], catalogue.TASKS["bandit"], catalogue.METHODS["ppo"])
     assert len(small["configs"]) == run.SIZES["small"].num_configs
 
