@@ -21,6 +21,7 @@ from haepo_jax.rollout import (
     environment_keys,
     start_environments,
 )
+from haepo_jax.rollout.stepping import all_finite
 from tests.toy_envs import Count, Drift, Start, equations
 
 LANES = 6
@@ -338,6 +339,13 @@ class TestSegments:
             expected = alone(keys[seed])
             found = jax.tree.map(lambda x: x[seed], together)  # noqa: B023
             chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_numbers_of_every_dtype_are_compared_with_the_largest_allowed(dtype: str) -> None:
+    values = jnp.array([[65504.0, -65504.0], [1.0, jnp.inf], [1.0, -jnp.inf], [jnp.nan, 1.0]], dtype)
+    np.testing.assert_array_equal(all_finite({"x": values}, 1), [True, False, False, False])
 
 
 @pytest.mark.slow

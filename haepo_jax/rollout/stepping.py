@@ -103,8 +103,13 @@ LARGEST = 1e12
 
 def all_finite(tree: Any, num_leading: int) -> jax.Array:
     """Whether all entries of observations or rewards are finite and below `LARGEST`: leaves (*leading, *shape) -> (*leading)."""
+
+    def below(x: jax.Array) -> jax.Array:
+        # float16 does not hold `LARGEST`.
+        return jnp.abs(x.astype(jnp.promote_types(x.dtype, jnp.float32))) < LARGEST
+
     flags = [
-        jnp.all(jnp.abs(x) < LARGEST, axis=tuple(range(num_leading, x.ndim)))
+        jnp.all(below(x), axis=tuple(range(num_leading, x.ndim)))
         for x in jax.tree.leaves(tree)
         if jnp.issubdtype(x.dtype, jnp.inexact)
     ]
