@@ -391,8 +391,8 @@ class SegmentAlgorithm(Algorithm):
         """
 
         def flat(x: jax.Array) -> jax.Array:
-            by_update = x.reshape(self.replay_batches, -1, *x.shape[1:])
-            return jnp.swapaxes(by_update, 1, 2).reshape(-1, *x.shape[2:])
+            by_update = x.reshape(self.replay_batches, self.num_envs, *x.shape[1:])
+            return jnp.swapaxes(by_update, 1, 2).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
         return jax.tree.map(flat, batch)
 

@@ -14,6 +14,7 @@ import pytest
 
 import haepo_jax as hx
 from haepo_jax.counting import StepCount
+from haepo_jax.envs import Box, Discrete, TimeStep
 from tests.toy_envs import Drift, equations, trees_equal
 
 BANDIT = hx.make_env("haepo/bandit", num_arms=4, num_pulls=2, noise_std=0.3)
@@ -326,6 +327,26 @@ def test_several_values_without_vmap_are_one_line() -> None:
         ValueError, match=r"learning_rate has the shape \(2,\), not \(\): use jax.vmap for several values"
     ):
         algo.train(jax.random.key(0))
+
+
+@dataclasses.dataclass(eq=False)
+class Blind:
+    """A bandit with two arms, which shows nothing."""
+
+    name, horizon = "toy/blind", 1
+    observation_space, action_space = Box(0.0, 1.0, (0,)), Discrete(2)
+
+    def reset(self, key: jax.Array) -> tuple[Any, jax.Array]:
+        return jnp.int32(0), jnp.zeros(0)
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array) -> TimeStep:
+        return TimeStep(state, jnp.zeros(0), action, True, False)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_observations_may_be_empty(name: str) -> None:
+    algo = ALGORITHMS[name].replace(env=hx.make_env(Blind()))
+    jax.eval_shape(algo.train, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def test_a_key_of_the_old_kind_is_the_same_key() -> None:
