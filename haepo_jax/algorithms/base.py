@@ -43,6 +43,7 @@ from haepo_jax.algorithms.state import (
     TrainState,
     check_fits,
     check_metrics,
+    check_single,
     keep_finite,
 )
 from haepo_jax.counting import StepCount
@@ -192,6 +193,7 @@ class Algorithm(abc.ABC):
           The next state, and metrics: float32 scalars with the same names in every update. `episode_return` and
           `episode_length` are 0 if `episodes`, the number of episodes that ended, is 0.
         """
+        check_single(state)
         new, metrics = self.update(state)
         chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
         check_metrics(metrics)

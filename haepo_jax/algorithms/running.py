@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haepo_jax.algorithms.state import InitialPolicy, Metrics, TrainState
+from haepo_jax.algorithms.state import InitialPolicy, Metrics, TrainState, check_single
 from haepo_jax.counting import StepCount
 from haepo_jax.rollout import collect_episodes, environment_keys
 from haepo_jax.unbatched import any_in_batch, hold_finished
@@ -106,6 +106,7 @@ def evaluate(
 def _play(
     self: Algorithm, state: TrainState, episodes: int, greedy: jax.Array, key: jax.Array, max_steps: int | None
 ) -> dict[str, jax.Array]:
+    check_single(state)
     reset_key, step_key = jax.random.split(key)
 
     def act(

@@ -77,6 +77,14 @@ class TrainState:
     status: TrainingStatus
 
 
+def check_single(state: TrainState) -> None:
+    """Raises ValueError, with a one-line message, for a state with an axis of seeds, such as that of `haepo_jax.train`."""
+    if shape := jnp.shape(state.update):
+        raise ValueError(
+            f"the state has an axis of seeds, {shape}: use jax.vmap, or the state of one seed (result.policy(seed).state)"
+        )
+
+
 class InitialPolicy(NamedTuple):
     """A trained policy to start from (see `haepo_jax.load`): parameters, and the observation normaliser or None."""
 

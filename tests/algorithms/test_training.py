@@ -329,6 +329,16 @@ def test_several_values_without_vmap_are_one_line() -> None:
         algo.train(jax.random.key(0))
 
 
+def test_the_state_of_several_seeds_without_vmap_is_one_line() -> None:
+    algo = hx.PPO(BANDIT, num_steps=2, total_steps=8, **SMALL)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    states = jax.eval_shape(jax.vmap(algo.init), keys)
+    for function in (algo.train_step, functools.partial(algo.evaluate, episodes=2)):
+        with pytest.raises(ValueError, match=r"the state has an axis of seeds, \(1,\): use jax.vmap"):
+            jax.eval_shape(function, states)
+        jax.eval_shape(jax.vmap(function), states)
+
+
 @dataclasses.dataclass(eq=False)
 class Blind:
     """A bandit with two arms, which shows nothing."""
