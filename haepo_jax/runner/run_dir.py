@@ -174,7 +174,7 @@ def check_writable(name: str) -> None:
         if not nearest.is_dir():
             raise ConfigError(f"run_dir={short(name)} cannot be made: {short(str(nearest))} is not a directory")
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise ConfigError(f"run_dir={short(name)} cannot be written: no permission in {short(str(nearest))}")
+            raise ConfigError(f"run_dir={short(name)} cannot be written: {short(str(nearest))} is not writable")
 
 
 def create_run_dir(name: str) -> RunDir:
@@ -236,6 +236,8 @@ def write_atomically(file: Path, content: str | bytes) -> None:
         temporary.write_bytes(data)
         flush_to_disk(temporary)
         os.replace(temporary, file)
+    except OSError as error:  # says the name of the temporary file
+        raise OSError(error.errno, error.strerror, str(file)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

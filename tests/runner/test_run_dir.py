@@ -64,7 +64,7 @@ def test_directories_that_cannot_be_used(config: RunConfig, tmp_path: Path, monk
     # The tests may run as root, to whom every directory is writable.
     exists = os.path.exists
     monkeypatch.setattr(run_dir.os, "access", lambda path, mode: mode == os.F_OK and exists(path))
-    with pytest.raises(ConfigError, match="no permission"):
+    with pytest.raises(ConfigError, match="is not writable"):
         check_run_dir("new")
 
 
@@ -103,7 +103,7 @@ def test_writing_leaves_the_old_file_or_the_new(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(run_dir.os, "replace", full_disk)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="summary.json.$"):
         write_atomically(file, "newer")
     assert file.read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 

@@ -353,7 +353,7 @@ def test_a_read_only_directory(counting: Runs, small_disk: Path, capsys: pytest.
         capsys.readouterr()
         assert counting(run, *arguments) == 2
         error = capsys.readouterr().err
-        assert "cannot be written: Read-only file system" in error or "cannot be written: no permission" in error
+        assert "cannot be written: Read-only file system" in error or "is not writable" in error
         assert error.count("\n") == 1
     os.system(f"mount -o remount,rw {small_disk}")
     assert counting(run, "resume=true") == 0
