@@ -80,15 +80,17 @@ def run_epochs(
     def step_below_kl(
         loop: tuple[tuple[Any, Any], Metrics], indices: jax.Array
     ) -> tuple[tuple[tuple[Any, Any], Metrics], Metrics]:
-        below = loop[1]["kl"] <= jnp.asarray(stop_above_kl, loop[1]["kl"].dtype)
-        stepped = lambda: jax.tree.map(lambda x, old: jnp.where(below, x, old), step(loop[0], indices), loop)  # noqa: E731
+        learner, previous = loop
+        below = previous["kl"] <= jnp.asarray(stop_above_kl, previous["kl"].dtype)
+        stepped = lambda: jax.tree.map(lambda x, old: jnp.where(below, x, old), step(learner, indices), loop)  # noqa: E731
         loop = jax.lax.cond(any_in_batch(below), stepped, lambda: loop)
         return loop, loop[1]
 
     learner = state.params, state.opt_state
+    shapes = jax.eval_shape(step, learner, minibatches[0])[1]
     if stop_above_kl is None:
         # Pack the metrics of a step into one array: an accelerator would launch a kernel to store each of them.
-        names = sorted(jax.eval_shape(step, learner, minibatches[0])[1])
+        names = sorted(shapes)
 
         def packed_step(learner: tuple[Any, Any], indices: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
             learner, metrics = step(learner, indices)
@@ -97,7 +99,7 @@ def run_epochs(
         learner, rows = jax.lax.scan(packed_step, learner, minibatches)
         metrics = {name: rows[:, i] for i, name in enumerate(names)}
     else:
-        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(step, learner, minibatches[0])[1])
+        nothing = jax.tree.map(jnp.zeros_like, shapes)
         (learner, _), metrics = jax.lax.scan(step_below_kl, (learner, nothing), minibatches)
     last = gradients_of(learner[0], minibatches[-1])[1]
     return *learner, jax.tree.map(jnp.mean, metrics) | {name: last[name] for name in ONCE if name in last}

@@ -63,7 +63,9 @@ class Sequences:
       log_prob: log-probabilities of the actions under the behaviour policy.
       carry: (N,), carry of policy and value function before the first step.
       next_observation, next_is_first: (N,), the observation after the last step, and whether it starts an episode.
-      values: value estimates of each step, and (N,) of `next_observation`, from when the segments were collected.
+      values: value estimates from when the segment was collected.
+      next_value: (N,), the same for `next_observation`; None if values are recomputed in every update, see
+        `SegmentAlgorithm.keeps_values`.
     """
 
     segment: Segment
@@ -71,7 +73,8 @@ class Sequences:
     carry: Any
     next_observation: Any
     next_is_first: jax.Array
-    values: tuple[jax.Array, jax.Array]
+    values: jax.Array
+    next_value: Any
 
 
 @jax.tree_util.register_dataclass
@@ -250,14 +253,14 @@ class SegmentAlgorithm(Algorithm):
     def sequences(self, state: TrainState, segment: Segment, envs: RolloutState) -> Sequences:
         """A segment (T, B) as B sequences (B, T); `envs` are the environments after it."""
         log_prob, value = segment.steps.extras
-        ends = envs.carry, envs.observation, envs.is_first
+        following = envs.observation, envs.is_first
         if jax.tree.leaves(envs.carry):
-            values = value.T, jax.vmap(functools.partial(self.value_of, state))(*ends)
+            values, next_value = value.T, jax.vmap(functools.partial(self.value_of, state))(envs.carry, *following)
         else:
             steps = segment.steps.observation, segment.is_first
-            joined = jax.tree.map(lambda x, last: jnp.concatenate([x, last[None]]), steps, ends[1:])
+            joined = jax.tree.map(lambda x, last: jnp.concatenate([x, last[None]]), steps, following)
             every = each_step(lambda step: self.value_of(state, envs.carry, *step), joined, 2)
-            values = every[:-1].T, every[-1]
+            values, next_value = every[:-1].T, every[-1]
         kept = dataclasses.replace(
             segment,
             steps=dataclasses.replace(segment.steps, extras=None),
@@ -265,7 +268,8 @@ class SegmentAlgorithm(Algorithm):
             episode_length=None,
         )
         by_env = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), kept)
-        return Sequences(by_env, log_prob.T, state.extra.envs.carry, envs.observation, envs.is_first, values)
+        kept_value = next_value if self.keeps_values else None
+        return Sequences(by_env, log_prob.T, state.extra.envs.carry, *following, values, kept_value)
 
     def replayed(self, state: TrainState, new: Sequences) -> Sequences:
         """The replay buffer, N = replay_batches * num_envs sequences, with the oldest batch replaced by `new`."""
@@ -284,13 +288,13 @@ class SegmentAlgorithm(Algorithm):
         segment, steps, log_prob = sequences.segment, sequences.segment.steps, sequences.log_prob
         decisions = steps.decisions
         observation = self.normalized(state.normalizer, steps.observation)
-        values, next_value = sequences.values
-        final_value, reference = segment.final_value, None
+        reference, values, next_value = None, sequences.values, sequences.next_value
+        final_value = segment.final_value
         if not self.keeps_values:
             inputs = observation, segment.is_first, steps.action_mask, sequences.carry
-            reference, recomputed = self.outputs(state.params, *inputs)
-            final_value = final_value + recomputed - values
-            values, next_value = recomputed, self._next_value(state, observation, sequences)
+            reference, values = self.outputs(state.params, *inputs)
+            next_value = self._next_value(state, observation, sequences)
+            final_value = final_value + values - sequences.values
         following = jnp.concatenate([values[:, 1:], next_value[:, None]], axis=1)
         bootstrap = jnp.where(segment.truncated, final_value, following)
         rewards = steps.reward if reward_scale is None else reward_scale.apply(steps.reward)

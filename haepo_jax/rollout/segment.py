@@ -110,17 +110,16 @@ def collect_segment(
     chex.assert_shape([state.is_first, step_keys], state.episodes.shape)
     one_step = jax.vmap(lambda *args: step_environment(env, act, *args))
     state = shard_environments(state)
-    every = jnp.ones_like(state.is_first)
     horizon = min(int(env.horizon), 2**31 - 1)
 
     def step(before: RolloutState, time: jax.Array) -> tuple[RolloutState, Segment]:
         keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, time)
         # False only for what a reset gave; any other such observation has ended its episode.
-        seen = every & all_finite(before.observation, 1)
+        finite = jnp.broadcast_to(all_finite(before.observation, 1), before.is_first.shape)
         # A carry that had seen NaN would keep it, even where its weight is 0.
-        observation = _select(seen, before.observation, jax.tree.map(jnp.zeros_like, before.observation))
-        stepped = one_step(before.state, observation, before.carry, before.is_first, seen, keys)
-        invalid = ~(seen & all_finite((stepped.transition.reward, stepped.observation), 1))
+        observation = _select(finite, before.observation, jax.tree.map(jnp.zeros_like, before.observation))
+        stepped = one_step(before.state, observation, before.carry, before.is_first, finite, keys)
+        invalid = ~(finite & all_finite((stepped.transition.reward, stepped.observation), 1))
         transition = dataclasses.replace(
             stepped.transition, reward=jnp.where(invalid, 0, stepped.transition.reward), mask=~invalid
         )
@@ -154,7 +153,7 @@ def collect_segment(
         )  # fmt: skip
         return after, segment
 
-    state, segment = packed_scan(step, state, jnp.arange(num_steps, dtype=jnp.int32), len(every))
+    state, segment = packed_scan(step, state, jnp.arange(num_steps, dtype=jnp.int32), len(step_keys))
     return segment, state
 
 

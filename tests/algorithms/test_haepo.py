@@ -183,7 +183,7 @@ def test_advantages_where_episodes_are_truncated_are_nearly_those_of_the_exact_v
         values = jax.vmap(jax.vmap(lambda x: algo.value_of(state, carry, x, jnp.bool_(False))))
         segment = dataclasses.replace(replay.segment, final_value=jnp.where(truncated, values(final), 0))
         # With the values of today in the place of those of then, nothing has changed since.
-        today = dataclasses.replace(replay, segment=segment, values=(values(steps.observation), replay.values[1]))
+        today = dataclasses.replace(replay, segment=segment, values=values(steps.observation))
         exact = algo.batch(state, today, state.extra.reward_scale)
         return exact.advantage, algo.batch(state, replay, state.extra.reward_scale).advantage
 
