@@ -34,7 +34,7 @@ def make_playground(task: str, **kwargs: Any) -> PhysicsEnv:
     if "impl" in config:
         kwargs = {"impl": "jax", **kwargs}
     with library_errors(name, kwargs):
-        inner = _build(task, freeze(kwargs))
+        inner = _build(registry, task, freeze(kwargs))
         episode_length = kwargs.get("episode_length", config.episode_length)
         return adapt_playground(name, inner, episode_length=episode_length)
 
@@ -45,8 +45,7 @@ def adapt_playground(name: str, inner: Any, *, episode_length: int = 1000) -> Ph
 
 
 @functools.cache
-def _build(task: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
+def _build(registry: Any, task: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
     """Playground's environment object, cached by its arguments because JAX's caches compare it by identity."""
     with quiet():
-        registry = load(f"playground/{task}", "MuJoCo Playground", "mujoco_playground").registry
         return registry.load(task, config_overrides=dict(arguments))

@@ -11,7 +11,7 @@ import os
 import sys
 import sysconfig
 import types
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import jax
@@ -130,8 +130,11 @@ def _attributes(value: Any) -> dict[str, Any]:
     """What an object itself holds, without what it caches. Of a dataclass, private attributes that are no fields are not part:
     Flax numbers its modules in one."""
     fields = getattr(value, "__dataclass_fields__", {})
-    slots = _names(vars(owner).get("__slots__", ()) for owner in type(value).__mro__)
-    found = {name: getattr(value, name) for name in (*slots, *fields) if name != "__weakref__" and hasattr(value, name)}
+    names = [*fields]
+    for owner in type(value).__mro__:
+        slots = vars(owner).get("__slots__", ())
+        names += [slots] if isinstance(slots, str) else slots
+    found = {name: getattr(value, name) for name in names if name != "__weakref__" and hasattr(value, name)}
     for name, held in getattr(value, "__dict__", {}).items():
         is_cache = isinstance(getattr(type(value), name, None), functools.cached_property)
         is_data = isinstance(held, _DATA) or dataclasses.is_dataclass(held) or not _is_of_a_library(type(held))
@@ -139,10 +142,6 @@ def _attributes(value: Any) -> dict[str, Any]:
         if name in fields or not (is_cache or is_private):
             found[name] = held
     return found
-
-
-def _names(slots: Iterable[Any]) -> list[str]:
-    return [name for names in slots for name in ([names] if isinstance(names, str) else names)]
 
 
 def _class_attributes(kind: type) -> dict[str, Any]:

@@ -256,9 +256,10 @@ class _Loop:
         with self._timed("eval_seconds"):
             evaluation = {name: value.astype(np.float64).tolist() for name, value in self._evaluate().items()}
         metrics = position.metrics | evaluation
-        for name in {*EPISODE_MEANS} & {*metrics} if "episodes" in metrics else ():
+        if "episodes" in metrics:
             # A compiled function gives no NaN for the mean of no episodes, so as not to stop `jax_debug_nans`.
-            metrics[name] = np.where(np.array(metrics["episodes"]) == 0, np.nan, metrics[name]).tolist()
+            for name in {*EPISODE_MEANS} & {*metrics}:
+                metrics[name] = np.where(np.array(metrics["episodes"]) == 0, np.nan, metrics[name]).tolist()
         if self.program.algorithm.on_nan == "skip":
             metrics["skipped_updates"] = [float(count) for count in at.skipped]
         (seconds_before, steps_before), now = self._last_row, self._clock()

@@ -150,15 +150,11 @@ class Program:
             self._state, init = compiled(algorithm.init, (0,) if start is None else (0, None), *self._init_from)
             count = jax.eval_shape(lambda: StepCount.of(0))
             (_, metrics), advance = compiled(algorithm.advance, (0, None), self._state, count, donate_argnums=0)
-            self._evaluation_names, evaluate = (), None
-            if self.row_size.episodes:
-                names, evaluate = compiled(evaluation, 0, self._state)
-                self._evaluation_names = tuple(names)
+            self._evaluation_names, evaluate = compiled(evaluation, 0, self._state)
             # What is needed only at the end is compiled during the training.
             self._final = compiled(final_evaluation, 0, self._state)[1] if final.episodes else None
             self._place = jax.jit(lambda state: state, **placed)
-        self._init, self._advance = init.result(), advance.result()
-        self._evaluation = None if evaluate is None else evaluate.result()
+        self._init, self._advance, self._evaluation = (done.result() for done in (init, advance, evaluate))
         pool.shutdown(wait=False)
         self.compile_seconds = time.perf_counter() - begin
 
@@ -181,7 +177,7 @@ class Program:
 
     def evaluate(self, state: TrainState) -> PerSeed:
         """The evaluation that belongs to a row, per seed; empty where `eval_episodes` is 0."""
-        return {} if self._evaluation is None else self._per_seed(self._evaluation(state))
+        return self._per_seed(self._evaluation(state))
 
     def not_evaluated(self) -> PerSeed:
         """What a row has in place of an evaluation that is left out."""

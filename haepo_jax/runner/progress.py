@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 PLAIN_LINES = 20
 
 
-def live_line(stream: TextIO) -> Any:
-    """A line of rich's that has begun to show tasks with a `status`; `stop` takes it away."""
+def live_line(stream: TextIO, task: str, total: float, status: str = "") -> Any:
+    """A line of rich's that has begun to show one task, `task_ids[0]`, with a `status`; `stop` takes it away."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    name, status = TextColumn("{task.description}"), TextColumn("{task.fields[status]}")
-    columns = (name, BarColumn(bar_width=20), TaskProgressColumn(), status)
+    first, last = TextColumn("{task.description}"), TextColumn("{task.fields[status]}")
+    columns = (first, BarColumn(bar_width=20), TaskProgressColumn(), last)
     line = Progress(*columns, console=Console(file=stream), transient=True)
+    line.add_task(task, total=total, status=status)
     line.start()
     return line
 
@@ -33,7 +34,6 @@ class Progress(Observer):
 
     _info: RunInfo
     _live: Any = None
-    _task: Any = None
     _row: Row | None = None
     _return = math.nan
     _printed = 0
@@ -55,8 +55,7 @@ class Progress(Observer):
             place = f"at {info.resumed_from:,} of {total:,} steps"
             self._print(f"resuming {place if info.resumed_from else 'from the beginning: no checkpoint yet'}")
         if self._stream.isatty():
-            self._live = live_line(self._stream)
-            self._task = self._live.add_task("compiling", total=total, status="")
+            self._live = live_line(self._stream, "compiling", total)
 
     def on_compiled(self, seconds: float) -> None:
         self._begin = time.perf_counter()
@@ -66,7 +65,8 @@ class Progress(Observer):
     def on_slice(self, state: TrainState, env_steps: list[int]) -> None:
         if self._live is not None:
             done = min(self._info.config.total_steps, sum(env_steps) // len(env_steps))
-            self._live.update(self._task, description="training", completed=done, status=self._status(env_steps))
+            status = self._status(env_steps)
+            self._live.update(self._live.task_ids[0], description="training", completed=done, status=status)
 
     def on_row(self, row: Row, state: TrainState) -> None:
         self._row, value = row, row.mean_return
@@ -94,7 +94,7 @@ class Progress(Observer):
 
     def on_evaluation(self, final: bool) -> None:
         if self._live is not None:
-            self._live.update(self._task, description="evaluating")
+            self._live.update(self._live.task_ids[0], description="evaluating")
         elif final:
             self._print("evaluating the final policy")
 

@@ -79,8 +79,7 @@ def main(argv: list[str]) -> int:
     shown = [*range(0, len(rewards), stride), len(rewards)]
     pictures = drawing.pictures(jax.tree.map(operator.itemgetter(index), moments) for index in shown)
     write_output(out, film.gif(pictures, drawing.milliseconds * stride))
-    seed = run.seed if config.seed is None else config.seed
-    played = f"{run.algo.name} on {run.env}, seed {seed}, episode {config.episode}"
+    played = f"{run.algo.name} on {run.env}, seed {run.seed_numbers[index]}, episode {config.episode}"
     end = "" if ended else f", stopped at max_steps={config.max_steps}"
     print(f"{played}: return {number(rewards.sum())} in {len(rewards):,} steps{end}")
     print(f"wrote {out} ({out.stat().st_size / 1000:,.0f} kB)")

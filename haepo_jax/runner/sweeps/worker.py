@@ -150,9 +150,7 @@ class Display:
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._printed = stream, 0
         self._begin: tuple[float, float, int] | None = None
-        self._live = live_line(stream) if stream.isatty() else None
-        if self._live is not None:
-            self._live.add_task("sweep", total=1.0, status="compiling")
+        self._live = live_line(stream, "sweep", 1.0, "compiling") if stream.isatty() else None
 
     def say(self, text: str) -> None:
         """A line that stays."""
