@@ -33,11 +33,11 @@ def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "final_eval_episodes=8",
         "algo.hidden_sizes=[8]",
     ]
-    pieces = ["algo.num_envs=8", "algo.num_steps=16", "algo.replay_batches=2", "algo.group_size=4"]
-    pieces += ["algo.num_minibatches=2", "algo.num_epochs=2"]
+    small = ["algo.num_envs=8", "algo.num_steps=16", "algo.replay_batches=2", "algo.group_size=4"]
+    small += ["algo.num_minibatches=2", "algo.num_epochs=2"]
     segments = ["algo.num_envs=4", "algo.num_steps=50", "algo.num_minibatches=2", "algo.num_epochs=2"]
     runs = {
-        "cartpole": ["env=CartPole-v1", "algo=haepo", "num_seeds=2", "seed=3", "total_steps=3000", *pieces],
+        "cartpole": ["env=CartPole-v1", "algo=haepo", "num_seeds=2", "seed=3", "total_steps=3000", *small],
         "pendulum": ["env=Pendulum-v1", "algo=ppo", "total_steps=2000", *segments],
     }
     for name, arguments in runs.items():

@@ -157,21 +157,21 @@ class TestTanhGaussian:
         np.testing.assert_allclose(p.kl_to(q), scipy.integrate.quad(integrand, -8, 8)[0], rtol=1e-4)
 
     def test_saturated_samples_have_finite_log_probs_and_gradients(self) -> None:
-        def surprise(mean: jax.Array) -> jax.Array:
+        def surprisal(mean: jax.Array) -> jax.Array:
             policy = TanhGaussian(DiagonalGaussian(mean, jnp.zeros(3)))
             action = jax.lax.stop_gradient(policy.sample(jax.random.key(0)))
             return policy.log_prob(action) + policy.entropy()
 
         for mean in (0.0, 8.0, 50.0, -50.0):
-            value, gradient = jax.value_and_grad(surprise)(jnp.full(3, mean))
+            value, gradient = jax.value_and_grad(surprisal)(jnp.full(3, mean))
             assert np.isfinite(value) and np.all(np.isfinite(gradient))
 
     def test_samples_agree_with_log_prob(self) -> None:
         policy = TanhGaussian(DiagonalGaussian(jnp.array([0.4, -1.0]), jnp.array([-0.5, 0.2])))
         samples = jax.vmap(policy.sample)(jax.random.split(jax.random.key(0), 20_000))
         assert np.all(np.abs(samples) < 1)
-        surprise = -np.asarray(policy.log_prob(samples), np.float64)
-        assert abs(surprise.mean() - float(policy.entropy())) < 5 * surprise.std() / np.sqrt(20_000)
+        surprisal = -np.asarray(policy.log_prob(samples), np.float64)
+        assert abs(surprisal.mean() - float(policy.entropy())) < 5 * surprisal.std() / np.sqrt(20_000)
 
 
 @jax.tree_util.register_dataclass

@@ -86,8 +86,8 @@ def test_samples_have_the_distribution_that_log_prob_tells(kind: str) -> None:
         assert np.all(np.abs(samples.mean(0) - MEAN[0]) < 5 * std / np.sqrt(n))
         assert np.all(np.abs(samples.std(0) / std - 1) < 5 / np.sqrt(2 * n))
         assert abs(np.corrcoef(samples.T)[0, 1]) < 5 / np.sqrt(n)
-    surprise = -np.asarray(policy.log_prob(jnp.asarray(samples)), np.float64)
-    assert abs(surprise.mean() - float(policy.entropy())) < 5 * surprise.std() / np.sqrt(n)
+    surprisal = -np.asarray(policy.log_prob(jnp.asarray(samples)), np.float64)
+    assert abs(surprisal.mean() - float(policy.entropy())) < 5 * surprisal.std() / np.sqrt(n)
 
 
 class TestActionMask:

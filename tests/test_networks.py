@@ -302,8 +302,8 @@ class TestRecurrent:
         algo = hx.PPO(Drift(horizon=3), policy=GRU(3), value=GRU(0), num_steps=5, **SMALL)
 
         def both(state: Any) -> Any:
-            segment, lanes = algo.collect(state, jax.random.key(1))
-            batch = algo.batch(state, algo.sequences(state, segment, lanes), None)
+            segment, envs = algo.collect(state, jax.random.key(1))
+            batch = algo.batch(state, algo.sequences(state, segment, envs), None)
             inputs = batch.observation, batch.is_first, batch.action_mask, batch.carry
             distribution, values = algo.outputs(state.params, *inputs)
             return (
@@ -319,7 +319,7 @@ class TestRecurrent:
         for name, x, y in zip(("log-probability", "value"), recorded, found, strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6, err_msg=name)
 
-    def test_minibatches_of_ppo_are_whole_lanes(self) -> None:
+    def test_minibatches_of_ppo_are_whole_sequences(self) -> None:
         algo = hx.PPO(Count(), policy=GRU(2), value=GRU(0), num_steps=6, num_envs=4, num_minibatches=3)
         with pytest.raises(
             hx.HyperparameterError, match=r"num_envs \* replay_batches=4 is not a multiple of num_minibatches=3"

@@ -24,8 +24,8 @@ from haepo_jax.rollout import (
 from haepo_jax.rollout.stepping import all_finite
 from tests.toy_envs import Count, Drift, Start, equations
 
-LANES = 6
-RESET_KEYS, STEP_KEYS = (environment_keys(jax.random.key(seed), LANES) for seed in (0, 1))
+NUM_ENVS = 6
+RESET_KEYS, STEP_KEYS = (environment_keys(jax.random.key(seed), NUM_ENVS) for seed in (0, 1))
 
 
 def act(
@@ -67,16 +67,16 @@ class TestEpisodes:
     def test_equal_a_plain_loop_over_one_environment(self, collected: Any) -> None:
         env, steps, returns, lengths = collected
         wrapped = make_env(env)
-        for lane in range(LANES):
-            start = jax.jit(wrapped.reset)(RESET_KEYS[lane])
-            rows, _ = play(wrapped, jnp.int32(7), start, True, STEP_KEYS[lane], range(env.horizon))
-            assert int(lengths[lane]) == len(rows)
-            np.testing.assert_allclose(returns[lane], sum(float(row[2]) for row in rows), rtol=1e-5)
+        for index in range(NUM_ENVS):
+            start = jax.jit(wrapped.reset)(RESET_KEYS[index])
+            rows, _ = play(wrapped, jnp.int32(7), start, True, STEP_KEYS[index], range(env.horizon))
+            assert int(lengths[index]) == len(rows)
+            np.testing.assert_allclose(returns[index], sum(float(row[2]) for row in rows), rtol=1e-5)
             for t, (observation, action, reward, extras, _) in enumerate(rows):
-                np.testing.assert_allclose(steps.observation[t, lane], observation, rtol=1e-5)
-                assert int(steps.action[t, lane]) == int(action)
-                np.testing.assert_allclose(steps.reward[t, lane], reward, rtol=1e-5)
-                assert int(steps.extras["count"][t, lane]) == int(extras["count"]) == t + 1
+                np.testing.assert_allclose(steps.observation[t, index], observation, rtol=1e-5)
+                assert int(steps.action[t, index]) == int(action)
+                np.testing.assert_allclose(steps.reward[t, index], reward, rtol=1e-5)
+                assert int(steps.extras["count"][t, index]) == int(extras["count"]) == t + 1
 
     def test_lengths_differ_and_some_are_truncated(self, collected: Any) -> None:
         env, _, _, lengths = collected
@@ -89,19 +89,19 @@ class TestEpisodes:
         dead = ~np.asarray(steps.mask)
         assert dead.any()
         for leaf in jax.tree.leaves((steps.observation, steps.action, steps.reward, steps.extras)):
-            assert leaf.shape[:2] == (env.horizon, LANES)
+            assert leaf.shape[:2] == (env.horizon, NUM_ENVS)
             assert not np.asarray(leaf)[dead].any()
         assert np.asarray(steps.extras["mark"])[~dead].all()
         assert steps.action_mask is None
         assert steps.reward.dtype == np.float32
 
-    def test_a_lane_does_not_depend_on_those_beside_it(self, collected: Any) -> None:
+    def test_an_environment_does_not_depend_on_the_others(self, collected: Any) -> None:
         env, steps, returns, lengths = collected
         fewer = jax.jit(functools.partial(episodes, env))(RESET_KEYS[2:4], STEP_KEYS[2:4])
         expected = jax.tree.map(lambda x: x[:, 2:4], steps), returns[2:4], lengths[2:4]
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), fewer, expected)
 
-    def test_lanes_with_the_same_reset_key_start_alike_and_then_part(self) -> None:
+    def test_environments_with_the_same_reset_key_start_alike_and_then_part(self) -> None:
         keys = jnp.repeat(RESET_KEYS[:2], 3)
         steps, _, _ = jax.jit(functools.partial(episodes, Drift()))(keys, STEP_KEYS)
         first = np.asarray(steps.observation[0])
@@ -132,8 +132,8 @@ class TestEpisodes:
                 )
 
         steps, _, lengths = jax.jit(functools.partial(episodes, Endless(horizon=3)))(RESET_KEYS, STEP_KEYS)
-        assert lengths.tolist() == [3] * LANES
-        assert steps.mask.shape == (3, LANES)
+        assert lengths.tolist() == [3] * NUM_ENVS
+        assert steps.mask.shape == (3, NUM_ENVS)
 
     @pytest.mark.parametrize("seeds", [0, 2])
     def test_stops_when_the_last_episode_ends(self, seeds: int) -> None:
@@ -148,11 +148,11 @@ class TestEpisodes:
         env = Short(horizon=40, on_step=lambda time: times.append(int(time)))
         collect = functools.partial(episodes, env)
         keys = jax.random.split(jax.random.key(5), max(seeds, 1))
-        lanes = jax.vmap(lambda key: environment_keys(key, LANES))(keys)
+        env_keys = jax.vmap(lambda key: environment_keys(key, NUM_ENVS))(keys)
         if seeds:
-            _, _, lengths = jax.jit(jax.vmap(collect))(lanes, lanes)
+            _, _, lengths = jax.jit(jax.vmap(collect))(env_keys, env_keys)
         else:
-            _, _, lengths = jax.jit(collect)(lanes[0], lanes[0])
+            _, _, lengths = jax.jit(collect)(env_keys[0], env_keys[0])
         jax.effects_barrier()
         longest = int(lengths.max())
         assert longest <= 4
@@ -199,15 +199,15 @@ def value(carry: Any, observation: jax.Array) -> jax.Array:
 
 
 def segments(
-    env: Any, count: int, lanes: int = LANES, num_steps: int = NUM_STEPS
+    env: Any, count: int, num_envs: int = NUM_ENVS, num_steps: int = NUM_STEPS
 ) -> tuple[RolloutState, list[Segment], RolloutState]:
-    """The first lanes, `count` segments one after the other, and the lanes in the end."""
+    """The rollout state at the start, `count` segments one after the other, and the state after them."""
     wrapped = make_env(env)
-    first = now = jax.jit(lambda: start_environments(wrapped, jnp.int32(7), START_KEY, lanes))()
+    first = now = jax.jit(lambda: start_environments(wrapped, jnp.int32(7), START_KEY, num_envs))()
     collect = jax.jit(lambda now, keys: collect_segment(wrapped, act, value, now, START_KEY, keys, num_steps))
     found = []
     for number in range(count):
-        segment, now = collect(now, environment_keys(jax.random.key(10 + number), lanes))
+        segment, now = collect(now, environment_keys(jax.random.key(10 + number), num_envs))
         found.append(segment)
     return first, found, now
 
@@ -220,21 +220,21 @@ def two_segments() -> tuple[Drift, list[Segment], RolloutState]:
 
 class TestSegments:
     def test_equal_a_plain_loop_over_one_environment(self, two_segments: Any) -> None:
-        """Episodes run on from one segment to the next; episode e of lane i starts from its own key."""
+        """Episodes run on from one segment to the next; episode e of environment i starts from its own key."""
         drift, found, end = two_segments
         env = make_env(drift)
         reset = jax.jit(env.reset)
-        for lane in range(LANES):
-            lane_key = jax.random.fold_in(START_KEY, lane)
+        for index in range(NUM_ENVS):
+            start_key = jax.random.fold_in(START_KEY, index)
             episode, carry, is_first, total, length = 0, jnp.int32(7), True, 0.0, 0
-            start = reset(jax.random.fold_in(lane_key, episode))
+            start = reset(jax.random.fold_in(start_key, episode))
             for number, segment in enumerate(found):
-                step_key = jax.random.fold_in(jax.random.key(10 + number), lane)
+                step_key = jax.random.fold_in(jax.random.key(10 + number), index)
                 t = 0
                 while t < NUM_STEPS:
                     rows, carry = play(env, carry, start, is_first, step_key, range(t, NUM_STEPS))
                     for observation, action, reward, extras, after in rows:
-                        steps = jax.tree.map(lambda x: x[t, lane], segment)  # noqa: B023
+                        steps = jax.tree.map(lambda x: x[t, index], segment)  # noqa: B023
                         total, length = total + float(reward), length + 1
                         np.testing.assert_allclose(steps.steps.observation, observation, rtol=1e-5)
                         assert int(steps.steps.action) == int(action)
@@ -252,10 +252,10 @@ class TestSegments:
                         start, is_first, t = (after.state, after.observation), done, t + 1
                         if done:
                             episode, total, length = episode + 1, 0.0, 0
-                            start = reset(jax.random.fold_in(lane_key, episode))
-            np.testing.assert_allclose(end.observation[lane], start[1], rtol=1e-5)
-            assert int(end.episodes[lane]) == episode
-            assert bool(end.is_first[lane]) == is_first
+                            start = reset(jax.random.fold_in(start_key, episode))
+            np.testing.assert_allclose(end.observation[index], start[1], rtol=1e-5)
+            assert int(end.episodes[index]) == episode
+            assert bool(end.is_first[index]) == is_first
 
     def test_every_step_is_alive_and_there_were_ends_of_both_kinds(self, two_segments: Any) -> None:
         _, found, _ = two_segments
@@ -266,8 +266,8 @@ class TestSegments:
 
     @pytest.mark.parametrize("horizon", [1, 2, 5])
     def test_every_episode_starts_from_a_fresh_draw(self, horizon: int) -> None:
-        """As many starts as episodes, also where every lane ends at every step, so that spares run out at once."""
-        _, found, end = segments(Start(horizon=horizon), 2, lanes=3, num_steps=7)
+        """As many starts as episodes, also where every environment ends an episode at every step, so that spares run out at once."""
+        _, found, end = segments(Start(horizon=horizon), 2, num_envs=3, num_steps=7)
         starts = np.concatenate([np.asarray(s.steps.observation[..., 0])[np.asarray(s.is_first)] for s in found])
         episodes_begun = 3 * -(-14 // horizon)
         assert len(starts) == episodes_begun
@@ -282,13 +282,13 @@ class TestSegments:
             return lambda carry, observation, is_first, mask, key: (carry, jnp.int32(action), None)
 
         for action, terminated_at, truncated_at, final in ((0, [1, 3, 5], [], 0.0), (1, [], [2, 5], 103.0)):
-            lanes = start_environments(env, (), START_KEY, 2)
-            segment, _ = collect_segment(env, always(action), lambda carry, x: x[0], lanes, START_KEY, STEP_KEYS[:2], 7)
-            for lane in range(2):
-                assert np.flatnonzero(segment.terminated[:, lane]).tolist() == terminated_at
-                assert np.flatnonzero(segment.truncated[:, lane]).tolist() == truncated_at
+            envs = start_environments(env, (), START_KEY, 2)
+            segment, _ = collect_segment(env, always(action), lambda carry, x: x[0], envs, START_KEY, STEP_KEYS[:2], 7)
+            for index in range(2):
+                assert np.flatnonzero(segment.terminated[:, index]).tolist() == terminated_at
+                assert np.flatnonzero(segment.truncated[:, index]).tolist() == truncated_at
                 expected = np.where(np.isin(np.arange(7), truncated_at), final, 0.0)
-                np.testing.assert_array_equal(segment.final_value[:, lane], expected)
+                np.testing.assert_array_equal(segment.final_value[:, index], expected)
 
     def test_an_episode_that_outlasts_the_horizon_is_truncated_there(self) -> None:
         """As in evaluation, where `collect_episodes` stops at the horizon."""
@@ -298,14 +298,14 @@ class TestSegments:
                 return super().step(key, state, action)._replace(truncated=jnp.array(False))
 
         env = make_env(Endless(horizon=3))
-        lanes = start_environments(env, jnp.int32(0), START_KEY, 2)
+        envs = start_environments(env, jnp.int32(0), START_KEY, 2)
         segment, _ = collect_segment(
-            env, lambda c, o, f, m, k: (c, jnp.int32(0), None), value, lanes, START_KEY, STEP_KEYS[:2], 7
+            env, lambda c, o, f, m, k: (c, jnp.int32(0), None), value, envs, START_KEY, STEP_KEYS[:2], 7
         )
-        for lane in range(2):
-            assert np.flatnonzero(segment.truncated[:, lane]).tolist() == [2, 5]
+        for index in range(2):
+            assert np.flatnonzero(segment.truncated[:, index]).tolist() == [2, 5]
             assert not np.any(segment.terminated) and np.max(segment.episode_length) == 3
-            assert np.all(segment.final_value[[2, 5], lane] != 0)
+            assert np.all(segment.final_value[[2, 5], index] != 0)
 
     def test_values_are_computed_and_starts_drawn_only_on_the_steps_that_need_them(self) -> None:
         """Under vmap over seeds too: the two branches stay branches."""
@@ -313,9 +313,9 @@ class TestSegments:
         keys = jax.random.split(START_KEY, 2)
 
         def one_seed(key: jax.Array) -> Any:
-            lanes = start_environments(env, jnp.int32(0), key, 3)
+            envs = start_environments(env, jnp.int32(0), key, 3)
             return collect_segment(
-                env, lambda c, o, f, m, k: (c, jnp.int32(0), None), value, lanes, key, environment_keys(key, 3), 4
+                env, lambda c, o, f, m, k: (c, jnp.int32(0), None), value, envs, key, environment_keys(key, 3), 4
             )
 
         branches = [e for e in equations(jax.make_jaxpr(jax.vmap(one_seed))(keys)) if e.primitive.name == "cond"]
@@ -327,10 +327,10 @@ class TestSegments:
         env = make_env(Drift(horizon=4))
 
         def one_seed(key: jax.Array) -> Any:
-            lanes = start_environments(env, jnp.int32(7), key, 3)
-            segment, lanes = collect_segment(env, act, value, lanes, key, environment_keys(key, 3), 8)
-            # Spares are drawn again for all seeds at once: when that happens differs, but not what a lane starts from.
-            return segment, dataclasses.replace(lanes, spare=None, spare_used=None)
+            envs = start_environments(env, jnp.int32(7), key, 3)
+            segment, envs = collect_segment(env, act, value, envs, key, environment_keys(key, 3), 8)
+            # Spares are drawn again for all seeds at once: when that happens differs, but not what an environment starts from.
+            return segment, dataclasses.replace(envs, spare=None, spare_used=None)
 
         keys = jax.random.split(jax.random.key(8), 3)
         together = jax.jit(jax.vmap(one_seed))(keys)
@@ -356,9 +356,9 @@ def test_a_brax_task_starts_every_episode_from_a_fresh_draw() -> None:
     def idle(carry: Any, observation: Any, is_first: jax.Array, mask: Any, key: jax.Array) -> Any:
         return carry, jnp.zeros(1), None
 
-    lanes = start_environments(env, (), START_KEY, 3)
-    collect = jax.jit(lambda lanes, keys: collect_segment(env, idle, lambda c, o: o[0], lanes, START_KEY, keys, 13))
-    segment, _ = collect(lanes, STEP_KEYS[:3])
+    envs = start_environments(env, (), START_KEY, 3)
+    collect = jax.jit(lambda envs, keys: collect_segment(env, idle, lambda c, o: o[0], envs, START_KEY, keys, 13))
+    segment, _ = collect(envs, STEP_KEYS[:3])
     assert np.asarray(segment.truncated).sum() == 9
     starts = np.asarray(segment.steps.observation)[np.asarray(segment.is_first)]
     assert len(np.unique(starts, axis=0)) == len(starts) == 12

@@ -148,10 +148,10 @@ def test_ppo_learns_what_was_recorded() -> None:
     def run(key: jax.Array) -> Any:
         state = algo.init(key)
         state = dataclasses.replace(state, params=shaken(state.params))
-        lanes = algo.collect(state, jax.random.key(1))[1]
-        state = dataclasses.replace(state, extra=dataclasses.replace(state.extra, envs=lanes))
-        segment, lanes = algo.collect(state, jax.random.key(2))
-        batch = algo.batch(state, algo.sequences(state, segment, lanes), None)
+        envs = algo.collect(state, jax.random.key(1))[1]
+        state = dataclasses.replace(state, extra=dataclasses.replace(state.extra, envs=envs))
+        segment, envs = algo.collect(state, jax.random.key(2))
+        batch = algo.batch(state, algo.sequences(state, segment, envs), None)
         inputs = batch.observation, batch.is_first, batch.action_mask, batch.carry
         distribution, values = algo.outputs(state.params, *inputs)
         found = distribution.log_prob(batch.action), values
@@ -195,7 +195,7 @@ def test_sizes_that_do_not_fit(settings: Any, message: str) -> None:
         hx.HAEPO(Drift(), **settings)
 
 
-def test_segments_of_a_network_that_remembers_are_not_cut() -> None:
+def test_segments_of_a_recurrent_network_are_not_cut() -> None:
     with pytest.raises(hx.HyperparameterError, match="num_envs=4 is not a multiple of num_minibatches=3"):
         hx.PPO(Drift(), network="gru", num_envs=4, num_steps=6, num_minibatches=3)
 

@@ -1,4 +1,4 @@
-"""One run whose environments are shared out over devices."""
+"""One run whose environments are sharded over devices."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ sizes = dict(num_envs=16, group_size=8, num_minibatches=1, num_epochs=2, hidden_
 algorithm = getattr(hx, sys.argv[1])(env, total_steps=2000, **sizes)
 start = jax.jit(algorithm.init)(jax.random.key(0))
 results = []
-for shared in (False, True):
+for sharded in (False, True):
     step = lambda state: algorithm.train_step(state)
-    if shared:
+    if sharded:
         with sharding.over_environments() as mesh:
             compiled = jax.jit(step).lower(start).compile()
         assert mesh.devices.size == 8
@@ -39,7 +39,7 @@ for shared in (False, True):
     else:
         compiled = jax.jit(step).lower(start).compile()
     state = start
-    if shared:
+    if sharded:
         state = jax.device_put(start, compiled.input_shardings[0][0])
     for _ in range(3):
         state, metrics = compiled(state)
@@ -95,31 +95,31 @@ def test_two_processes_train_as_one_does() -> None:
     assert len(lines) == 4 and len(metrics["loss"]) == 3
 
 
-def test_nothing_is_shared_out_unless_it_is_asked_for() -> None:
-    lanes = {"x": jnp.zeros((4, 2)), "key": jax.random.split(jax.random.key(0), 4)}
-    assert sharding.shard_environments(lanes) is lanes
+def test_nothing_is_sharded_unless_it_is_asked_for() -> None:
+    arrays = {"x": jnp.zeros((4, 2)), "key": jax.random.split(jax.random.key(0), 4)}
+    assert sharding.shard_environments(arrays) is arrays
     with sharding.over_environments():
-        shared = jax.jit(sharding.shard_environments)(lanes)
-    assert shared["x"].shape == (4, 2) and shared["key"].shape == (4,)
-    assert sharding.shard_environments(lanes) is lanes
+        sharded = jax.jit(sharding.shard_environments)(arrays)
+    assert sharded["x"].shape == (4, 2) and sharded["key"].shape == (4,)
+    assert sharding.shard_environments(arrays) is arrays
 
 
 def test_a_mesh_of_another_kind_is_left_alone() -> None:
     """Such as that of a sweep, which is inside of `shard_map`, or one's own over the same axis."""
-    lanes = jnp.zeros((4, 2))
+    arrays = jnp.zeros((4, 2))
     for name in ("population", sharding.AXIS):
         mesh = jax.make_mesh((1,), (name,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
         share = PartitionSpec(name)
         mapped = jax.shard_map(sharding.shard_environments, mesh=mesh, in_specs=share, out_specs=share, check_vma=False)
-        assert "sharding_constraint" not in str(jax.make_jaxpr(mapped)(lanes))
+        assert "sharding_constraint" not in str(jax.make_jaxpr(mapped)(arrays))
 
 
 def test_a_jitted_function_follows_the_mesh() -> None:
-    """It may have been called outside before; lanes may be those of several seeds."""
-    shared = jax.jit(lambda lanes: jax.vmap(sharding.shard_environments)(lanes))
-    lanes = jnp.zeros((3, 4))
-    assert "sharding_constraint" not in str(jax.make_jaxpr(shared)(lanes))
+    """It may have been called outside before; the environments may be those of several seeds."""
+    sharded = jax.jit(lambda arrays: jax.vmap(sharding.shard_environments)(arrays))
+    arrays = jnp.zeros((3, 4))
+    assert "sharding_constraint" not in str(jax.make_jaxpr(sharded)(arrays))
     with sharding.over_environments(jax.devices()[:1]):
-        assert "sharding_constraint" in str(jax.make_jaxpr(shared)(lanes))
-        assert sharding.shard_environments(lanes) is lanes, "what is not traced is where it is"
-    assert "sharding_constraint" not in str(jax.make_jaxpr(shared)(lanes))
+        assert "sharding_constraint" in str(jax.make_jaxpr(sharded)(arrays))
+        assert sharding.shard_environments(arrays) is arrays, "what is not traced is where it is"
+    assert "sharding_constraint" not in str(jax.make_jaxpr(sharded)(arrays))

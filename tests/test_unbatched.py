@@ -18,7 +18,7 @@ from tests.toy_envs import equations
 
 
 def count_down(x: jax.Array) -> jax.Array:
-    """Counts x down to 0 in a loop that runs while any lane needs it."""
+    """Counts x down to 0 in a loop that runs while any element of the batch needs it."""
     return jax.lax.while_loop(lambda v: any_in_batch(v > 0), lambda v: jnp.where(v > 0, v - 1, v), x)
 
 
@@ -90,8 +90,8 @@ def test_only_one_of_two_arguments_batched() -> None:
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
-def test_a_lane_that_has_finished_is_held(depth: int) -> None:
-    """Without lanes nothing is selected; in lanes each stops at its own count."""
+def test_an_element_that_has_finished_is_held(depth: int) -> None:
+    """Without a batch nothing is selected; in a batch each element stops at its own count."""
 
     def count_down(x: jax.Array) -> jax.Array:
         def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -90,7 +90,7 @@ class Start:
 class Count:
     """The observation counts the steps of an episode from 100 up, so a final observation can be told from a reset's.
 
-    Lane by lane, the first action is 0 or 1: with 0 the episode terminates after 2 steps, with 1 it is cut off after 3.
+    In each environment, the first action is 0 or 1: with 0 the episode terminates after 2 steps, with 1 it is cut off after 3.
     """
 
     horizon: int = 3

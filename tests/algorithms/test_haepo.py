@@ -27,7 +27,7 @@ BASE = hx.HAEPO(Drift(horizon=4), policy=Pair(3), value=Pair(0), normalize_obser
 
 @pytest.fixture(scope="module")
 def states() -> list[Any]:
-    """Before each update, and after the last one: the history has gone round once."""
+    """Before each update, and after the last one: the replay buffer has been overwritten once."""
     step = jax.jit(lambda state: BASE.train_step(state)[0])
     found = [jax.jit(BASE.init)(jax.random.key(0))]
     for _ in range(5):
@@ -35,35 +35,35 @@ def states() -> list[Any]:
     return found
 
 
-def slot(history: Any, update: int) -> Any:
-    """What is kept where the pieces of an update go."""
+def slot(replay: Any, update: int) -> Any:
+    """The part of the replay buffer that holds the segments of an update."""
     begin = update % BATCHES * ENVS
-    return jax.tree.map(lambda x: np.asarray(x)[begin : begin + ENVS], history)
+    return jax.tree.map(lambda x: np.asarray(x)[begin : begin + ENVS], replay)
 
 
 @pytest.fixture(scope="module")
 def batch(states: list[Any]) -> Batch:
-    """What the update after the last would learn from, but for its own segment: pieces of three policies."""
+    """What the update after the last would learn from, but for its own segments: those of three policies."""
     return jax.jit(functools.partial(BASE.batch, reward_scale=None))(states[5], states[5].extra.replay)
 
 
 # What is kept.
 
 
-def test_the_history_holds_the_last_segments_with_the_probabilities_of_the_policies_that_played_them(
+def test_the_replay_buffer_holds_the_last_segments_with_the_log_probabilities_of_their_behaviour_policies(
     states: list[Any],
 ) -> None:
     for update in range(5):
         before, after = states[update], states[update + 1]
         kept = slot(after.extra.replay, update)
-        # The slot begins where the lanes stood before the update, and ends where they stand after it.
+        # The slot begins where the environments stood before the update, and ends where they stand after it.
         np.testing.assert_allclose(kept.segment.steps.observation[:, 0], before.extra.envs.observation)
         np.testing.assert_array_equal(kept.segment.is_first[:, 0], before.extra.envs.is_first)
         np.testing.assert_allclose(kept.next_observation, after.extra.envs.observation)
         np.testing.assert_array_equal(kept.next_is_first, after.extra.envs.is_first)
         for other in range(max(update - BATCHES + 1, 0), update + 1):
             old = slot(after.extra.replay, other)
-            assert trees_equal(old, slot(states[other + 1].extra.replay, other)), "a piece changes while it is kept"
+            assert trees_equal(old, slot(states[other + 1].extra.replay, other)), "a segment changes while it is kept"
             logits = np.float64(old.segment.steps.observation) @ np.float64(states[other].params["policy"])
             log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             taken = np.take_along_axis(log_probs, old.segment.steps.action[..., None], -1)[..., 0]
@@ -75,7 +75,7 @@ def test_the_history_holds_the_last_segments_with_the_probabilities_of_the_polic
 
 @functools.cache
 def spied_program() -> tuple[Any, list[np.ndarray]]:
-    """`learn`, with the pieces of every minibatch put down as the numbers that stand in their value targets."""
+    """`learn`, which records the segments of every minibatch by the numbers in their value targets."""
     seen: list[np.ndarray] = []
 
     @jax.tree_util.register_dataclass
@@ -94,22 +94,22 @@ def spied_program() -> tuple[Any, list[np.ndarray]]:
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
-def test_every_epoch_is_of_all_pieces_that_there_are(states: list[Any], batch: Batch, batches: int) -> None:
-    """The others are not looked at, whatever is in them: until the history is full, some pieces come again."""
+def test_every_epoch_is_of_all_segments_in_the_replay_buffer(states: list[Any], batch: Batch, batches: int) -> None:
+    """Empty slots are not read, whatever is in them: until the buffer is full, some segments are repeated."""
     learn, seen = spied_program()
     seen.clear()
-    filled, pieces = batches * ENVS, BATCHES * ENVS
-    numbers = jnp.broadcast_to(jnp.arange(pieces, dtype=jnp.float32)[:, None], (pieces, STEPS))
+    filled, size = batches * ENVS, BATCHES * ENVS
+    numbers = jnp.broadcast_to(jnp.arange(size, dtype=jnp.float32)[:, None], (size, STEPS))
     numbered = dataclasses.replace(batch, value_target=numbers)
     clean = learn(states[5], numbered, jnp.int32(batches))
     jax.effects_barrier()
     # The fifth call is for the metrics that no gradient needs.
-    assert [x.shape for x in seen] == [(pieces // 2,)] * 5
+    assert [x.shape for x in seen] == [(size // 2,)] * 5
     epochs = [np.concatenate(seen[i : i + 2]).astype(int) for i in (0, 2)]
     for epoch in epochs:
-        counts = np.bincount(epoch, minlength=pieces)
-        assert counts[filled:].sum() == 0 and counts[:filled].min() >= pieces // filled
-        assert counts[:filled].max() <= -(-pieces // filled)
+        counts = np.bincount(epoch, minlength=size)
+        assert counts[filled:].sum() == 0 and counts[:filled].min() >= size // filled
+        assert counts[:filled].max() <= -(-size // filled)
     assert epochs[0].tolist() != epochs[1].tolist(), "every epoch has the same order"
 
     def spoil(x: jax.Array) -> jax.Array:
@@ -122,11 +122,11 @@ def test_every_epoch_is_of_all_pieces_that_there_are(states: list[Any], batch: B
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_advantages_are_of_todays_values(states: list[Any], batch: Batch, scaled: bool) -> None:
+def test_advantages_are_of_the_current_values(states: list[Any], batch: Batch, scaled: bool) -> None:
     """V is linear, so every value follows from the observations. The observation that an episode was cut off at is not
     kept: its value is the one of then, changed by as much as that of the step before. Rewards are kept as they came and
     scaled as of today."""
-    history, weights = states[5].extra.replay, np.float64(states[5].params["value"])
+    replay, weights = states[5].extra.replay, np.float64(states[5].params["value"])
     deviation = 1.0
     if scaled:
         statistics = dataclasses.replace(
@@ -134,10 +134,10 @@ def test_advantages_are_of_todays_values(states: list[Any], batch: Batch, scaled
         )
         deviation = 2.0
         scale = RewardScale(statistics, jnp.zeros(ENVS))
-        batch = jax.jit(lambda scale: BASE.batch(states[5], history, scale))(scale)
+        batch = jax.jit(lambda scale: BASE.batch(states[5], replay, scale))(scale)
     truncations = 0
     for update in (2, 3, 4):
-        old = slot(history, update)
+        old = slot(replay, update)
         rows = slice(update % BATCHES * ENVS, update % BATCHES * ENVS + ENVS)
         observation, raw = np.float64(old.segment.steps.observation), np.float64(old.segment.steps.reward)
         rewards, terminated, truncated = raw / deviation, old.segment.terminated, old.segment.truncated
@@ -191,7 +191,7 @@ def test_advantages_where_episodes_are_truncated_are_nearly_those_of_the_exact_v
     assert np.corrcoef(exact, found)[0, 1] > 0.999
 
 
-def test_the_loss_is_of_groups_of_consecutive_pieces(states: list[Any], batch: Batch) -> None:
+def test_the_loss_is_of_groups_of_consecutive_segments(states: list[Any], batch: Batch) -> None:
     """Time first, then groups, then members; the KL is to the policy before the update."""
     algo = BASE.replace(entropy_coef=0.2, kl_coef=0.4, value_coef=0.7, temperature=0.5, history_decay=0.8)
     params = jax.tree.map(lambda x: 1.5 * x + 0.1, states[5].params)
@@ -242,37 +242,37 @@ def test_small_advantages_are_not_amplified(states: list[Any], batch: Batch) -> 
 # Recurrent networks.
 
 
-def test_pieces_of_a_recurrent_policy_start_from_the_carry_they_were_played_with() -> None:
-    """Steps in sequence give what was recorded one by one, in pieces that begin within an episode too."""
+def test_segments_of_a_recurrent_policy_start_from_the_carry_that_they_were_collected_with() -> None:
+    """Steps in sequence give what was recorded one by one, also in segments that begin within an episode."""
     settings = {**SMALL, "num_steps": 5, "normalize_observations": False}
     algo = hx.HAEPO(Drift(horizon=3), policy=GRU(3), value=GRU(0), **settings)
 
     @jax.jit
     def run(key: jax.Array) -> Any:
         state, metrics = jax.lax.scan(lambda state, _: algo.train_step(state), algo.init(key), length=2)
-        segment, lanes = algo.collect(state, jax.random.key(1))
-        pieces = algo.sequences(state, segment, lanes)
-        inputs = pieces.segment.steps.observation, pieces.segment.is_first, None, pieces.carry
+        segment, envs = algo.collect(state, jax.random.key(1))
+        sequences = algo.sequences(state, segment, envs)
+        inputs = sequences.segment.steps.observation, sequences.segment.is_first, None, sequences.carry
         distribution, values = algo.outputs(state.params, *inputs)
         step = jax.vmap(lambda carry, observation, is_first: algo.value_of(state, carry, observation, is_first))
-        end = step(lanes.carry, lanes.observation, lanes.is_first)
+        end = step(envs.carry, envs.observation, envs.is_first)
         return (
-            metrics["loss"], pieces.carry, pieces.segment.is_first, state.extra.envs.carry,
+            metrics["loss"], sequences.carry, sequences.segment.is_first, state.extra.envs.carry,
             (*(x.T for x in segment.steps.extras), end),
-            (distribution.log_prob(pieces.segment.steps.action), values,
-             algo._next_value(state, inputs[0], pieces)),
+            (distribution.log_prob(sequences.segment.steps.action), values,
+             algo._next_value(state, inputs[0], sequences)),
         )  # fmt: skip
 
-    loss, carry, is_first, lanes_carry, recorded, found = run(jax.random.key(0))
-    assert np.isfinite(loss).all() and trees_equal(carry, lanes_carry)
-    assert np.any(np.asarray(carry[0])[~np.asarray(is_first[:, 0])] != 0), "no piece begins within an episode"
+    loss, carry, is_first, envs_carry, recorded, found = run(jax.random.key(0))
+    assert np.isfinite(loss).all() and trees_equal(carry, envs_carry)
+    assert np.any(np.asarray(carry[0])[~np.asarray(is_first[:, 0])] != 0), "no segment begins within an episode"
     assert is_first.sum() > 4
     for name, x, y in zip(("log-probability", "value", "value of the end"), recorded, found, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_minibatches_of_a_recurrent_policy_need_not_divide_its_lanes() -> None:
-    """They are of whole pieces in any case."""
+def test_minibatches_of_a_recurrent_policy_need_not_divide_its_environments() -> None:
+    """They consist of whole segments in any case."""
     sizes = SMALL | {"num_envs": 4, "num_minibatches": 3, "replay_batches": 3, "group_size": 4}
     algo = hx.HAEPO(Count(), policy=GRU(2), value=GRU(0), **sizes)
     state = jax.eval_shape(algo.init, jax.eval_shape(lambda: jax.random.key(0)))

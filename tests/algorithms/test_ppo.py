@@ -27,7 +27,7 @@ BASE = hx.PPO(
 
 @pytest.fixture(scope="module")
 def state() -> Any:
-    """After one update, so that lanes are in mid-episode."""
+    """After one update, so that environments are in mid-episode."""
     return jax.jit(lambda key: BASE.train_step(BASE.init(key))[0])(jax.random.key(0))
 
 
@@ -38,14 +38,14 @@ def collected(state: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def batch(state: Any, collected: Any) -> Batch:
-    segment, lanes = collected
-    return jax.jit(BASE.batch)(state, BASE.sequences(state, segment, lanes), None)
+    segment, envs = collected
+    return jax.jit(BASE.batch)(state, BASE.sequences(state, segment, envs), None)
 
 
 def gae(
     rewards: Any, values: Any, following: Any, terminated: Any, truncated: Any, discount: float, lam: float
 ) -> np.ndarray:
-    """One lane, in float64: the published recursion, step by step from the end."""
+    """One environment, in float64: the published recursion, step by step from the end."""
     found, advantage = np.zeros(len(rewards)), 0.0
     for t in reversed(range(len(rewards))):
         after = 0.0 if terminated[t] else following[t]
@@ -58,7 +58,7 @@ def gae(
 def test_advantages_follow_from_what_was_collected(state: Any, collected: Any, batch: Batch) -> None:
     """V is linear, so every value follows from the observations: what comes after a truncation from the final one, and
     after the last step from the one that the next segment begins with."""
-    segment, lanes = collected
+    segment, envs = collected
     weights = np.asarray(state.params["value"], np.float64)
     observation, rewards = (
         np.asarray(segment.steps.observation, np.float64),
@@ -68,7 +68,7 @@ def test_advantages_follow_from_what_was_collected(state: Any, collected: Any, b
     assert terminated.any() and truncated.any() and not (terminated | truncated)[-1].all()
     values = observation @ weights
     np.testing.assert_allclose(batch.value.T, values, rtol=1e-4, atol=1e-6)
-    following = np.concatenate([values[1:], (np.asarray(lanes.observation) @ weights)[None]])
+    following = np.concatenate([values[1:], (np.asarray(envs.observation) @ weights)[None]])
     # What the walk had come to when it was cut off: the reward is x + action; the clock stands at its end.
     final = np.stack([rewards - np.asarray(segment.steps.action), np.ones_like(rewards)], -1) @ weights
     following = np.where(truncated, final, following)
@@ -98,8 +98,8 @@ def test_the_reset_observation_is_never_taken_for_the_final_one(action: int) -> 
 
     @jax.jit
     def targets(state: Any) -> Any:
-        segment, lanes = algo.collect(state, jax.random.key(1))
-        return algo.batch(state, algo.sequences(state, segment, lanes), None).value_target
+        segment, envs = algo.collect(state, jax.random.key(1))
+        return algo.batch(state, algo.sequences(state, segment, envs), None).value_target
 
     following = [101, 0, 101, 0, 101, 0, 101] if action == 0 else [101, 102, 103, 101, 102, 103, 101]
     expected = 1 + 0.9 * np.array(following, np.float64)
@@ -296,8 +296,8 @@ def test_seeds_start_differently_and_starts_have_keys_of_their_own() -> None:
     # `fold_in(key, n)` is `split(key)[n]`: starts folded into the run's key itself would share theirs with the updates.
     key = first.key
     starts = [
-        jax.random.fold_in(jax.random.fold_in(starts_key(key), lane), episode)
-        for lane in range(4)
+        jax.random.fold_in(jax.random.fold_in(starts_key(key), index), episode)
+        for index in range(4)
         for episode in range(3)
     ]
     updates = [part for update in range(4) for part in jax.random.split(jax.random.fold_in(key, update))]

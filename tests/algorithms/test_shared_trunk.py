@@ -88,8 +88,8 @@ def test_what_is_learnt_from_is_what_was_played(name: str, network: str) -> None
 def test_the_value_loss_reaches_the_trunk() -> None:
     algo = make("PPO", entropy_coef=0.0)
     state = algo.init(jax.random.key(0))
-    segment, lanes = algo.collect(state, jax.random.key(1))
-    batch = algo.batch(state, algo.sequences(state, segment, lanes), None)
+    segment, envs = algo.collect(state, jax.random.key(1))
+    batch = algo.batch(state, algo.sequences(state, segment, envs), None)
     gradients = [
         jax.grad(lambda params, c=coef: algo.replace(value_coef=c).loss(params, batch)[0])(state.params)
         for coef in (0.0, 0.5)

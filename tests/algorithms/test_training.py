@@ -26,9 +26,9 @@ SMALL: dict[str, Any] = {
     "eval_episodes": 0,
 }
 GROUPS: dict[str, Any] = {**SMALL, "group_size": 4, "total_steps": 50 * 32, "learning_rate": 0.03}
-PIECES: dict[str, Any] = {**GROUPS, "num_envs": 8, "num_steps": 4, "replay_batches": 2}
+SEGMENTS: dict[str, Any] = {**GROUPS, "num_envs": 8, "num_steps": 4, "replay_batches": 2}
 ALGORITHMS: dict[str, Any] = {
-    "haepo": hx.HAEPO(BANDIT, **PIECES),
+    "haepo": hx.HAEPO(BANDIT, **SEGMENTS),
     "haepo_episodic": hx.EpisodicHAEPO(BANDIT, **GROUPS),
     "ppo": hx.PPO(BANDIT, num_steps=4, total_steps=60 * 64, learning_rate=0.03, **SMALL),
     "grpo": hx.GRPO(BANDIT, reference="initial", **GROUPS),
@@ -165,7 +165,7 @@ def test_an_update_that_is_not_finite_stops_the_run(run: Run) -> None:
 @pytest.mark.parametrize("name", ["haepo", "ppo", "ppo_gru", "ppo_transformer"])
 def test_what_is_not_finite_of_an_environment_is_not_learned_from(name: str, broken: str) -> None:
     env = Drift(horizon=3, broken=broken)
-    algo: Any = hx.HAEPO(env, **PIECES) if name == "haepo" else hx.PPO(env, num_steps=4, **SMALL)
+    algo: Any = hx.HAEPO(env, **SEGMENTS) if name == "haepo" else hx.PPO(env, num_steps=4, **SMALL)
     algo = algo.replace(network="gru") if name == "ppo_gru" else algo
     # Its cache holds the last step of a segment, in some environments the first one of an episode.
     algo = algo.replace(network="transformer", num_heads=2) if name == "ppo_transformer" else algo
@@ -192,7 +192,7 @@ PENDULUM = hx.make_env("Pendulum-v1", max_steps_in_episode=2)
         pytest.param("ppo", "discount", marks=pytest.mark.slow),
     ],
 )
-def test_lanes_of_a_vmap_are_the_runs_alone(name: str, decay: str) -> None:
+def test_vmapped_runs_are_the_runs_alone(name: str, decay: str) -> None:
     """Seeds, hyperparameters and an environment's parameters, for the first three updates."""
 
     def three(learning_rate: Any, entropy_coef: Any, value: Any, gravity: Any, key: Any) -> Any:
@@ -201,26 +201,26 @@ def test_lanes_of_a_vmap_are_the_runs_alone(name: str, decay: str) -> None:
         algo = ALGORITHMS[name].replace(env=env, total_steps=10_000, **numbers)
         return jax.lax.scan(lambda state, _: algo.train_step(state), algo.init(key), length=3)
 
-    lanes = [  # one difference at a time from the first
+    runs = [  # one difference at a time from the first
         (0.01, 0.0, 0.9, 10.0, 0), (0.01, 0.0, 0.9, 10.0, 1), (0.02, 0.0, 0.9, 10.0, 0),
         (0.01, 0.5, 0.9, 10.0, 0), (0.01, 0.0, 0.3, 10.0, 0), (0.01, 0.0, 0.9, 5.0, 0),
     ]  # fmt: skip
-    columns = [jnp.asarray(column, jnp.float32) for column in list(zip(*lanes, strict=True))[:4]]
-    keys = jax.vmap(jax.random.key)(jnp.array([lane[4] for lane in lanes]))
+    columns = [jnp.asarray(column, jnp.float32) for column in list(zip(*runs, strict=True))[:4]]
+    keys = jax.vmap(jax.random.key)(jnp.array([run[4] for run in runs]))
     together, metrics = jax.jit(jax.vmap(three))(*columns, keys)
     alone = jax.jit(three)
     # In its first minibatch every score is 0 but for rounding, so the rank correlation with them is that of noise.
     metrics.pop("alignment", None)
-    for number, lane in enumerate(lanes):
-        state, own_metrics = alone(*[jnp.float32(value) for value in lane[:4]], jax.random.key(lane[4]))
+    for number, run in enumerate(runs):
+        state, own_metrics = alone(*[jnp.float32(value) for value in run[:4]], jax.random.key(run[4]))
         found = jax.tree.map(lambda x: x[number], (together.params, together.normalizer, metrics))  # noqa: B023
         expected = state.params, state.normalizer, {name: own_metrics[name] for name in metrics}
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
     weights = np.stack(
-        [np.concatenate([np.ravel(x[i]) for x in jax.tree.leaves(together.params)]) for i in range(len(lanes))]
+        [np.concatenate([np.ravel(x[i]) for x in jax.tree.leaves(together.params)]) for i in range(len(runs))]
     )
-    for number in range(1, len(lanes)):
-        assert np.abs(weights[number] - weights[0]).max() > 1e-4, f"lane {number} is no different from lane 0"
+    for number in range(1, len(runs)):
+        assert np.abs(weights[number] - weights[0]).max() > 1e-4, f"run {number} is no different from run 0"
 
 
 @pytest.mark.parametrize("name", ["haepo", "haepo_episodic", "ppo"])
@@ -243,7 +243,7 @@ def test_control_flow_stays_real_under_vmap(name: str) -> None:
 
 def test_an_algorithm_is_a_pytree_for_vmap_and_scan() -> None:
     """One program for several settings, given as a batch of algorithms; and an algorithm as the carry of a scan."""
-    algo = hx.HAEPO(BANDIT, entropy_coef=(0.1, 0.0), **PIECES)
+    algo = hx.HAEPO(BANDIT, entropy_coef=(0.1, 0.0), **SEGMENTS)
     batch = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x), 2 * jnp.asarray(x)]), algo)
     rates = jax.jit(jax.vmap(lambda algo: algo.scheduled(jnp.float32(0.5))))(batch)
     np.testing.assert_allclose(rates.learning_rate, [0.015, 0.03], rtol=1e-6)
@@ -287,8 +287,8 @@ def test_train_leaves_a_history_of_a_fixed_number_of_rows() -> None:
     assert float(history["eval_return"][0]) != pytest.approx(float(history["eval_return_greedy"][0]))
 
 
-def test_train_vmaps_over_hyperparameters_and_each_lane_meets_its_steps() -> None:
-    """Episodes have random lengths, so lanes finish after different updates; one that has finished stays as it is."""
+def test_train_vmaps_over_hyperparameters_and_each_run_meets_its_steps() -> None:
+    """Episodes have random lengths, so runs finish after different updates; one that has finished stays as it is."""
     algo = hx.DPO(
         Drift(horizon=2), total_steps=60, log_points=2, **{**SMALL, "num_envs": 8, "group_size": 4, "num_epochs": 1}
     )
@@ -304,21 +304,21 @@ def test_train_vmaps_over_hyperparameters_and_each_lane_meets_its_steps() -> Non
     rows = history["env_steps"].to_int()
     assert np.all((rows[..., 0] >= 30) & (rows[..., 0] < 30 + 8 * 2))
     np.testing.assert_array_equal(rows[..., -1], steps)
-    assert len(np.unique(states.update)) > 1, "all lanes take the same number of updates"
-    # A lane alone: its own number of updates, in each of which only live steps count.
+    assert len(np.unique(states.update)) > 1, "all runs take the same number of updates"
+    # A run alone: its own number of updates, in each of which only valid steps count.
     own = algo.replace(learning_rate=rates[0])
     init, step = jax.jit(lambda algo, key: algo.init(key)), jax.jit(lambda algo, state: algo.train_step(state))
-    for lane in range(3):
-        state = init(own, keys[lane])
+    for run in range(3):
+        state = init(own, keys[run])
         while state.env_steps.to_int() < 60:
             before = state.env_steps.to_int()
             state, metrics = step(own, state)
             np.testing.assert_allclose(
                 state.env_steps.to_int() - before, float(metrics["episode_length"]) * 8, rtol=1e-5
             )
-        assert state.env_steps.to_int() == steps[0, lane]
-        assert int(state.update) == int(states.update[0, lane])
-        np.testing.assert_allclose(metrics["loss"], history["loss"][0, lane, -1], rtol=1e-3, atol=1e-5)
+        assert state.env_steps.to_int() == steps[0, run]
+        assert int(state.update) == int(states.update[0, run])
+        np.testing.assert_allclose(metrics["loss"], history["loss"][0, run, -1], rtol=1e-3, atol=1e-5)
 
 
 def test_several_values_without_vmap_are_one_line() -> None:

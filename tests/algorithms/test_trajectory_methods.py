@@ -169,7 +169,7 @@ def test_work_is_done_on_the_shortest_prefix_that_holds_every_live_step(horizon:
 
     found = [int(jax.jit(size)(longest)) for longest in range(horizon + 1)]
     assert found == [min(s for s in sizes if s >= longest) for longest in range(horizon + 1)]
-    # Under vmap the longest of all lanes decides, and the branch is taken, not selected.
+    # Under vmap the longest of all runs decides, and the branch is taken, not selected.
     together = jax.vmap(size)
     assert together(jnp.array([0, 1])).tolist() == [min(sizes)] * 2
     assert together(jnp.array([1, horizon])).tolist() == [horizon] * 2

@@ -19,7 +19,7 @@ from haepo_jax.spaces import Box, Discrete, MultiDiscrete, map_space
 
 OPTIONAL = [prefix for prefix in names.LIBRARIES if prefix not in ("gymnax", "brax")]
 INSTALLED = {prefix: names.is_installed(prefix) for prefix in OPTIONAL}
-RESET_KEY, STEP_KEY, LANES = jax.random.key(1), jax.random.key(2), 4
+RESET_KEY, STEP_KEY, NUM_ENVS = jax.random.key(1), jax.random.key(2), 4
 
 
 def needs(prefix: str) -> pytest.MarkDecorator:
@@ -235,7 +235,7 @@ def equal_trees(ours: Any, theirs: Any) -> None:
     "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("craftax/") else name for name in TASKS]
 )
 def test_segments_are_the_librarys_own_stepping(name: str) -> None:
-    """Observations, masks, rewards, both kinds of end and what follows an end, over several episodes of several lanes,
+    """Observations, masks, rewards, both kinds of end and what follows an end, over several episodes of several environments,
     against the library's functions called one step at a time with the same keys and actions."""
     if not INSTALLED[name.partition("/")[0]]:
         pytest.skip("not installed")
@@ -243,13 +243,13 @@ def test_segments_are_the_librarys_own_stepping(name: str) -> None:
     env = make_env(own.name, **own.settings)
     check_environment(env)
     assert has_action_mask(env) == (own.mask is not None)
-    step_keys = environment_keys(STEP_KEY, LANES)
+    step_keys = environment_keys(STEP_KEY, NUM_ENVS)
     segment, _ = jax.jit(
         lambda: collect_segment(
             env,
             random_act(env),
             lambda *_: jnp.float32(7.0),
-            start_environments(env, (), RESET_KEY, LANES),
+            start_environments(env, (), RESET_KEY, NUM_ENVS),
             RESET_KEY,
             step_keys,
             own.steps,
@@ -258,10 +258,10 @@ def test_segments_are_the_librarys_own_stepping(name: str) -> None:
     assert bool(jnp.all(segment.steps.mask))
 
     reset, step = jax.jit(jax.vmap(own.reset)), jax.jit(jax.vmap(own.step))
-    episode = np.zeros(LANES, int)
+    episode = np.zeros(NUM_ENVS, int)
 
     def start(episodes: np.ndarray) -> Any:
-        return reset(jax.vmap(jax.random.fold_in)(environment_keys(RESET_KEY, LANES), jnp.asarray(episodes)))
+        return reset(jax.vmap(jax.random.fold_in)(environment_keys(RESET_KEY, NUM_ENVS), jnp.asarray(episodes)))
 
     state, observation = start(episode)
     seen = {"terminated": 0, "truncated": 0}
@@ -289,7 +289,7 @@ def test_segments_are_the_librarys_own_stepping(name: str) -> None:
             state, observation = jax.tree.map(select, fresh, (state, observation))
     assert np.all(episode >= 1), "the test saw no automatic reset"
     if own.settings.keys() & {"time_limit", "max_steps", "max_timesteps"}:
-        assert seen["terminated"] + seen["truncated"] > LANES
+        assert seen["terminated"] + seen["truncated"] > NUM_ENVS
     if name.startswith(("xminigrid", "craftax")):
         assert seen["truncated"] > 0
 

@@ -101,7 +101,7 @@ def test_a_completion_that_does_not_end_is_cut_off_and_judged() -> None:
     assert np.all(completion == 1) and not np.any(reward)
 
 
-def test_numbers_and_pieces() -> None:
+def test_numbers_and_parts() -> None:
     task = hx.make_env("haepo/addition")
     for value, text in ((0, "0"), (7, "7"), (70, "70"), (907, "907"), (1000, "000")):
         assert task.decode(number(jnp.int32(value), 3)) == text

@@ -169,7 +169,7 @@ def test_earlier_is_said_by_the_interval_of_the_difference_of_medians(claims: An
 
 def test_a_stored_result_is_what_its_command_makes(claims: Any) -> None:
     """PPO on the bandit, the stored hyperparameters on four of the stored seeds: the same beginning, and the same end
-    within what seeds differ by (other machines and other numbers of lanes round otherwise)."""
+    within what seeds differ by (other machines and other batch sizes round differently)."""
     run, catalogue = claims("run"), claims("catalogue")
     stored = json.loads((CLAIMS / "results" / "methods" / "bandit.ppo.json").read_text())
     task = catalogue.TASKS["bandit"]

@@ -73,12 +73,12 @@ def test_equal_a_plain_loop(case: str) -> None:
     policy = jax.jit(algo.act_distribution)
     env, step = algo.env, jax.jit(lambda *x: algo.env.step(*x))
     forced = 0
-    for lane in range(EPISODES):
-        state, observation = env.reset(jax.random.fold_in(reset_key, lane))
+    for index in range(EPISODES):
+        state, observation = env.reset(jax.random.fold_in(reset_key, index))
         carries = [algo.initial_carry()] * 2
         ratio = likelihood = total = 0.0
         for time in range(env.horizon):
-            action_key, env_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(step_key, lane), time))
+            action_key, env_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(step_key, index), time))
             mask = env.action_mask(state) if hasattr(env, "action_mask") else None
             heads = [policy(s, c, observation, time == 0, mask) for s, c in zip((before, after), carries, strict=True)]
             carries = [carry for carry, _ in heads]
@@ -94,9 +94,9 @@ def test_equal_a_plain_loop(case: str) -> None:
             state, observation = following.state, following.observation
             if following.terminated or following.truncated:
                 break
-        np.testing.assert_allclose(found.scores[lane], ratio, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found.log_likelihoods[lane], likelihood, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found.returns[lane], total, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.scores[index], ratio, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.log_likelihoods[index], likelihood, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.returns[index], total, rtol=1e-5, atol=1e-6)
     assert forced > 0 or "forced" not in case
     assert np.unique(found.scores).size > 2 and np.all(np.isfinite(found.scores))
 

@@ -258,7 +258,7 @@ def apart(model: nnx.Module, batch: Batch, temperature: float) -> jax.Array:
 
 def test_what_the_loss_is_given_is_what_the_model_computes(model_folder: Path) -> None:
     """End tokens count, log-probabilities are at the sampling temperature, and an update is one step of Adam on the
-    gradient of the loss on log-probabilities computed apart, whether in one piece or in micro-batches."""
+    gradient of the loss on log-probabilities computed apart, whether at once or in micro-batches."""
     settings: dict[str, Any] = {"sampling_temperature": 0.7, "learning_rate": 1e-3, "kl_coef": 0.1}
     subject = make(model_folder, **settings)
     batch = batch_of(subject)
@@ -283,9 +283,9 @@ def test_what_the_loss_is_given_is_what_the_model_computes(model_folder: Path) -
     )
     norm = float(jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(grads))))
     assert float(metrics[0]["grad_norm"]) == pytest.approx(norm, rel=1e-3)
-    pieces = make(model_folder, micro_batch=1, **settings)
-    pieces.learn([batch])
-    states = (before, grads, nnx.state(subject.model, nnx.Param), nnx.state(pieces.model, nnx.Param))
+    parts = make(model_folder, micro_batch=1, **settings)
+    parts.learn([batch])
+    states = (before, grads, nnx.state(subject.model, nnx.Param), nnx.state(parts.model, nnx.Param))
     for old, slope, new, other in zip(*map(jax.tree.leaves, states), strict=True):
         sure = jnp.abs(slope) > 1e-4  # elsewhere Adam's first step is the sign of a rounding error
         np.testing.assert_allclose((new - old)[sure], -1e-3 * jnp.sign(slope)[sure], rtol=0.05)

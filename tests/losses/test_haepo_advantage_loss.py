@@ -22,7 +22,7 @@ COEFS = {"entropy_coef": 0.3, "kl_coef": 0.7}
 
 
 def batch(seed: int, shape: tuple[int, ...], dtype: Any = np.float32) -> dict[str, Any]:
-    """Pieces that begin and end anywhere in their episodes, with steps masked here and there, at times all of them."""
+    """Segments that begin and end anywhere in their episodes, with steps masked here and there, at times all of them."""
     rng = np.random.default_rng(seed)
     behaviour = rng.normal(size=shape).astype(dtype)
     return {
@@ -146,7 +146,7 @@ def test_history_and_credit_stop_at_the_start_of_an_episode() -> None:
         "history_decay": np.float32(0.9), "is_first": np.arange(6)[:, None] == 3, "mask": np.ones((6, 3), bool),
     }  # fmt: skip
     data["is_first"] = np.broadcast_to(data["is_first"], (6, 3))
-    # Two episodes one behind the other are two pieces side by side, each with the group of its own.
+    # Two episodes in one segment are the same as two segments, each with a group of its own.
     side = {k: (np.stack([v[:3], v[3:]], 1) if np.ndim(v) == 2 else v) for k, v in data.items()}
     chex.assert_trees_all_close(run(data), run(side), rtol=1e-5, atol=1e-6)
     grad, apart = np.asarray(gradient(data)), np.asarray(gradient(side))

@@ -34,7 +34,7 @@ class Horizon(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Counting:
-    """An update takes `stride` live steps in a run of seed 0, `stride + 1` in one of seed 1 and so on.
+    """An update takes `stride` valid steps in a run of seed 0, `stride + 1` in one of seed 1 and so on.
 
     The loss is the number of updates, the return of an episode the number of steps; no episode ends in the first
     update. With `start`, a run begins at that many steps. With `sick`, that seed diverges in its fifth update.

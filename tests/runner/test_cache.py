@@ -56,7 +56,7 @@ def test_cold_warm_damaged_together_and_off_give_the_same_run(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_the_same_with_a_cold_and_a_warm_cache(tmp_path: Path) -> None:
+def test_a_resumed_run_is_the_same_with_a_cold_and_a_warm_cache(tmp_path: Path) -> None:
     for name in ("cold", "warm"):
         finish(start(tmp_path / "cache", tmp_path / name))
         more = ("total_steps=128", "resume=true")

@@ -32,20 +32,20 @@ CASES = [("cartpole", 3), ("cartpole", 4), ("pendulum", 0)]
 def test_the_last_evaluation_is_reproduced_exactly(finished_runs: dict[str, Path], name: str, seed: int) -> None:
     directory = RunDir(finished_runs[name])
     summary, row = directory.read_summary(), directory.read_metrics()[-1]
-    lane = summary["seeds"].index(seed)
+    index = summary["seeds"].index(seed)
     algo, policy = hx.load(finished_runs[name], seed=seed)
-    assert int(policy.state.env_steps.to_int()) == summary["env_steps_per_seed"][lane]
+    assert int(policy.state.env_steps.to_int()) == summary["env_steps_per_seed"][index]
 
     for greedy, key in ((False, "final_return_per_seed"), (True, "final_return_greedy_per_seed")):
         final = algo.evaluate(policy.state, episodes=summary["final_eval_episodes"], greedy=greedy)["return"]
         compiled = jax.jit(lambda state, greedy=greedy: algo.evaluate(state, episodes=8, greedy=greedy))(policy.state)[
             "return"
         ]
-        assert np.asarray(final, np.float64).mean() == summary[key][lane]
+        assert np.asarray(final, np.float64).mean() == summary[key][index]
         np.testing.assert_array_equal(compiled, final)
     logged = algo.evaluate(policy.state, episodes=summary["eval_episodes"])["return"]
     # A row's evaluation plays both kinds in one program, which may round its sums otherwise than this one.
-    np.testing.assert_allclose(float(jnp.mean(logged)), row["seeds"]["eval_return"][lane], rtol=1e-6)
+    np.testing.assert_allclose(float(jnp.mean(logged)), row["seeds"]["eval_return"][index], rtol=1e-6)
 
 
 def test_the_policy_is_a_pure_function_in_the_environments_units(finished_runs: dict[str, Path]) -> None:
@@ -115,7 +115,7 @@ class Memory:
         return one(carry, is_first) if is_first.ndim == 0 else jax.lax.scan(one, carry, is_first)
 
 
-def test_a_policy_with_a_memory_acts_step_by_step() -> None:
+def test_a_recurrent_policy_acts_step_by_step() -> None:
     algo = hx.HAEPO("CartPole-v1", policy=Memory())
     policy = hx.TrainedPolicy(algo, algo.init(jax.random.key(0)))
     observation = jnp.zeros(4)

@@ -232,7 +232,7 @@ def test_times_add_up_over_processes(counting: Runs, tmp_path: Path) -> None:
     assert walls == sorted(walls)
 
 
-def test_a_file_of_settings_starts_a_run_and_goes_on_with_it(
+def test_a_file_of_settings_starts_a_run_and_resumes_it(
     counting: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, broken, file = tmp_path / "whole", tmp_path / "broken", tmp_path / "my.yaml"

@@ -134,9 +134,9 @@ def test_a_callback_that_means_something_else() -> None:
 def test_seeds_by_number(tmp_path: Path) -> None:
     listed = hx.train(Counting(total_steps=50), seeds=[3, 5, 8], run_dir=tmp_path / "run")
     assert listed.seeds == listed.summary["seeds"] == [3, 5, 8]
-    for lane, seed in enumerate(listed.seeds):
+    for index, seed in enumerate(listed.seeds):
         alone = hx.train(Counting(total_steps=50), seeds=[seed], progress=False)
-        assert alone.metrics["env_steps"][0].max() == listed.metrics["env_steps"][lane].max()
+        assert alone.metrics["env_steps"][0].max() == listed.metrics["env_steps"][index].max()
     assert hx.train(Counting(total_steps=50), seeds=np.int64(2), progress=False).seeds == [0, 1]  # type: ignore[arg-type]
     config = RunDir(tmp_path / "run").read_config(custom=True)
     assert (config.seed, config.num_seeds, config.seed_numbers) == (3, 3, [3, 5, 8])
@@ -179,7 +179,7 @@ def test_the_last_row_is_no_early_end() -> None:
 
 
 @pytest.mark.usefixtures("counting")
-def test_ctrl_c_ends_after_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_ends_after_a_checkpoint_and_resume_continues(tmp_path: Path) -> None:
     def interrupt(row: Row, state: Any) -> None:
         if row.index == 1:
             signal.raise_signal(signal.SIGINT)

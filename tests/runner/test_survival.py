@@ -150,8 +150,9 @@ def wait_for_rows(process: subprocess.Popen[str], directory: Path, count: int) -
     return False
 
 
-def kill_and_resume(tmp_path: Path, kills: int, seed: int, steps: int) -> None:
-    """SIGKILL at random moments, then `resume`; ends with the bits of a run that was left alone."""
+def kill_and_resume(tmp_path: Path, kills: int, seed: int, steps: int) -> int:
+    """SIGKILL at random moments, then `resume`; ends with the bits of a run that was left alone. Returns how many kills came
+    while a checkpoint was being written."""
     generator = random.Random(seed)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     long = [*LONG, f"total_steps={steps}", f"algo.log_points={steps // 33}"]
@@ -178,8 +179,7 @@ def kill_and_resume(tmp_path: Path, kills: int, seed: int, steps: int) -> None:
     assert process.returncode == 0 and err == ""
     assert_same_end(broken, whole)
     assert not any((broken / "checkpoints").glob("*.partial"))
-    print(f"{kills} kills, {partial} of them while a checkpoint was being written")
-    assert partial or kills < 5
+    return partial
 
 
 def test_killed_once(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_killed_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, 20, seed=0, steps=30_000)
+    assert kill_and_resume(tmp_path, 20, seed=0, steps=30_000), "no kill came while a checkpoint was being written"
 
 
 def test_signals_and_locks_between_processes(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_results_of_runs_that_ended(counting: None, tmp_path: Path, capsys: pyte
     assert "already holds a run" in capsys.readouterr().err
 
 
-def test_a_comparison_that_was_ended_goes_on(
+def test_an_interrupted_comparison_is_resumed(
     counting: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "c"
