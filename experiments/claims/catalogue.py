@@ -251,6 +251,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no KL": {"kl_coef": 0.0},
     "KL 0.1": {"kl_coef": 0.1},
     "KL 1": {"kl_coef": 1.0},
+    "KL 1, learning rate 1e-3": {"kl_coef": 1.0, "learning_rate": 1e-3},
     "no entropy": {"entropy_coef": 0.0},
     "advantages divided by at least 0.03": {"min_advantage_std": 0.03},
     "raw observations": {"normalize_observations": False},

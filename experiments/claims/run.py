@@ -191,8 +191,8 @@ def _file(name: str) -> str:
 
 
 def tune_and_train(size: Size, task_name: str, name: str) -> dict[str, Any]:
-    """A sweep on the tuning seeds, its three best configurations, the default and what else the catalogue names on others, and
-    the best of these on the reported ones."""
+    """A sweep on the tuning seeds, its best configurations, the default and what else the catalogue names on others, and the best
+    of these on the reported ones."""
     task, method = TASKS[task_name], METHODS[name]
     fixed = _fixed(method)
     found = search(size, task, method) if len(fixed) < len(method.space) else {}
@@ -235,7 +235,7 @@ def trained(
     """The result of a method: of its best configuration, where it has a sweep."""
     algo, best = METHODS[name].algo, fixed
     if swept:
-        finalists = {str(i): {**fixed, **_own(swept["configs"][i])} for i in np.argsort(-np.array(swept["area"]))[:3]}
+        finalists = {str(i): {**fixed, **_own(swept["configs"][i])} for i in best_configurations(swept["area"])}
         finalists |= METHODS[name].finalists | others
         again = {}
         for number, settings in finalists.items():
@@ -249,6 +249,14 @@ def trained(
         "sweep": swept,
         **_train(task, algo, best, size.report_seeds, log_points=catalogue.REPORTED_POINTS),
     }  # fmt: skip
+
+
+def best_configurations(area: Sequence[float]) -> list[int]:
+    """The three best of a search, and those that were the three best before it was widened: two seeds are few, and a widened search
+    shall not lose what it had."""
+    first = SIZES["full"].num_configs
+    sizes = range(min(len(area), first), len(area) + 1, catalogue.WIDENED_CONFIGS)
+    return list(dict.fromkeys(int(i) for size in sizes for i in np.argsort(-np.array(area[:size]))[:3]))
 
 
 def choose(task_name: str, method: str) -> dict[str, Any]:

@@ -214,6 +214,13 @@ def test_of_three_finalists_and_the_default_the_best_on_other_seeds_is_taken(
     assert len(set().union(*every)) == sum(map(len, every))
 
 
+def test_a_widened_search_keeps_the_finalists_that_it_had(claims: Any) -> None:
+    best = claims("run").best_configurations
+    area = [*range(32), *range(100, 116), *range(50, 66)]
+    assert best(area) == [31, 30, 29, 47, 46, 45] and best(area[:48]) == best(area)
+    assert best(area[:32]) == [31, 30, 29] and best([1.0, 3.0, 2.0, 0.0]) == [1, 2, 0]
+
+
 def test_a_search_is_widened_with_the_numbers_of_each_space(claims: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run, catalogue = claims("run"), claims("catalogue")
 
