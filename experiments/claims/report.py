@@ -58,6 +58,17 @@ COMPARISONS = [
     ("haepo_searched", "ppo_default", "held out"),
     ("haepo_searched", "ppo_replay_searched", "held out"),
 ]
+HEADLINES = [
+    ("haepo_default", "ppo_default", ""),
+    ("haepo", "ppo", ""),
+    ("haepo", "ppo_replay_tuned", ""),
+    ("haepo_default", "ppo", ""),
+    ("haepo_default", "ppo_replay_tuned", ""),
+    ("haepo_searched", "ppo_replay_searched", ""),
+    ("haepo_default", "ppo_default", "held out"),
+    ("haepo_searched", "ppo_replay_searched", "held out"),
+]
+"""What the README shows of `COMPARISONS`."""
 COMPARED = {
     "haepo_default": "default",
     "haepo": "tuned on each task",
@@ -277,7 +288,9 @@ def _better(by_task: dict[str, dict[str, Result]], ours: str, other: str) -> str
     return f"{chance:.2f} ({low:.2f} to {high:.2f})"
 
 
-def comparison_table(results: list[Result], held_out: list[Result]) -> str:
+def comparison_table(
+    results: list[Result], held_out: list[Result], pairings: Iterable[tuple[str, str, str]] = COMPARISONS
+) -> str:
     """How often a run of HAEPO has a better curve than one of PPO, in each pairing, and on how many tasks it reaches the
     threshold earlier and later."""
     rows = []
@@ -288,12 +301,17 @@ def comparison_table(results: list[Result], held_out: list[Result]) -> str:
     some = {
         f"on the {len(by_task)} {name}": by_task for name, part in parts.items() for by_task in [_by(part, "method")]
     }
-    for ours, other, tasks in COMPARISONS:
+    for ours, other, tasks in pairings:
         count, seeds, better, places = _pairing(held_out if tasks == "held out" else results, ours, other)
         split = ["" if tasks == "held out" else _better(by_task, ours, other) for by_task in some.values()]
         rows.append([COMPARED[ours], COMPARED[other], f"{count} {tasks}".strip(), seeds, better, *split, places])
     head = ["HAEPO", "PPO", "tasks", "seeds", "P(HAEPO better)", *some]
     return markdown([*head, "earlier / undecided / later"], rows)
+
+
+def headlines_table(results: list[Result], held_out: list[Result]) -> str:
+    """The same, in short."""
+    return comparison_table(results, held_out, HEADLINES)
 
 
 def _probabilities(pairs: list[tuple[Result, Result]]) -> list[str]:
@@ -551,6 +569,7 @@ def alignment_table(results: list[Result]) -> str:
 
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "comparison": (("methods", "held_out"), comparison_table),
+    "headlines": (("methods", "held_out"), headlines_table),
     "by task": (("methods",), by_task_table),
     "episodes": (("methods",), episodes_table),
     "baselines": (("methods",), baselines_table),
