@@ -153,10 +153,12 @@ def load_tokenizer(folder: ModelFolder) -> Any:
         )
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"model={short(name)}: the tokenizer has no eos_token, so no completion could end")
-    # Tunix takes every token equal to the padding for padding, and chats hold the end token in their midst.
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        special = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
-        tokenizer.pad_token = special[-1] if special else tokenizer.eos_token
+    # Tunix takes every token equal to the padding for padding, so it must be none that prompts begin with or chats hold.
+    used = f"{tokenizer.bos_token}{tokenizer.eos_token}{tokenizer.chat_template}"
+    if (tokenizer.pad_token or tokenizer.eos_token) in used:
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        unused = [token for token in (*added, *tokenizer.all_special_tokens) if token not in used]
+        tokenizer.pad_token = unused[-1] if unused else tokenizer.eos_token
     return tokenizer
 
 

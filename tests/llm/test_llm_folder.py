@@ -205,6 +205,25 @@ def test_a_tokenizer_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "pad"),
+    [
+        ({"unk_token": "<|pad|>"}, "<|pad|>"),  # as in SmolLM2, which pads with its end
+        ({"bos_token": "<|begin|>", "pad_token": None}, "<|pad|>"),  # as in Llama 3
+        ({"bos_token": "<|begin|>", "pad_token": "<|begin|>"}, "<|pad|>"),
+        ({"pad_token": "<|begin|>", "chat_template": "<|begin|>"}, "<|pad|>"),
+        ({"bos_token": "<|begin|>", "chat_template": "<|pad|>"}, tiny_model.END),
+    ],
+)
+def test_no_token_of_the_prompts_is_taken_for_padding(tmp_path: Path, changes: dict[str, Any], pad: str) -> None:
+    path = tiny_model.make_folder(tmp_path / "model", "llama")
+    tokenizer = tiny_model.make_tokenizer(path, pad=tiny_model.END, others=["<|begin|>"])
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    tokenizer.save_pretrained(path)
+    assert folders.load_tokenizer(folders.read_folder(str(path))).pad_token == pad
+
+
+@pytest.mark.parametrize(
     ("model_type", "changes", "message"),
     [
         (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pydoc_data.topics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,14 @@ def text() -> str:
     return "\n".join(topics[name] for name in sorted(topics))
 
 
-def make_tokenizer(out: Path, vocabulary: int = VOCABULARY, pad: str = PAD) -> Any:
+def make_tokenizer(out: Path, vocabulary: int = VOCABULARY, pad: str = PAD, others: Sequence[str] = ()) -> Any:
     """Trains a byte-level tokenizer and writes it into the folder."""
     raw = tokenizers.Tokenizer(tokenizers.models.BPE())
     raw.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[END, PAD],
+        special_tokens=[END, PAD, *others],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
