@@ -71,9 +71,7 @@ class RunSettings:
         "", str, 'JSON lines, each {"prompt": text or a list of chat messages, ...columns for the reward}'
     )
     pairs: str = setting(
-        "",
-        str,
-        'preference pairs, in place of data: JSON lines, each {"prompt": ..., "chosen": text, "rejected": text}',
+        "", str, 'pairs, in place of data: JSON lines, each {"prompt": ..., "chosen": text, "rejected": text}'
     )
     reward: str = setting(
         "", str, "reward of data and eval_data: module:function, or a sum such as 'rewards:right + 0.1*rewards:short'"
@@ -125,7 +123,7 @@ def read_data(name: str, key: str = "data") -> list[Prompt]:
     """The prompts of the file of JSON lines that the setting `key` names, those of `pairs` with a chosen and a rejected
     completion; raises ConfigError, which names the line."""
     try:
-        lines = Path(name).read_text(encoding="utf-8").split("\n")
+        lines = Path(name).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{key}={short(name)} cannot be read: {one_line(str(reason), 200)}") from None
@@ -136,6 +134,7 @@ def read_data(name: str, key: str = "data") -> list[Prompt]:
         where = f"{key}={short(name)}, line {number}"
         try:
             row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()  # fails on half a character, such as "\ud83d"
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where} is not JSON: {one_line(str(error), 120)}") from None
         prompt = row.pop("prompt", None) if isinstance(row, dict) else None
@@ -228,13 +227,13 @@ def _function(name: str, data: list[Prompt]) -> tuple[Callable[..., Sequence[flo
         raise ConfigError(f"reward={short(name)} cannot be imported: {error_summary(error)}") from None
     if not callable(found):
         raise ConfigError(f"reward={short(name)}: module {module!r} has no function {function!r}")
-    signature = inspect.signature(found)
     columns = sorted({key for prompt in data for key in prompt.columns})
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
-        columns = [key for key in columns if key in signature.parameters]
     try:
+        signature = inspect.signature(found)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+            columns = [key for key in columns if key in signature.parameters]
         signature.bind([], [], **dict.fromkeys(columns))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # ValueError: a function in C may have no signature
         raise ConfigError(
             f"reward={short(name)} must take (prompts, completions) and columns of the data by name: {error}"
         ) from None

@@ -61,6 +61,7 @@ ARGUMENTS = ["model=m", "data=prompts.jsonl", "reward=judge:right", "run_dir=r"]
         (["reward=nowhere:f"], "reward='nowhere:f' cannot be imported: ModuleNotFoundError"),
         (["reward=broken:f"], "reward='broken:f' cannot be imported: OSError: no judge"),
         (["reward=judge:constant"], "module 'judge' has no function 'constant'"),
+        (["reward=builtins:type"], "must take (prompts, completions) and columns of the data by name: no signature"),
         (["reward=judge:unknown"], "must take (prompts, completions) and columns of the data by name"),
         (["resume=true"], "run_dir='r' holds no run: there is nothing to resume"),
     ],
@@ -79,6 +80,7 @@ def test_unusable_settings_are_one_line(
         ("\n \n", "is empty: there is no prompt in it"),
         (GOOD + "{oh", "line 2 is not JSON"),
         (GOOD + '{"prompt": ""}', 'line 2: \'{"prompt": ""}\' has no prompt'),
+        (GOOD + '{"prompt": "half a character: \\ud83d"}', "line 2 is not JSON: 'utf-8' codec can't encode"),
         ('{"prompts": "a"}', 'line 1: \'{"prompts": "a"}\' has no prompt'),
         ('["a"]', "has no prompt"),
         ('{"prompt": [{"role": "user"}]}', "has no prompt"),
@@ -113,7 +115,7 @@ def test_algo_is_a_setting_here_and_a_group_of_them_in_training() -> None:
 
 def test_data_and_the_columns_that_a_reward_takes(files: Path) -> None:
     chat = '{"prompt": [{"role": "user", "content": "hello"}], "colour": 3}\n'
-    (files / "prompts.jsonl").write_text(GOOD + "\n" + chat)
+    (files / "prompts.jsonl").write_text("\ufeff" + GOOD + "\n" + chat)  # as some editors begin a file
     data = settings.read_data("prompts.jsonl")
     assert [prompt.columns for prompt in data] == [{"answer": "two"}, {"colour": 3}]
     assert data[1].where == "data='prompts.jsonl', line 3"
