@@ -18,7 +18,8 @@ def make_playground(task: str, **kwargs: Any) -> PhysicsEnv:
     Args:
         task: one of the tasks in `list_envs`.
         **kwargs: entries of the task's config: `episode_length`, `ctrl_dt`, `impl`, ... The default is `impl="jax"`,
-            which, unlike `impl="warp"`, supports nested vmaps on every device.
+            which, unlike `impl="warp"`, supports nested vmaps on every device. Not `action_repeat`, which Playground
+            leaves to a wrapper: an action is one control step.
 
     Raises:
         ValueError: an unknown setting, or an invalid value.
@@ -30,7 +31,7 @@ def make_playground(task: str, **kwargs: Any) -> PhysicsEnv:
     with quiet():
         registry = load(name, "MuJoCo Playground", "mujoco_playground").registry
     config = registry.get_default_config(task)
-    check_settings(name, kwargs, config)
+    check_settings(name, kwargs, {key: value for key, value in config.items() if key != "action_repeat"})
     if "impl" in config:
         kwargs = {"impl": "jax", **kwargs}
     with library_errors(name, kwargs):

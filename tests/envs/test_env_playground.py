@@ -29,6 +29,13 @@ def test_protocol(task: str):
 
 
 @pytest.mark.skipif(not INSTALLED, reason="the playground extra is not installed")
+def test_a_setting_without_effect_is_refused():
+    """Playground's environments do not repeat actions; the wrapper for its own training does."""
+    with pytest.raises(ValueError, match="has no setting 'action_repeat'"):
+        make_env("playground/CartpoleBalance", action_repeat=4)
+
+
+@pytest.mark.skipif(not INSTALLED, reason="the playground extra is not installed")
 @pytest.mark.slow
 def test_rollout_and_settings():
     env = make_env("playground/CartpoleBalance", episode_length=5)
