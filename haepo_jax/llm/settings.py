@@ -18,13 +18,14 @@ import numpy as np
 from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, POSITIVE, Range, leaf
 from haepo_jax.messages import first_line, one_line, short
 from haepo_jax.runner.config import SEEDS, ConfigError, setting
+from haepo_jax.runner.config.values import checked_value
 
 PAIR = ("chosen", "rejected")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LearnerConfig:
-    """The hyperparameters of a `Learner`."""
+    """The hyperparameters of a `Learner`; raises ConfigError for one that cannot be used."""
 
     algo: str = setting("haepo", str, "the loss", choices=("haepo", "grpo", "gspo", "dpo"))
     seed: int = setting(0, int, "seed of prompt order, sampling and LoRA's initial values", within=SEEDS)
@@ -33,9 +34,7 @@ class LearnerConfig:
     num_iterations: int = setting(
         1, int, "updates per step on each batch; in the first, score=log_ratio weights all equally", within=COUNT
     )
-    micro_batch: int | None = setting(
-        None, int, "prompts whose groups are computed at once, to save memory; null: all", within=COUNT
-    )
+    micro_batch: int | None = setting(None, int, "prompts computed at once, to save memory; null: all", within=COUNT)
     max_new_tokens: int = setting(256, int, "maximum tokens of a completion", within=COUNT)
     sampling_temperature: float = leaf(1.0, "temperature at which tokens are sampled", within=POSITIVE)
     learning_rate: float = leaf(1e-6, "learning rate of Adam", within=NOT_NEGATIVE)
@@ -57,9 +56,15 @@ class LearnerConfig:
     entropy_coef: float = leaf(0.0, "weight of the entropy bonus, a mean over tokens", within=NOT_NEGATIVE)
     clip_eps: float = leaf(0.2, "grpo, gspo: clip range of the ratio; for gspo choose about 0.02", within=NOT_NEGATIVE)
     beta: float = leaf(0.1, "dpo: strength of the implicit KL constraint to the initial model", within=POSITIVE)
-    lora_rank: int | None = setting(
-        None, int, "rank of the LoRA adapters to train (scale 1); null: train every weight", within=COUNT
-    )
+    lora_rank: int | None = setting(None, int, "rank of LoRA adapters (scale 1); null: train all weights", within=COUNT)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(LearnerConfig):
+            checked_value(field.name, field, getattr(self, field.name))
+        if self.prompts_per_step % (self.micro_batch or 1):
+            raise ConfigError(
+                f"prompts_per_step={self.prompts_per_step} is not a multiple of micro_batch={self.micro_batch}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,10 +109,6 @@ class LLMConfig(LearnerConfig, RunSettings):
         for key, is_needed in needed.items():
             if is_needed and not getattr(self, key):
                 raise ConfigError(f"{'data= or pairs' if key == 'data' else key}= is missing (see --help)")
-        if self.micro_batch is not None and self.prompts_per_step % self.micro_batch:
-            raise ConfigError(
-                f"prompts_per_step={self.prompts_per_step} is not a multiple of micro_batch={self.micro_batch}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)

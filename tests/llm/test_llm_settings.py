@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,6 +105,21 @@ def test_pairs_take_the_place_of_data(files: Path, capsys: pytest.CaptureFixture
     (files / "pairs.jsonl").write_text(json.dumps(pair))
     (row,) = settings.read_data("pairs.jsonl", "pairs")
     assert row.columns == {"chosen": "b", "rejected": "c"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("algo", "reinforce", "algo='reinforce' must be one of haepo, grpo, gspo, dpo"),
+        ("score", "log_likelihood", "score='log_likelihood' must be one of"),
+        ("group_size", 1, "group_size=1 is out of range"),
+        ("micro_batch", 3, "prompts_per_step=8 is not a multiple of micro_batch=3"),
+    ],
+)
+def test_the_settings_of_a_learner_in_python_are_checked_too(name: str, value: Any, message: str) -> None:
+    """An unknown loss or score would be taken for the last one of a list of cases."""
+    with pytest.raises(ConfigError, match=message):
+        settings.LearnerConfig(**{name: value})
 
 
 def test_algo_is_a_setting_here_and_a_group_of_them_in_training() -> None:
