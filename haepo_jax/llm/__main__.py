@@ -67,14 +67,15 @@ def main(argv: list[str]) -> int:
         check_run_dir(config.run_dir)
     data = read_data(config.pairs, "pairs") if config.pairs else read_data(config.data)
     eval_data = read_data(config.eval_data, "eval_data") if config.eval_data else []
-    rewards = load_rewards(config.reward, eval_data if config.pairs else data) if config.reward else []
+    judged = (eval_data, [] if config.pairs else data) if config.reward else ()
+    rewards = [load_rewards(config.reward, prompts) for prompts in judged if prompts]  # each has the columns it takes
     if not has_tunix():
         raise ConfigError(NEEDS_TUNIX)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or each import reports that there is no PyTorch
 
     from haepo_jax.llm.run import FineTuning
 
-    fine_tuning = FineTuning(config, data, eval_data, rewards)
+    fine_tuning = FineTuning(config, data, eval_data, rewards[-1] if rewards else [])
     if config.dry_run:
         print("the settings are usable; dry_run=true stops here")
     else:
@@ -92,6 +93,7 @@ def _compose(overrides: Sequence[Override]) -> tuple[LLMConfig, RunDir | None]:
     if "model" not in values:
         raise ConfigError(f"{str(directory.config)!r} holds no settings of a run of haepo_jax.llm")
     saved, config = from_dict(values, LLMConfig), compose(overrides, LLMConfig, values)
+    config = dataclasses.replace(config, group_size=saved.group_size) if config.pairs else config  # always 2
     allowed(dataclasses.asdict(saved), dataclasses.asdict(config), directory, FREE, "steps")
     return config, directory
 

@@ -62,9 +62,8 @@ class LearnerConfig:
         for field in dataclasses.fields(LearnerConfig):
             checked_value(field.name, field, getattr(self, field.name))
         if self.prompts_per_step % (self.micro_batch or 1):
-            raise ConfigError(
-                f"prompts_per_step={self.prompts_per_step} is not a multiple of micro_batch={self.micro_batch}"
-            )
+            prompts = f"prompts_per_step={self.prompts_per_step}"
+            raise ConfigError(f"{prompts} is not a multiple of micro_batch={self.micro_batch}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,8 +234,9 @@ def _function(name: str, data: list[Prompt]) -> tuple[Callable[..., Sequence[flo
             columns = [key for key in columns if key in signature.parameters]
         signature.bind([], [], **dict.fromkeys(columns))
     except (TypeError, ValueError) as error:  # ValueError: a function in C may have no signature
+        file = data[0].where.partition(", line")[0]
         raise ConfigError(
-            f"reward={short(name)} must take (prompts, completions) and columns of the data by name: {error}"
+            f"reward={short(name)} must take (prompts, completions) and columns of {file}: {error}"
         ) from None
     return found, columns
 

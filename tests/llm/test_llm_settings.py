@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from haepo_jax import llm
 from haepo_jax.llm import __main__ as command
@@ -24,6 +26,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     (tmp_path / "prompts.jsonl").write_text(GOOD)
+    (tmp_path / "held_out.jsonl").write_text(GOOD.replace("answer", "solution"))
     (tmp_path / "judge.py").write_text(
         "constant = 1\n"
         "def right(prompts, completions, answer):\n    return [1.0 for _ in completions]\n"
@@ -62,8 +65,15 @@ ARGUMENTS = ["model=m", "data=prompts.jsonl", "reward=judge:right", "run_dir=r"]
         (["reward=nowhere:f"], "reward='nowhere:f' cannot be imported: ModuleNotFoundError"),
         (["reward=broken:f"], "reward='broken:f' cannot be imported: OSError: no judge"),
         (["reward=judge:constant"], "module 'judge' has no function 'constant'"),
-        (["reward=builtins:type"], "must take (prompts, completions) and columns of the data by name: no signature"),
-        (["reward=judge:unknown"], "must take (prompts, completions) and columns of the data by name"),
+        (
+            ["reward=builtins:type"],
+            "must take (prompts, completions) and columns of data='prompts.jsonl': no signature",
+        ),
+        (
+            ["eval_data=held_out.jsonl"],
+            "must take (prompts, completions) and columns of eval_data='held_out.jsonl': missing",
+        ),
+        (["reward=judge:unknown"], "must take (prompts, completions) and columns of data='prompts.jsonl'"),
         (["resume=true"], "run_dir='r' holds no run: there is nothing to resume"),
     ],
 )
@@ -127,6 +137,15 @@ def test_algo_is_a_setting_here_and_a_group_of_them_in_training() -> None:
     trained = compose(read_arguments(["env=CartPole-v1", "algo=grpo"]).overrides, RunConfig)
     tuned = compose(read_arguments([*ARGUMENTS, "algo=grpo"]).overrides, settings.LLMConfig)
     assert trained.algo.name == tuned.algo == "grpo"
+
+
+def test_a_run_on_pairs_is_resumed_whatever_group_size_it_was_begun_with(files: Path) -> None:
+    (files / "r").mkdir()
+    saved = settings.LLMConfig(model="m", pairs="p.jsonl", run_dir="r", group_size=2)
+    (files / "r" / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(saved)))
+    again = ["model=m", "pairs=p.jsonl", "run_dir=r", "group_size=4", "resume=auto"]
+    config, directory = command._compose(read_arguments(again).overrides)
+    assert directory is not None and config.group_size == 2
 
 
 def test_data_and_the_columns_that_a_reward_takes(files: Path) -> None:
