@@ -58,12 +58,6 @@ REPLAYED_CLIP = {
     "algo.num_minibatches": "16",
 }  # fmt: skip
 KL_PENALTY = "tag(log,interval(0.03,1))"
-SOFTMAX = {
-    "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": "choice(0.95,0.97,0.99)",
-    "algo.gae_lambda": "choice(0.9,0.95,0.98)", "algo.temperature": "tag(log,interval(0.1,1))",
-    "algo.history_decay": "choice(0.8,0.9,0.95)", "algo.kl_coef": KL_PENALTY, "algo.num_envs": "8", "algo.num_steps": "32",
-    "algo.num_minibatches": "16",
-}  # fmt: skip
 WIDENED_CONFIGS = 16
 GROUPS = {"algo.num_envs": "choice(8,32)", "algo.num_epochs": "choice(4,16)", "algo.num_minibatches": "1"}
 
@@ -124,8 +118,14 @@ METHODS: dict[str, Method] = {
     "haepo_searched": Method("haepo", _constant(SEARCHED["haepo"]), "darkred"),
     "ppo_replay_searched": Method("ppo", _constant(SEARCHED["ppo"]), "darkblue"),
     "haepo": Method(
-        "haepo", {**SOFTMAX, "algo.num_epochs": "4"}, "tab:pink",
-        widened=({"algo.replay_batches": "choice(8,16)", "algo.num_epochs": "choice(4,8)", **SOFTMAX},),
+        "haepo",
+        {
+            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": "choice(0.95,0.97,0.99)",
+            "algo.gae_lambda": "choice(0.9,0.95,0.98)", "algo.temperature": "tag(log,interval(0.1,1))",
+            "algo.history_decay": "choice(0.8,0.9,0.95)", "algo.kl_coef": KL_PENALTY,
+            "algo.num_envs": "8", "algo.num_steps": "32", "algo.num_epochs": "4", "algo.num_minibatches": "16",
+        },
+        "tab:pink",
     ),
     "ppo": Method(
         "ppo",
@@ -356,8 +356,8 @@ LARGER_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """The last one has the settings for MuJoCo of PPO's paper (arXiv 1707.06347, table 3)."""
-GAMES_METHODS = LARGER_METHODS | {"ppo, published": ("ppo_minatar", {})}
-"""Here the last one has PureJaxRL's settings for these games."""
+GAMES_METHODS = LARGER_METHODS | {"ppo, published": ("ppo_minatar", {}), "haepo_minatar": ("haepo_minatar", {})}
+"""Here "published" are PureJaxRL's settings for these games, which `haepo_minatar` has, too, with HAEPO's loss."""
 
 SMALL_ADVANTAGES_TASKS = {env: number for env, number in LARGER.items() if env != "brax/reacher"}
 SMALL_ADVANTAGES: dict[str, tuple[str, dict[str, Any]]] = {

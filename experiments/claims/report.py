@@ -414,6 +414,19 @@ def larger_table(results: list[Result]) -> str:
     return _settings_table(results, LARGER_METHODS, summed=False)
 
 
+def games_table(results: list[Result]) -> str:
+    """The same of PPO's published settings for MinAtar, beside HAEPO with their batches."""
+    ours, names = "haepo_minatar", ("haepo_default", "haepo_minatar", "ppo, published")
+    others = [name for name in names if name != ours]
+    rows = []
+    for task, methods in _complete(results, names).items():
+        chances = [
+            f"{probability_of_improvement([areas(methods[ours])], [areas(methods[name])])[0]:.2f}" for name in others
+        ]
+        rows.append([task, *(_middle(methods[name]) for name in names), *chances])
+    return markdown(["task", *names, *(f"P({ours} better than {name})" for name in others)], rows)
+
+
 def falls_table(results: list[Result]) -> str:
     """How many seeds forget, see `_falls`, and how many have at the end."""
     rows = []
@@ -580,6 +593,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "choice": (("choice",), choice_table),
     "held out": (("held_out",), held_out_table),
     "larger": (("larger",), larger_table),
+    "games": (("larger",), games_table),
     "falls": (("larger",), falls_table),
     "small advantages": (("larger", "small_advantages"), small_advantages_table),
     "long": (("long",), long_table),

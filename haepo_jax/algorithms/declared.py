@@ -32,6 +32,13 @@ ALGORITHMS: dict[str, str] = {
 LARGE_BATCHES = {"num_envs": 32, "num_steps": 128, "gae_lambda": 0.95, "clip_eps": 0.2}
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "haepo_explore": ("haepo", {"surprisal_bonus": 0.01, "normalize_rewards": False}),
+    "haepo_minatar": (
+        "haepo",
+        {
+            "num_envs": 64, "num_steps": 128, "replay_batches": 1, "num_epochs": 4, "num_minibatches": 8,
+            "learning_rate": 5e-3, "max_grad_norm": 0.5,
+        },
+    ),
     "haepo_paper": (
         "haepo_episodic",
         {"credit": "trajectory", "score": "likelihood", "temperature": 1.0, "normalize": "standardize"},

@@ -37,7 +37,8 @@ class HAEPO(SegmentAlgorithm):
     docs/mathematics.md says how where an episode is truncated.
 
     `surprisal_bonus` adds the entropy of whole trajectories to the return, as in maximum-entropy reinforcement learning
-    (Ziebart 2010), which keeps exploration alive when rewards are sparse. The preset `haepo_explore` uses it.
+    (Ziebart 2010), which keeps exploration alive when rewards are sparse. The preset `haepo_explore` uses it; `haepo_minatar`
+    has larger batches and no replay buffer.
 
     For the form of the paper and others without a value function see `EpisodicHAEPO`.
 
