@@ -79,7 +79,7 @@ def test_the_baselines_are_the_default_and_one_environment_needs_no_name() -> No
         (["env=CartPole-v1", "algo.learning_rat=1"], "did you mean 'algo.learning_rate'"),
         (["env=CartPole-v1", "algo=ppo", "algo.history_decay=1"], "algo=ppo has no history_decay"),
         (["env=CartPole-v1", "algo=ppo", "haepo.kl_coef=1"], "haepo is not among the algorithms, algo=ppo"),
-        (["env=CartPole-v1", "ppo.kl_coef=1"], "algo=ppo has no kl_coef"),
+        (["env=CartPole-v1", "ppo.temperature=1"], "algo=ppo has no temperature"),
         (["env=CartPole-v1", "ppo.clip_eps=-1"], "algo.clip_eps=-1 is out of range"),
         (["env=CartPole-v1", "~ppo.clip_eps"], "cannot read|cannot use"),
         (["env=CartPole-v1", "grpo.group_size=5"], "grpo: algo.num_envs=8 is not a multiple of group_size=5"),
