@@ -42,8 +42,8 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_algorithm_meets_every_environment_with_its_own_settings() -> None:
     found = read(
-        "env=CartPole-v1,haepo/bandit", "algo=haepo,ppo,haepo_paper", "algo.num_envs=64", "algo.kl_coef=0.5",
-        "haepo.kl_coef=2", "ppo.learning_rate=1e-3", "total_steps=1e5", "seed=4",
+        "env=CartPole-v1,haepo/bandit", "algo=haepo,ppo,haepo_paper", "algo.num_envs=64", "algo.temperature=0.5",
+        "haepo.temperature=2", "ppo.learning_rate=1e-3", "total_steps=1e5", "seed=4",
     )  # fmt: skip
     assert list(found) == [
         "haepo-CartPole-v1", "ppo-CartPole-v1", "haepo_paper-CartPole-v1",
@@ -53,8 +53,8 @@ def test_every_algorithm_meets_every_environment_with_its_own_settings() -> None
         assert (run.seed, run.num_seeds, run.total_steps, run.tensorboard) == (4, 10, 100_000, False)
         assert run.algo.hyperparameters["num_envs"] == 64
     one = {name: run.algo.hyperparameters for name, run in found.items()}
-    assert one["haepo-CartPole-v1"]["kl_coef"] == 2.0 and one["haepo_paper-CartPole-v1"]["kl_coef"] == 0.5
-    assert "kl_coef" not in one["ppo-CartPole-v1"] and one["ppo-haepo-bandit"]["learning_rate"] == 1e-3
+    assert one["haepo-CartPole-v1"]["temperature"] == 2.0 and one["haepo_paper-CartPole-v1"]["temperature"] == 0.5
+    assert "temperature" not in one["ppo-CartPole-v1"] and one["ppo-haepo-bandit"]["learning_rate"] == 1e-3
     assert one["haepo_paper-CartPole-v1"]["credit"] == "trajectory"
 
 
