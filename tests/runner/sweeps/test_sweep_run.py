@@ -483,7 +483,7 @@ def test_a_custom_algorithm() -> None:
     assert type(again) is Warm and (again.discount, again.warmth) == (0.5, 0.2)
     assert found.command(0).startswith("# no command line: the algorithm is a Python object")
     for space, message in [({"larning_rate": [1, 2]}, "did you mean 'algo.learning_rate'"), ({"learning_rate": [1e-3, -1]}, "out of range"),
-                           ({"num_minibatches": [2, 3]}, "cannot set up Warm"), ({"kl_coef": [1, 2]}, "cannot set up Warm"),
+                           ({"num_minibatches": [2, 3]}, "cannot set up Warm"), ({"temperature": [1, 2]}, "cannot set up Warm"),
                            ({"warmth": [0.1, 0.2], "discount": 0.9}, "algo.discount has one value: set it in")]:  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             hx.sweep(None, algorithm, space)
