@@ -194,7 +194,7 @@ def settings_file(task_name: str, table: str, method: str, found: dict[str, Any]
     values = dict(found["settings"])
     if kind is hx.PPO and not values["kl_coef"]:
         del values["kl_coef"]
-    name = {hx.HAEPO: "haepo", hx.PPO: "ppo"}[kind]
+    name = "haepo" if kind is hx.HAEPO else "ppo"
     content: dict[str, Any] = {"env": task.env, "total_steps": task.total_steps}
     content |= {"env_kwargs": task.env_kwargs} if task.env_kwargs else {}
     env = hx.make_env(task.env, **task.env_kwargs)
