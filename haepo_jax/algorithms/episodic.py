@@ -91,8 +91,10 @@ class EpisodicHAEPO(TrajectoryAlgorithm):
             raise HyperparameterError(
                 f"score={self.score!r} requires credit=trajectory; credit=prefix requires score=log_ratio"
             )
-        if self.credit == "prefix" and self.normalize != type(self).normalize:
-            raise HyperparameterError(f"normalize={self.normalize!r} requires credit=trajectory; remove normalize=")
+        unused, other = ("normalize", "trajectory") if self.credit == "prefix" else ("history_decay", "prefix")
+        value = getattr(self, unused)
+        if isinstance(value, str | int | float) and value != getattr(type(self), unused):  # not an array or a tracer
+            raise HyperparameterError(f"{unused}={value!r} requires credit={other}; remove {unused}=")
 
     def loss(self, params: Any, batch: EpisodeBatch) -> tuple[jax.Array, Metrics]:
         """The per-decision or the trajectory loss of a batch (T, G, K)."""

@@ -74,6 +74,11 @@ DECLARED = {cls.__name__: cls for cls in map(declared.declaration, declared.ALGO
         ("EpisodicHAEPO", {"score": "log_rato"}, "score='log_rato' must be one of .*did you mean 'log_ratio'"),
         ("EpisodicHAEPO", {"score": "likelihood"}, "score='likelihood' requires credit=trajectory"),
         ("EpisodicHAEPO", {"normalize": "rank"}, "normalize='rank' requires credit=trajectory"),
+        (
+            "EpisodicHAEPO",
+            {"credit": "trajectory", "history_decay": 0.9},
+            "history_decay=0.9 requires credit=prefix; remove history_decay=",
+        ),
         ("EpisodicHAEPO", {"normalize": "standardise"}, "did you mean 'standardize'"),
         ("EpisodicHAEPO", {"reference": "last"}, "reference='last' must be one of previous, initial"),
         ("HAEPO", {"activation": "gelu"}, "activation='gelu' must be one of tanh, relu, swish"),
