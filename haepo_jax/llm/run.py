@@ -117,8 +117,6 @@ class FineTuning:
             again = resume_command(directory, module="haepo_jax.llm")
             text = f"{error}; every step before it is saved, to resume: {again}"
             raise (Interrupted(error.signum, text) if isinstance(error, Interrupted) else ConfigError(text)) from None
-        finally:
-            directory.remove_if_empty()
 
     def _start(self, directory: RunDir, checkpoint: Checkpoint | None) -> None:
         """Builds the learner, in the state of a checkpoint if there is one."""

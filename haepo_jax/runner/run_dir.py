@@ -111,7 +111,7 @@ class RunDir:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps the directory to one process while it is entered, however that ends; raises ConfigError where another has
-        it."""
+        it. One that nothing was written to is taken back then."""
         with as_config_error(str(self.path)):
             descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -123,7 +123,10 @@ class RunDir:
                     raise ConfigError(f"run_dir={short(str(self.path))} is in use by another process") from None
             if os.fstat(descriptor).st_nlink == 0:
                 raise ConfigError(f"run_dir={short(str(self.path))} was removed by another process; try again")
-            yield
+            try:
+                yield
+            finally:
+                self.remove_if_empty()
         finally:
             os.close(descriptor)
 

@@ -100,8 +100,6 @@ def run_in_directory(
                 )
     except Interrupted as interruption:
         raise Interrupted(interruption.signum, f"{interruption}; to resume: {again}") from None
-    finally:
-        directory.remove_if_empty()
 
 
 def newest_checkpoint(config: RunConfig, directory: RunDir) -> tuple[Checkpoint | None, bool]:

@@ -25,7 +25,7 @@ from haepo_jax.runner.config import RunConfig
 from haepo_jax.runner.config.arguments import peek, read_arguments
 from haepo_jax.runner.program import EvaluationSize, Program, build
 from haepo_jax.runner.resume import resume_command
-from haepo_jax.runner.run_dir import RunDir
+from haepo_jax.runner.run_dir import LOCK, RunDir
 from tests.runner.surviving import (
     ALGORITHMS,
     ALWAYS,
@@ -227,6 +227,7 @@ def test_a_second_process_is_refused(counting: Runs, tmp_path: Path, capsys: pyt
     new.mkdir()
     with RunDir(new).lock():
         assert counting(new, *COUNTING) == 2
+        assert (new / LOCK).exists(), "it is the other process's"
     assert counting(new, *COUNTING) == 0
 
 
