@@ -9,7 +9,7 @@ from typing import Any
 from haepo_jax.messages import short
 from haepo_jax.runner.config import ConfigError, RunConfig
 from haepo_jax.runner.config.arguments import Arguments, compose, peek, shell_command, value_text
-from haepo_jax.runner.run_dir import RunDir, as_config_error
+from haepo_jax.runner.run_dir import LOCK, RunDir, as_config_error
 
 FREE = frozenset({
     "run_dir", "resume", "dry_run", "tensorboard", "wandb", "final_eval_episodes", "checkpoint_minutes",
@@ -38,6 +38,9 @@ def existing_run(resume: str, run_dir: str | None) -> RunDir | None:
     with as_config_error(run_dir):
         if directory.holds_run():
             return directory
+        if resume == "true" and (directory.path / LOCK).exists():
+            with directory.lock():  # raises where the run's own process has yet to write its settings
+                pass
     if resume == "true":
         name = short(run_dir)
         raise ConfigError(f"run_dir={name} holds no run: there is nothing to resume (resume=auto starts a run)")

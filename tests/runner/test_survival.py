@@ -226,8 +226,11 @@ def test_a_second_process_is_refused(counting: Runs, tmp_path: Path, capsys: pyt
     new = tmp_path / "new"
     new.mkdir()
     with RunDir(new).lock():
-        assert counting(new, *COUNTING) == 2
-        assert (new / LOCK).exists(), "it is the other process's"
+        for arguments in (COUNTING, ["resume=true"]):
+            capsys.readouterr()
+            assert counting(new, *arguments) == 2
+            assert capsys.readouterr().err == f"error: run_dir='{new}' is in use by another process\n"
+            assert (new / LOCK).exists(), "it is the other process's"
     assert counting(new, *COUNTING) == 0
 
 
