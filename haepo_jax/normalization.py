@@ -53,6 +53,8 @@ class RunningStatistics:
         """(x - mean) / std clipped to [-10, 10], for x (..., *shape)."""
 
         def standardise(x: jax.Array, mean: jax.Array, squares: jax.Array) -> jax.Array:
+            if x.shape[x.ndim - mean.ndim :] != mean.shape:
+                raise ValueError(f"the policy was trained on observations of shape {mean.shape}, not {x.shape}")
             lead = tuple(range(x.ndim - mean.ndim))
             mean, squares = jnp.expand_dims(mean, lead), jnp.expand_dims(squares, lead)
             variance = jnp.where(self.count > 0, squares / jnp.maximum(self.count, 1), 1.0)

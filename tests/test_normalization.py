@@ -105,3 +105,8 @@ def test_vmaps_over_seeds() -> None:
     for seed, (one, own) in enumerate(data):
         alone = update(EMPTY, one, own)
         chex.assert_trees_all_close(jax.tree.map(lambda x: x[seed], together), alone, rtol=1e-5)  # noqa: B023
+
+
+def test_observations_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"trained on observations of shape \(3,\), not \(4,\)"):
+        EMPTY.normalize({"vector": jnp.zeros(4), "scalar": jnp.int32(0)})
