@@ -87,10 +87,9 @@ class HAEPO(SegmentAlgorithm):
             """(N, T) -> (T, groups, group_size)."""
             return x.T.reshape(x.shape[1], -1, self.group_size)
 
-        least_std = self.min_advantage_std if self.normalize_rewards else 0.0
         loss, metrics = losses.haepo_advantage_loss(
             grouped(current.log_prob(batch.action)), grouped(batch.log_prob), grouped(batch.advantage),
-            grouped(batch.is_first), mask=grouped(batch.mask), min_advantage_std=least_std,
+            grouped(batch.is_first), mask=grouped(batch.mask), min_advantage_std=self.least_advantage_std,
             history_decay=self.history_decay, temperature=self.temperature, entropy_coef=self.entropy_coef,
             kl_coef=self.kl_coef, policy_entropy=grouped(current.entropy()), policy_kl=grouped(batch.reference.kl_to(current)),
             weight_function=self.weight_function,

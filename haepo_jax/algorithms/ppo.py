@@ -73,12 +73,11 @@ class PPO(SegmentAlgorithm):
         penalty: dict[str, Any] = {}
         if self.kl_coef is not None:
             penalty = {"kl_coef": self.kl_coef, "policy_kl": batch.reference.kl_to(current)}
-        least_std = self.min_advantage_std if self.normalize_rewards else 0.0
         return losses.ppo_loss(
             current.log_prob(batch.action), batch.log_prob, batch.advantage, values=values,
             value_targets=batch.value_target, behaviour_values=batch.value, clip_eps=self.clip_eps,
             clip_around_log_probs=centre, value_coef=self.value_coef, value_clip_eps=self.value_clip_eps,
             entropy_coef=self.entropy_coef, policy_entropy=current.entropy(), mask=batch.mask,
             value_mask=batch.value_mask, normalize_advantages=self.normalize_advantages,
-            min_advantage_std=least_std, **penalty,
+            min_advantage_std=self.least_advantage_std, **penalty,
         )  # fmt: skip

@@ -349,6 +349,11 @@ class SegmentAlgorithm(Algorithm):
         return not self.needs_reference and self.replay_batches == 1
 
     @property
+    def least_advantage_std(self) -> Any:
+        """`min_advantage_std`, or 0 where rewards have a scale of their own."""
+        return self.min_advantage_std if self.normalize_rewards else 0.0
+
+    @property
     def actor_critic(self) -> ActorCritic:
         """Policy and value function as one network with two outputs."""
         if self.shared_trunk:
