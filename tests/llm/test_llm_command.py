@@ -53,6 +53,7 @@ def picky(prompts, completions):
 
 def few(prompts, completions): return [1.0]
 def nan(prompts, completions): return [0.0] * (len(completions) - 1) + [float("nan")]
+def huge(prompts, completions): return [0.0] * (len(completions) - 1) + [1e39]
 def words(prompts, completions): return ["good" for _ in completions]
 def raises(prompts, completions): raise KeyError("what")
 def exits(prompts, completions): raise StopIteration
@@ -231,6 +232,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     [
         ("few", "reward=judge:few in step 0: it returned 1 values for 32 completions"),
         ("nan", "in step 0: it returned nan for '"),
+        ("huge", "in step 0: it returned 1e+39 for '"),
         ("words", "in step 0: it returned 'good' for '"),
         ("raises", "in step 0: it raised KeyError: 'what' for '"),
         ("exits", "in step 0: it raised StopIteration"),
