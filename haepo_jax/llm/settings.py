@@ -175,11 +175,11 @@ class Reward:
 
         try:
             found = call(slice(None))
-        except Exception as error:  # whatever it raises is the user's
+        except (Exception, SystemExit) as error:  # whatever it raises is the user's
             for i, completion in enumerate(completions):
                 try:
                     call(slice(i, i + 1))
-                except Exception as alone:
+                except (Exception, SystemExit) as alone:
                     raise ConfigError(f"{where}: it raised {error_summary(alone)} for {short(completion)}") from None
             raise ConfigError(f"{where}: it raised {error_summary(error)}, for no completion alone") from None
         if len(found) != len(texts):

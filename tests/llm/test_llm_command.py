@@ -56,7 +56,8 @@ def nan(prompts, completions): return [0.0] * (len(completions) - 1) + [float("n
 def huge(prompts, completions): return [0.0] * (len(completions) - 1) + [1e39]
 def words(prompts, completions): return ["good" for _ in completions]
 def raises(prompts, completions): raise KeyError("what")
-def exits(prompts, completions): raise StopIteration
+def stops(prompts, completions): raise StopIteration
+def exits(prompts, completions): raise SystemExit("no more")
 '''
 
 
@@ -235,7 +236,8 @@ def test_a_damaged_checkpoint_is_passed_over(
         ("huge", "in step 0: it returned 1e+39 for '"),
         ("words", "in step 0: it returned 'good' for '"),
         ("raises", "in step 0: it raised KeyError: 'what' for '"),
-        ("exits", "in step 0: it raised StopIteration"),
+        ("stops", "in step 0: it raised StopIteration"),
+        ("exits", "in step 0: it raised SystemExit: no more for '"),
         ("picky", "in step 0: it raised ValueError: no e, please for '"),
     ],
 )
