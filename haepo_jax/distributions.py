@@ -208,8 +208,8 @@ def action_distribution(action_space: Space, output: Any, action_mask: Any = Non
       output: logits (..., n) for `Discrete(n)`; for `MultiDiscrete` the concatenated logits of all its integers,
         (..., sum(sizes)); a pair of mean and log-std (..., *shape) for a `Box`, in policy units; dicts or tuples of
         these if the space is one. Each may be replaced by a `Distribution`.
-      action_mask: bool, shaped like the logits, true for valid actions; None: all valid. For dicts and tuples one per
-        part.
+      action_mask: bool, shaped like the logits, true for valid actions; None: all valid. Where none is, action 0 is
+        certain. For dicts and tuples one per part.
 
     Raises:
       TypeError: a mask is given for an output that is already a distribution.
@@ -235,6 +235,10 @@ def action_distribution(action_space: Space, output: Any, action_mask: Any = Non
         floor = -1e9
         if action_mask is None:
             return Categorical(jnp.maximum(jax.nn.log_softmax(logits), floor))
+        # An agent that has finished may have no valid action. A certain one has a log-probability of 0, while the floor,
+        # added to those of the other agents, would round them away.
+        none = ~jnp.any(action_mask, axis=-1, keepdims=True)
+        action_mask = jnp.concatenate([action_mask[..., :1] | none, action_mask[..., 1:]], axis=-1)
         log_probs = jnp.maximum(jax.nn.log_softmax(jnp.where(action_mask, logits, floor)), floor)
         return Categorical(jnp.where(action_mask, log_probs, floor))
     mean, log_std = output

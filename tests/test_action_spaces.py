@@ -240,6 +240,20 @@ def test_a_policy_may_return_a_distribution_of_its_own() -> None:
     assert float(history["eval_return_greedy"][-1]) > -0.5, history["eval_return_greedy"]
 
 
+@pytest.mark.parametrize("sizes", [(3, 3), (2, 3)])
+def test_an_integer_without_a_valid_action_leaves_the_others_alone(sizes: tuple[int, ...]) -> None:
+    """As of an agent of jumanji/MMST-v0 that has finished: its floor of -1e9 rounded the other log-probabilities away."""
+    mask = jnp.arange(sum(sizes)) >= sizes[0]
+    logits = jnp.linspace(-1.0, 2.0, sum(sizes))
+    policy = action_distribution(MultiDiscrete(sizes), logits, mask)
+    other = action_distribution(Discrete(sizes[1]), logits[sizes[0] :])
+    for integer in range(sizes[1]):
+        expected = other.log_prob(jnp.int32(integer))
+        np.testing.assert_allclose(policy.log_prob(jnp.array([0, integer])), expected, rtol=1e-6)
+    np.testing.assert_allclose(policy.entropy(), other.entropy(), rtol=1e-6)
+    assert int(policy.sample(jax.random.key(0))[0]) == 0
+
+
 def test_no_mask_for_a_distribution() -> None:
     with pytest.raises(TypeError, match="returned a TanhGaussian, which cannot be masked"):
         action_distribution(Discrete(2), TanhGaussian(DiagonalGaussian(jnp.zeros(2), jnp.zeros(2))), jnp.ones(2, bool))

@@ -126,11 +126,13 @@ class TestActionMask:
         assert np.any(np.asarray(jax.grad(everything)(jnp.asarray(LOGITS[0], jnp.float32)))[self.mask] != 0)
 
     def test_one_valid_action_and_none(self) -> None:
-        """None at all is what a dead step stores: finite, so that it can be masked."""
+        """None at all is what a dead step stores, and an agent that has finished may have: action 0 is then certain."""
         single = categorical(LOGITS[0], np.arange(5) == 3)
         assert float(single.entropy()) == 0
         assert float(single.log_prob(jnp.int32(3))) == 0
         none = categorical(LOGITS[0], np.zeros(5, bool))
+        assert int(none.sample(jax.random.key(0))) == int(none.mode()) == 0
+        assert float(none.entropy()) == float(none.log_prob(jnp.int32(0))) == 0
         for value in (none.entropy(), none.log_prob(jnp.int32(0)), none.kl_to(single), single.kl_to(none)):
             assert np.isfinite(value)
 
