@@ -84,7 +84,8 @@ def _part_fault(part: Leaf, output: Any) -> str:
     elif not isinstance(part, Box):
         fits = getattr(output, "shape", None) == (action_size(part),)
     elif isinstance(output, tuple | list) and len(output) == 2:
-        fits = output[0].shape == part.shape and output[1].shape in (part.shape, (1,) * len(part.shape))
+        mean, log_std = (getattr(one, "shape", None) for one in output)
+        fits = mean == part.shape and log_std in (part.shape, (1,) * len(part.shape))
     else:
         fits = False
     return "" if fits else f"for {_named(part)} its output must be {_wanted(part)}, but is {_shapes(output)}"

@@ -73,8 +73,11 @@ def test_a_value_that_is_no_scalar(network: Any, algorithm: str) -> None:
         getattr(hx, algorithm)("CartPole-v1", policy=network(2), value=network(1))
 
 
+ACTOR_CRITIC = Parts((Parts(((1,), (1,))), ()))  # a policy's output beside a value, as other libraries have it
+
+
 @pytest.mark.parametrize(
-    "shapes", [(1,), (2,), Parts(((2,), (2,))), Parts(((1,), (3,))), Parts(((1,), (1,), (1,)))], ids=str
+    "shapes", [(1,), (2,), Parts(((2,), (2,))), Parts(((1,), (3,))), Parts(((1,), (1,), (1,))), ACTOR_CRITIC], ids=str
 )
 def test_a_continuous_action_needs_a_mean_and_a_log_std(shapes: Any) -> None:
     wanted = r"policy= does not fit Pendulum-v1: .* a pair of mean and log-std of shape \(1,\)"
