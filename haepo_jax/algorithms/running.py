@@ -50,7 +50,7 @@ def advance(self: Algorithm, state: TrainState, until: StepCount | int) -> tuple
     Returns:
       The next state, and the metrics of the last update, 0 if there was none.
     """
-    until = StepCount.of(until) if isinstance(until, int) else until
+    until = until if isinstance(until, StepCount) else StepCount.of(int(until))  # of NumPy, too
 
     def unfinished(state: TrainState) -> jax.Array:
         return (state.env_steps < until) & ~state.status.diverged

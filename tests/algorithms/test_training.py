@@ -375,7 +375,7 @@ def test_advance_past_what_an_int32_holds() -> None:
     same, metrics = advance(state, StepCount.of(2**39))
     assert trees_equal(same, state)
     # Another program, so rounding may differ.
-    by_number, _ = jax.jit(lambda state: algo.advance(state, 2**39 + 40))(state)
+    by_number, _ = jax.jit(lambda state: algo.advance(state, np.int64(2**39 + 40)))(state)  # type: ignore[arg-type]
     assert by_number.env_steps.to_int() == after.env_steps.to_int()
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), by_number.params, after.params)
     assert all(value == 0 for value in metrics.values()), "no update was made"
