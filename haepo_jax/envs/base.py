@@ -32,7 +32,8 @@ class Environment(Protocol):
     """The environment protocol.
 
     Optional: `action_mask(state)`, the valid actions: bool (n,) for `Discrete(n)`; for `MultiDiscrete` the concatenated
-    masks of all its integers, (sum(sizes),); for dicts and tuples one mask per part, None for a `Box`.
+    masks of all its integers, (sum(sizes),); for dicts and tuples one mask per part, None for a `Box`. Where none is valid,
+    action 0 is taken.
     """
 
     @property
