@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from haepo_jax.algorithms.fields import COUNT, NOT_NEGATIVE, Scheduled, leaf, static
 from haepo_jax.algorithms.state import Metrics, TrainState
-from haepo_jax.algorithms.trajectory import EpisodeBatch, TrajectoryAlgorithm
+from haepo_jax.algorithms.trajectory import EpisodeBatch, TrajectoryAlgorithm, drop_invalid
 from haepo_jax.losses.numerics import masked_mean
 from haepo_jax.rollout import Trajectory, environment_keys
 from haepo_jax.rollout.stepping import step_environment
@@ -44,9 +44,9 @@ class Supervised(TrajectoryAlgorithm):
     def collect(self, state: TrainState, key: jax.Array) -> tuple[Trajectory, jax.Array, jax.Array, jax.Array]:
         """Collects demonstrations instead of episodes of the policy; see `TrajectoryAlgorithm.collect`."""
         steps = jax.vmap(self._demonstrate, out_axes=1)(environment_keys(key, self.num_envs))
-        invalid = jnp.zeros(self.num_envs, bool)
         returns = jnp.sum(steps.reward, axis=0, where=steps.mask)
         lengths = jnp.sum(steps.mask, axis=0, dtype=jnp.int32)
+        steps, invalid = drop_invalid(steps)
         return jax.tree.map(lambda x: x[:, :, None], steps), returns, lengths, invalid
 
     def _demonstrate(self, key: jax.Array) -> Trajectory:

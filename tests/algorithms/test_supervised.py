@@ -99,6 +99,21 @@ def test_a_demonstration_draws_noise_anew_and_may_have_several_actions() -> None
     assert metrics["accuracy"][-1] == 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Faulty(Noisy):
+    """Observes NaN after every fourth step."""
+
+    def step(self, key: jax.Array, state: jax.Array, action: jax.Array) -> TimeStep:
+        following = super().step(key, state, action)
+        return following._replace(observation=jnp.where(jax.random.uniform(key) < 0.25, jnp.nan, following.observation))
+
+
+def test_a_demonstration_that_is_not_finite_is_dropped() -> None:
+    algo = hx.Supervised(Faulty(), num_envs=16, eval_episodes=0, total_steps=320, log_points=1)
+    metrics = jax.jit(algo.train)(jax.random.key(0))[1]
+    assert 0 < metrics["invalid_episodes"][-1] < 16 and np.isfinite(metrics["loss"][-1])
+
+
 @pytest.mark.parametrize(
     "method",
     [hx.EpisodicHAEPO, *(pytest.param(method, marks=pytest.mark.slow) for method in (hx.PPO, hx.GRPO, hx.DPO))],
