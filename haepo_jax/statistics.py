@@ -33,7 +33,8 @@ def interquartile_mean(values: npt.ArrayLike) -> Array:
         return np.asarray(np.mean(values, axis=-1))
     from scipy.stats import trim_mean
 
-    return np.asarray(trim_mean(values, 0.25, axis=-1))
+    # Older versions of SciPy trim NaN away.
+    return np.where(np.isnan(values).any(axis=-1), np.nan, trim_mean(values, 0.25, axis=-1))
 
 
 def interquartile_mean_of_known(values: npt.ArrayLike) -> Array:
