@@ -58,6 +58,13 @@ REPLAYED_CLIP = {
     "algo.num_minibatches": "16",
 }  # fmt: skip
 KL_PENALTY = "tag(log,interval(0.03,1))"
+SOFTMAX = {
+    "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": "choice(0.95,0.97,0.99)",
+    "algo.gae_lambda": "choice(0.9,0.95,0.98)", "algo.temperature": "tag(log,interval(0.1,1))",
+    "algo.history_decay": "choice(0.8,0.9,0.95)", "algo.kl_coef": KL_PENALTY, "algo.num_envs": "8", "algo.num_steps": "32",
+    "algo.num_minibatches": "16",
+}  # fmt: skip
+BUFFERS = {"algo.replay_batches": "choice(8,16)", "algo.num_epochs": "choice(4,8)"}
 WIDENED_CONFIGS = 16
 GROUPS = {"algo.num_envs": "choice(8,32)", "algo.num_epochs": "choice(4,16)", "algo.num_minibatches": "1"}
 
@@ -80,7 +87,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
         "learning_rate": 3.17797e-3, "entropy_coef": 0.003, "discount": 0.97, "gae_lambda": 0.9, "clip_eps": 0.1,
     },
 }  # fmt: skip
-"""HAEPO and PPO with a replay buffer: of the 32 configurations of a search, the best one on the development tasks together, by the
+"""HAEPO and PPO with a replay buffer: of the first 32 configurations of a search, the best one on the development tasks together, by the
 seeds of `choice`."""
 
 
@@ -118,14 +125,7 @@ METHODS: dict[str, Method] = {
     "haepo_searched": Method("haepo", _constant(SEARCHED["haepo"]), "darkred"),
     "ppo_replay_searched": Method("ppo", _constant(SEARCHED["ppo"]), "darkblue"),
     "haepo": Method(
-        "haepo",
-        {
-            "algo.learning_rate": RATE, "algo.entropy_coef": ENTROPY, "algo.discount": "choice(0.95,0.97,0.99)",
-            "algo.gae_lambda": "choice(0.9,0.95,0.98)", "algo.temperature": "tag(log,interval(0.1,1))",
-            "algo.history_decay": "choice(0.8,0.9,0.95)", "algo.kl_coef": KL_PENALTY,
-            "algo.num_envs": "8", "algo.num_steps": "32", "algo.num_epochs": "4", "algo.num_minibatches": "16",
-        },
-        "tab:pink",
+        "haepo", {**SOFTMAX, "algo.num_epochs": "4"}, "tab:pink", widened=({**BUFFERS, **SOFTMAX},),
     ),
     "ppo": Method(
         "ppo",
@@ -146,7 +146,7 @@ METHODS: dict[str, Method] = {
             "algo.replay_batches": "choice(4,8)", "algo.num_epochs": "choice(4,8)", "algo.num_minibatches": "16",
         },
         "tab:olive", finalists={"HAEPO's settings": HAEPOS_REPLAY},
-        widened=(REPLAYED_CLIP, {"algo.kl_coef": KL_PENALTY, **REPLAYED_CLIP}),
+        widened=(REPLAYED_CLIP, {"algo.kl_coef": KL_PENALTY, **REPLAYED_CLIP}, {**REPLAYED_CLIP, **BUFFERS}),
     ),
     "grpo": Method(
         "grpo",

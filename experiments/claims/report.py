@@ -409,23 +409,23 @@ def larger_table(results: list[Result]) -> str:
 
 def games_table(results: list[Result]) -> str:
     """The same of PPO's published settings for MinAtar, beside HAEPO with their batches."""
-    ours, names = "haepo_minatar", ("haepo_default", "haepo_minatar", "ppo, published")
-    others = [name for name in names if name != ours]
+    ours, others = "haepo_minatar", ("haepo_default", "ppo, published")
     rows = []
-    for task, methods in _complete(results, names).items():
-        chances = [
-            f"{probability_of_improvement([areas(methods[ours])], [areas(methods[name])])[0]:.2f}" for name in others
-        ]
-        rows.append([task, *(_middle(methods[name]) for name in names), *chances])
-    return markdown(["task", *names, *(f"P({ours} better than {name})" for name in others)], rows)
+    for task, methods in _by(results, "method").items():
+        if ours in methods:
+            known = [methods.get(name) for name in (*others, ours)]
+            chances = [probability_of_improvement([areas(known[-1])], [areas(x)])[0] if x else None for x in known[:-1]]
+            middles = [_middle(x) if x else "" for x in known]
+            rows.append([task, *middles, *("" if x is None else f"{x:.2f}" for x in chances)])
+    return markdown(["task", *others, ours, *(f"P({ours} better than {name})" for name in others)], rows)
 
 
 def falls_table(results: list[Result]) -> str:
     """How many seeds forget, see `_falls`, and how many have at the end."""
     rows = []
-    for task, methods in _complete(results, LARGER_METHODS).items():
-        falls = [_falls(methods[name]) for name in LARGER_METHODS]
-        rows.append([task, *(f"{np.sum(x.any(axis=1))}, {np.sum(x[:, -1])}" for x in falls)])
+    for task, methods in _by(results, "method").items():
+        falls = [_falls(methods[name]) if name in methods else None for name in LARGER_METHODS]
+        rows.append([task, *("" if x is None else f"{np.sum(x.any(axis=1))}, {np.sum(x[:, -1])}" for x in falls)])
     return markdown(["task", *LARGER_METHODS], rows)
 
 
@@ -473,23 +473,26 @@ def _middle(result: Result) -> str:
 def _settings_table(results: list[Result], known: Iterable[str], summed: bool) -> str:
     """Mean of the curve and the last evaluation, means over seeds; and how often a run of HAEPO's default has the better
     curve, and one of the setting that a search found than PPO's; see `_probabilities`."""
-    by_task = _complete(results, known)
+    by_task = _complete(results, known if summed else ())
     ours, *others = known
     pairs = [*((ours, other) for other in others), ("haepo_searched", "ppo_replay_searched")]
-    rows = [[task] for task in by_task]
-    for row, methods in zip(rows, by_task.values(), strict=True):
-        row.extend(_middle(methods[name]) for name in known)
+    rows = {
+        task: [task, *(_middle(methods[name]) if name in methods else "" for name in known)]
+        for task, methods in by_task.items()
+    }
     for one, other in pairs:
-        chances = _probabilities([(methods[one], methods[other]) for methods in by_task.values()])
-        for row, chance in zip(rows, chances, strict=True):
-            row.append(chance)
+        both = {task: (has[one], has[other]) for task, has in by_task.items() if one in has and other in has}
+        chances = dict(zip(both, _probabilities(list(both.values())), strict=True))
+        for task, row in rows.items():
+            row.append(chances.get(task, ""))
+    lines = list(rows.values())
     if summed:
         without = {task: {t: methods for t, methods in by_task.items() if t != task} for task in by_task}
         lowest = (min((_better(rest, *pair), task) for task, rest in without.items()) for pair in pairs)
         nothing = [""] * (1 + len(others))
-        rows.append(["all", *nothing, *(_better(by_task, *pair) for pair in pairs)])
-        rows.append(["all but the most favourable", *nothing, *(f"{chance} ({task})" for chance, task in lowest)])
-    return markdown(["task", ours, *others, *(f"P({one} better than {other})" for one, other in pairs)], rows)
+        lines.append(["all", *nothing, *(_better(by_task, *pair) for pair in pairs)])
+        lines.append(["all but the most favourable", *nothing, *(f"{chance} ({task})" for chance, task in lowest)])
+    return markdown(["task", ours, *others, *(f"P({one} better than {other})" for one, other in pairs)], lines)
 
 
 def stratified_interval(values: Array, resamples: int = 2000) -> tuple[float, float]:
