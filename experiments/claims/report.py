@@ -411,12 +411,11 @@ def games_table(results: list[Result]) -> str:
     """The same of PPO's published settings for MinAtar, beside HAEPO with their batches."""
     ours, others = "haepo_minatar", ("haepo_default", "ppo, published")
     rows = []
-    for task, methods in _by(results, "method").items():
-        if ours in methods:
-            known = [methods.get(name) for name in (*others, ours)]
-            chances = [probability_of_improvement([areas(known[-1])], [areas(x)])[0] if x else None for x in known[:-1]]
-            middles = [_middle(x) if x else "" for x in known]
-            rows.append([task, *middles, *("" if x is None else f"{x:.2f}" for x in chances)])
+    for task, methods in _complete(results, (*others, ours)).items():
+        chances = [
+            f"{probability_of_improvement([areas(methods[ours])], [areas(methods[name])])[0]:.2f}" for name in others
+        ]
+        rows.append([task, *(_middle(methods[name]) for name in (*others, ours)), *chances])
     return markdown(["task", *others, ours, *(f"P({ours} better than {name})" for name in others)], rows)
 
 
