@@ -87,8 +87,8 @@ SEARCHED: dict[str, dict[str, Any]] = {
         "learning_rate": 3.17797e-3, "entropy_coef": 0.003, "discount": 0.97, "gae_lambda": 0.9, "clip_eps": 0.1,
     },
 }  # fmt: skip
-"""HAEPO and PPO with a replay buffer: of the first 32 configurations of a search, the best one on the development tasks together, by the
-seeds of `choice`."""
+"""HAEPO and PPO with a replay buffer: of the first 32 configurations of a search, the best one on the development tasks together,
+by the seeds of `choice`."""
 
 
 FORMER: dict[str, Any] = {

@@ -472,7 +472,7 @@ def _middle(result: Result) -> str:
 def _settings_table(results: list[Result], known: Iterable[str], summed: bool) -> str:
     """Mean of the curve and the last evaluation, means over seeds; and how often a run of HAEPO's default has the better
     curve, and one of the setting that a search found than PPO's; see `_probabilities`."""
-    by_task = _complete(results, known if summed else ())
+    by_task = _complete(results, known if summed else ())  # a sum needs every method on every task
     ours, *others = known
     pairs = [*((ours, other) for other in others), ("haepo_searched", "ppo_replay_searched")]
     rows = {
